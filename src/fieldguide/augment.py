@@ -1,0 +1,99 @@
+"""What photos go through on their way to the network: transforms for training and for evaluation, and
+the mixing of batches. All of it is torchvision's `transforms.v2`; here stands which, in what order.
+
+Photos come in as upright RGB pictures and leave as uint8 tensors (3, size, size): normalising is left to
+the device. transforms.v2 draws from torch's global generator; callers seed that per photo and per batch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
+Mix = Literal["none", "cutmix", "mixup", "either"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Settings of the training transforms. Probabilities and shares lie in [0, 1]."""
+
+    size: int
+    interpolation: Interpolation
+    crop_scale: tuple[float, float]  # share of the photo's area that a crop covers
+    flip: float  # probability of a mirror image
+    color_jitter: float  # probability of a colour jitter
+    jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
+    grayscale: float
+    policy: Policy
+    erasing: float
+
+
+def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:
+    """Random crop, mirror image, colours, policy, erasing: a picture → uint8 (3, size, size).
+
+    What is erased is filled with `mean` (per channel, in [0, 1]): nothing, after normalising.
+    """
+    interpolation = InterpolationMode(settings.interpolation)
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(
+            settings.size, scale=settings.crop_scale, interpolation=interpolation, antialias=True
+        ),
+        v2.RandomHorizontalFlip(settings.flip),
+    ]
+    if settings.color_jitter:
+        steps.append(v2.RandomApply([v2.ColorJitter(*settings.jitter)], p=settings.color_jitter))
+    if settings.grayscale:
+        steps.append(v2.RandomGrayscale(settings.grayscale))
+    steps.extend(_policy(settings.policy, interpolation))
+    steps.append(v2.PILToTensor())
+    if settings.erasing:
+        fill = [255 * channel for channel in mean]
+        steps.append(v2.RandomErasing(settings.erasing, value=fill))
+    return v2.Compose(steps)
+
+
+def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -> v2.Compose:
+    """Shorter side to `resize` pixels, then the central `size` × `size`: a picture → uint8 (3, size, size)."""
+    return v2.Compose(
+        [
+            v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True),
+            v2.CenterCrop(size),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+def mix_batch(
+    images: Float[Tensor, "n 3 height width"],
+    targets: Int[Tensor, " n"],
+    *,
+    classes: int,
+    mix: Mix,
+    alpha: float,
+) -> tuple[Float[Tensor, "n 3 height width"], Float[Tensor, "n classes"]]:
+    """A batch mixed with itself, and its targets as shares of the classes.
+
+    `cutmix` pastes a box of another photo (Yun et al., ICCV 2019), `mixup` blends two photos (Zhang et
+    al., ICLR 2018), `either` tosses a coin for each batch. Shares are Beta(alpha, alpha).
+    """
+    if mix == "none":
+        return images, nn.functional.one_hot(targets, classes).to(images.dtype)
+    cutmix = mix == "cutmix" or (mix == "either" and bool(torch.rand(()) < 0.5))
+    mixer = (v2.CutMix if cutmix else v2.MixUp)(num_classes=classes, alpha=alpha)
+    mixed: tuple[Tensor, Tensor] = mixer(images, targets)
+    return mixed
+
+
+def _policy(policy: Policy, interpolation: InterpolationMode) -> list[nn.Module]:
+    if policy == "randaugment":
+        return [v2.RandAugment(interpolation=interpolation)]
+    if policy == "trivialaugment":
+        return [v2.TrivialAugmentWide(interpolation=interpolation)]
+    if policy == "augmix":
+        return [v2.AugMix(interpolation=interpolation)]
+    return []

@@ -1,0 +1,198 @@
+"""Batches of photos whose content depends on what is asked for alone.
+
+A `Draw` names a photo and the seed of its random changes. Whoever asks for a batch says which draws it
+consists of; loader processes turn draws into pixels and know nothing of epochs, replicas or folds. So any
+number of loader processes and any resume give the same pixels.
+"""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from fieldguide import pixels
+from fieldguide.errors import DataError, ResourceError, UnreadablePhoto
+from fieldguide.seeds import derive_seed
+
+# A loader process that gives nothing for so long is taken for dead. Taste: far above any decode.
+LOADER_SECONDS = 300
+
+
+class Draw(NamedTuple):
+    """A photo by its number in the collection, and the seed of its random changes; None: evaluation."""
+
+    photo: int
+    seed: int | None
+
+
+@dataclass
+class Batch:
+    """Photos of one step, in the order they were asked for.
+
+    `photos`: numbers in the collection; `missing` counts training photos that could not be read any more
+    and were replaced by another of the batch; `error` says which photo failed where none may.
+    """
+
+    images: UInt8[Tensor, "n 3 size size"]
+    photos: Int[Tensor, " n"]
+    missing: int = 0
+    error: str = ""
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader: copies to a GPU run beside its work."""
+        return Batch(self.images.pin_memory(), self.photos, self.missing, self.error)
+
+
+@dataclass(frozen=True)
+class Pictures(Dataset[Batch]):
+    """The photos of a collection as batches of pixels: `pictures[draws]`."""
+
+    files: Sequence[Path]
+    training: v2.Compose
+    evaluation: v2.Compose
+    shorter_side: int
+    truncated: pixels.Truncated = "refuse"
+
+    def __getitem__(self, draws: Sequence[Draw]) -> Batch:
+        """One batch. A training photo that has vanished is replaced by its successor in the batch."""
+        images, photos, missing = [], [], 0
+        for position in range(len(draws)):
+            try:
+                draw, image = self._first_readable([*draws[position:], *draws[:position]])
+            except DataError as error:  # an exception of a loader process would lose its class
+                return Batch(torch.empty(0), torch.empty(0), error=str(error))
+            images.append(image)
+            photos.append(draw.photo)
+            missing += draw != draws[position]
+        return Batch(torch.stack(images), torch.tensor(photos), missing)
+
+    def _first_readable(self, draws: Sequence[Draw]) -> tuple[Draw, Tensor]:
+        reasons = []
+        for draw in draws:
+            try:
+                return draw, self._image(draw)
+            except UnreadablePhoto as error:
+                reasons.append(f"`{self.files[draw.photo]}`: {error}")
+                if draw.seed is None:
+                    break
+        raise DataError(f"a photo cannot be read any more: {reasons[0]}")
+
+    def _image(self, draw: Draw) -> Tensor:
+        path = self.files[draw.photo]
+        picture = pixels.load(path, shorter_side=self.shorter_side, truncated=self.truncated)
+        if draw.seed is None:
+            image: Tensor = self.evaluation(picture)
+        else:
+            torch.manual_seed(draw.seed)
+            image = self.training(picture)
+        return image
+
+
+@dataclass
+class Loader:
+    """Turns lists of draws into batches, ahead of their use, in `workers` processes kept for all epochs."""
+
+    pictures: Pictures
+    workers: int
+    pin_memory: bool = False
+    _plan: "_Plan" = field(init=False)
+    _loader: "DataLoader[Batch]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            self.pictures,
+            sampler=self._plan,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=2 if self.workers else None,
+            timeout=LOADER_SECONDS if self.workers else 0,
+            worker_init_fn=_leave_signals_to_the_parent,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),
+        )
+
+    def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+        """One batch for each list of draws, in order."""
+        self._plan.draws = plan
+        with torch.random.fork_rng(devices=[]):
+            iterator = iter(self._loader)
+        for _ in plan:
+            with torch.random.fork_rng(devices=[]):
+                batch = self._next(iterator)
+            if batch.error:
+                raise DataError(batch.error)
+            yield batch
+
+    def _next(self, iterator: Iterator[Batch]) -> Batch:
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise ResourceError(
+                f"a process that prepares photos has died: {str(error).splitlines()[0]}",
+                hint="often memory ran out; the same command goes on from here, with --workers 0 in one process",
+            ) from error
+
+
+class _Plan(Iterable[Sequence[Draw]]):
+    """What the loader's sampler yields; set before each pass."""
+
+    draws: Sequence[Sequence[Draw]] = ()
+
+    def __iter__(self) -> Iterator[Sequence[Draw]]:
+        return iter(self.draws)
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+
+def training_plan(
+    rows: NDArray[np.int64], batch_size: int, *, seed: int, replica: int, epoch: int
+) -> list[list[Draw]]:
+    """An epoch's draws: every row once, in an order of its own for each (seed, replica, epoch).
+
+    Batches are as equal as can be and at most `batch_size`: none is left with a single photo, whose batch
+    norm would have no variance.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "order", replica, epoch))
+    shuffled = generator.permutation(rows)
+    steps = -(-len(rows) // batch_size)
+    return [
+        [Draw(int(row), derive_seed(seed, "photo", replica, epoch, int(row))) for row in part]
+        for part in np.array_split(shuffled, steps)
+    ]
+
+
+def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]]:
+    """Every row once, in order, without random changes."""
+    return [
+        [Draw(int(row), None) for row in rows[start : start + batch_size]]
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+def count_workers(asked: int | str) -> int:
+    """Processes that prepare photos: `auto` leaves one core to the training process."""
+    if isinstance(asked, int):
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(max((cores or 1) - 1, 1), 8)  # above 8 they rarely help one training process: taste
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent ends its loaders itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

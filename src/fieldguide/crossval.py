@@ -1,0 +1,389 @@
+"""A whole fit: from photographs and a recipe to a run folder with trained folds and honest scores.
+
+Folds are trained one after another here, each a pure job; a killed fit goes on from its last checkpoint when
+it is called again with the same arguments.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fieldguide import check, files, runs
+from fieldguide import recipe as recipes
+from fieldguide.augment import Augmentation, evaluation_transform, training_transform
+from fieldguide.batches import Loader, Pictures, count_workers
+from fieldguide.catalog import Catalog, require_trainable
+from fieldguide.checkpoint import Row
+from fieldguide.device import choose_device, choose_precision, device_name
+from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.folds import Fold, given_folds, inner_split, make_folds
+from fieldguide.network import Network, build, freeze, input_config, load_weights, weights_of
+from fieldguide.recipe import Recipe
+from fieldguide.runs import Run
+from fieldguide.train import Controls, FoldJob, train_fold
+
+# Packages whose version can change results.
+RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pillow")
+
+# A large JPEG may be decoded at a fraction of its size, down to so many times `eval_resize`: the resize that
+# follows still halves what it gets, so that it smooths what the decoder left rough.
+DECODED_SIDES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much there is to do, for whoever shows progress."""
+
+    folds: tuple[int, ...]  # those that are still to be trained
+    steps: int  # of the optimiser, in all of these folds from their start
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """How the outside world follows and steers a fit. Every field may be left out."""
+
+    on_checking: Callable[[int], None] = lambda photos: None  # so many are to be checked
+    on_check: Callable[[int], None] = lambda photos: None  # so many have been by now
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_step: Callable[[], None] = lambda: None
+    on_row: Callable[[Row], None] = lambda row: None
+    notice: Callable[[str], None] = lambda message: None
+    check_stop: Callable[[], None] = lambda: None
+
+
+def fit(
+    catalog: Catalog,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    fold: int | None = None,
+    force: bool = False,
+    command: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> Run:
+    """Trains every fold that is not done yet (or `fold` alone) and returns the run.
+
+    The same call resumes; a finished run is returned untouched. `force` resumes although the
+    version of torch differs. Raises `UsageError` where `out` holds a run of another recipe,
+    `DataError` where the photos cannot be used or differ from the run's, `ResourceError`,
+    `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
+    """
+    watcher = watcher or Watcher()
+    folder = Path(out)
+    _require_usable(folder)
+    with files.lock(folder):
+        if (folder / runs.SETUP).is_file():
+            run = _reopen(folder, catalog, recipe, force, watcher)
+        else:
+            run = _create(folder, catalog, recipe, command, watcher)
+        todo = _folds_to_do(run, fold)
+        if todo:
+            _train_folds(run, recipe, catalog.root, todo, watcher)
+        if not run.complete and len(run.done) == run.recipe.folds:
+            runs.finish(run)
+    return run
+
+
+def _require_usable(folder: Path) -> None:
+    """Creates the folder; refuses one that holds something that is no run."""
+    if folder.exists() and not folder.is_dir():
+        raise ResourceError(f"`{folder}` is a file, not a folder for a run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
+    files.remove_temporaries(folder)
+    known = {*runs.SETUP_FILES, runs.SETUP, files.LOCK, "folds", "report.html"}
+    strange = sorted({path.name for path in folder.iterdir()} - known)
+    if strange and not (folder / runs.SETUP).is_file():
+        raise UsageError(
+            f"`{folder}` is not empty and holds no run: {', '.join(strange[:3])}",
+            hint="name a new folder with --out",
+        )
+
+
+def _folds_to_do(run: Run, fold: int | None) -> tuple[int, ...]:
+    folds = range(run.recipe.folds)
+    if fold is not None and fold not in folds:
+        raise UsageError(f"`fold` = {fold} is none of 0 to {run.recipe.folds - 1}")
+    wanted = folds if fold is None else [fold]
+    return tuple(index for index in wanted if index not in run.done)
+
+
+def _create(
+    folder: Path, catalog: Catalog, recipe: Recipe, command: Sequence[str], watcher: Watcher
+) -> Run:
+    """A run at its start: photos checked and put into folds, settings resolved, first weights."""
+    used = _used_photos(catalog, recipe, watcher)
+    network = _build(recipe, len(used.classes))
+    resolved = resolve(recipe, network, used)
+    environment = _environment(catalog, resolved, network, command)
+    return runs.create(folder, resolved, used, weights_of(network), environment)
+
+
+def _reopen(
+    folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher: Watcher
+) -> Run:
+    """An existing run, if recipe, photos and torch are still those it was started with."""
+    run = Run(folder)
+    different = recipes.differences(recipe, run.recipe)
+    if different:
+        lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in different.items()]
+        raise UsageError(
+            f"`{folder}` holds a run of another recipe:\n" + "\n".join(lines),
+            hint="name a new folder with --out, or leave these settings as they were",
+        )
+    if run.complete:
+        watcher.notice(f"the run `{folder}` is complete: nothing is left to do")
+        return run
+    then, now = run.environment["versions"]["torch"], metadata.version("torch")
+    if then != now and not force:
+        raise UsageError(
+            f"`{folder}` was begun with torch {then}, this is {now}: results may differ in the end",
+            hint="install that version, or go on all the same with --force",
+        )
+    _require_same_photos(run, catalog)
+    return run
+
+
+def _require_same_photos(run: Run, catalog: Catalog) -> None:
+    """Every photo that the run uses must still be there, with the same label and content."""
+    now = {photo.path: photo for photo in catalog.photos}
+    lost = [p.path for p in run.catalog.photos if p.path not in now]
+    kept = [p for p in run.catalog.photos if p.path in now]
+    relabelled = [p.path for p in kept if p.label != now[p.path].label]
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(lambda photo: files.sha256(catalog.file(photo)), kept)
+        changed = [p.path for p, digest in zip(kept, hashes, strict=True) if digest != p.sha256]
+    for paths, what in ((lost, "are gone"), (relabelled, "changed label"), (changed, "changed")):
+        if paths:
+            raise UsageError(
+                f"{len(paths)} photos {what} since `{run.folder}` was begun, such as `{paths[0]}`",
+                hint="bring them back, or begin a new run with another --out",
+            )
+
+
+def _used_photos(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
+    """The photos that can be read, with content hash, group and fold."""
+    require_trainable(catalog)
+    watcher.on_checking(len(catalog))
+    facts = check.inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
+    _refuse_fatal(check.findings(catalog, facts, folds=recipe.folds), recipe)
+    _tell_left_out(catalog, facts, watcher)
+    conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
+    used, facts = check.usable(catalog, facts, conflicts=conflicts)
+    groups = check.joined_groups(used, facts)
+    used = Catalog(
+        used.root,
+        tuple(replace(p, group=g) for p, g in zip(used.photos, groups, strict=True)),
+    )
+    used = _without_thin_classes(used, recipe.min_per_class, watcher)
+    require_trainable(used)
+    return _with_folds(used, recipe, watcher)
+
+
+def _refuse_fatal(found: Sequence[check.Finding], recipe: Recipe) -> None:
+    forgiven = {"conflicting-labels"} if recipe.conflicts == "drop" else set()
+    fatal = [finding for finding in found if finding.fatal and finding.kind not in forgiven]
+    if fatal:
+        lines = [f"  {f.path}: {f.message}" if f.path else f"  {f.message}" for f in fatal[:5]]
+        raise DataError(
+            f"these photos cannot be trained on, for {len(fatal)} reasons:\n" + "\n".join(lines),
+            hint=fatal[0].hint or "`fieldguide check` lists everything that was found",
+        )
+
+
+def _tell_left_out(catalog: Catalog, facts: Sequence[check.Facts], watcher: Watcher) -> None:
+    pairs = zip(catalog.photos, facts, strict=True)
+    lines = [f"{photo.path}: {fact.problem}" for photo, fact in pairs if fact.problem]
+    for line in lines[:5]:
+        watcher.notice(f"left out: {line}")
+    if len(lines) > 5:
+        watcher.notice(f"left out: {len(lines) - 5} more; `fieldguide check` lists them")
+
+
+def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Catalog:
+    counts = Counter(photo.label for photo in catalog.photos if photo.split == "train")
+    thin = {label for label, count in counts.items() if count < least}
+    if thin:
+        watcher.notice(f"{len(thin)} classes with fewer than {least} photos are left out")
+    kept = (p for p in catalog.photos if p.label is None or p.label not in thin)
+    return Catalog(catalog.root, tuple(kept))
+
+
+def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
+    """The catalog with the fold that tests it for each training photo."""
+    rows = [n for n, photo in enumerate(catalog.photos) if photo.split == "train"]
+    training = [catalog.photos[n] for n in rows]
+    labels = [photo.label or "" for photo in training]
+    groups = [photo.group or photo.path for photo in training]
+    given = [photo.fold for photo in training]
+    if any(number is not None for number in given):
+        made = given_folds(given, groups, labels=labels)
+        watcher.notice(f"the table's own {len(made)} folds are used")
+    else:
+        keys = [photo.path for photo in training]
+        made = make_folds(labels, keys, groups, folds=recipe.folds, seed=recipe.seed)
+    fold_of = {rows[position]: fold.index for fold in made for position in fold.test}
+    photos = (replace(photo, fold=fold_of.get(n)) for n, photo in enumerate(catalog.photos))
+    return Catalog(catalog.root, tuple(photos))
+
+
+def resolve(recipe: Recipe, network: Network, catalog: Catalog) -> Recipe:
+    """The recipe with every `auto` replaced by what it stands for here."""
+    config = input_config(network)
+    size = config.size if recipe.size == "auto" else recipe.size
+    resize = round(size * config.eval_resize / config.size)
+    device = choose_device(recipe.device)
+    folds = [photo.fold for photo in catalog.photos if photo.fold is not None]
+    return recipe.replace(
+        size=size,
+        eval_resize=resize if recipe.eval_resize == "auto" else recipe.eval_resize,
+        mean=config.mean if recipe.mean == "auto" else recipe.mean,
+        std=config.std if recipe.std == "auto" else recipe.std,
+        interpolation=(
+            config.interpolation if recipe.interpolation == "auto" else recipe.interpolation
+        ),
+        folds=max(folds) + 1,
+        device=str(device),
+        precision=choose_precision(recipe.precision, device),
+        workers=count_workers(recipe.workers),
+    )
+
+
+def _build(recipe: Recipe, classes: int) -> Network:
+    return build(
+        recipe.backbone,
+        weights=recipe.weights,
+        head=recipe.head,
+        classes=classes,
+        dropout=recipe.dropout,
+        seed=recipe.seed,
+    )
+
+
+def _environment(
+    catalog: Catalog, recipe: Recipe, network: Network, command: Sequence[str]
+) -> dict[str, Any]:
+    """What a reader needs to repeat the run, beside recipe and photos."""
+    config = input_config(network)
+    return {
+        "photos": str(catalog.root.resolve()),
+        "command": list(command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in RECORDED_PACKAGES},
+        },
+        "platform": platform.platform(),
+        "device": device_name(torch.device(recipe.device)),
+        "threads": torch.get_num_threads(),
+        "parameters": sum(tensor.numel() for tensor in network.parameters()),
+        "weights": recipe.weights,
+        "weights_sha256": _weights_sha256(recipe.weights),
+        "weights_license": config.license if recipe.weights == "pretrained" else "",
+    }
+
+
+def _weights_sha256(weights: str) -> str:
+    return "" if weights in {"pretrained", "none"} else files.sha256(Path(weights))
+
+
+def _train_folds(
+    run: Run, asked: Recipe, root: Path, todo: tuple[int, ...], watcher: Watcher
+) -> None:
+    """Trains folds one after another in one process: one network object, one set of loaders.
+
+    What changes no result (device, workers) is taken from the recipe that was asked for now.
+    """
+    recipe = run.recipe.replace(**{name: getattr(asked, name) for name in recipes.HARMLESS})
+    device = choose_device(recipe.device)
+    start = {name: torch.from_numpy(array) for name, array in run.weights().items()}
+    network = _build(recipe.replace(weights="none"), len(run.classes))
+    freeze(network, recipe.freeze)
+    network.to(device)
+    loader = Loader(
+        _pictures(run, root), workers=count_workers(recipe.workers), pin_memory=device.type == "cuda"
+    )
+    watcher.on_plan(_plan(run, todo))
+    controls = Controls(watcher.on_step, watcher.on_row, watcher.notice, watcher.check_stop)
+    for index in todo:
+        fold = run.folds[index]
+        train, watch = _parts(run, fold)
+        load_weights(network, start)
+        job = FoldJob(
+            fold=index,
+            recipe=recipe,
+            network=network,
+            start=start,
+            loader=loader,
+            device=device,
+            precision=choose_precision(recipe.precision, device),
+            classes=len(run.classes),
+            targets=run.targets,
+            train=train,
+            test=fold.test,
+            watch=watch,
+        )
+        result = train_fold(job, run.fold_folder(index) / "checkpoint", controls)
+        runs.save_fold(run, index, result)
+
+
+def _parts(run: Run, fold: Fold) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The photos a fold trains on, and those that early stopping looks at."""
+    recipe, photos = run.recipe, run.catalog.photos
+    if recipe.stop == "none":
+        return fold.train, np.empty(0, dtype=np.int64)
+    if recipe.stop == "fold":
+        val = [n for n, p in enumerate(photos) if p.split == "val" and run.targets[n] >= 0]
+        extra = np.array(val if recipe.watch_val else [], dtype=np.int64)
+        return fold.train, np.concatenate([fold.test, extra])
+    return inner_split(
+        [photo.label or "" for photo in photos],
+        [photo.path for photo in photos],
+        [photo.group or photo.path for photo in photos],
+        fold.train,
+        share=recipe.inner_share,
+        seed=recipe.seed,
+    )
+
+
+def _pictures(run: Run, root: Path) -> Pictures:
+    recipe = run.recipe
+    assert recipe.size != "auto" and recipe.eval_resize != "auto"
+    assert recipe.interpolation != "auto" and recipe.mean != "auto"
+    settings = Augmentation(
+        size=recipe.size,
+        interpolation=recipe.interpolation,
+        crop_scale=recipe.crop_scale,
+        flip=recipe.flip,
+        color_jitter=recipe.color_jitter,
+        jitter=recipe.jitter,
+        grayscale=recipe.grayscale,
+        policy=recipe.augment,
+        erasing=recipe.erasing,
+    )
+    return Pictures(
+        files=[root / photo.path for photo in run.catalog.photos],
+        training=training_transform(settings, recipe.mean),
+        evaluation=evaluation_transform(recipe.size, recipe.eval_resize, recipe.interpolation),
+        shorter_side=DECODED_SIDES * recipe.eval_resize,
+        truncated=recipe.truncated,
+    )
+
+
+def _plan(run: Run, todo: tuple[int, ...]) -> Plan:
+    recipe = run.recipe
+    epoch_steps = [-(-len(_parts(run, run.folds[n])[0]) // recipe.batch_size) for n in todo]
+    return Plan(todo, sum(epoch_steps) * recipe.epochs * recipe.replicas, recipe)

@@ -1,0 +1,71 @@
+"""Which device and which precision a fit runs in. Knows nothing of the rest."""
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from fieldguide.errors import ResourceError, UsageError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU, or else the CPU."""
+    if name == "auto":
+        return torch.device(_best_device())
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ResourceError(
+            f"device `{name}` cannot be used: {str(error).splitlines()[0]}",
+            hint="leave out --device, or set it to `cpu`",
+        ) from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """What `auto` stands for on this device, or the precision asked for if the device has it.
+
+    `auto` is bfloat16 where the hardware multiplies it, float16 on older GPUs, float32 elsewhere.
+    """
+    if name == "auto":
+        return _best_precision(device)
+    if name == "float16" and device.type == "cpu":
+        raise UsageError(
+            "`precision` = 'float16' works on a GPU only",
+            hint="on a CPU set precision to `bfloat16` or `float32`",
+        )
+    if name == "bfloat16" or name == "float16" or name == "float32":
+        return name
+    raise UsageError(f"`precision` = {name!r} is not one of float32, bfloat16, float16")
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine() if device.type == "cpu" else device.type
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Mixed precision while it is entered; nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _best_precision(device: torch.device) -> Precision:
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bfloat16"
+    return "float32"

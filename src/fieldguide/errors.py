@@ -1,0 +1,64 @@
+"""What can go wrong for a user, as one tree. Each class carries the exit code of the command line.
+
+FieldguideError
+├── UsageError        2  a command, option or recipe that cannot work
+├── DataError         3  photographs, folders or tables that cannot be used
+│   └── UnreadablePhoto  one file that holds no usable picture
+├── ResourceError     4  disk, network, device, or a run folder that cannot be used
+├── TrainingError     5  training went wrong: it diverged
+└── Stopped     130/143  ended by a signal after saving what was done
+
+Knows nothing of the rest of the package.
+"""
+
+
+class FieldguideError(Exception):
+    """A mistake or mishap that its message explains; `hint` says what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(FieldguideError):
+    """A command, an option or a recipe that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(FieldguideError):
+    """Photographs, folders or tables that cannot be used as they are."""
+
+    exit_code = 3
+
+
+class UnreadablePhoto(DataError):
+    """A file that holds no usable picture; the message is the reason, without the path."""
+
+
+class ResourceError(FieldguideError):
+    """Disk, network, device or run folder cannot serve."""
+
+    exit_code = 4
+
+
+class TrainingError(FieldguideError):
+    """Training went wrong in a way that no resume can mend."""
+
+    exit_code = 5
+
+
+class Stopped(FieldguideError):
+    """The work was ended by a signal, and what was done is saved."""
+
+    def __init__(
+        self, signal_number: int, message: str = "stopped; the same command goes on from here"
+    ):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,342 @@
+"""Files that are written whole or not at all, manifests of their SHA-256, and the lock of a folder.
+
+A reader, or the same command after a crash, finds the old file or the new one and never half of
+either: a file is written beside its place under a temporary name, forced to disk, and renamed.
+Knows nothing of what the files hold, nor of the layout of a run folder.
+"""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import filelock
+
+from fieldguide.errors import ResourceError
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+LOCK = ".lock"  # locked by its holder, and says who that is
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# What a file system answers that has no way, or no permission, to force a folder to disk.
+_CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+
+_HINTS = {
+    errno.ENOSPC: "free some space there, or choose a folder on another disk",
+    errno.EDQUOT: "free some of your quota there, or choose a folder on another disk",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "this file system is read-only: choose a folder on another one",
+    errno.ENOTDIR: "a part of this path is a file: choose another folder",
+    errno.ENOENT: "create the folder first",
+}
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the place of `path` when the block ends well.
+
+    Whatever goes wrong, in the block too, `path` is left as it was and no temporary file stays;
+    only a killed process leaves one (`remove_temporaries`). Permissions follow the umask. An
+    OSError, in the block too, becomes a ResourceError naming `path` and, where `size` gives it,
+    the number of bytes needed.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may fill 255 bytes
+    try:
+        with temporary.open("xb") as file:  # unlike mkstemp, which makes files for the owner alone
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, size, error) from error
+    finally:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; ResourceError if it cannot be."""
+    with replacing(path, size=len(data)) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with its line ends as they are, whole or not at all.
+
+    A file name that is not UTF-8 reaches Python as lone surrogates; its own bytes are written.
+    """
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all; ValueError for NaN and infinity.
+
+    Those two are no JSON, and other readers refuse the whole file for one of them.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # What UTF-8 cannot hold, a lone surrogate, becomes `\\udcff`: JSON's own way to write it.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    r"""Write a table as CSV (RFC 4180, but lines end in `\n`), whole or not at all.
+
+    Rows are taken one at a time, so a table need not fit in memory. Text reads back exactly with
+    `csv.reader` from a file opened with `newline=""`; floats keep all their digits, None is empty.
+    Cells that a spreadsheet takes for formulas are not changed. ValueError for a row whose length
+    is not the header's.
+    """
+    with replacing(path) as file:
+        for line in _csv_lines(header, rows):
+            file.write(line.encode("utf-8", "surrogateescape"))
+
+
+def _csv_lines(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    buffer = io.StringIO(newline="")
+    # Before Python 3.13 a lone `\r` in a cell is quoted only if the line end holds one.
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    for number, row in enumerate(chain([header], rows)):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+        writer.writerow(row)
+        yield buffer.getvalue().removesuffix("\r\n") + "\n"
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what killed processes left half-written in `folder` and say how many files it was.
+
+    Not in folders below it. To be called by who holds the folder: it would take the temporary
+    file of a living writer as well. ResourceError if one cannot be removed.
+    """
+    try:
+        found = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+        for path in found:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, None, error) from error
+    return len(found)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a rename in `folder` to disk, where the system can."""
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _unwritable(path: Path, size: int | None, error: OSError) -> ResourceError:
+    needed = "" if size is None else f" ({size:,} bytes needed)"
+    return ResourceError(
+        f"cannot write {path}{needed}: {error.strerror or error}",
+        hint=_HINTS.get(error.errno or 0, ""),
+    )
+
+
+# --- manifests -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a manifest says of one file: its SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content in hexadecimal; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, names: Iterable[str], *, name: str = MANIFEST) -> None:
+    """Record size and SHA-256 of the files `names` of `folder` in its file `name`.
+
+    Write it last: a folder with a manifest is complete. Names are relative to the folder, with
+    `/` on every system. ResourceError names a file that is missing or cannot be read.
+    """
+    files = {each: asdict(_record(folder, each)) for each in sorted(set(names))}
+    assert name not in files, f"a manifest cannot record itself: {name}"
+    write_json(folder / name, {"format": MANIFEST_FORMAT, "files": files})
+
+
+def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
+    """What the manifest of `folder` records, by relative name; ResourceError if it cannot be read.
+
+    The files themselves are not looked at: `verify` does that.
+    """
+    path = folder / name
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ResourceError(f"no {name} in {folder}: it was not finished") from error
+    except OSError as error:
+        raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ResourceError(f"{path} is damaged: {error}") from error
+    return _parsed(content, path)
+
+
+def verify(folder: Path, names: Iterable[str] | None = None, *, name: str = MANIFEST) -> None:
+    """Compare files with the manifest of `folder`: those of `names`, or all that it records.
+
+    Raises ResourceError naming every file that is missing, has another size or another SHA-256
+    than recorded, or is not recorded. Files that are neither recorded nor named are not looked at.
+    """
+    recorded = read_manifest(folder, name=name)
+    wanted = sorted(recorded) if names is None else sorted(set(names))
+    faults = [_fault(folder, each, recorded.get(each)) for each in wanted]
+    lines = [f"{each}: {fault}" for each, fault in zip(wanted, faults, strict=True) if fault]
+    if lines:
+        raise ResourceError(
+            f"{len(lines)} of {len(wanted)} files in {folder} are not as {name} records them\n"
+            + "\n".join(f"  {line}" for line in lines),
+            hint="restore these files from a copy, or make them again",
+        )
+
+
+def _record(folder: Path, name: str) -> Recorded:
+    assert _stays_inside(name), f"not a relative posix path: {name}"
+    path = folder / name
+    try:
+        return Recorded(sha256(path), path.stat().st_size)
+    except OSError as error:
+        raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _fault(folder: Path, name: str, expected: Recorded | None) -> str:
+    """What is wrong with a file, or nothing."""
+    if expected is None:
+        return "not in the manifest"
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"{size:,} bytes, recorded {expected.bytes:,}"
+        found = sha256(path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if found != expected.sha256:
+        return f"SHA-256 {found[:12]}…, recorded {expected.sha256[:12]}…"
+    return ""
+
+
+def _parsed(content: object, path: Path) -> dict[str, Recorded]:
+    """The files of a manifest that was read as JSON: it may hold anything."""
+    if not isinstance(content, dict):
+        raise ResourceError(f"{path} is no manifest: it holds no JSON object")
+    if content.get("format") != MANIFEST_FORMAT:
+        raise ResourceError(
+            f"{path} has an unknown format: `{content.get('format')}`, not `{MANIFEST_FORMAT}`",
+            hint="read it with the version of fieldguide that wrote it",
+        )
+    files = content.get("files")
+    if not isinstance(files, dict):
+        raise ResourceError(f"{path} is no manifest: it lists no files")
+    return {name: _parsed_record(name, entry, path) for name, entry in files.items()}
+
+
+def _parsed_record(name: str, entry: object, path: Path) -> Recorded:
+    match entry:
+        case {"sha256": str(digest), "bytes": int(size)} if (
+            _HEX_SHA256.fullmatch(digest) and size >= 0 and _stays_inside(name)
+        ):
+            return Recorded(digest, size)
+    raise ResourceError(f"{path} is damaged: entry `{name}` is no file's size and SHA-256")
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a manifest's name leads to a file below its folder, on any system."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+# --- the lock of a folder --------------------------------------------------------------------
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone while the block runs.
+
+    Does not wait: ResourceError, naming host and process of the holder, if another one has it.
+    The system frees the lock when its holder ends in any way, a crash of the machine included, so
+    a dead process blocks nobody. The file `.lock` stays in the folder: it is the lock on it that
+    counts. (On a file system without locks filelock warns and goes by the file's existence.)
+    """
+    if not folder.is_dir():  # filelock would make it
+        raise ResourceError(f"not a folder: {folder}")
+    path = folder / LOCK
+    holder = _holder(path)  # now: before version 4, filelock empties a file that it fails to lock
+    # One lock for all threads of the process: a generator may be closed by another thread.
+    held = filelock.FileLock(path, thread_local=False)
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ResourceError(
+            f"{folder} is in use: {holder}", hint="wait until it ends, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise _unwritable(path, None, error) from error
+    try:
+        _record_holder(held, path, _this_process())
+        yield
+    finally:
+        _record_holder(held, path, "")
+        held.release()
+
+
+def _record_holder(held: filelock.BaseFileLock, path: Path, text: str) -> None:
+    """Write in place: the lock is on this very file, and a renamed one would not be locked."""
+    if isinstance(held, filelock.SoftFileLock):  # it keeps its own record there
+        return
+    with suppress(OSError):  # Windows, or a full disk: the record only serves a message
+        path.write_text(text, "utf-8")
+
+
+def _this_process() -> str:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock, if anybody does, in words."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # no one, someone who has just begun, or no reading on Windows
+        record = None
+    match record:
+        case {"host": host, "pid": pid, "started": started}:
+            return f"process {pid} on host {host} since {started}"
+    return "another process"

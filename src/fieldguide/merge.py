@@ -1,0 +1,154 @@
+"""Merging the weights of several copies of one network: pure functions over `Weights`.
+
+Every rule takes the copies (and, where it needs one, the anchor they started from), leaves its
+arguments unchanged and returns new tensors of the same dtypes. Sums run in float64 where the device
+has it, so that the order of the copies does not matter and equal copies stay themselves.
+
+Floating tensors are merged; integer and boolean ones (batch norm's `num_batches_tracked`) are counters
+and flags: their elementwise maximum is kept, and they stay integers. Knows nothing of networks or training.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fieldguide.errors import UsageError
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Move:
+    """How the copies of one tensor moved away from the anchor.
+
+    `angle`: degrees between the movements, by the mean cosine over pairs (0 for a single copy).
+    `ratio`: Model Stock's t in [0, 1], the weight of the mean against the anchor.
+    `distance`: mean over copies of |w_i − w_0| / |w_0| (|w_i − w_0| itself where w_0 is zero).
+    """
+
+    angle: float
+    ratio: float
+    distance: float
+
+
+def average(copies: Sequence[Weights]) -> dict[str, Tensor]:
+    """The plain mean of every tensor (Wortsman et al., "Model soups", ICML 2022: the uniform soup)."""
+    _require_alike(copies)
+    return {name: _mean([copy[name] for copy in copies]) for name in copies[0]}
+
+
+def model_stock(
+    copies: Sequence[Weights], anchor: Weights
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Merged weights and the ratio t of each anchored tensor.
+
+    Tensor by tensor, with w_0 the anchor and k copies::
+
+        cosθ   = mean over pairs of cos(w_i − w_0, w_j − w_0), clamped to [0, 1]
+        t      = k·cosθ / (1 + (k − 1)·cosθ)
+        merged = t·mean(w_i) + (1 − t)·w_0
+
+    Equal movements (cosθ = 1) give the mean, orthogonal or opposed ones (cosθ ≤ 0) the anchor. A single
+    copy, and a tensor that some copy did not move, have no angle: t = 1, the mean. Tensors that the anchor
+    lacks (a new head, running statistics) are averaged and get no ratio.
+
+    Source: Jang, Yun, Han, "Model Stock: All we need is just a few fine-tuned models", ECCV 2024. Theirs
+    has no clamp; without it t has a pole at cosθ = −1/(k − 1) and leaves [0, 1] for negative cosines.
+    """
+    _require_alike(copies)
+    merged, ratios = {}, {}
+    for name in copies[0]:
+        tensors = [copy[name] for copy in copies]
+        if name in anchor and tensors[0].is_floating_point():
+            ratios[name] = _ratio(_mean_cosine(tensors, anchor[name]), len(tensors))
+            merged[name] = _towards_mean(tensors, anchor[name], ratios[name])
+        else:
+            merged[name] = _mean(tensors)
+    return merged, ratios
+
+
+def moves(copies: Sequence[Weights], anchor: Weights) -> dict[str, Move]:
+    """How each floating tensor that the anchor has was moved by the copies."""
+    _require_alike(copies)
+    return {
+        name: _move([copy[name] for copy in copies], anchor[name])
+        for name, tensor in copies[0].items()
+        if name in anchor and tensor.is_floating_point()
+    }
+
+
+Rule = Callable[[Sequence[Weights], Weights], dict[str, Tensor]]
+
+# Every rule as a function of the copies and the anchor.
+RULES: Mapping[str, Rule] = {
+    "average": lambda copies, anchor: average(copies),
+    "model_stock": lambda copies, anchor: model_stock(copies, anchor)[0],
+}
+
+
+def _require_alike(copies: Sequence[Weights]) -> None:
+    if not copies:
+        raise UsageError("nothing to merge: no copies were given")
+    first = copies[0]
+    for number, copy in enumerate(copies[1:], start=2):
+        odd = sorted(first.keys() ^ copy.keys())
+        if odd:
+            raise UsageError(f"copies 1 and {number} hold different tensors: {', '.join(odd[:5])}")
+        for name, tensor in first.items():
+            if tensor.shape != copy[name].shape:
+                raise UsageError(
+                    f"`{name}` has shape {tuple(tensor.shape)} in copy 1"
+                    f" and {tuple(copy[name].shape)} in copy {number}"
+                )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, or float32 on Apple's GPUs, which have nothing wider."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    stacked = torch.stack(list(tensors))
+    if not stacked.is_floating_point():
+        return stacked.amax(dim=0)
+    return _wide(stacked).mean(dim=0).to(stacked.dtype)
+
+
+def _towards_mean(tensors: Sequence[Tensor], anchor: Tensor, ratio: float) -> Tensor:
+    mean = _wide(torch.stack(list(tensors))).mean(dim=0)
+    return torch.lerp(_wide(anchor.to(mean.device)), mean, ratio).to(tensors[0].dtype)
+
+
+def _movements(tensors: Sequence[Tensor], anchor: Tensor) -> Tensor:
+    start = _wide(anchor.to(tensors[0].device)).flatten()
+    return torch.stack([_wide(tensor).flatten() - start for tensor in tensors])
+
+
+def _mean_cosine(tensors: Sequence[Tensor], anchor: Tensor) -> float:
+    """Mean cosine over pairs of movements; 1 where a copy did not move or there is only one.
+
+    With unit movements u_i: |Σ u_i|² = k + 2·Σ_{i<j} u_i·u_j, so no pair is visited.
+    """
+    k = len(tensors)
+    movements = _movements(tensors, anchor)
+    lengths = movements.norm(dim=1)
+    if k == 1 or bool((lengths == 0).any()):
+        return 1.0
+    total = (movements / lengths[:, None]).sum(dim=0)
+    return float((total.dot(total) - k) / (k * (k - 1)))
+
+
+def _ratio(cosine: float, k: int) -> float:
+    cosine = min(max(cosine, 0.0), 1.0)
+    return k * cosine / (1 + (k - 1) * cosine)
+
+
+def _move(tensors: Sequence[Tensor], anchor: Tensor) -> Move:
+    cosine = _mean_cosine(tensors, anchor)
+    angle = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
+    lengths = _movements(tensors, anchor).norm(dim=1)
+    scale = float(_wide(anchor).norm()) or 1.0
+    return Move(angle, _ratio(cosine, len(tensors)), float(lengths.mean()) / scale)

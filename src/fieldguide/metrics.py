@@ -1,0 +1,236 @@
+"""How good predictions are: accuracy and its relatives, calibration, and the doubt about a mean.
+
+Arrays in, numbers out, computed in float64. `scores` are one row a photo and one column a class,
+logits or probabilities: what is measured by rank takes both. Of equal scores the first class wins,
+as with `numpy.argmax`. Each function raises ValueError if there are no photos, if the largest score
+of a row is not finite (NaN, or a diverged model), or if a target is no column of the scores.
+Knows nothing of models, folds or files.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+
+Scores: TypeAlias = Float[np.ndarray, "n classes"]
+Targets: TypeAlias = Int[np.ndarray, " n"]
+
+# Counts in one block of bootstrap draws: 32 MB, a compromise of memory and speed (taste).
+_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
+class PerClass:
+    """One value a class, in the order of the columns; 0 where a ratio would be 0 / 0.
+
+    precision: the share right among the photos predicted as the class; recall: that among the
+    photos of the class; f1: their harmonic mean; support: the number of photos of the class.
+    """
+
+    precision: Float[np.ndarray, " classes"]
+    recall: Float[np.ndarray, " classes"]
+    f1: Float[np.ndarray, " classes"]
+    support: Int[np.ndarray, " classes"]
+
+
+def softmax(logits: Scores) -> Float[np.ndarray, "n classes"]:
+    """Probabilities: exp(logit) / Σ exp(logits) over each row, for logits of any finite size.
+
+    A logit of -inf is allowed and gets probability 0. There may be no rows. ValueError if the
+    largest logit of a row is not finite.
+    """
+    wide = logits.astype(np.float64)
+    if wide.shape[1] == 0:
+        raise ValueError("no classes")
+    top = wide.max(axis=1, keepdims=True)
+    _refuse_infinite(top[:, 0])
+    powers: NDArray[np.float64] = np.exp(wide - top)  # the largest is 1: nothing overflows
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def accuracy(scores: Scores, targets: Targets) -> float:
+    """The share of photos whose highest score is that of their class."""
+    _check(scores, targets)
+    return float(np.mean(scores.argmax(axis=1) == targets))
+
+
+def balanced_accuracy(scores: Scores, targets: Targets) -> float:
+    """The mean over classes of the share found of each (recall): every class counts alike.
+
+    Over the classes that occur among the targets, as scikit-learn's `balanced_accuracy_score`.
+    """
+    found = per_class(scores, targets)
+    return float(found.recall[found.support > 0].mean())
+
+
+def macro_f1(scores: Scores, targets: Targets) -> float:
+    """The mean over classes of F1 = 2 · right / (predicted + true): every class counts alike.
+
+    Over the classes that occur among targets or predictions, as scikit-learn's `f1_score(average=
+    "macro")`: a class that was predicted but has no photo counts as 0.
+    """
+    _check(scores, targets)
+    right, predicted, true = _counts(scores, targets)
+    occurs = predicted + true > 0
+    return float(np.mean(2 * right[occurs] / (predicted + true)[occurs]))
+
+
+def top_k_accuracy(scores: Scores, targets: Targets, *, k: int = 5) -> float:
+    """The share of photos whose class is among the `k` highest scores; 1 if k ≥ classes."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1: {k}")
+    _check(scores, targets)
+    own = np.take_along_axis(scores, targets[:, None], axis=1)
+    earlier = np.arange(scores.shape[1]) < targets[:, None]
+    before = (scores > own) | ((scores == own) & earlier)
+    return float(np.mean(before.sum(axis=1) < k))
+
+
+def log_loss(probabilities: Scores, targets: Targets) -> float:
+    """The mean of -log p(class of the photo), in nats: 0 at best, log(classes) for a uniform guess.
+
+    Probabilities are clipped from below at 2^-52 (float64's epsilon, as in scikit-learn), so one
+    photo costs at most 36.04 and the result is finite. ValueError if rows are not probabilities.
+    """
+    _check(probabilities, targets)
+    _check_probabilities(probabilities)
+    own = np.take_along_axis(probabilities, targets[:, None], axis=1).astype(np.float64)
+    return float(-np.log(own.clip(np.finfo(np.float64).eps, 1)).mean())
+
+
+def calibration_error(probabilities: Scores, targets: Targets, *, bins: int = 15) -> float:
+    """Expected calibration error: Σ over bins of (photos / n) · |accuracy - mean confidence|.
+
+    Confidence is the highest probability of a photo; bins are equally wide, ((b - 1)/bins, b/bins].
+    0 is calibrated in the mean of every bin, 1 is sure and always wrong. Biased upwards for few
+    photos. Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML
+    2017, equation 3, with its 15 bins. ValueError if rows are not probabilities.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1: {bins}")
+    _check(probabilities, targets)
+    _check_probabilities(probabilities)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == targets
+    bin_of = np.ceil(confidence * bins).astype(np.int64).clip(1, bins) - 1
+    # (photos / n) · |right / photos - Σ confidence / photos| = |Σ (right - confidence)| / n
+    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(targets))
+
+
+def confusion(scores: Scores, targets: Targets) -> Int[np.ndarray, "classes classes"]:
+    """How many photos of each class (row) were predicted as each class (column).
+
+    Holds classes² integers: 200 MB for 5,000 classes.
+    """
+    _check(scores, targets)
+    classes = scores.shape[1]
+    cells = targets.astype(np.int64) * classes + scores.argmax(axis=1)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def per_class(scores: Scores, targets: Targets) -> PerClass:
+    """Precision, recall, F1 and number of photos of every class."""
+    _check(scores, targets)
+    right, predicted, true = _counts(scores, targets)
+    return PerClass(
+        precision=right / np.maximum(predicted, 1),
+        recall=right / np.maximum(true, 1),
+        f1=2 * right / np.maximum(predicted + true, 1),
+        support=true,
+    )
+
+
+def bootstrap_interval(
+    correct: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    *,
+    share: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The interval that holds the middle `share` of bootstrap means of `correct`.
+
+    `correct` is one value a photo: right or wrong, or any other score. Whole `groups` (any
+    integers) are drawn with replacement, because photos of one group are right or wrong together
+    and count for less than as many independent ones; each mean is over the photos drawn. Percentile
+    bootstrap of clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13;
+    Field and Welsh, JRSS B 69, 2007). Too narrow for few groups (below about 30).
+
+    With one group, or all values equal, every draw gives one mean: the interval has no width, which
+    says nothing of the doubt that remains. Time and memory follow the number of *different* groups
+    (by size and sum): few if values are right and wrong, whatever the number of photos.
+
+    Raises ValueError for no values, a value that is not finite, a share outside 0 … 1 (both
+    excluded), or fewer than one draw.
+    """
+    if not 0 < share < 1 or draws < 1:
+        raise ValueError(f"share must lie between 0 and 1: {share}, draws be at least 1: {draws}")
+    if len(correct) == 0 or len(correct) != len(groups):
+        raise ValueError(f"need as many groups as values, and one: {len(groups)}, {len(correct)}")
+    values = correct.astype(np.float64)
+    _refuse_infinite(values)
+    means = _bootstrap_means(values, groups, draws, np.random.default_rng(seed))
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _bootstrap_means(
+    values: NDArray[np.float64], groups: Targets, draws: int, random: np.random.Generator
+) -> NDArray[np.float64]:
+    group_of = np.unique(groups, return_inverse=True)[1]
+    totals = np.stack([np.bincount(group_of, weights=values), np.bincount(group_of)], axis=1)
+    # Groups with the same sum and size are exchangeable: drawing how often each *kind* comes has
+    # the very distribution of drawing groups, and a million photos right or wrong are two kinds.
+    kinds, number = np.unique(totals, axis=0, return_counts=True)
+    chances = number / len(totals)
+    block = max(1, _BLOCK // len(kinds))
+    blocks = [
+        random.multinomial(len(totals), chances, size=min(block, draws - start)) @ kinds
+        for start in range(0, draws, block)
+    ]
+    sums, sizes = np.concatenate(blocks).T
+    means: NDArray[np.float64] = sums / sizes
+    return means
+
+
+def _counts(scores: Scores, targets: Targets) -> tuple[NDArray[np.int64], ...]:
+    """By class: photos predicted rightly, photos predicted, photos true."""
+    classes = scores.shape[1]
+    predicted = scores.argmax(axis=1)
+    return (
+        np.bincount(targets[predicted == targets], minlength=classes),
+        np.bincount(predicted, minlength=classes),
+        np.bincount(targets, minlength=classes),
+    )
+
+
+def _check(scores: Scores, targets: Targets) -> None:
+    if scores.shape[0] != len(targets):
+        raise ValueError(f"{scores.shape[0]} rows of scores for {len(targets)} targets")
+    if scores.size == 0:
+        raise ValueError(f"nothing to measure: scores of shape {scores.shape}")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= scores.shape[1]:
+        raise ValueError(f"targets from {low} to {high} for {scores.shape[1]} classes")
+    _refuse_infinite(scores.max(axis=1))
+
+
+def _refuse_infinite(values: NDArray[np.floating]) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(values)} rows are not finite, the first: row {bad[0]},"
+            f" {values[bad[0]]}"
+        )
+
+
+def _check_probabilities(values: Scores) -> None:
+    off = float(np.abs(values.sum(axis=1, dtype=np.float64) - 1).max())
+    if values.min() < 0 or off > 1e-3:  # rounding to float16 moves a sum by up to 2^-11 = 5e-4
+        raise ValueError(
+            f"not probabilities: rows sum to 1 within {off:.3g}, lowest {values.min()}"
+        )

@@ -1,0 +1,259 @@
+"""The network: a timm backbone and one of our heads, its start, and its batch-norm statistics.
+
+`Network` holds the two parts under the names `backbone` and `head`, so every weight's name says where it
+belongs. Knows nothing of folds, replicas or training.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fieldguide.augment import Interpolation
+from fieldguide.backbones import require_backbone
+from fieldguide.errors import UsageError
+from fieldguide.heads import HEADS
+from fieldguide.pretrained import download, read_weights
+from fieldguide.seeds import derive_seed
+
+# Photos of a batch while batch norm is measured: fixed, so that `batch_size` does not change the result.
+RECALIBRATION_BATCH = 64
+
+
+class Network(nn.Module):
+    """A backbone that ends in a feature map, and a head that turns the map into logits."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
+        """Logits of normalised images."""
+        logits: Tensor = self.head(self.backbone.forward_features(images))  # type: ignore[operator]
+        return logits
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What the backbone's weights were made for."""
+
+    size: int
+    eval_resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+    license: str
+
+
+def build(
+    backbone: str, *, weights: str, head: str, classes: int, dropout: float, seed: int
+) -> Network:
+    """A network at its start: backbone from `weights`, head drawn from `seed`.
+
+    `weights`: `pretrained` (from timm's hub), `none` (drawn from `seed` too) or a file. The same seed gives
+    the same head for every replica and fold, without which their averages would mix unrelated heads.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "first weights"))
+        body = _create_backbone(backbone)
+        top = HEADS[head](body.num_features, classes, dropout)
+    if weights == "pretrained":
+        _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
+    elif weights != "none":
+        _load_backbone(body, read_weights(Path(weights)), weights)
+    return Network(body, top)
+
+
+def input_config(network: Network) -> InputConfig:
+    """Size, normalisation and licence that the backbone's weights come with."""
+    config = _config(network.backbone)
+    size = int(config["input_size"][-1])
+    return InputConfig(
+        size=size,
+        eval_resize=round(size / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        license=config.get("license") or "",
+    )
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights and statistics."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Changes the network: its weights become copies of `weights`, in place."""
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(weights[name])
+
+
+def backbone_anchor(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of `weights` that a merge may be anchored to: the backbone's trained tensors."""
+    return {
+        name: weights[name]
+        for name, tensor in network.named_parameters()
+        if name.startswith("backbone.") and tensor.requires_grad
+    }
+
+
+def freeze(network: Network, stages: int) -> None:
+    """Changes the network: the first `stages` of its backbone (1: the stem) are trained no more."""
+    frozen = _stage_numbers(network.backbone)
+    for name, tensor in network.backbone.named_parameters():
+        if frozen(name) < stages:
+            tensor.requires_grad_(False)
+
+
+def train_mode(network: Network) -> None:
+    """Changes the network: training mode, but for the batch norms of frozen stages."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_frozen(module):
+            module.eval()
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether there are running statistics to measure."""
+    return any(True for _ in _batch_norms(network))
+
+
+def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "n 3 height width"]]) -> None:
+    """Changes the network: batch-norm statistics are measured anew on `batches`, all else is left alone.
+
+    One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone normalise by the
+    batch at hand. Each statistic is pooled over all photos and positions (sums, not a moving average), so the
+    order of batches does not matter, and their size only through what lower layers normalised by.
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018, section 3.2; torch's own
+    `update_bn` leaves dropout on and averages over batches.
+    """
+    norms = [norm for norm in _batch_norms(network) if not _is_frozen(norm)]
+    training = network.training
+    network.eval()
+    with _measuring(norms) as sums, torch.no_grad():
+        for images in batches:
+            network(images)
+    for norm in norms:
+        sums[norm].write_to(norm)
+    network.train(training)
+
+
+def _create_backbone(name: str) -> nn.Module:
+    require_backbone(name)
+    body: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    return body
+
+
+def _config(backbone: nn.Module) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    return config
+
+
+def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Changes the backbone. Refuses weights that lack one of its tensors or have another shape."""
+    own = backbone.state_dict()
+    given = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
+    missing = [name for name in own if name not in given and not name.endswith("batches_tracked")]
+    if missing:
+        raise UsageError(
+            f"weights `{source}` lack {len(missing)} of the backbone's {len(own)} tensors,"
+            f" among them {_some(missing)}; they hold {_some(list(given))}",
+            hint="set `backbone` to the network that the weights were trained with",
+        )
+    shapes = [
+        f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if shapes:
+        raise UsageError(f"weights `{source}` have other shapes: {_some(shapes)}")
+    load_weights(backbone, own | given)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            yield module
+
+
+def _is_frozen(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.affine and not norm.weight.requires_grad
+
+
+class _Sums:
+    """Running sums of a batch norm's inputs, by channel, in float64 where there is such."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        assert norm.running_mean is not None
+        wide = torch.float32 if norm.running_mean.device.type == "mps" else torch.float64
+        self.count = 0
+        self.sum = torch.zeros_like(norm.running_mean, dtype=wide)
+        self.squares = torch.zeros_like(self.sum)
+
+    def add(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook."""
+        values = inputs[0].detach().float()
+        rest = [dim for dim in range(values.ndim) if dim != 1]
+        self.count += values.numel() // values.shape[1]
+        self.sum += values.sum(dim=rest)
+        self.squares += values.square().sum(dim=rest)
+
+    def write_to(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        """Changes the norm. The variance is unbiased, as torch keeps it."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean = self.sum / self.count
+        variance = (self.squares / self.count - mean.square()).clamp_min(0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance * self.count / max(self.count - 1, 1))
+
+
+@contextmanager
+def _measuring(
+    norms: list[nn.modules.batchnorm._BatchNorm],
+) -> Iterator[dict[nn.modules.batchnorm._BatchNorm, _Sums]]:
+    """Sums of what goes through the norms, which normalise by the batch meanwhile."""
+    sums = {norm: _Sums(norm) for norm in norms}
+    hooks = [norm.register_forward_pre_hook(sums[norm].add) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.0
+    try:
+        yield sums
+    finally:
+        for norm, hook, momentum in zip(norms, hooks, momenta, strict=True):
+            hook.remove()
+            norm.momentum = momentum
+            norm.eval()
+
+
+def _stage_numbers(backbone: nn.Module) -> Callable[[str], int]:
+    """From a tensor's name to its stage: 0 the stem, 1 the first stage, … by timm's coarse matcher."""
+    matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
+
+    def number(name: str) -> int:
+        if re.match(matcher["stem"], name):
+            return 0
+        blocks = matcher["blocks"]
+        patterns = [blocks] if isinstance(blocks, str) else [pattern for pattern, _ in blocks]
+        for pattern in patterns:
+            found = re.match(pattern, name)
+            if found and found.groups():
+                return int(found.group(1))
+        return 99  # what is not in a stage comes last: final norms
+
+    return number

@@ -1,0 +1,124 @@
+"""Weights from outside: files that a user names, and timm's weights from the hub. No pickle is ever run.
+
+Knows nothing of networks: it returns tensors by name.
+"""
+
+import pickle
+import threading
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fieldguide.errors import ResourceError, UsageError
+
+# How long the hub may take to answer before it counts as out of reach; a download itself may take long.
+HUB_SECONDS = 3.0
+
+# Under what names training scripts save the weights inside a checkpoint.
+NESTED = ("state_dict", "model", "state_dict_ema", "model_state_dict")
+
+# Prefixes that wrappers put before every name: DataParallel and torch.compile.
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors, .pth, .pt or .bin file, floating ones as float32."""
+    if not path.is_file():
+        raise UsageError(f"weights `{path}`: there is no such file")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return {_unwrapped(name): _widened(tensor) for name, tensor in tensors.items()}
+
+
+def download(backbone: str, config: Mapping[str, Any]) -> Path:
+    """The weights file of a timm network, from the hub's local cache or else from the hub.
+
+    `config` is timm's `pretrained_cfg`. Without a network it fails within five seconds.
+    """
+    import huggingface_hub as hub
+
+    repository = config.get("hf_hub_id")
+    if not repository:
+        raise UsageError(
+            f"timm has no pretrained weights for `{backbone}`",
+            hint="name a file with --weights, or set --weights none",
+        )
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        cached = hub.try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    try:
+        _require_hub(hub.constants.ENDPOINT)
+        return Path(hub.hf_hub_download(repository, "model.safetensors"))
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"the pretrained weights of `{backbone}` ({repository}) are not in the local cache,"
+            f" and the hub cannot be reached: {error}",
+            hint=f"go online once; or copy model.safetensors of {repository} here and name it with"
+            " --weights FILE; or start from random weights with --weights none",
+        ) from error
+
+
+def _require_hub(endpoint: str) -> None:
+    """Raises OSError unless the hub answers in time; a thread, as name look-ups know no time limit."""
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(endpoint, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+            outcome.append(None)
+        except urllib.error.HTTPError:
+            outcome.append(None)  # an answer, if not a friendly one
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    if not outcome:
+        raise OSError(f"{endpoint} gave no answer within {HUB_SECONDS:.0f} s")
+    if outcome[0] is not None:
+        raise OSError(str(outcome[0])) from outcome[0]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"weights `{path}` are no readable safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"weights `{path}` are refused: they are no plain tensors, and loading them could run code",
+            hint="convert them to .safetensors where you trust them",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UsageError(f"weights `{path}` cannot be read: {str(error)[:200]}") from error
+    for name in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    tensors = {} if not isinstance(content, dict) else content
+    found = {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    if not found:
+        raise UsageError(f"weights `{path}` hold no tensors by name")
+    return found
+
+
+def _unwrapped(name: str) -> str:
+    for prefix in WRAPPERS:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

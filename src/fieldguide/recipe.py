@@ -1,0 +1,341 @@
+"""`Recipe`: every setting of a fit, in one flat frozen model, read from and written as TOML.
+
+The same fields are the command line's flags (`--batch-size`), a recipe file's keys (`batch_size`) and
+environment variables (`FIELDGUIDE_BATCH_SIZE`). Later ones win: recipe, environment, flags. Knows nothing
+of photographs, networks or training; must not import torch, so that typing mistakes are answered at once.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from fieldguide.errors import UsageError
+
+Auto = Literal["auto"]
+Pixels = Annotated[int, Field(ge=16)]
+Count = Annotated[int, Field(ge=0)]
+ENVIRONMENT_PREFIX = "FIELDGUIDE_"
+
+# Settings that may differ when a run is resumed: they change speed, not results.
+HARMLESS = frozenset({"device", "workers", "checkpoint_minutes"})
+
+
+def _setting(section: str, default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"section": section}, **bounds)
+
+
+class Recipe(BaseModel):
+    """Every setting of a fit. `auto` is resolved from the weights or the device when a fit starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # fmt: off
+    backbone: str = _setting("Network", "resnetaa50d.sw_in12k_ft_in1k",
+        "a ResNet-family network of timm, with or without the tag of its weights")
+    weights: str = _setting("Network", "pretrained",
+        "`pretrained` (from the hub), `none` (random) or a .safetensors or .pth file")
+    head: Literal["linear", "se", "attention"] = _setting("Network", "linear",
+        "linear layer on the mean feature, squeeze-and-excitation, or multi-head attention pooling")
+    dropout: float = _setting("Network", 0.0, "share of features dropped before the last layer", ge=0, lt=1)
+    freeze: int = _setting("Network", 0, "early stages that are not trained (1 = the stem)", ge=0)
+
+    size: Pixels | Auto = _setting("Pictures", "auto", "side of the network's input in pixels")
+    eval_resize: Pixels | Auto = _setting("Pictures", "auto",
+        "evaluation: pixels of the shorter side, from which the central `size` × `size` is cut")
+    mean: tuple[float, float, float] | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
+    std: tuple[float, float, float] | Auto = _setting("Pictures", "auto", "deviation of each channel, 0 to 1")
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | Auto = _setting("Pictures", "auto",
+        "how pictures are resized")
+    truncated: Literal["refuse", "keep"] = _setting("Pictures", "refuse",
+        "photos cut short: leave them out, or use what can be read")
+
+    folds: int = _setting("Folds", 5, "parts of the cross-validation", ge=2)
+    seed: int = _setting("Folds", 0, "of folds, first head, order, augmentation; 0 is a seed like any other", ge=0)
+    min_per_class: int = _setting("Folds", 0, "classes with fewer photos are left out", ge=0)
+    conflicts: Literal["refuse", "drop"] = _setting("Folds", "refuse",
+        "the same picture under two labels: stop, or leave all its copies out")
+
+    replicas: int = _setting("Merging", 2, "copies trained from the same start in each fold", ge=1)
+    merge: Literal["none", "average", "model_stock"] = _setting("Merging", "average",
+        "how replicas become one: the plain mean, or pulled to the anchor by their angle")
+    merge_every: int = _setting("Merging", 1, "epochs from one merge to the next; the last epoch always merges", ge=1)
+    anchor: Literal["pretrained", "last_merge"] = _setting("Merging", "pretrained",
+        "what Model Stock pulls to, and what movements are measured from")
+    batch_norm: Literal["average", "recalibrate"] = _setting("Merging", "recalibrate",
+        "statistics of merged weights: the replicas' mean, or measured anew on training photos")
+    moments: Literal["keep", "average", "reset"] = _setting("Merging", "keep",
+        "what becomes of the optimisers' moments at a merge")
+    keep_replicas: bool = _setting("Merging", False,
+        "save each replica's weights as they were before the last merge")
+
+    epochs: int = _setting("Length", 10, "passes over the training photos, for each replica", ge=1)
+    stop: Literal["none", "fold", "inner"] = _setting("Length", "none",
+        "early stopping and choice of epoch: none, on the fold's test photos, on a part of its training photos")
+    patience: int = _setting("Length", 5, "epochs without a better merged model before stopping", ge=1)
+    inner_share: float = _setting("Length", 0.1, "part of the training photos set aside by stop = inner", gt=0, lt=0.9)
+    watch_val: bool = _setting("Length", False, "stop = fold also watches the collection's `val` part")
+
+    batch_size: int = _setting("Optimiser", 64, "photos in a step", ge=1)
+    accumulate: int = _setting("Optimiser", 1, "parts a batch is computed in, to save memory", ge=1)
+    backbone_rate: float = _setting("Optimiser", 1e-4, "AdamW's rate for the backbone", gt=0)
+    head_rate: float = _setting("Optimiser", 1e-3, "AdamW's rate for the head", gt=0)
+    weight_decay: float = _setting("Optimiser", 0.05, "decay of all weights but norms and biases", ge=0)
+    schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "how the rates go on after the warm-up")
+    warmup: float = _setting("Optimiser", 0.5, "epochs in which the rates rise", ge=0)
+    label_smoothing: float = _setting("Optimiser", 0.0, "share of the target spread over all classes", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = _setting("Optimiser", "none",
+        "weigh photos by how rare their class is")
+
+    augment: Literal["none", "randaugment", "trivialaugment", "augmix"] = _setting("Augmentation", "none",
+        "a policy of random changes, after crop, flip and colours")
+    mix: Literal["none", "cutmix", "mixup", "either"] = _setting("Augmentation", "cutmix", "mixing of photos in a batch")
+    mix_alpha: float = _setting("Augmentation", 1.0, "shares are drawn from Beta(alpha, alpha)", gt=0)
+    crop_scale: tuple[float, float] = _setting("Augmentation", (0.35, 1.0), "share of the area that a crop covers")
+    flip: float = _setting("Augmentation", 0.5, "probability of a mirror image", ge=0, le=1)
+    color_jitter: float = _setting("Augmentation", 0.8, "probability of a change of colours", ge=0, le=1)
+    jitter: tuple[float, float, float, float] = _setting("Augmentation", (0.2, 0.2, 0.2, 0.02),
+        "strength for brightness, contrast, saturation, hue")
+    grayscale: float = _setting("Augmentation", 0.0, "probability of a picture without colour", ge=0, le=1)
+    erasing: float = _setting("Augmentation", 0.0, "probability of an erased box", ge=0, le=1)
+
+    precision: Literal["float32", "bfloat16", "float16"] | Auto = _setting("Machine", "auto",
+        "of the network's arithmetic; auto: bfloat16 where the hardware has it")
+    device: str = _setting("Machine", "auto", "auto, cpu, cuda, cuda:1, mps")
+    workers: Count | Auto = _setting("Machine", "auto", "processes that prepare photos; 0: the training process")
+    checkpoint_minutes: float = _setting("Machine", 10.0, "time between checkpoints inside an epoch", gt=0)
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "Recipe":
+        for broken, message in self._conflicts():
+            if broken:
+                raise ValueError(message)
+        return self
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        size, resize = self.size, self.eval_resize
+        low, high = self.crop_scale
+        return [
+            (
+                isinstance(size, int) and isinstance(resize, int) and resize < size,
+                f"`eval_resize` = {resize} is smaller than `size` = {size}",
+            ),
+            (not 0 < low <= high <= 1, f"`crop_scale` = {[low, high]} is no range within (0, 1]"),
+            (min(self.jitter) < 0, f"`jitter` = {list(self.jitter)} has a negative strength"),
+            (self.jitter[3] > 0.5, f"`jitter` has hue {self.jitter[3]}, at most 0.5 is possible"),
+            (self.std != "auto" and min(self.std) <= 0, f"`std` = {self.std} is not positive"),
+            (
+                self.merge == "none" and self.replicas > 1,
+                f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas} unused",
+            ),
+            (
+                self.mix != "none" and self.batch_size == 1,
+                f"`mix` = {self.mix!r} needs a `batch_size` of at least 2",
+            ),
+            (
+                self.accumulate > self.batch_size,
+                f"`accumulate` = {self.accumulate} is more than `batch_size` = {self.batch_size}",
+            ),
+            (
+                self.watch_val and self.stop != "fold",
+                f"`watch_val` has no effect with `stop` = {self.stop!r}",
+            ),
+            (
+                self.warmup >= self.epochs,
+                f"`warmup` = {self.warmup} does not end within `epochs` = {self.epochs}",
+            ),
+        ]
+
+    def replace(self, **settings: Any) -> "Recipe":
+        """The same recipe with some settings changed, checked anew."""
+        return build(self.model_dump() | settings)
+
+
+# The named recipes, as differences from the defaults above.
+RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "default": ("for collections of a few thousand photos, on a GPU", {}),
+    "quick": (
+        "minutes on a laptop: a small network on small pictures",
+        {"backbone": "resnet18.a1_in1k", "size": 128, "eval_resize": 146, "folds": 3, "epochs": 4},
+    ),
+    "reference": (
+        "the course report that this system started from, setting by setting",
+        {
+            "backbone": "resnest200e.in1k",
+            "size": 320,
+            "eval_resize": 512,
+            "interpolation": "bilinear",
+            "folds": 10,
+            "seed": 111550159,
+            "batch_norm": "average",
+            "epochs": 40,
+            "stop": "fold",
+            "patience": 10,
+            "watch_val": True,
+            "weight_decay": 1e-5,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.4, 0.1),
+            "grayscale": 0.2,
+        },
+    ),
+}
+
+
+def build(settings: Mapping[str, Any], *, where: str = "") -> Recipe:
+    """A recipe from settings over the defaults; `where` they were read is named in messages.
+
+    Raises `UsageError` for an unknown key (with the nearest), a wrong type or a value out of bounds.
+    """
+    for name in settings:
+        _require_known(name, where)
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _usage_error(error, where) from error
+
+
+def load(name: str) -> Recipe:
+    """The recipe of that name, or that of a TOML file."""
+    return build(settings_of(name), where=name if name not in RECIPES else "")
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What a named recipe or a TOML file sets, without the defaults."""
+    if name in RECIPES:
+        return dict(RECIPES[name][1])
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise UsageError(
+            f"there is no recipe `{name}`",
+            hint=f"one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}, or a .toml file",
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe `{name}` cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe `{name}` is not valid TOML: {error}") from error
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings among environment variables, as `FIELDGUIDE_BATCH_SIZE=32`, checked and converted."""
+    given = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    for name in given:
+        _require_known(name, "the environment")
+    return {name: _from_text(name, value) for name, value in given.items()}
+
+
+def to_toml(recipe: Recipe, *, comments: bool = False, title: str = "") -> str:
+    """The recipe as TOML: every setting, under its section's name, with what it means if `comments`."""
+    lines = [f"# {title}", ""] if title else []
+    section = ""
+    for name, field in Recipe.model_fields.items():
+        if section != section_of(name):
+            section = section_of(name)
+            lines += ["", f"# {section}"] if section != "Network" else [f"# {section}"]
+        line = f"{name} = {json.dumps(getattr(recipe, name), ensure_ascii=False)}"
+        lines.append(f"{line:<44}  # {_comment(name, field.description)}" if comments else line)
+    return "\n".join(lines) + "\n"
+
+
+def section_of(name: str) -> str:
+    """The heading under which a setting stands."""
+    extra = Recipe.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra["section"])
+
+
+def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ and matter, as (stored, asked); what is asked as `auto` agrees with anything."""
+    pairs = {
+        name: (getattr(stored, name), getattr(asked, name))
+        for name in Recipe.model_fields
+        if name not in HARMLESS and getattr(asked, name) != "auto"
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _comment(name: str, description: str | None) -> str:
+    choices = _choices(Recipe.model_fields[name].annotation)
+    return f"{' | '.join(choices)}: {description}" if len(choices) > 1 else str(description)
+
+
+def _choices(annotation: Any) -> list[str]:
+    arguments = getattr(annotation, "__args__", ())
+    return [argument for argument in arguments if isinstance(argument, str)] or [
+        choice for argument in arguments for choice in _choices(argument)
+    ]
+
+
+def _from_text(name: str, value: str) -> Any:
+    """The value that `value` stands for, as `build` would have it."""
+    parts: Any = value
+    if name in {"mean", "std", "jitter", "crop_scale"} and value != "auto":
+        parts = tuple(value.replace(",", " ").split())
+    try:
+        return TypeAdapter(Recipe.model_fields[name].annotation).validate_python(
+            parts, strict=False
+        )
+    except ValidationError as error:
+        reason = _by_setting(error).popitem()[1][1]
+        raise UsageError(f"{ENVIRONMENT_PREFIX}{name.upper()} = {value!r}: {reason}") from error
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(f'`{match}`' for match in close)}?)" if close else ""
+
+
+def _require_known(name: str, where: str) -> None:
+    if name not in Recipe.model_fields:
+        place = f" in {where}" if where else ""
+        raise UsageError(
+            f"there is no setting `{name}`{place}{_nearest(name, Recipe.model_fields)}",
+            hint="`fieldguide recipe` prints every setting",
+        )
+
+
+def _usage_error(error: ValidationError, where: str) -> UsageError:
+    lines, quoted = [], False
+    for name, details in _by_setting(error).items():
+        value, reason = details
+        quoted |= isinstance(value, str) and _is_number(value)
+        lines.append(f"`{name}` = {value!r}: {reason}" if name else reason)
+    prefix = f"{where}: " if where else ""
+    return UsageError(
+        prefix + "\n".join(lines), hint="write numbers without quotes" if quoted else ""
+    )
+
+
+def _by_setting(error: ValidationError) -> dict[str, tuple[Any, str]]:
+    """One reason a setting, though pydantic gives one for each branch of a union."""
+    found: dict[str, tuple[Any, str]] = {}
+    for detail in error.errors():
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+        if name in found:
+            reason = f"{found[name][1]}, or {reason}"
+        found[name] = (detail["input"], reason)
+    return found
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,368 @@
+"""What a run folder holds, written whole or not at all, and read back with its hashes checked.
+
+    RUN/
+      recipe.toml         every setting, resolved
+      catalog.csv         path, label, group, split, fold, sha256 of every photo used
+      environment.json    versions, device, command, seeds, weights and their licence
+      start.safetensors   the weights that every replica of every fold starts from
+      setup.json          hashes of the four above, written last: the run exists
+      folds/0/            weights.safetensors, history.csv, merges.csv, predictions.npz
+                          manifest.json, written last: the fold is done; checkpoint/ while it is not
+      oof.csv             out-of-fold predictions, one row a training photo, in catalog order
+      summary.json        the scores
+      manifest.json       hashes of all files, written last: the run is complete
+
+All paths in it are relative: a run can be moved. Knows nothing of how folds are trained.
+"""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fieldguide import catalog as catalogs
+from fieldguide import files, metrics, recipe
+from fieldguide.catalog import Catalog
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.folds import Fold
+from fieldguide.merge import Weights
+from fieldguide.recipe import Recipe
+from fieldguide.train import FoldResult
+
+FORMAT = 1
+SETUP = "setup.json"
+SETUP_FILES = ("recipe.toml", "catalog.csv", "environment.json", "start.safetensors")
+FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
+RESULT_FILES = ("oof.csv", "summary.json")
+
+HISTORY = (
+    "fold",
+    "epoch",
+    "model",
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "ratio_mean",
+    "angle_mean",
+    "distance_mean",
+    "steps",
+    "skipped",
+    "missing",
+    "diverged",
+    "seconds",
+)
+MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Out-of-fold scores: each photo judged by the fold that did not train on it.
+
+    With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy` is that of
+    the weights that were kept, which flatters; all else is cross-fitted: judged at the epoch that is best on
+    average in the *other* folds. `interval` is 95 %, by bootstrap over groups of photos.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    accuracy_per_fold: dict[int, float]
+    selected_accuracy: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    log_loss: float
+    calibration_error: float
+    photos: int
+
+
+class Run:
+    """A run folder, finished or not. Reading a file checks its hash."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Opens an existing run; raises `UsageError` where there is none."""
+        self.folder = Path(folder)
+        if not (self.folder / SETUP).is_file():
+            raise UsageError(f"`{folder}` is no run folder: it has no {SETUP}")
+        files.verify(self.folder, ("recipe.toml", "catalog.csv", "environment.json"), name=SETUP)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The settings, resolved."""
+        return recipe.load(str(self.folder / "recipe.toml"))
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """Versions, device, command and what else would be needed to repeat the run."""
+        content: Mapping[str, Any] = json.loads((self.folder / "environment.json").read_bytes())
+        return content
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The photos, with the fold that tests each training photo."""
+        return catalogs.read_rows(self.folder / "catalog.csv", root=Path(self.environment["photos"]))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of the network's outputs."""
+        return self.catalog.classes
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Class number of every photo of the catalog; -1 where it has no label among the classes."""
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        return np.array([numbers.get(photo.label or "", -1) for photo in self.catalog.photos])
+
+    @cached_property
+    def folds(self) -> tuple[Fold, ...]:
+        """The folds as numbers of photos in the catalog."""
+        used = [photo.fold if photo.split == "train" else None for photo in self.catalog.photos]
+        fold_of = np.array([-1 if fold is None else fold for fold in used])
+        return tuple(
+            Fold(
+                index,
+                np.flatnonzero((fold_of >= 0) & (fold_of != index)),
+                np.flatnonzero(fold_of == index),
+            )
+            for index in range(self.recipe.folds)
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fold is trained and the results are written."""
+        return (self.folder / files.MANIFEST).is_file()
+
+    @property
+    def done(self) -> list[int]:
+        """The folds that are trained."""
+        return [
+            fold for fold in range(self.recipe.folds) if (self.fold_folder(fold) / files.MANIFEST).is_file()
+        ]
+
+    def fold_folder(self, fold: int) -> Path:
+        """Where a fold's files lie."""
+        return self.folder / "folds" / str(fold)
+
+    def weights(self, fold: int | None = None) -> dict[str, NDArray[Any]]:
+        """A fold's merged weights, or (None) those that all started from, by name."""
+        if fold is None:
+            return load_tensors(self._read("start.safetensors", self.folder, SETUP))
+        return load_tensors(self._read("weights.safetensors", self.fold_folder(fold)))
+
+    def logits(self, fold: int) -> Float[np.ndarray, "n classes"]:
+        """Logits of a fold's test part, in the order of `folds[fold].test`, from its saved weights."""
+        logits: NDArray[np.float32] = self._predictions(fold)["logits"]
+        return logits
+
+    def epoch_logits(self, fold: int) -> Float[np.ndarray, "epochs n classes"]:
+        """The same after every merge; empty but for `stop = fold`."""
+        logits: NDArray[np.float32] = self._predictions(fold)["epoch_logits"]
+        return logits
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training, evaluating and merging the folds that are done, resumes included."""
+        texts = [self._read("history.csv", self.fold_folder(fold)).decode() for fold in self.done]
+        rows = [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
+        return round(sum(float(row["seconds"]) for row in rows), 1)
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Out-of-fold scores over the folds that are done."""
+        return _scores(self)
+
+    def _predictions(self, fold: int) -> dict[str, NDArray[Any]]:
+        data = self._read("predictions.npz", self.fold_folder(fold))
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _read(self, name: str, folder: Path, manifest: str = files.MANIFEST) -> bytes:
+        files.verify(folder, [name], name=manifest)
+        return (folder / name).read_bytes()
+
+
+def create(
+    folder: Path,
+    recipe_: Recipe,
+    catalog: Catalog,
+    start: Weights,
+    environment: Mapping[str, Any],
+) -> Run:
+    """Writes what a run starts from. The folder may hold an earlier attempt that did not get so far."""
+    files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
+    catalogs.write_rows(folder / "catalog.csv", catalog)
+    files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
+    files.write_bytes(folder / "start.safetensors", _serialised(start))
+    files.write_manifest(folder, SETUP_FILES, name=SETUP)
+    return Run(folder)
+
+
+def save_fold(run: Run, fold: int, result: FoldResult) -> None:
+    """Writes a fold's results, its manifest last, and removes its checkpoints."""
+    folder = run.fold_folder(fold)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(folder / "weights.safetensors", _serialised(result.weights))
+    files.write_csv(folder / "history.csv", HISTORY, _cells(result.history, HISTORY))
+    files.write_csv(folder / "merges.csv", MERGES, _cells(result.merges, MERGES))
+    files.write_bytes(folder / "predictions.npz", _packed(result))
+    replicas = [f"replica-{n}.safetensors" for n in range(1, len(result.replicas) + 1)]
+    for name, weights in zip(replicas, result.replicas, strict=True):
+        files.write_bytes(folder / name, _serialised(weights))
+    files.write_manifest(folder, [*FOLD_FILES, *replicas])
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def finish(run: Run) -> None:
+    """Writes the out-of-fold table, the summary and the manifest of a run whose folds are all done."""
+    write_oof(run)
+    files.write_json(run.folder / "summary.json", summary(run))
+    files.write_manifest(run.folder, _all_files(run))
+
+
+def write_oof(run: Run) -> None:
+    """Writes `oof.csv`: path, label, fold, predicted, confidence and every probability, in catalog order."""
+    probabilities = np.zeros((len(run.catalog), len(run.classes)))
+    for fold in run.done:
+        probabilities[run.folds[fold].test] = metrics.softmax(run.logits(fold))
+    header = ["path", "label", "fold", "predicted", "confidence"]
+    header += [f"p:{name}" for name in run.classes]
+    rows = (
+        [
+            photo.path,
+            photo.label,
+            photo.fold,
+            run.classes[int(row.argmax())],
+            f"{row.max():.6g}",
+            *(f"{value:.6g}" for value in row),
+        ]
+        for photo, row in zip(run.catalog.photos, probabilities, strict=True)
+        if photo.split == "train"
+    )
+    files.write_csv(run.folder / "oof.csv", header, rows)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The machine-readable results."""
+    scores = run.scores
+    return {
+        "format": FORMAT,
+        "complete": run.done == list(range(run.recipe.folds)),
+        "classes": len(run.classes),
+        "photos": scores.photos,
+        "folds": run.recipe.folds,
+        "replicas": run.recipe.replicas,
+        "accuracy": scores.accuracy,
+        "accuracy_interval": list(scores.interval),
+        "accuracy_per_fold": [scores.accuracy_per_fold[fold] for fold in run.done],
+        "selected_accuracy": scores.selected_accuracy,
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
+        "log_loss": scores.log_loss,
+        "calibration_error": scores.calibration_error,
+        "seconds": run.seconds,
+    }
+
+
+def _scores(run: Run) -> Scores:
+    if not run.done:
+        raise ResourceError(
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+        )
+    rows = np.concatenate([run.folds[fold].test for fold in run.done])
+    targets = run.targets[rows]
+    kept = {fold: run.logits(fold) for fold in run.done}
+    judged = _cross_fitted(run) if run.recipe.stop == "fold" else kept
+    probabilities = metrics.softmax(np.concatenate(list(judged.values())))
+    correct = probabilities.argmax(axis=1) == targets
+    return Scores(
+        accuracy=metrics.accuracy(probabilities, targets),
+        interval=metrics.bootstrap_interval(correct, _group_numbers(run)[rows]),
+        accuracy_per_fold={
+            fold: metrics.accuracy(logits, run.targets[run.folds[fold].test])
+            for fold, logits in judged.items()
+        },
+        selected_accuracy=(
+            metrics.accuracy(np.concatenate(list(kept.values())), targets)
+            if run.recipe.stop == "fold"
+            else None
+        ),
+        balanced_accuracy=metrics.balanced_accuracy(probabilities, targets),
+        macro_f1=metrics.macro_f1(probabilities, targets),
+        log_loss=metrics.log_loss(probabilities, targets),
+        calibration_error=metrics.calibration_error(probabilities, targets),
+        photos=len(rows),
+    )
+
+
+def _cross_fitted(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:
+    """Each fold's logits at the epoch with the best mean accuracy in the other folds.
+
+    Only epochs that every fold went through are candidates. With a single fold done there are no others:
+    its last common epoch is taken, which chooses nothing.
+    """
+    logits = {fold: run.epoch_logits(fold) for fold in run.done}
+    epochs = min(len(values) for values in logits.values())
+    right = {
+        fold: [
+            metrics.accuracy(values[epoch], run.targets[run.folds[fold].test])
+            for epoch in range(epochs)
+        ]
+        for fold, values in logits.items()
+    }
+    return {
+        fold: values[_best_epoch([right[other] for other in run.done if other != fold], epochs)]
+        for fold, values in logits.items()
+    }
+
+
+def _best_epoch(accuracies: Sequence[Sequence[float]], epochs: int) -> int:
+    return int(np.mean(accuracies, axis=0).argmax()) if accuracies else epochs - 1
+
+
+def _group_numbers(run: Run) -> NDArray[np.int64]:
+    names = [photo.group or photo.path for photo in run.catalog.photos]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _all_files(run: Run) -> list[str]:
+    folds = [
+        f"folds/{fold}/{name}"
+        for fold in range(run.recipe.folds)
+        for name in [*files.read_manifest(run.fold_folder(fold)), files.MANIFEST]
+    ]
+    return [*SETUP_FILES, SETUP, *folds, *RESULT_FILES]
+
+
+def _serialised(weights: Weights) -> bytes:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    return save_tensors(tensors, {"format": "pt"})
+
+
+def _packed(result: FoldResult) -> bytes:
+    epochs = np.array(result.epoch_logits, dtype=np.float32)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        logits=result.logits,
+        epoch_logits=epochs,
+        chosen_epoch=np.array(result.chosen_epoch),
+    )
+    return content.getvalue()
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], header: Sequence[str]) -> list[list[object]]:
+    """Rows in the header's order. None and what a row lacks become empty; floats keep 6 digits."""
+    return [[_cell(row.get(name)) for name in header] for row in rows]
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,526 @@
+"""One fold's training: replicas from one start, merged as they go. Read this first.
+
+    merged = start;  one network, one optimiser a replica
+    for each epoch:
+        for each replica:
+            load its weights (the merged ones, after a merge); one epoch with its own draws; evaluate
+        every `merge_every` epochs, and at the last:
+            merge the replicas that did not diverge; measure batch norm anew; evaluate
+            keep these weights if they are the best (where a choice of epoch was asked for)
+        save a checkpoint; stop?
+    return the weights, the logits of the fold's test part, the history
+
+A fold knows nothing of other folds. Every random draw comes from (seed, replica, epoch, what it is for), so a
+fold trained alone, or resumed at any step, ends with the same bits as one trained in sequence. Knows nothing
+of run folders.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fieldguide import merge, metrics
+from fieldguide.augment import mix_batch
+from fieldguide.batches import Batch, Loader, evaluation_plan, training_plan
+from fieldguide.checkpoint import FoldState, Row, Tally, load_state, save_state
+from fieldguide.device import Precision, autocast
+from fieldguide.errors import DataError, TrainingError
+from fieldguide.merge import Weights
+from fieldguide.network import (
+    RECALIBRATION_BATCH,
+    Network,
+    backbone_anchor,
+    has_batch_norm,
+    load_weights,
+    recalibrate,
+    train_mode,
+    weights_of,
+)
+from fieldguide.optimize import (
+    Moments,
+    make_optimizer,
+    moments_of,
+    parameter_groups,
+    rate_factor,
+    set_moments,
+    set_rates,
+)
+from fieldguide.recipe import Recipe
+from fieldguide.seeds import derive_seed
+
+IntArray = NDArray[np.int64]
+
+# Batch-norm statistics settle with a thousand photos; more cost time at every merge.
+RECALIBRATION_PHOTOS = 1024
+
+# Photos that vanish during an epoch are replaced; with more than this share missing, the fit stops.
+MISSING_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What a fold's training needs and does not change.
+
+    `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and `watch` are
+    photo numbers: trained on, predicted, and looked at for early stopping. `recipe` is resolved.
+    """
+
+    fold: int
+    recipe: Recipe
+    network: Network
+    start: Weights
+    loader: Loader
+    device: torch.device
+    precision: Precision
+    classes: int
+    targets: IntArray
+    train: IntArray
+    test: IntArray
+    watch: IntArray
+
+
+@dataclass(frozen=True)
+class Controls:
+    """How the outside world follows and steers a fold's training."""
+
+    on_step: Callable[[], None] = lambda: None
+    on_row: Callable[[Row], None] = lambda row: None
+    notice: Callable[[str], None] = lambda message: None
+    check_stop: Callable[[], None] = lambda: None  # raises to stop, after a checkpoint
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a fold's training gives.
+
+    `logits` (test photos, classes) are those of `weights`, from `chosen_epoch`; `epoch_logits` the merged
+    model's after every merge (only where the fold's own test part chose the epoch). `replicas` are the
+    weights before the last merge, if they were to be kept.
+    """
+
+    weights: Weights
+    chosen_epoch: int
+    logits: Float[np.ndarray, "n classes"]
+    epoch_logits: list[Float[np.ndarray, "n classes"]]
+    history: list[Row]
+    merges: list[Row]
+    replicas: list[Weights]
+
+
+def train_fold(job: FoldJob, folder: Path | None, controls: Controls | None = None) -> FoldResult:
+    """Trains one fold, going on from the newest checkpoint in `folder` (None: no checkpoints).
+
+    Changes the job's network. Raises `TrainingError` when every replica has diverged, and whatever
+    `controls.check_stop` raises, after a checkpoint.
+    """
+    controls = controls or Controls()
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+        session = _Session(job, folder, controls)
+        while not session.state.ended:
+            session.run_epoch()
+        return session.result()
+
+
+class _Session:
+    """The loop's moving parts: the state that checkpoints hold, and the optimisers over the one network."""
+
+    def __init__(self, job: FoldJob, folder: Path | None, controls: Controls) -> None:
+        self.job, self.folder, self.controls = job, folder, controls
+        self.state = _first_or_saved_state(job, folder, controls)
+        self.optimizers = [_optimizer(job) for _ in self.state.copies]
+        for optimizer, moments in zip(self.optimizers, self.state.moments, strict=True):
+            set_moments(optimizer, job.network.named_parameters(), _to(job.device, moments))
+        self.scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
+        self.scaler.load_state_dict(self.state.scaler or self.scaler.state_dict())
+        self.replicas: list[Weights] = []
+        self.saved_at = time.monotonic()
+
+    def run_epoch(self) -> None:
+        """Every replica's epoch, then the merge if it is due."""
+        state, recipe = self.state, self.job.recipe
+        while state.replica < recipe.replicas:
+            self.run_replica()
+            state.replica, state.step, state.tally = state.replica + 1, 0, Tally()
+        healthy = [n for n in range(recipe.replicas) if n not in state.diverged]
+        if not healthy:
+            raise self.divergence()
+        last = state.epoch + 1 == recipe.epochs
+        if last or (state.epoch + 1) % recipe.merge_every == 0:
+            self.merge(healthy)
+        self.revive(state.diverged)
+        state.ended = last or (recipe.stop != "none" and state.since_best >= recipe.patience)
+        state.epoch, state.replica, state.diverged = state.epoch + 1, 0, []
+        if not state.ended:
+            self.save()
+
+    def run_replica(self) -> None:
+        """One replica's epoch, from the state's step on; its weights and curve go into the state."""
+        state, network = self.state, self.job.network
+        started = time.monotonic() - state.tally.seconds
+        load_weights(network, state.copies[state.replica])
+        self.train_epoch(started)
+        _refuse_missing(self.job, state.tally)
+        state.copies[state.replica] = weights_of(network)
+        logits = None if state.tally.diverged else evaluate(self.job, evaluated_rows(self.job))
+        row = _row(self.job, state, f"replica-{state.replica + 1}", logits)
+        if row["diverged"]:
+            state.diverged.append(state.replica)
+            self.controls.notice(
+                f"fold {self.job.fold}: replica {state.replica + 1} diverged in epoch {state.epoch + 1}"
+                f" at step {state.tally.steps}"
+            )
+        row |= {"seconds": round(time.monotonic() - started, 3)}
+        self.record(row)
+
+    def train_epoch(self, started: float) -> None:
+        """The steps of one replica's epoch that are still to do."""
+        job, state, recipe = self.job, self.state, self.job.recipe
+        optimizer = self.optimizers[state.replica]
+        plan = training_plan(
+            job.train, recipe.batch_size, seed=recipe.seed, replica=state.replica, epoch=state.epoch
+        )
+        train_mode(job.network)
+        for batch in job.loader.batches(plan[state.step :]):
+            done = state.epoch * len(plan) + state.step
+            set_rates(optimizer, _rate_factor(recipe, done, len(plan)))
+            seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
+            state.tally.add(train_step(job, optimizer, self.scaler, batch, seed), len(batch.photos))
+            state.tally.missing += batch.missing
+            state.step += 1
+            self.controls.on_step()
+            if state.tally.hopeless:
+                return
+            if state.step < len(plan):
+                self.checkpoint_within_epoch(started)
+
+    def merge(self, healthy: Sequence[int]) -> None:
+        """Merges, evaluates, gives the merged weights back, and keeps them if they are the best."""
+        job, state, recipe = self.job, self.state, self.job.recipe
+        started = time.monotonic()
+        copies = [state.copies[n] for n in healthy]
+        if recipe.keep_replicas:
+            self.replicas = copies
+        merged, moves = merge_copies(job, copies, state.merged)
+        load_weights(job.network, merged)
+        if recipe.merge != "none" and recipe.batch_norm == "recalibrate":
+            recalibrate_network(job)
+        state.merged = weights_of(job.network)
+        state.copies = [state.merged] * recipe.replicas
+        self.merge_moments(healthy)
+        logits = evaluate(job, evaluated_rows(job))
+        row = _row(job, state, "merged", logits) | _means(moves)
+        self.record(row | {"seconds": round(time.monotonic() - started, 3)})
+        if not np.isfinite(logits).all():
+            raise self.divergence("the merged model")
+        state.merges += [
+            {"fold": job.fold, "epoch": state.epoch + 1, "tensor": name, **vars(move)}
+            for name, move in moves.items()
+        ]
+        self.choose(logits)
+
+    def choose(self, logits: Float[np.ndarray, "n classes"]) -> None:
+        """Keeps the merged weights: always without early stopping, else if they score best so far."""
+        job, state, stop = self.job, self.state, self.job.recipe.stop
+        test = torch.from_numpy(logits[: len(job.test)].copy())
+        if stop == "fold":
+            state.epoch_logits.append(test)
+        watched = np.isin(evaluated_rows(job), job.watch)
+        targets = job.targets[evaluated_rows(job)[watched]]
+        score = metrics.accuracy(logits[watched], targets) if stop != "none" else float("inf")
+        state.since_best += 1
+        if stop == "none" or score > state.best_score:
+            state.best_score, state.since_best = score if stop != "none" else float("-inf"), 0
+            state.chosen, state.chosen_epoch, state.logits = state.merged, state.epoch, test
+
+    def merge_moments(self, healthy: Sequence[int]) -> None:
+        """What the recipe says becomes of the optimisers' moments at a merge."""
+        how, named = self.job.recipe.moments, list(self.job.network.named_parameters())
+        if how == "keep" or len(healthy) == 1:
+            return
+        moments = [moments_of(self.optimizers[n], named) for n in healthy]
+        mean = _mean_moments(moments) if how == "average" else {}
+        for optimizer in self.optimizers:
+            set_moments(optimizer, named, mean)
+
+    def revive(self, diverged: Sequence[int]) -> None:
+        """Diverged replicas start anew from the last merged weights, without moments."""
+        for replica in diverged:
+            self.state.copies[replica] = self.state.merged
+            self.optimizers[replica].state.clear()
+
+    def checkpoint_within_epoch(self, started: float) -> None:
+        """Saves if it is time, or if the outside world wants to stop: then its error goes on up."""
+        try:
+            self.controls.check_stop()
+        except BaseException:
+            self.save_within_epoch(started)
+            raise
+        if time.monotonic() - self.saved_at > 60 * self.job.recipe.checkpoint_minutes:
+            self.save_within_epoch(started)
+
+    def save_within_epoch(self, started: float) -> None:
+        """Saves with the network's present weights as those of the replica under way."""
+        self.state.tally.seconds = time.monotonic() - started
+        self.state.copies[self.state.replica] = weights_of(self.job.network)
+        self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint, if there is a folder for it."""
+        named = list(self.job.network.named_parameters())
+        self.state.moments = [moments_of(optimizer, named) for optimizer in self.optimizers]
+        self.state.scaler = self.scaler.state_dict()
+        if self.folder is not None:
+            save_state(self.folder, self.state)
+        self.saved_at = time.monotonic()
+
+    def record(self, row: Row) -> None:
+        """Adds a row to the history and tells the outside world."""
+        self.state.history.append(row)
+        self.controls.on_row(row)
+
+    def divergence(self, what: str = "") -> TrainingError:
+        """The error of a fold that cannot go on."""
+        state = self.state
+        what = what or f"replica {', '.join(str(n + 1) for n in state.diverged)}"
+        return TrainingError(
+            f"fold {self.job.fold}: training diverged: {what} in epoch {state.epoch + 1}"
+            f" has no finite loss (last at step {_last_step(state)})",
+            hint="lower backbone_rate and head_rate, or set precision to `float32`;"
+            " the last good checkpoint is kept",
+        )
+
+    def result(self) -> FoldResult:
+        """The fold's result, from its final state."""
+        state = self.state
+        assert state.chosen is not None and state.logits is not None
+        assert state.chosen_epoch is not None
+        return FoldResult(
+            weights=state.chosen,
+            chosen_epoch=state.chosen_epoch,
+            logits=state.logits.numpy(),
+            epoch_logits=[logits.numpy() for logits in state.epoch_logits],
+            history=state.history,
+            merges=state.merges,
+            replicas=self.replicas,
+        )
+
+
+def train_step(
+    job: FoldJob,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.GradScaler,
+    batch: Batch,
+    seed: int,
+) -> float | None:
+    """Changes the network by one step and returns the mean loss, or None if it was not finite.
+
+    A step whose loss or gradient is not finite changes nothing, batch-norm statistics included.
+    """
+    network = job.network
+    statistics = [buffer.clone() for buffer in network.buffers()]
+    torch.manual_seed(seed)
+    loss = _backward(job, scaler, batch)
+    scaler.unscale_(optimizer)
+    gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
+    finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
+    if finite:
+        scaler.step(optimizer)
+    else:
+        for buffer, before in zip(network.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+    scaler.update()
+    optimizer.zero_grad()
+    return float(loss) if finite else None
+
+
+def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch) -> Tensor:
+    """Changes the gradients; returns the mean loss over the batch, computed in `accumulate` parts."""
+    recipe = job.recipe
+    targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
+    images, shares = mix_batch(
+        normalised(job, batch.images),
+        targets,
+        classes=job.classes,
+        mix=recipe.mix if len(targets) > 1 else "none",
+        alpha=recipe.mix_alpha,
+    )
+    weights = _class_weights(job)
+    total = torch.zeros((), device=job.device)
+    for part, part_shares in zip(
+        images.chunk(recipe.accumulate), shares.chunk(recipe.accumulate), strict=True
+    ):
+        with autocast(job.device, job.precision):
+            logits = job.network(part)
+        loss = nn.functional.cross_entropy(
+            logits.float(), part_shares, weight=weights, label_smoothing=recipe.label_smoothing
+        )
+        loss = loss * (len(part) / len(images))
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def normalised(
+    job: FoldJob, images: Float[Tensor, "n 3 height width"]
+) -> Float[Tensor, "n 3 height width"]:
+    """Pictures of 0 to 255 on the job's device, less the mean and over the deviation of the recipe."""
+    mean, std = (
+        255 * torch.tensor(values, device=job.device)[:, None, None]
+        for values in (job.recipe.mean, job.recipe.std)
+    )
+    return (images.to(job.device, non_blocking=True).float() - mean) / std
+
+
+def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:
+    """Logits of photos under the evaluation transform, in the order of `rows`, in float32."""
+    job.network.eval()
+    parts = []
+    with torch.inference_mode(), autocast(job.device, job.precision):
+        for batch in job.loader.batches(evaluation_plan(rows, job.recipe.batch_size)):
+            parts.append(job.network(normalised(job, batch.images)).float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def evaluated_rows(job: FoldJob) -> IntArray:
+    """The fold's test part, and after it what else is watched for stopping."""
+    return np.concatenate([job.test, np.setdiff1d(job.watch, job.test)])
+
+
+def merge_copies(
+    job: FoldJob, copies: Sequence[Weights], last_merged: Weights
+) -> tuple[Weights, Mapping[str, merge.Move]]:
+    """The copies merged by the recipe's rule, and how far each tensor had moved from the anchor."""
+    recipe = job.recipe
+    start = job.start if recipe.anchor == "pretrained" else last_merged
+    anchor = backbone_anchor(job.network, start)
+    moves = merge.moves(copies, anchor)
+    if recipe.merge == "none":
+        return copies[0], moves
+    return merge.RULES[recipe.merge](copies, anchor), moves
+
+
+def recalibrate_network(job: FoldJob) -> None:
+    """Changes the network: batch norm measured on a part of the fold's training photos, unaugmented."""
+    if not has_batch_norm(job.network):
+        return
+    draw = np.random.default_rng(derive_seed(job.recipe.seed, "recalibration", job.fold))
+    rows = draw.permutation(job.train)[:RECALIBRATION_PHOTOS]
+    plan = evaluation_plan(np.sort(rows), RECALIBRATION_BATCH)
+    with autocast(job.device, job.precision):
+        recalibrate(
+            job.network, (normalised(job, batch.images) for batch in job.loader.batches(plan))
+        )
+
+
+def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls) -> FoldState:
+    state = load_state(folder, controls.notice) if folder else None
+    if state is None:
+        start = {name: tensor.to(job.device) for name, tensor in job.start.items()}
+        replicas = job.recipe.replicas
+        return FoldState(merged=start, copies=[start] * replicas, moments=[{}] * replicas)
+    moved: dict[int, Weights] = {}
+
+    def on_device(weights: Weights) -> Weights:
+        key = id(weights)
+        return moved.setdefault(key, {k: v.to(job.device) for k, v in weights.items()})
+
+    state.merged = on_device(state.merged)
+    state.copies = [on_device(copy) for copy in state.copies]
+    state.chosen = on_device(state.chosen) if state.chosen is not None else None
+    return state
+
+
+def _optimizer(job: FoldJob) -> torch.optim.AdamW:
+    return make_optimizer(
+        parameter_groups(
+            job.network.backbone,
+            job.network.head,
+            backbone_rate=job.recipe.backbone_rate,
+            head_rate=job.recipe.head_rate,
+            weight_decay=job.recipe.weight_decay,
+        )
+    )
+
+
+def _rate_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
+    return rate_factor(
+        step,
+        recipe.epochs * epoch_steps,
+        schedule=recipe.schedule,
+        warmup=round(recipe.warmup * epoch_steps),
+    )
+
+
+def _class_weights(job: FoldJob) -> Tensor | None:
+    """`balanced`: photos / (classes · photos of the class), so that every class weighs the same."""
+    if job.recipe.class_weights == "none":
+        return None
+    counts = np.bincount(job.targets[job.train], minlength=job.classes).clip(1)
+    weights = counts.sum() / (job.classes * counts)
+    return torch.from_numpy(weights).float().to(job.device)
+
+
+def _mean_moments(moments: Sequence[Moments]) -> Moments:
+    return {
+        name: merge.average([replica[name] for replica in moments])
+        for name in moments[0]
+        if all(name in replica for replica in moments)
+    }
+
+
+def _to(device: torch.device, moments: Moments) -> Moments:
+    return {name: {k: v.to(device) for k, v in values.items()} for name, values in moments.items()}
+
+
+def _row(
+    job: FoldJob, state: FoldState, model: str, logits: Float[np.ndarray, "n classes"] | None
+) -> Row:
+    """One row of the history. What is not finite or not measured is None."""
+    tally = state.tally
+    finite = logits is not None and bool(np.isfinite(logits).all())
+    row: Row = {
+        "fold": job.fold,
+        "epoch": state.epoch + 1,
+        "model": model,
+        "train_loss": tally.loss / tally.photos if tally.photos else None,
+        "test_loss": None,
+        "test_accuracy": None,
+        "steps": tally.steps,
+        "skipped": tally.skipped,
+        "missing": tally.missing,
+        "diverged": not finite,
+    }
+    if logits is not None and finite:
+        test, targets = logits[: len(job.test)], job.targets[job.test]
+        row["test_loss"] = metrics.log_loss(metrics.softmax(test), targets)
+        row["test_accuracy"] = metrics.accuracy(test, targets)
+    return row
+
+
+def _means(moves: Mapping[str, merge.Move]) -> Row:
+    """Means over tensors, for the curves; every tensor's own figures are in the table of merges."""
+    if not moves:
+        return {}
+    values = np.array([(move.ratio, move.angle, move.distance) for move in moves.values()])
+    names = ("ratio_mean", "angle_mean", "distance_mean")
+    return dict(zip(names, values.mean(axis=0).tolist(), strict=True))
+
+
+def _last_step(state: FoldState) -> int:
+    steps = [row["steps"] for row in state.history if row["epoch"] == state.epoch + 1]
+    return max(steps, default=0)
+
+
+def _refuse_missing(job: FoldJob, tally: Tally) -> None:
+    if tally.missing > MISSING_SHARE * len(job.train):
+        raise DataError(
+            f"{tally.missing} of {len(job.train)} training photos could not be read any more",
+            hint="bring the photos back; the same command then goes on from the last checkpoint",
+        )

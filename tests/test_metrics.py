@@ -1,0 +1,372 @@
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldguide import metrics
+
+
+def random_case(seed: int, *, photos: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are right more often than not; the last class is never true, sometimes chosen."""
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, classes - 1, photos)
+    logits = random.normal(size=(photos, classes))
+    logits[np.arange(photos), targets] += 1
+    return logits, targets
+
+
+cases = st.builds(random_case, st.integers(0, 2**32), photos=st.integers(1, 60))
+
+
+# --- against scikit-learn --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("photos", [3, 300])
+def test_equal_to_scikit_learn(seed: int, photos: int) -> None:
+    from sklearn import metrics as reference
+
+    logits, targets = random_case(seed, photos=photos)
+    predicted, labels = logits.argmax(axis=1), list(range(7))
+    with warnings.catch_warnings():  # it warns of predicted classes without a photo: there is one
+        warnings.simplefilter("ignore")
+        balanced = reference.balanced_accuracy_score(targets, predicted)
+    precision, recall, f1, support = reference.precision_recall_fscore_support(
+        targets, predicted, labels=labels, zero_division=0
+    )
+    ours = metrics.per_class(logits, targets)
+
+    assert metrics.accuracy(logits, targets) == reference.accuracy_score(targets, predicted)
+    assert metrics.balanced_accuracy(logits, targets) == pytest.approx(balanced)
+    assert metrics.macro_f1(logits, targets) == pytest.approx(
+        reference.f1_score(targets, predicted, average="macro", zero_division=0)
+    )
+    assert metrics.log_loss(metrics.softmax(logits), targets) == pytest.approx(
+        reference.log_loss(targets, metrics.softmax(logits), labels=labels)
+    )
+    np.testing.assert_array_equal(
+        metrics.confusion(logits, targets),
+        reference.confusion_matrix(targets, predicted, labels=labels),
+    )
+    for k in (1, 2, 5):
+        assert metrics.top_k_accuracy(logits, targets, k=k) == reference.top_k_accuracy_score(
+            targets, logits, k=k, labels=labels
+        )
+    np.testing.assert_allclose(ours.precision, precision)
+    np.testing.assert_allclose(ours.recall, recall)
+    np.testing.assert_allclose(ours.f1, f1)
+    np.testing.assert_array_equal(ours.support, support)
+
+
+def test_the_case_has_a_class_that_is_predicted_and_never_true() -> None:
+    logits, targets = random_case(0)
+    assert 6 not in targets
+    assert 6 in logits.argmax(axis=1)
+
+
+# --- laws ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(cases)
+def test_softmax_rows_are_probabilities_in_the_order_of_the_logits(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
+    logits, _ = case
+    probabilities = metrics.softmax(logits)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+    assert (probabilities > 0).all()
+    np.testing.assert_array_equal(probabilities.argsort(axis=1), logits.argsort(axis=1))
+    np.testing.assert_allclose(metrics.softmax(logits + 1000), probabilities, rtol=1e-9)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(cases, st.randoms(use_true_random=False))
+def test_the_order_of_photos_does_not_matter(
+    case: tuple[np.ndarray, np.ndarray], random: object
+) -> None:
+    logits, targets = case
+    order = np.arange(len(targets))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    for measure in MEASURES:
+        assert measure(metrics.softmax(logits)[order], targets[order]) == pytest.approx(
+            measure(metrics.softmax(logits), targets)
+        )
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(cases)
+def test_every_measure_takes_logits_and_probabilities_alike_where_ranks_decide(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
+    logits, targets = case
+    for measure in (metrics.accuracy, metrics.balanced_accuracy, metrics.macro_f1):
+        assert measure(metrics.softmax(logits), targets) == measure(logits, targets)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(cases)
+def test_what_the_confusions_say(case: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, targets = case
+    table, each = metrics.confusion(logits, targets), metrics.per_class(logits, targets)
+    assert table.sum() == len(targets)
+    assert metrics.accuracy(logits, targets) == pytest.approx(table.trace() / table.sum())
+    np.testing.assert_array_equal(each.support, table.sum(axis=1))
+    np.testing.assert_allclose(each.recall * table.sum(axis=1), table.diagonal())
+    np.testing.assert_allclose(each.precision * table.sum(axis=0), table.diagonal())
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(cases, st.integers(1, 9))
+def test_more_guesses_are_never_worse(case: tuple[np.ndarray, np.ndarray], k: int) -> None:
+    logits, targets = case
+    ties = np.round(logits)
+    assert metrics.top_k_accuracy(ties, targets, k=1) == metrics.accuracy(ties, targets)
+    few, many = (metrics.top_k_accuracy(ties, targets, k=each) for each in (k, k + 1))
+    assert few <= many
+    assert metrics.top_k_accuracy(ties, targets, k=7) == 1
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(cases, st.integers(1, 20))
+def test_calibration_error_is_the_sum_over_bins(
+    case: tuple[np.ndarray, np.ndarray], bins: int
+) -> None:
+    probabilities, targets = metrics.softmax(case[0]), case[1]
+    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    expected = 0.0
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if inside.any():
+            gap = (predicted == targets)[inside].mean() - confidence[inside].mean()
+            expected += inside.mean() * abs(gap)
+    assert metrics.calibration_error(probabilities, targets, bins=bins) == pytest.approx(expected)
+
+
+# --- extremes --------------------------------------------------------------------------------
+
+
+def test_all_right_and_all_wrong() -> None:
+    sure, targets = np.eye(4), np.arange(4)
+    wrong = (targets + 1) % 4
+    for measure in (metrics.accuracy, metrics.balanced_accuracy, metrics.macro_f1):
+        assert measure(sure, targets) == 1
+        assert measure(sure, wrong) == 0
+    assert metrics.log_loss(sure, targets) == 0
+    assert metrics.log_loss(sure, wrong) == pytest.approx(52 * np.log(2))
+    assert metrics.calibration_error(sure, targets) == 0
+    assert metrics.calibration_error(sure, wrong) == 1
+
+
+def test_a_uniform_guess() -> None:
+    guess = np.full((8, 4), 0.25)
+    targets = np.arange(8) % 4
+    assert metrics.log_loss(guess, targets) == pytest.approx(np.log(4))
+    assert metrics.accuracy(guess, targets) == 0.25  # the first of equal scores wins
+    assert metrics.calibration_error(guess, targets) == 0
+
+
+def test_a_class_without_photos_counts_only_where_it_was_predicted() -> None:
+    scores = np.array([[2.0, 1, 0], [2, 1, 0], [1, 2, 0]])
+    targets = np.array([0, 0, 0])
+    assert metrics.balanced_accuracy(scores, targets) == 2 / 3  # class 0 alone
+    assert metrics.macro_f1(scores, targets) == pytest.approx((4 / 5 + 0) / 2)  # classes 0 and 1
+    each = metrics.per_class(scores, targets)
+    assert each.recall.tolist() == [2 / 3, 0, 0]
+    assert each.precision.tolist() == [1, 0, 0]
+    assert each.support.tolist() == [3, 0, 0]
+
+
+def test_softmax_of_extreme_logits_and_of_no_rows() -> None:
+    huge = np.array([[1e5, 0, -np.inf], [-1e38, -1e38, -1e38]], dtype=np.float32)
+    assert metrics.softmax(huge).tolist() == [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]]
+    assert metrics.softmax(huge).dtype == np.float64
+    assert metrics.softmax(np.empty((0, 3))).shape == (0, 3)
+
+
+def test_half_precision_and_narrow_targets() -> None:
+    logits, targets = random_case(3)
+    half = metrics.softmax(logits).astype(np.float16)
+    for measure in MEASURES:
+        narrow = measure(half, targets.astype(np.int8))
+        assert narrow == pytest.approx(measure(half.astype(np.float64), targets), abs=1e-3)
+    many = np.zeros((1, 1000))
+    many[0, 120] = 1
+    assert metrics.confusion(many, np.array([120], dtype=np.int8))[120, 120] == 1
+
+
+def test_arguments_are_left_unchanged() -> None:
+    probabilities, targets = metrics.softmax(random_case(0)[0]), random_case(0)[1]
+    before = probabilities.copy(), targets.copy()
+    metrics.softmax(probabilities)
+    for measure in MEASURES:
+        measure(probabilities, targets)
+    np.testing.assert_array_equal(probabilities, before[0])
+    np.testing.assert_array_equal(targets, before[1])
+
+
+MEASURES: list[Callable[[np.ndarray, np.ndarray], float]] = [
+    metrics.accuracy,
+    metrics.balanced_accuracy,
+    metrics.macro_f1,
+    metrics.top_k_accuracy,
+    metrics.log_loss,
+    metrics.calibration_error,
+]
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [*MEASURES, metrics.confusion, metrics.per_class])
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        (np.empty((0, 3)), [], r"nothing to measure: scores of shape \(0, 3\)"),
+        (np.empty((1, 0)), [0], "nothing to measure"),
+        (np.eye(2), [0, 2], "targets from 0 to 2 for 2 classes"),
+        (np.eye(2), [-1, 1], "targets from -1 to 1 for 2 classes"),
+        ([[1.0, 0], [np.nan, 1]], [0, 1], "1 of 2 rows are not finite, the first: row 1, nan"),
+        ([[np.inf, 0]], [0], "1 of 1 rows are not finite, the first: row 0, inf"),
+    ],
+)
+def test_what_cannot_be_measured(
+    measure: Callable[[np.ndarray, np.ndarray], float],
+    scores: np.ndarray,
+    targets: list[int],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure(np.array(scores), np.array(targets, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    "measure", [*MEASURES, metrics.confusion, metrics.per_class, metrics.bootstrap_interval]
+)
+def test_lengths_that_differ(measure: Callable[[np.ndarray, np.ndarray], float]) -> None:
+    values = np.ones(3) if measure is metrics.bootstrap_interval else np.eye(3)
+    with pytest.raises((ValueError, TypeError)):  # TypeError where shapes are checked while testing
+        measure(values, np.array([0, 1]))
+
+
+@pytest.mark.parametrize("measure", [metrics.log_loss, metrics.calibration_error])
+def test_logits_are_no_probabilities(measure: Callable[[np.ndarray, np.ndarray], float]) -> None:
+    for rows in ([[2.0, 1.0]], [[1.5, -0.5]]):
+        with pytest.raises(ValueError, match="not probabilities: rows sum to 1 within"):
+            measure(np.array(rows), np.array([0]))
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="k must be at least 1: 0"):
+        metrics.top_k_accuracy(np.eye(2), np.arange(2), k=0)
+    with pytest.raises(ValueError, match="bins must be at least 1: 0"):
+        metrics.calibration_error(np.eye(2), np.arange(2), bins=0)
+    with pytest.raises(ValueError, match="no classes"):
+        metrics.softmax(np.empty((2, 0)))
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.softmax(np.full((1, 2), -np.inf))
+
+
+# --- the bootstrap ---------------------------------------------------------------------------
+
+
+def brute_force_interval(values: np.ndarray, groups: np.ndarray, draws: int) -> tuple[float, float]:
+    random = np.random.default_rng(1)
+    members = [values[groups == group] for group in np.unique(groups)]
+    means = [
+        np.concatenate([members[n] for n in random.integers(0, len(members), len(members))]).mean()
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("kind", [bool, float])
+def test_the_interval_is_that_of_drawing_groups_one_by_one(kind: type) -> None:
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 40, 120) * 7 - 100
+    values = random.random(120) < 0.7 if kind is bool else random.normal(size=120)
+    expected = brute_force_interval(values, groups, draws=8000)
+    assert metrics.bootstrap_interval(values, groups, draws=8000) == pytest.approx(
+        expected, abs=0.1 * (expected[1] - expected[0])
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 80))
+def test_the_interval_holds_the_mean_and_widens_with_its_share(seed: int, photos: int) -> None:
+    random = np.random.default_rng(seed)
+    right, groups = random.random(photos) < 0.8, random.integers(0, photos, photos)
+    low, high = metrics.bootstrap_interval(right, groups)
+    wide = metrics.bootstrap_interval(right, groups, share=0.999)
+    assert 0 <= wide[0] <= low <= right.mean() <= high <= wide[1] <= 1
+
+
+def test_right_in_groups_together_is_worth_less_than_alone() -> None:
+    right = np.arange(400) % 2 == 0
+    alone = metrics.bootstrap_interval(right, np.arange(400))
+    together = metrics.bootstrap_interval(np.sort(right), np.arange(400) // 10)
+    assert together[1] - together[0] > 2.5 * (alone[1] - alone[0])  # sqrt(10) in theory
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """40 groups of 3 photos, all right or all wrong: 95 % asked, some less for so few groups."""
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 3)
+    trials = 400
+    covered = 0
+    for seed in range(trials):
+        right = np.repeat(random.random(40) < 0.7, 3)
+        low, high = metrics.bootstrap_interval(right, groups, draws=500, seed=seed)
+        covered += low <= 0.7 <= high
+    assert 0.90 <= covered / trials <= 0.98
+
+
+def test_the_interval_depends_on_values_and_seed_alone() -> None:
+    random = np.random.default_rng(0)
+    right, groups = random.random(100) < 0.7, random.integers(0, 50, 100)
+    order = random.permutation(100)
+    interval = metrics.bootstrap_interval(right, groups, seed=0)
+    assert metrics.bootstrap_interval(right[order], groups[order] + 9, seed=0) == interval
+    assert metrics.bootstrap_interval(right.astype(np.float32), groups, seed=0) == interval
+    assert metrics.bootstrap_interval(right, groups, seed=1) != interval
+
+
+def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, groups = np.random.default_rng(0).random(50), np.arange(50)
+    whole = metrics.bootstrap_interval(values, groups, draws=100)
+    monkeypatch.setattr(metrics, "_BLOCK", 7 * 50)
+    assert metrics.bootstrap_interval(values, groups, draws=100) == whole
+
+
+def test_intervals_without_width() -> None:
+    assert metrics.bootstrap_interval(np.ones(9, dtype=bool), np.arange(9)) == (1, 1)
+    assert metrics.bootstrap_interval(np.zeros(1, dtype=bool), np.arange(1)) == (0, 0)
+    one_group = metrics.bootstrap_interval(np.array([True, False]), np.zeros(2, dtype=np.int64))
+    assert one_group == (0.5, 0.5)
+
+
+def test_a_million_photos() -> None:
+    right = np.arange(1_000_000) % 10 > 0
+    low, high = metrics.bootstrap_interval(right, np.arange(1_000_000))
+    spread = 1.96 * np.sqrt(0.9 * 0.1 / 1_000_000)
+    assert (low, high) == pytest.approx((0.9 - spread, 0.9 + spread), abs=0.1 * spread)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "options", "message"),
+    [
+        ([], [], {}, "need as many groups as values"),
+        ([np.nan, 1.0], [0, 1], {}, "1 of 2 rows are not finite"),
+        ([1.0], [0], {"share": 1.0}, "share must lie between 0 and 1: 1.0"),
+        ([1.0], [0], {"draws": 0}, "draws be at least 1: 0"),
+    ],
+)
+def test_intervals_that_cannot_be(
+    values: list[float], groups: list[int], options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.bootstrap_interval(np.array(values), np.array(groups, dtype=np.int64), **options)
