@@ -488,3 +488,25 @@ def test_arguments_are_left_unchanged() -> None:
     photos.split()
     assert photos == singles({"oak": 6, "elm": 6})
     assert rows.tolist() == list(range(12))[::-1]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(10, 60), st.floats(0.1, 0.9), st.integers(0, 2**32))
+def test_one_photo_more_changes_an_inner_split_by_one(size: int, share: float, seed: int) -> None:
+    before, after = (
+        {
+            photos.keys[row]
+            for row in inner_split(
+                photos.labels,
+                photos.keys,
+                photos.groups,
+                np.arange(len(photos.keys)),
+                share=share,
+                seed=seed,
+            )[1]
+        }
+        for photos in (singles({"oak": size, "elm": 20}), singles({"oak": size + 1, "elm": 20}))
+    )
+    changed = (before ^ after) - {f"oak/{size}-0"}
+    assert len(changed) <= 1
+    assert all(key.startswith("oak") for key in changed)

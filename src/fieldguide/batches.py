@@ -1,16 +1,19 @@
 """Batches of photos whose content depends on what is asked for alone.
 
-A `Draw` names a photo and the seed of its random changes. Whoever asks for a batch says which draws it
-consists of; loader processes turn draws into pixels and know nothing of epochs, replicas or folds. So any
-number of loader processes and any resume give the same pixels.
+A `Draw` names a photo and the seed of its random changes. Whoever asks for a batch says which draws
+it consists of; loader processes turn draws into pixels and know nothing of epochs, replicas or
+folds. So any number of loader processes and any resume give the same pixels.
 """
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +32,10 @@ LOADER_SECONDS = 300
 
 
 class Draw(NamedTuple):
-    """A photo by its number in the collection, and the seed of its random changes; None: evaluation."""
+    """A photo by its number in the collection, and the seed of its random changes.
+
+    No seed: it is looked at for evaluation, without any.
+    """
 
     photo: int
     seed: int | None
@@ -39,8 +45,8 @@ class Draw(NamedTuple):
 class Batch:
     """Photos of one step, in the order they were asked for.
 
-    `photos`: numbers in the collection; `missing` counts training photos that could not be read any more
-    and were replaced by another of the batch; `error` says which photo failed where none may.
+    `photos`: numbers in the collection; `missing` counts training photos that could not be read any
+    more and were replaced by another of the batch; `error` says which photo failed where none may.
     """
 
     images: UInt8[Tensor, "n 3 size size"]
@@ -64,13 +70,13 @@ class Pictures(Dataset[Batch]):
     truncated: pixels.Truncated = "refuse"
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
-        """One batch. A training photo that has vanished is replaced by its successor in the batch."""
+        """One batch. A training photo that has vanished is replaced by its successor in it."""
         images, photos, missing = [], [], 0
         for position in range(len(draws)):
             try:
                 draw, image = self._first_readable([*draws[position:], *draws[:position]])
             except DataError as error:  # an exception of a loader process would lose its class
-                return Batch(torch.empty(0), torch.empty(0), error=str(error))
+                return _failed(str(error))
             images.append(image)
             photos.append(draw.photo)
             missing += draw != draws[position]
@@ -93,14 +99,17 @@ class Pictures(Dataset[Batch]):
         if draw.seed is None:
             image: Tensor = self.evaluation(picture)
         else:
-            torch.manual_seed(draw.seed)
+            torch.default_generator.manual_seed(draw.seed)  # leaves those of GPUs alone
             image = self.training(picture)
         return image
 
 
 @dataclass
 class Loader:
-    """Turns lists of draws into batches, ahead of their use, in `workers` processes kept for all epochs."""
+    """Turns lists of draws into batches, ahead of their use.
+
+    `workers` processes do it, kept for all epochs; with none, the process that asks.
+    """
 
     pictures: Pictures
     workers: int
@@ -109,6 +118,7 @@ class Loader:
     _loader: "DataLoader[Batch]" = field(init=False)
 
     def __post_init__(self) -> None:
+        """Starts no process yet."""
         self._plan = _Plan()
         self._loader = DataLoader(
             self.pictures,
@@ -126,25 +136,54 @@ class Loader:
     def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
         """One batch for each list of draws, in order."""
         self._plan.draws = plan
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _deaths_explained():
             iterator = iter(self._loader)
+        if self.workers:
+            _explain_deaths_anywhere()
         for _ in plan:
-            with torch.random.fork_rng(devices=[]):
-                batch = self._next(iterator)
+            with torch.random.fork_rng(devices=[]), _deaths_explained():
+                batch = next(iterator)
             if batch.error:
                 raise DataError(batch.error)
             yield batch
 
-    def _next(self, iterator: Iterator[Batch]) -> Batch:
-        try:
-            return next(iterator)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise ResourceError(
-                f"a process that prepares photos has died: {str(error).splitlines()[0]}",
-                hint="often memory ran out; the same command goes on from here, with --workers 0 in one process",
-            ) from error
+
+@contextmanager
+def _deaths_explained() -> Iterator[None]:
+    """What torch says of a dead loader process becomes our error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise ResourceError(
+            f"a process that prepares photos has died: {str(error).splitlines()[0]}",
+            hint="often memory ran out; the same command goes on from here,"
+            " with --workers 0 in one process",
+        ) from error
+
+
+def _explain_deaths_anywhere() -> None:
+    """Changes the process's handler of SIGCHLD, which torch has set for its loaders.
+
+    Torch's own raises RuntimeError wherever the main thread happens to be when a loader process
+    dies: mostly in a training step, far from here.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _ExplainingHandler):
+        signal.signal(signal.SIGCHLD, _ExplainingHandler(handler))
+
+
+@dataclass(frozen=True)
+class _ExplainingHandler:
+    handler: Callable[[int, FrameType | None], Any]
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler."""
+        with _deaths_explained():
+            self.handler(number, frame)
 
 
 class _Plan(Iterable[Sequence[Draw]]):
@@ -164,16 +203,25 @@ def training_plan(
 ) -> list[list[Draw]]:
     """An epoch's draws: every row once, in an order of its own for each (seed, replica, epoch).
 
-    Batches are as equal as can be and at most `batch_size`: none is left with a single photo, whose batch
-    norm would have no variance.
+    Batches are `steps_in_epoch` in number and as equal as can be.
     """
     generator = np.random.default_rng(derive_seed(seed, "order", replica, epoch))
     shuffled = generator.permutation(rows)
-    steps = -(-len(rows) // batch_size)
+    steps = steps_in_epoch(len(rows), batch_size)
     return [
         [Draw(int(row), derive_seed(seed, "photo", replica, epoch, int(row))) for row in part]
         for part in np.array_split(shuffled, steps)
     ]
+
+
+def steps_in_epoch(photos: int, batch_size: int) -> int:
+    """How many batches an epoch has.
+
+    None is left with a single photo, whose batch norm would have no variance, unless singles were
+    asked for: with `batch_size` = 2 and an odd number of photos, one batch holds three.
+    """
+    steps = -(-photos // batch_size)
+    return steps if batch_size == 1 else max(min(steps, photos // 2), 1)
 
 
 def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]]:
@@ -182,6 +230,12 @@ def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]
         [Draw(int(row), None) for row in rows[start : start + batch_size]]
         for start in range(0, len(rows), batch_size)
     ]
+
+
+def _failed(error: str) -> Batch:
+    return Batch(
+        torch.empty((0, 3, 1, 1), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), error=error
+    )
 
 
 def count_workers(asked: int | str) -> int:

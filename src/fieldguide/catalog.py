@@ -290,7 +290,7 @@ class _Walk:
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
             pictorial = Path(entry.name).suffix.lower() in EXTENSIONS
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders += [] if pictorial else [path]  # a folder called x.jpg is neither
             elif entry.is_symlink() and not (self.root / path).exists():
                 self.notes.append(
@@ -312,6 +312,13 @@ class _Walk:
             self.notes.append(Note("unreadable-folder", folder, reason))
             return []
         return sorted(visible, key=lambda e: e.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _hidden(name: str) -> bool:
@@ -747,7 +754,7 @@ def read_rows(path: Path, root: Path) -> Catalog:
         if tuple(header) != _HEADER:
             raise ValueError(f"header {header}")
         return Catalog(root, tuple(_photo_of(row) for row in rows))
-    except (OSError, csv.Error, ValueError) as error:
+    except (OSError, csv.Error, ValueError, KeyError) as error:
         raise DataError(f"not a catalog: {path}: {error}") from error
 
 

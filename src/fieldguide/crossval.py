@@ -27,7 +27,7 @@ from fieldguide.checkpoint import Row
 from fieldguide.device import choose_device, choose_precision, device_name
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
-from fieldguide.network import Network, build, freeze, input_config, load_weights, weights_of
+from fieldguide.network import Network, build, freeze, input_config, weights_of
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run
 from fieldguide.train import Controls, FoldJob, train_fold
@@ -83,6 +83,8 @@ def fit(
     folder = Path(out)
     _require_usable(folder)
     with files.lock(folder):
+        for place in (folder, *folder.glob("folds/*"), *folder.glob("folds/*/checkpoint")):
+            files.remove_temporaries(place)
         if (folder / runs.SETUP).is_file():
             run = _reopen(folder, catalog, recipe, force, watcher)
         else:
@@ -103,9 +105,9 @@ def _require_usable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
-    files.remove_temporaries(folder)
     known = {*runs.SETUP_FILES, runs.SETUP, files.LOCK, "folds", "report.html"}
-    strange = sorted({path.name for path in folder.iterdir()} - known)
+    names = {path.name for path in folder.iterdir() if not files.is_temporary(path.name)}
+    strange = sorted(names - known)
     if strange and not (folder / runs.SETUP).is_file():
         raise UsageError(
             f"`{folder}` is not empty and holds no run: {', '.join(strange[:3])}",
@@ -300,29 +302,25 @@ def _weights_sha256(weights: str) -> str:
     return "" if weights in {"pretrained", "none"} else files.sha256(Path(weights))
 
 
-def _train_folds(
-    run: Run, asked: Recipe, root: Path, todo: tuple[int, ...], watcher: Watcher
-) -> None:
-    """Trains folds one after another in one process: one network object, one set of loaders.
+def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[int], FoldJob]:
+    """From a fold's number to its job, all with one network object and one set of loaders.
 
-    What changes no result (device, workers) is taken from the recipe that was asked for now.
+    `root` is where the photos lie. What changes no result (device, workers) is taken from `machine`.
     """
-    recipe = run.recipe.replace(**{name: getattr(asked, name) for name in recipes.HARMLESS})
+    settings = {name: getattr(machine or run.recipe, name) for name in recipes.HARMLESS}
+    recipe = run.recipe.replace(**settings)
     device = choose_device(recipe.device)
     start = {name: torch.from_numpy(array) for name, array in run.weights().items()}
     network = _build(recipe.replace(weights="none"), len(run.classes))
     freeze(network, recipe.freeze)
     network.to(device)
     loader = Loader(
-        _pictures(run, root), workers=count_workers(recipe.workers), pin_memory=device.type == "cuda"
+        _pictures(run, root), count_workers(recipe.workers), pin_memory=device.type == "cuda"
     )
-    watcher.on_plan(_plan(run, todo))
-    controls = Controls(watcher.on_step, watcher.on_row, watcher.notice, watcher.check_stop)
-    for index in todo:
-        fold = run.folds[index]
-        train, watch = _parts(run, fold)
-        load_weights(network, start)
-        job = FoldJob(
+
+    def job(index: int) -> FoldJob:
+        train, watch = _parts(run, run.folds[index])
+        return FoldJob(
             fold=index,
             recipe=recipe,
             network=network,
@@ -333,10 +331,22 @@ def _train_folds(
             classes=len(run.classes),
             targets=run.targets,
             train=train,
-            test=fold.test,
+            test=run.folds[index].test,
             watch=watch,
         )
-        result = train_fold(job, run.fold_folder(index) / "checkpoint", controls)
+
+    return job
+
+
+def _train_folds(
+    run: Run, asked: Recipe, root: Path, todo: tuple[int, ...], watcher: Watcher
+) -> None:
+    """Trains folds one after another in this process."""
+    job_of = fold_jobs(run, root, asked)
+    watcher.on_plan(_plan(run, todo))
+    controls = Controls(watcher.on_step, watcher.on_row, watcher.notice, watcher.check_stop)
+    for index in todo:
+        result = train_fold(job_of(index), run.fold_folder(index) / "checkpoint", controls)
         runs.save_fold(run, index, result)
 
 

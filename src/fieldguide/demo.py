@@ -1,14 +1,14 @@
-"""Draws the demo's collection: look-alike species of flowers, butterflies and birds that nobody will ever meet.
+"""Draws the demo's collection: look-alike flowers, butterflies and birds that live nowhere else.
 
-A species is a line of `SPECIES` and differs from its relatives in a detail or two. All else varies as
-in real photographs: colour, pose, light, background, what stands in front, lens and sensor. A specimen
-is drawn three times too large on a transparent sheet, shrunk, lit and laid onto a background:
+A species is a line of `SPECIES` and differs from its relatives in a detail or two. All else varies
+as in real photographs: colour, pose, light, background, what stands in front, lens and sensor.
+A specimen is drawn three times too large on a transparent sheet, which smooths its edges:
 
     specimen ──> shrunk ──> lit ─┐
     background ──> its shadow ───┴──> blades in front ──> camera ──> JPEG
 
-Points are complex numbers, x to the right and y down, so turning is multiplying. Lengths are parts of
-the specimen's size, colours run from 0 to 255. Numbers without an origin are taste: chosen by looking.
+Points are complex numbers, x to the right and y down, so turning is multiplying. Lengths are parts
+of the specimen's size, angles radians, colours 0 to 255. Numbers without an origin are taste.
 Knows nothing of catalogs, training or runs.
 """
 
@@ -29,77 +29,78 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Colour = tuple[float, float, float]
-Points = NDArray[np.complex128]
-Pixels = NDArray[np.float32]
+Palette = tuple[Colour, ...]
+Points = NDArray[np.complexfloating]
+Pixels = NDArray[np.floating]  # (height, width, channels)
+Size = tuple[int, int]  # width, height in pixels
 
 GOLD, PLUM, CREAM, INK = (232, 180, 40), (88, 34, 62), (243, 233, 208), (38, 30, 28)
+
+# Every species of a kind wears any colour of its kind: colour alone says little.
+PETALS = ((240, 236, 232), (236, 150, 180), (150, 110, 205), (120, 150, 225), (240, 205, 90))
+WINGS = ((222, 130, 45), (160, 80, 45), (95, 125, 195), (225, 205, 150), (120, 95, 80))
+PLUMAGE = ((125, 98, 72), (120, 122, 74), (96, 112, 130), (160, 96, 62), (176, 152, 110))
+LEAVES = ((70, 112, 48), (96, 134, 58), (52, 92, 56), (124, 144, 70), (84, 104, 44))
+
+SHORTEST, LONGEST = 140, 200  # sides of a photo in pixels
+OVERSIZE = 3  # a specimen's sheet against its photo
 
 
 @dataclass(frozen=True)
 class Flower:
     """What tells one flower from its relatives."""
 
-    petals: int
-    width: float  # of a petal, 1 is average
-    tip: Literal["round", "pointed", "notched"]
-    centre: Colour
-    stamens: int
+    petals: int = 5
+    tip: Literal["round", "pointed", "notched"] = "round"
+    width: float = 1.0
+    centre: Colour = GOLD
+    stamens: int = 10
 
 
 @dataclass(frozen=True)
 class Butterfly:
-    """What tells one butterfly from its relatives; eyespots are counted on one wing."""
+    """What tells one butterfly from its relatives; eyespots are those of one wing."""
 
-    fore_eyes: int
-    hind_eyes: int
-    pale_band: bool
-    tails: bool
-    feathery: bool
+    fore_eyes: int = 1
+    hind_eyes: int = 0
+    pale_band: bool = False
+    tails: bool = False
+    feathery_antennae: bool = False
 
 
 @dataclass(frozen=True)
 class Bird:
-    """What tells one bird from its relatives; lengths are parts of the body's."""
+    """What tells one bird from its relatives."""
 
-    beak: float
-    beak_curve: float
-    tail: float
-    forked: bool
-    wing_bars: int
-    crest: float
-    speckled: bool
+    beak: float = 0.24
+    beak_bend: float = 0.0
+    tail: float = 0.5
+    forked: bool = False
+    wing_bars: int = 1
+    crest: float = 0.0
+    speckled: bool = False
 
 
 Species = Flower | Butterfly | Bird
 
+# Tuned so that a network of 0.4 million weights trained from nothing on 480 photos of 64 pixels for
+# 30 epochs names about 9 in 10 of the other 240, and the nearest mean colour 1 in 8.
 SPECIES: Mapping[str, Species] = MappingProxyType(
     {
-        # petals, their width and tip, colour of the centre, stamens
-        "meadow-starwort": Flower(5, 1.25, "round", GOLD, 10),
-        "notched-starwort": Flower(5, 0.95, "notched", GOLD, 10),
-        "dark-eyed-starwort": Flower(5, 1.0, "round", PLUM, 16),
-        "six-petalled-starwort": Flower(6, 0.85, "pointed", GOLD, 12),
-        # eyespots on the fore wing and the hind wing, pale band, tails, feathery antennae
-        "two-eyed-flitterwing": Butterfly(1, 0, False, False, False),
-        "six-eyed-flitterwing": Butterfly(1, 2, False, False, False),
-        "banded-flitterwing": Butterfly(1, 0, True, False, True),
-        "tailed-flitterwing": Butterfly(0, 1, False, True, False),
-        # beak and how far it bends, tail and whether it is forked, wing bars, crest, speckled breast
-        "common-thornpiper": Bird(0.24, 0.0, 0.5, False, 1, 0.0, False),
-        "crested-thornpiper": Bird(0.2, 0.0, 0.6, False, 2, 0.36, False),
-        "sickle-billed-thornpiper": Bird(0.5, 0.24, 0.5, False, 0, 0.0, False),
-        "fork-tailed-thornpiper": Bird(0.24, 0.0, 0.95, True, 1, 0.0, True),
+        "meadow-starwort": Flower(width=1.25),
+        "notched-starwort": Flower(tip="notched", width=0.95),
+        "dark-eyed-starwort": Flower(centre=PLUM, stamens=16),
+        "six-petalled-starwort": Flower(petals=6, tip="pointed", width=0.85, stamens=12),
+        "two-eyed-flitterwing": Butterfly(),
+        "six-eyed-flitterwing": Butterfly(hind_eyes=2),
+        "banded-flitterwing": Butterfly(pale_band=True, feathery_antennae=True),
+        "tailed-flitterwing": Butterfly(fore_eyes=0, hind_eyes=1, tails=True),
+        "common-thornpiper": Bird(),
+        "crested-thornpiper": Bird(crest=0.48, beak=0.2, tail=0.6, wing_bars=2),
+        "sickle-billed-thornpiper": Bird(beak=0.5, beak_bend=0.24, wing_bars=0),
+        "fork-tailed-thornpiper": Bird(tail=0.95, forked=True, speckled=True),
     }
 )
-
-# Every species of a kind wears any of its colours: colour alone says little.
-PETALS = ((240, 236, 232), (236, 150, 180), (150, 110, 205), (120, 150, 225), (240, 205, 90))
-WINGS = ((222, 130, 45), (160, 80, 45), (95, 125, 195), (225, 205, 150), (120, 95, 80))
-PLUMAGE = ((125, 98, 72), (120, 122, 74), (96, 112, 130), (160, 96, 62), (176, 152, 110))
-LEAVES = ((70, 112, 48), (96, 134, 58), (52, 92, 56), (124, 144, 70), (84, 104, 44))
-
-PHOTO_SIDES = (140, 200)  # pixels
-OVERSIZE = 3  # a specimen's sheet against its photo: shrinking it smooths the edges
 
 
 def draw_collection(
@@ -109,7 +110,7 @@ def draw_collection(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write `photos_each` JPEGs of every species to `folder`/species/NNN.jpg, replacing what has that name.
+    """Write `photos_each` photos of every species to `folder`/species/NNN.jpg, over older ones.
 
     `progress` is called after each photo with the number of photos drawn so far.
     """
@@ -122,13 +123,16 @@ def draw_collection(
 
 
 def draw_photo(name: str, number: int, *, seed: int = 0) -> bytes:
-    """One JPEG of a species of `SPECIES`; its bytes depend on the three arguments alone (both numbers ≥ 0)."""
+    """An RGB JPEG of one of `SPECIES`; its bytes depend on the arguments alone.
+
+    `number` and `seed` are 0 or more.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
-    width, height = (int(side) for side in rng.integers(*PHOTO_SIDES, 2, endpoint=True))
-    light = rect(1.0, rng.uniform(0, 2 * pi))
-    picture = draw_background(rng, width, height)
-    picture = laid_on(picture, draw_specimen(rng, SPECIES[name], width, height), light, rng)
-    return taken(covered(picture, rng), light, rng)
+    width, height = rng.integers(SHORTEST, LONGEST, 2, endpoint=True).tolist()
+    light = rect(1, rng.uniform(0, 2 * pi))
+    scene = draw_background(rng, (width, height))
+    scene = laid_on(rng, scene, draw_specimen(rng, SPECIES[name], scene.size), light)
+    return taken(rng, behind_blades(rng, scene), light)
 
 
 # The pen and its outlines
@@ -136,70 +140,76 @@ def draw_photo(name: str, number: int, *, seed: int = 0) -> bytes:
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws on a sheet in its own frame: `right` and `down` are the steps, in pixels, of one unit."""
+    """Draws in a frame of its own: `right` and `down` are its units as steps of so many pixels."""
 
     sheet: ImageDraw.ImageDraw
     origin: complex
     right: complex
     down: complex
 
-    def at(self, where: complex, turn: float = 0.0, wide: float = 1.0, high: float = 1.0) -> "Pen":
-        """A pen at `where` (units), turned clockwise (radians), its units stretched; < 0 mirrors."""
-        right, down = rect(wide, turn), rect(high, turn + pi / 2)
-        return Pen(self.sheet, self.place(where), self.step(right), self.step(down))
+    def at(self, where: complex, turn: float = 0, wide: float = 1, high: float = 1) -> "Pen":
+        """A pen at `where`, turned clockwise, its units stretched; a negative stretch mirrors."""
+        right, down = rect(1, turn) * wide, rect(1, turn) * high * 1j
+        return Pen(self.sheet, self.origin + self.step(where), self.step(right), self.step(down))
 
-    def step(self, by: complex) -> complex:
-        """How many pixels lie in so many units."""
-        return by.real * self.right + by.imag * self.down
-
-    def place(self, where: complex) -> complex:
-        """The pixel of a point."""
-        return self.origin + self.step(where)
+    def step(self, way: complex) -> complex:
+        """A way in pixels."""
+        return way.real * self.right + way.imag * self.down
 
     def fill(self, outline: Points, colour: Colour) -> None:
         """Fill a closed outline."""
         pixels = self.origin + outline.real * self.right + outline.imag * self.down
         self.sheet.polygon(pixels.view(np.float64).tolist(), fill=ink(colour))
 
-    def round_off(
-        self, outline: Points, colour: Colour, glow: float = 0.25, steps: int = 5
-    ) -> None:
-        """Fill an outline with a dark rim that brightens inwards, as if it bulged."""
+    def round_off(self, outline: Points, colour: Colour, bulge: float = 0.25) -> None:
+        """Fill a closed outline that brightens from its rim inwards."""
         middle = outline.mean()
-        for step in np.linspace(0, 1, steps):
-            inner = middle + (outline - middle) * (1 - 0.7 * step)
-            self.fill(inner, shaded(colour, 1 + glow * (step - 0.7)))
+        for depth in np.linspace(0, 1, 5):
+            inner = middle + (outline - middle) * (1 - 0.7 * depth)
+            self.fill(inner, shaded(colour, 1 + bulge * (depth - 0.7)))
 
     def dot(self, where: complex, radius: float, colour: Colour) -> None:
         """Fill a circle."""
         self.fill(where + radius * CIRCLE, colour)
 
-    def line(self, points: Points, colour: Colour, width: float, end: float = 1.0) -> None:
-        """Draw along points; the line is `width` wide at first and `end` times that at last."""
+    def line(self, points: Points, colour: Colour, width: float, end: float = 1) -> None:
+        """Draw along points a line that is `width` wide at first and `end` times that at last."""
         along = np.gradient(points)
         side = 0.5j * width * along / np.abs(along) * np.linspace(1, end, len(points))
         self.fill(np.concatenate([points + side, (points - side)[::-1]]), colour)
 
 
 def smooth(*knots: complex) -> Points:
-    """A closed outline through the knots: a Catmull-Rom spline, eight points between two knots."""
-    here = np.array(knots)[:, None]
+    """A closed outline through the knots: a Catmull-Rom spline with eight points a knot."""
+    here = np.array(knots, dtype=np.complex128)[:, None]
     before, after, beyond = (np.roll(here, shift, axis=0) for shift in (1, -1, -2))
     t = np.arange(8) / 8
-    bend = 2 * before - 5 * here + 4 * after - beyond
-    twist = 3 * (here - after) + beyond - before
-    return (here + t / 2 * (after - before + t * (bend + t * twist))).ravel()
+    bend, twist = 2 * before - 5 * here + 4 * after - beyond, 3 * (here - after) + beyond - before
+    outline: Points = here + t / 2 * (after - before + t * (bend + t * twist))
+    return outline.ravel()
+
+
+def traced(knots: str) -> Points:
+    """A closed outline through the knots of a text such as `0,0 1,0 1,1`."""
+    pairs = (knot.split(",") for knot in knots.split())
+    return smooth(*(complex(float(x), float(y)) for x, y in pairs))
 
 
 def mirrored(*half: complex) -> Points:
-    """An outline that is symmetric about the x axis, from the knots on one side of it."""
+    """A closed outline that is symmetric about the x axis, from the knots on one side of it."""
     return smooth(*half, *(knot.conjugate() for knot in reversed(half) if knot.imag))
 
 
-def curve(start: complex, by_way_of: complex, end: complex) -> Points:
-    """Twelve points of a bow: a quadratic Bézier curve."""
+def bow(start: complex, by_way_of: complex, end: complex) -> Points:
+    """Twelve points along a quadratic Bézier curve."""
     t = np.linspace(0, 1, 12)
-    return (1 - t) ** 2 * start + 2 * t * (1 - t) * by_way_of + t**2 * end
+    points: Points = (1 - t) ** 2 * start + 2 * t * (1 - t) * by_way_of + t**2 * end
+    return points
+
+
+def near(rng: Generator, where: complex, spread: float) -> complex:
+    """A point near another."""
+    return where + complex(*rng.normal(0, spread, 2))
 
 
 CIRCLE = np.exp(2j * pi * np.arange(24) / 24)
@@ -215,18 +225,18 @@ def ink(colour: Colour) -> tuple[int, ...]:
 
 
 def mixed(one: Colour, other: Colour, part: float) -> Colour:
-    """`part` of the other colour in the one."""
-    r, g, b = (a + part * (b - a) for a, b in zip(one, other, strict=True))
-    return r, g, b
+    """The one colour with `part` of the other in it."""
+    red, green, blue = (a + part * (b - a) for a, b in zip(one, other, strict=True))
+    return red, green, blue
 
 
 def shaded(colour: Colour, light: float) -> Colour:
-    """The colour under so much light."""
+    """The colour in so much light."""
     return mixed((0, 0, 0), colour, light)
 
 
-def picked(rng: Generator, palette: tuple[Colour, ...]) -> Colour:
-    """A colour somewhere between two of the palette, lighter or darker."""
+def picked(rng: Generator, palette: Palette) -> Colour:
+    """A colour between two of the palette, somewhat lighter or darker."""
     one, other = rng.choice(len(palette), 2, replace=False)
     return shaded(mixed(palette[one], palette[other], rng.uniform(0, 0.5)), rng.uniform(0.85, 1.1))
 
@@ -234,9 +244,9 @@ def picked(rng: Generator, palette: tuple[Colour, ...]) -> Colour:
 # Specimens
 
 
-def draw_specimen(rng: Generator, species: Species, width: int, height: int) -> Image.Image:
-    """One individual in its pose on a transparent sheet, shrunk to the photo: RGBa, premultiplied."""
-    sheet = Image.new("RGBA", (width * OVERSIZE, height * OVERSIZE))
+def draw_specimen(rng: Generator, species: Species, size: Size) -> Image.Image:
+    """One individual in its pose on a transparent sheet: `RGBa`, colours multiplied by opacity."""
+    sheet = Image.new("RGBA", (size[0] * OVERSIZE, size[1] * OVERSIZE))
     centre = complex(*rng.normal(0.5, 0.04, 2) * sheet.size)
     unit = min(sheet.size) * rng.uniform(0.4, 0.54)
     pen = Pen(ImageDraw.Draw(sheet), centre, unit, 1j * unit)
@@ -258,47 +268,43 @@ PETAL_OUTLINES = {
 
 
 def draw_flower(pen: Pen, rng: Generator, flower: Flower) -> None:
-    """A flower seen from above and a little aside, on its stem."""
+    """A flower on its stem, seen from above and a little aside."""
     green, colour = picked(rng, LEAVES), picked(rng, PETALS)
     draw_stem(pen, rng, green)
-    head = pen.at(0, turn=rng.uniform(0, 2 * pi), high=rng.uniform(0.6, 1)).at(
-        0, turn=rng.uniform(0, 2 * pi)
-    )
-    step = 2 * pi / flower.petals
+    aside = pen.at(0, turn=rng.uniform(0, 2 * pi), high=rng.uniform(0.6, 1))
+    head = aside.at(0, turn=rng.uniform(0, 2 * pi))
+    apart = 2 * pi / flower.petals
     for number in range(flower.petals):
-        head.at(0, turn=(number + 0.5) * step).fill(0.75 * LEAF, shaded(green, 0.8))
+        head.at(0, turn=(number + 0.5) * apart).fill(0.75 * LEAF, shaded(green, 0.8))
     for number in rng.permutation(flower.petals):
-        draw_petal(head.at(0, turn=number * step + rng.normal(0, 0.07)), rng, flower, colour)
+        draw_petal(head.at(0, turn=number * apart + rng.normal(0, 0.07)), rng, flower, colour)
     draw_flower_centre(head, rng, flower)
 
 
 def draw_stem(pen: Pen, rng: Generator, green: Colour) -> None:
-    """A stem that bows out of the picture below, with two leaves."""
-    bow = curve(0, rng.normal(0, 0.25) + 0.8j, rng.normal(0, 0.5) + 2.2j)
-    pen.line(bow, shaded(green, 0.7), 0.07)
-    pen.line(bow - 0.012, green, 0.035)
+    """A stem that leaves the picture below, with two leaves."""
+    stem = bow(0, rng.normal(0, 0.25) + 0.8j, rng.normal(0, 0.5) + 2.2j)
+    pen.line(stem, shaded(green, 0.7), 0.07)
+    pen.line(stem - 0.012, green, 0.035)
     for side in (-1, 1):
-        draw_leaf(
-            pen.at(bow[rng.integers(4, 8)], turn=pi / 2 - side * rng.uniform(0.6, 1.3)), green
-        )
+        turn = pi / 2 - side * rng.uniform(0.6, 1.3)
+        draw_leaf(pen.at(stem[rng.integers(4, 8)], turn), green)
 
 
 def draw_leaf(pen: Pen, green: Colour) -> None:
-    """A leaf from the origin to 1, with its midrib."""
-    pen.round_off(LEAF, green, steps=3)
-    pen.line(np.linspace(0, 0.95, 4) + 0j, shaded(green, 1.2), 0.025, end=0.3)
+    """A leaf from 0 to 1, with its midrib."""
+    pen.round_off(LEAF, green)
+    pen.line(bow(0, 0.5, 0.95), shaded(green, 1.2), 0.025, end=0.3)
 
 
 def draw_petal(pen: Pen, rng: Generator, flower: Flower, colour: Colour) -> None:
-    """A petal from the origin to about 1, paler outside, with veins."""
+    """A petal from 0 to about 1, with its veins."""
     petal = pen.at(0, wide=rng.normal(1, 0.05), high=flower.width * rng.normal(1, 0.06))
     outline, tone = PETAL_OUTLINES[flower.tip], shaded(colour, rng.normal(1, 0.04))
     petal.fill(1.03 * outline, shaded(tone, 0.66))
-    petal.round_off(outline, tone, glow=0.16)
-    for spread in (-0.16, -0.05, 0.05, 0.16):
-        petal.line(
-            curve(0.1, 0.4 + 0.5j * spread, 0.78 + 1j * spread), shaded(tone, 0.84), 0.02, end=0.2
-        )
+    petal.round_off(outline, tone, bulge=0.16)
+    for aside in (-0.16j, -0.05j, 0.05j, 0.16j):
+        petal.line(bow(0.1, 0.4 + aside / 2, 0.72 + aside), shaded(tone, 0.84), 0.02, end=0.2)
 
 
 def draw_flower_centre(pen: Pen, rng: Generator, flower: Flower) -> None:
@@ -306,371 +312,318 @@ def draw_flower_centre(pen: Pen, rng: Generator, flower: Flower) -> None:
     radius = rng.uniform(0.14, 0.19)
     for number in range(flower.stamens):
         tip = rect(radius * rng.uniform(1.25, 1.6), 2 * pi * number / flower.stamens)
-        pen.line(np.array([0, tip]), mixed(flower.centre, CREAM, 0.6), 0.018)
+        pen.line(bow(0, tip / 2, tip), mixed(flower.centre, CREAM, 0.6), 0.018)
         pen.dot(tip, 0.032, shaded(flower.centre, 0.8))
-    pen.round_off(radius * CIRCLE, flower.centre, glow=0.5)
+    pen.round_off(radius * CIRCLE, flower.centre, bulge=0.5)
 
 
-FORE_WING = smooth(
-    0.03, 0.2 - 0.38j, 0.62 - 0.74j, 0.95 - 0.72j, 0.9 - 0.4j, 0.72 - 0.06j, 0.3 + 0.06j
-)
-HIND_WING = smooth(
-    0.03, 0.4 - 0.1j, 0.7 + 0.06j, 0.72 + 0.36j, 0.5 + 0.62j, 0.24 + 0.58j, 0.1 + 0.3j
-)
-WING_TAIL = smooth(0.3 + 0.5j, 0.62 + 0.4j, 0.6 + 0.72j, 0.7 + 0.98j, 0.56 + 1.04j, 0.44 + 0.78j)
+FORE_WING = traced(".03,0 .2,-.38 .62,-.74 .95,-.72 .9,-.4 .72,-.06 .3,.06")
+HIND_WING = traced(".03,0 .4,-.1 .7,.06 .72,.36 .5,.62 .24,.58 .1,.3")
+WING_TAIL = traced(".3,.5 .62,.4 .6,.72 .7,.98 .56,1.04 .44,.78")
 FORE_EYES = (0.66 - 0.46j, 0.58 - 0.2j)
 HIND_EYES = (0.5 + 0.2j, 0.36 + 0.4j)
+ABDOMEN = mirrored(0, 0.2 + 0.07j, 0.5 + 0.06j, 0.72)
 
 
 def draw_butterfly(pen: Pen, rng: Generator, butterfly: Butterfly) -> None:
     """A butterfly from above, its wings more or less open."""
     ground = picked(rng, WINGS)
-    margin = mixed(shaded(ground, 0.35), INK, rng.uniform(0, 0.6))
+    dark = mixed(shaded(ground, 0.35), INK, rng.uniform(0, 0.6))
     animal = pen.at(0, turn=rng.normal(0, 0.6))
     opening, lean = rng.uniform(0.62, 1), rng.uniform(0.82, 1)
-    for side, wide in ((-1, opening), (1, opening * lean)):
-        wings = animal.at(0, wide=side * wide, high=rng.normal(0.98, 0.03))
-        draw_hind_wing(wings.at(0, turn=rng.normal(0, 0.06)), rng, butterfly, ground, margin)
-        draw_fore_wing(wings.at(0, turn=rng.normal(0, 0.08)), rng, butterfly, ground, margin)
-    draw_insect_body(animal, margin, feathery=butterfly.feathery)
+    for wide in (-opening, opening * lean):
+        side = animal.at(0, wide=wide, high=rng.normal(0.98, 0.03))
+        fore, hind = (side.at(0, turn=rng.normal(0, 0.07)) for _ in range(2))
+        if butterfly.tails:
+            hind.fill(WING_TAIL, dark)
+        draw_wing(hind, HIND_WING, shaded(ground, 0.93), dark, pale_band=butterfly.pale_band)
+        draw_eyespots(hind, rng, HIND_EYES[: butterfly.hind_eyes], dark)
+        draw_wing(fore, FORE_WING, ground, dark, pale_band=butterfly.pale_band)
+        draw_eyespots(fore, rng, FORE_EYES[: butterfly.fore_eyes], dark)
+    draw_antennae(animal, dark, feathery=butterfly.feathery_antennae)
+    draw_insect_body(animal, dark)
 
 
-def draw_fore_wing(
-    pen: Pen, rng: Generator, kind: Butterfly, ground: Colour, margin: Colour
-) -> None:
-    """The right fore wing."""
-    draw_wing(pen, FORE_WING, ground, margin, pale_band=kind.pale_band)
-    for where in FORE_EYES[: kind.fore_eyes]:
-        draw_eyespot(pen, rng, where, margin)
-
-
-def draw_hind_wing(
-    pen: Pen, rng: Generator, kind: Butterfly, ground: Colour, margin: Colour
-) -> None:
-    """The right hind wing."""
-    if kind.tails:
-        pen.fill(WING_TAIL, margin)
-    draw_wing(pen, HIND_WING, shaded(ground, 0.93), margin, pale_band=kind.pale_band)
-    for where in HIND_EYES[: kind.hind_eyes]:
-        draw_eyespot(pen, rng, where, margin)
-
-
-def draw_wing(
-    pen: Pen, outline: Points, ground: Colour, margin: Colour, *, pale_band: bool
-) -> None:
-    """A wing: a dark margin, perhaps a pale band inside it, the ground, veins from the root."""
-    pen.fill(outline, margin)
+def draw_wing(pen: Pen, wing: Points, ground: Colour, dark: Colour, *, pale_band: bool) -> None:
+    """A wing with a dark margin, perhaps a pale band within, and veins from its root."""
+    pen.fill(wing, dark)
     if pale_band:
-        pen.fill(0.92 * outline, mixed(ground, CREAM, 0.85))
-        pen.fill(0.77 * outline, shaded(ground, 0.65))
-    for step in np.linspace(0, 1, 5):
-        pen.fill((0.9 - 0.16 * pale_band - 0.5 * step) * outline, shaded(ground, 1.05 - 0.3 * step))
-    for tip in outline[10:46:6]:
-        pen.line(curve(0, 0.45 * tip + 0.02j, 0.95 * tip), mixed(ground, margin, 0.5), 0.014)
+        pen.fill(0.92 * wing, mixed(ground, CREAM, 0.85))
+        pen.fill(0.77 * wing, shaded(ground, 0.65))
+    reach = 0.74 if pale_band else 0.9
+    for depth in np.linspace(0, 1, 5):
+        pen.fill((reach - 0.5 * depth) * wing, shaded(ground, 1.05 - 0.3 * depth))
+    for tip in wing[10:46:6]:
+        pen.line(bow(0, 0.45 * tip + 0.02j, 0.95 * tip), mixed(ground, dark, 0.5), 0.014)
 
 
-def draw_eyespot(pen: Pen, rng: Generator, where: complex, margin: Colour) -> None:
-    """A dark spot in a pale ring, with a glint."""
-    radius = rng.uniform(0.085, 0.115)
-    spot = where + complex(*rng.normal(0, 0.015, 2))
-    pen.dot(spot, radius * 1.35, mixed(GOLD, CREAM, rng.uniform(0.2, 0.8)))
-    pen.dot(spot, radius, margin)
-    pen.dot(spot - 0.3 * radius * (1 + 1j), radius * 0.3, CREAM)
+def draw_eyespots(pen: Pen, rng: Generator, places: tuple[complex, ...], dark: Colour) -> None:
+    """Dark spots in pale rings, with a glint."""
+    ring = mixed(GOLD, CREAM, rng.uniform(0.2, 0.8))
+    for place in places:
+        spot, radius = near(rng, place, 0.015), rng.uniform(0.085, 0.115)
+        pen.dot(spot, 1.35 * radius, ring)
+        pen.dot(spot, radius, dark)
+        pen.dot(spot - 0.3 * radius * (1 + 1j), 0.3 * radius, CREAM)
 
 
-def draw_insect_body(pen: Pen, colour: Colour, *, feathery: bool) -> None:
-    """Abdomen, thorax, head and antennae, which end in clubs or are feathery."""
+def draw_antennae(pen: Pen, colour: Colour, *, feathery: bool) -> None:
+    """Two antennae that end in clubs, or are feathery."""
     for side in (-1, 1):
-        feeler = curve(-0.3j, side * 0.08 - 0.5j, side * 0.3 - 0.72j)
-        pen.line(feeler, colour, 0.022)
-        if feathery:
-            draw_feathering(pen, feeler, colour)
-        else:
-            pen.dot(feeler[-1], 0.035, colour)
-    pen.at(-0.1j, turn=pi / 2).round_off(
-        mirrored(0, 0.2 + 0.07j, 0.5 + 0.06j, 0.72), colour, glow=0.8
-    )
-    pen.at(-0.08j, high=1.6).round_off(0.09 * CIRCLE, shaded(colour, 1.2), glow=0.8)
-    pen.round_off(0.065 * CIRCLE - 0.27j, shaded(colour, 1.1), glow=0.8)
+        antenna = bow(-0.3j, side * 0.08 - 0.5j, side * 0.3 - 0.72j)
+        pen.line(antenna, colour, 0.022)
+        for place in antenna[4:] if feathery else ():
+            barb = 0.07 * rect(1, side * 0.6)
+            pen.line(bow(place - barb, place, place + barb), colour, 0.02)
+        if not feathery:
+            pen.dot(antenna[-1], 0.035, colour)
 
 
-def draw_feathering(pen: Pen, feeler: Points, colour: Colour) -> None:
-    """Barbs along the outer part of an antenna."""
-    for where, along in zip(feeler[4:], np.gradient(feeler)[4:], strict=True):
-        barb = 1j * along / abs(along) * 0.07
-        pen.line(np.array([where - barb, where + barb]), colour, 0.02)
+def draw_insect_body(pen: Pen, colour: Colour) -> None:
+    """Abdomen, thorax and head."""
+    pen.at(-0.1j, turn=pi / 2).round_off(ABDOMEN, colour, bulge=0.8)
+    pen.at(-0.08j, high=1.6).round_off(0.09 * CIRCLE, shaded(colour, 1.2), bulge=0.8)
+    pen.at(-0.27j).round_off(0.065 * CIRCLE, shaded(colour, 1.1), bulge=0.8)
 
 
-BIRD = smooth(
-    *(
-        0.57 - 0.46j,
-        0.49 - 0.61j,
-        0.3 - 0.67j,
-        0.13 - 0.52j,
-        -0.08 - 0.27j,
-        -0.34 - 0.02j,
-        -0.58 + 0.2j,
-    ),
-    *(-0.52 + 0.33j, -0.22 + 0.42j, 0.14 + 0.43j, 0.41 + 0.22j, 0.48 - 0.08j, 0.53 - 0.31j),
+BIRD_BODY = traced(
+    ".57,-.46 .49,-.61 .3,-.67 .13,-.52 -.08,-.27 -.34,-.02 -.58,.2"  # the crown and down the back
+    " -.52,.33 -.22,.42 .14,.43 .41,.22 .48,-.08 .53,-.31"  # the belly and up to the throat
 )
-BELLY = smooth(
-    0.5 - 0.3j,
-    0.34 - 0.2j,
-    0.2 + 0.14j,
-    -0.2 + 0.3j,
-    -0.48 + 0.31j,
-    -0.2 + 0.4j,
-    0.14 + 0.41j,
-    0.39 + 0.21j,
-)
-BIRD_WING = smooth(
-    0.2 - 0.2j, 0.02 - 0.22j, -0.3 + 0.02j, -0.72 + 0.32j, -0.3 + 0.24j, 0.08 + 0.18j, 0.24 + 0j
-)
+BELLY = traced(".5,-.3 .34,-.2 .2,.14 -.2,.3 -.48,.31 -.2,.4 .14,.41 .39,.21")
+BIRD_WING = traced(".2,-.2 .02,-.22 -.3,.02 -.72,.32 -.3,.24 .08,.18 .24,0")
 
 
 def draw_bird(pen: Pen, rng: Generator, bird: Bird) -> None:
     """A bird on a twig, from the side, facing left or right."""
     back = picked(rng, PLUMAGE)
-    belly = mixed(back, CREAM, rng.uniform(0.4, 0.8))
-    facing, plump = rng.choice([-1, 1]), rng.uniform(0.9, 1.12)
-    animal = pen.at(0.2 * facing * (bird.tail - bird.beak), turn=rng.normal(0, 0.16)).at(
-        0, wide=facing * rng.uniform(0.85, 1), high=plump
-    )
+    pale = mixed(back, CREAM, rng.uniform(0.4, 0.8))
+    facing = rng.choice((-1, 1))
+    perch = pen.at(0.2 * facing * (bird.tail - bird.beak), wide=facing)
+    tilted = perch.at(0, turn=rng.normal(0, 0.16))
+    animal = tilted.at(0, wide=rng.uniform(0.85, 1), high=rng.uniform(0.9, 1.12))
     draw_tail(animal.at(-0.46 + 0.22j, turn=pi - rng.normal(0.5, 0.15)), bird, back)
-    draw_twig_and_legs(pen.at(0.2 * facing * (bird.tail - bird.beak), wide=facing), rng)
-    draw_crest(animal, bird.crest, back)
-    animal.fill(1.015 * BIRD, shaded(back, 0.6))
-    animal.round_off(BIRD, back, glow=0.2)
-    animal.round_off(BELLY, belly, glow=0.12)
-    draw_bird_wing(animal.at(0, turn=rng.normal(0, 0.05)), bird.wing_bars, back, belly)
+    draw_twig_and_legs(perch, rng)
+    draw_bird_body(animal, back, pale)
+    if bird.crest:
+        draw_crest(animal.at(0.26 - 0.6j), bird.crest, back)
     if bird.speckled:
         draw_speckles(animal, rng, shaded(back, 0.5))
+    draw_bird_wing(animal.at(0, turn=rng.normal(0, 0.05)), bird.wing_bars, back, pale)
     draw_face(animal.at(0.4 - 0.44j, turn=rng.normal(0, 0.15)), rng, bird, back)
 
 
 def draw_tail(pen: Pen, bird: Bird, back: Colour) -> None:
-    """Two or three tail feathers from the origin."""
-    fork = 0.24 if bird.forked else 0.05
-    for turn in (-fork, fork):
-        feather = mirrored(0, 0.4 * bird.tail + 0.07j, 0.9 * bird.tail + 0.08j, bird.tail)
-        pen.at(0, turn=turn).round_off(feather, shaded(back, 0.7), glow=0.3)
+    """Two tail feathers, side by side or forked."""
+    feather = mirrored(0, 0.4 * bird.tail + 0.07j, 0.9 * bird.tail + 0.08j, bird.tail)
+    spread = 0.24 if bird.forked else 0.05
+    for turn in (-spread, spread):
+        pen.at(0, turn).round_off(feather, shaded(back, 0.7), bulge=0.3)
 
 
 def draw_twig_and_legs(pen: Pen, rng: Generator) -> None:
     """A twig across the picture and two legs that stand on it."""
-    bark, perch = shaded((104, 84, 66), rng.uniform(0.6, 1.2)), 0.62j
-    twig = curve(
-        -2.4 + perch + rng.normal(0, 0.4) * 1j, perch, 2.4 + perch + rng.normal(0, 0.4) * 1j
-    )
+    bark, foot = shaded((104, 84, 66), rng.uniform(0.6, 1.2)), 0.62j
+    sag, half = rng.normal(0, 0.15) * 1j, 2.4 + rng.normal(0, 0.35) * 1j
+    twig = bow(foot - sag - half, foot + sag, foot - sag + half)  # its middle is at the feet
     pen.line(twig, shaded(bark, 0.7), rng.uniform(0.1, 0.16), end=0.7)
     pen.line(twig - 0.015j, bark, 0.06, end=0.7)
-    for hip in (-0.06, 0.1):
-        pen.line(np.array([hip + 0.36j, hip + 0.05 + 0.6j]), (92, 66, 52), 0.035)
+    for hip in (-0.06 + 0.3j, 0.1 + 0.3j):
+        pen.line(bow(hip, hip + 0.15j, hip + 0.05 + 0.3j), (92, 66, 52), 0.035)
+
+
+def draw_bird_body(pen: Pen, back: Colour, pale: Colour) -> None:
+    """Head and trunk in one, with the pale belly."""
+    pen.fill(1.015 * BIRD_BODY, shaded(back, 0.6))
+    pen.round_off(BIRD_BODY, back, bulge=0.2)
+    pen.round_off(BELLY, pale, bulge=0.12)
 
 
 def draw_crest(pen: Pen, length: float, back: Colour) -> None:
-    """Feathers that stand up behind the crown; none where the length is 0."""
-    for turn in (-2.1, -2.35, -2.6) if length else ():
-        feather = mirrored(0, 0.5 * (length + 0.12) + 0.05j, length + 0.12)
-        pen.at(0.26 - 0.56j, turn=turn).fill(feather, shaded(back, 0.72))
+    """Three feathers that stand up from the crown."""
+    feather = mirrored(0, 0.5 * length + 0.05j, length)
+    for turn in (-2.6, -2.35, -2.1):
+        pen.at(0, turn).fill(feather, shaded(back, 0.72))
 
 
 def draw_speckles(pen: Pen, rng: Generator, colour: Colour) -> None:
-    """Rows of drops from the throat to the belly."""
-    for row, place in product((0.0, 0.1, 0.2), np.linspace(0, 1, 6)):
-        along = (0.44 - row) + (-0.12 + 0.3 * row) * 1j + place * (-0.3 + 0.44j)
-        drop = pen.at(along + complex(*rng.normal(0, 0.015, 2)), high=1.5)
-        drop.dot(0, rng.uniform(0.022, 0.034), colour)
+    """Three rows of drops from the throat to the belly."""
+    for row, along in product(range(3), np.linspace(0, 1, 6)):
+        place = 0.44 - 0.12j + row * (-0.1 + 0.03j) + along * (-0.3 + 0.44j)
+        pen.at(near(rng, place, 0.015), high=1.5).dot(0, rng.uniform(0.022, 0.034), colour)
 
 
 def draw_bird_wing(pen: Pen, bars: int, back: Colour, pale: Colour) -> None:
     """The folded wing with its flight feathers and pale bars."""
-    dark = shaded(back, 0.72)
     pen.fill(1.03 * BIRD_WING, shaded(back, 0.5))
-    pen.round_off(BIRD_WING, dark, glow=0.3)
-    for drop in (0.0, 0.06, 0.12):
-        pen.line(
-            curve(-0.1 + 1j * drop, -0.3 + (drop + 0.1) * 1j, -0.62 + 0.3j),
-            shaded(back, 0.5),
-            0.018,
-        )
-    for number in range(bars):
-        where = -0.2 * number
-        pen.line(
-            curve(0.1 - 0.2j + where * (1 - 0.8j), 0.12 + where, 0.04 + 0.17j + where * 0.8),
-            pale,
-            0.05,
-        )
+    pen.round_off(BIRD_WING, shaded(back, 0.72), bulge=0.3)
+    for drop in (0, 0.06j, 0.12j):
+        feather = bow(drop - 0.1, drop - 0.3 + 0.1j, -0.62 + 0.3j)
+        pen.line(feather, shaded(back, 0.5), 0.018)
+    for shift in 0.2 * np.arange(bars):
+        top, end = 0.1 - 0.2j + shift * (-1 + 0.8j), 0.04 + 0.17j - 0.8 * shift
+        pen.line(bow(top, 0.12 - shift, end), pale, 0.05)
 
 
 def draw_face(pen: Pen, rng: Generator, bird: Bird, back: Colour) -> None:
-    """Beak, eye and the stripe through it; the origin is the middle of the head."""
+    """Beak, eye and the stripe through it, around the middle of the head."""
     horn = mixed(INK, (190, 140, 70), rng.uniform(0, 0.7))
-    tip = 0.15 + bird.beak + 1j * (0.04 + bird.beak_curve)
-    upper, lower = (
-        curve(0.12 - 0.07j, 0.2 + 0.6 * bird.beak - 0.05j, tip),
-        curve(tip, 0.18 + 0.4 * bird.beak + 0.07j, 0.12 + 0.08j),
-    )
-    pen.fill(np.concatenate([upper, lower]), horn)
-    pen.line(curve(0.12 + 0.01j, 0.18 + 0.5 * bird.beak + 0.01j, tip), shaded(horn, 0.6), 0.015)
-    pen.line(curve(0.16 - 0.02j, 0.02 - 0.06j, -0.18 + 0.02j), shaded(back, 0.55), 0.05, end=0.4)
+    tip = complex(0.15 + bird.beak, 0.04 + bird.beak_bend)
+    ridge = bow(0.12 - 0.07j, 0.2 - 0.05j + 0.6 * bird.beak, tip)
+    chin = bow(tip, 0.18 + 0.07j + 0.4 * bird.beak, 0.12 + 0.08j)
+    pen.fill(np.concatenate([ridge, chin]), horn)
+    pen.line(bow(0.12, 0.18 + 0.5 * bird.beak, tip), shaded(horn, 0.6), 0.015)
+    pen.line(bow(0.16 - 0.02j, 0.02 - 0.06j, -0.18 + 0.02j), shaded(back, 0.55), 0.05, end=0.4)
     pen.dot(0.03 - 0.05j, 0.05, INK)
     pen.dot(0.045 - 0.067j, 0.016, (255, 255, 255))
 
 
-# The scene
+# Backgrounds
 
 
-def draw_background(rng: Generator, width: int, height: int) -> Image.Image:
-    """Grass, sky, leaves, soil or a garden far out of focus."""
-    scene = (grass, sky, foliage, soil, far_garden)[rng.integers(5)]
-    return scene(rng, width, height).filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.5)))
+def draw_background(rng: Generator, size: Size) -> Image.Image:
+    """Grass, sky, leaves, soil or a garden far away, more or less out of focus."""
+    draw = (grass, sky, foliage, soil, far_garden)[rng.integers(5)]
+    return draw(rng, size).filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.5)))
 
 
-def clouded(rng: Generator, width: int, height: int, cells: tuple[int, ...]) -> Pixels:
-    """Smooth noise of 0 to 1, (height, width, 1): a sum over grids of so many cells."""
-    total = np.zeros((height, width), dtype=np.float32)
-    for count in cells:
-        grid = Image.fromarray(rng.random((count, count), dtype=np.float32))
-        total += np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
-    return np.clip(total / len(cells), 0, 1)[..., None]
+def grass(rng: Generator, size: Size) -> Image.Image:
+    """Blades that overlap, the near ones brighter."""
+    picture = blended((38, 58, 28), (92, 118, 52), clouded(rng, size, 3, 6))
+    for light in np.linspace(0.6, 1.15, 40):
+        draw_blade(pen_on(picture), rng, anywhere(rng) + 0.3j, light)
+    return picture
 
 
-def blend(one: Colour, other: Colour, part: Pixels) -> Image.Image:
-    """A picture between two colours."""
-    return as_picture(np.array(one) + part * (np.array(other) - np.array(one)))
+def sky(rng: Generator, size: Size) -> Image.Image:
+    """Blue with clouds, paler downwards."""
+    veil = clouded(rng, size, 3, 5, 9) * np.linspace(0.4, 1.4, size[1])[:, None, None]
+    return blended((104, 152, 212), (232, 236, 240), veil)
 
 
-def as_picture(pixels: NDArray[np.floating]) -> Image.Image:
-    """Clipped and rounded to RGB."""
-    return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+def foliage(rng: Generator, size: Size) -> Image.Image:
+    """Leaves that overlap, the near ones brighter."""
+    picture = blended((24, 38, 22), (60, 84, 40), clouded(rng, size, 4, 8))
+    for light in np.linspace(0.5, 1.1, 26):
+        length = rng.uniform(0.3, 0.6)
+        leaf = pen_on(picture).at(anywhere(rng), rng.uniform(0, 2 * pi), length, length)
+        draw_leaf(leaf, shaded(picked(rng, LEAVES), light))
+    return picture
+
+
+def soil(rng: Generator, size: Size) -> Image.Image:
+    """Earth or sand with pebbles."""
+    earth = shaded((112, 84, 60), rng.uniform(0.6, 1.3))
+    picture = blended(earth, mixed(earth, CREAM, 0.5), clouded(rng, size, 5, 16, 60))
+    for radius in rng.uniform(0.01, 0.05, 30):
+        pebble = pen_on(picture).at(anywhere(rng), high=rng.uniform(0.5, 0.9))
+        pebble.round_off(radius * CIRCLE, mixed(earth, CREAM, rng.uniform(0, 0.6)))
+    return picture
+
+
+def far_garden(rng: Generator, size: Size) -> Image.Image:
+    """Discs of light and blossom before dusky green."""
+    picture = blended((34, 52, 40), picked(rng, LEAVES), clouded(rng, size, 3, 4))
+    for radius in rng.uniform(0.04, 0.14, 16):
+        disc = mixed((60, 80, 50), picked(rng, LEAVES + PETALS), rng.uniform(0.2, 0.7))
+        pen_on(picture).dot(anywhere(rng), radius, disc)
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 4)))
+
+
+def draw_blade(pen: Pen, rng: Generator, root: complex, light: float) -> None:
+    """A blade of grass that grows up from its root."""
+    colour, height = shaded(picked(rng, LEAVES), light), rng.uniform(0.4, 1)
+    tip = root + complex(rng.normal(0, 0.3), -height)
+    pen.line(bow(root, root - 0.5j * height, tip), colour, rng.uniform(0.02, 0.06), end=0.1)
 
 
 def pen_on(picture: Image.Image) -> Pen:
-    """A pen whose origin is the upper left corner and whose unit is the shorter side."""
+    """A pen from the upper left corner, with the shorter side as its unit."""
     unit = min(picture.size)
     return Pen(ImageDraw.Draw(picture), 0, unit, 1j * unit)
 
 
 def anywhere(rng: Generator) -> complex:
-    """A point of the picture, or somewhat beyond its shorter side's end."""
+    """A point of the picture, or a little outside it."""
     return complex(*rng.uniform(-0.1, 1.4, 2))
 
 
-def grass(rng: Generator, width: int, height: int) -> Image.Image:
-    """Blades from below, the near ones brighter."""
-    picture = blend((38, 58, 28), (92, 118, 52), clouded(rng, width, height, (3, 6)))
-    pen = pen_on(picture)
-    for nearness in np.linspace(0.6, 1.15, 40):
-        draw_blade(pen, rng, anywhere(rng) + 0.3j, nearness)
-    return picture
+def clouded(rng: Generator, size: Size, *grids: int) -> Pixels:
+    """Smooth noise of 0 to 1, one channel: the mean over grids of so many cells a side."""
+    total = np.zeros(size[::-1], dtype=np.float32)
+    for cells in grids:
+        coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
+        total += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
+    return np.clip(total / len(grids), 0, 1)[..., None]
 
 
-def draw_blade(pen: Pen, rng: Generator, root: complex, light: float) -> None:
-    """A blade of grass that grows up from its root."""
-    tip = root + complex(rng.normal(0, 0.3), -rng.uniform(0.4, 1.0))
-    colour = shaded(picked(rng, LEAVES), light)
-    pen.line(
-        curve(root, complex(root.real, (root.imag + tip.imag) / 2), tip),
-        colour,
-        rng.uniform(0.02, 0.06),
-        end=0.1,
-    )
+def blended(one: Colour, other: Colour, part: Pixels) -> Image.Image:
+    """The one colour with `part` of the other in it, pixel by pixel."""
+    return as_picture(np.array(one) + part * (np.array(other) - np.array(one)))
 
 
-def sky(rng: Generator, width: int, height: int) -> Image.Image:
-    """Blue, paler downwards, with clouds."""
-    veil = clouded(rng, width, height, (3, 5, 9)) * np.linspace(0.4, 1.4, height)[:, None, None]
-    return blend((104, 152, 212), (232, 236, 240), veil)
+# Light and lens
 
 
-def foliage(rng: Generator, width: int, height: int) -> Image.Image:
-    """Leaves over each other, the deeper ones in shadow."""
-    picture = blend((24, 38, 22), (60, 84, 40), clouded(rng, width, height, (4, 8)))
-    pen = pen_on(picture)
-    for nearness in np.linspace(0.5, 1.1, 26):
-        length = rng.uniform(0.3, 0.6)
-        leaf = pen.at(anywhere(rng), turn=rng.uniform(0, 2 * pi), wide=length, high=length)
-        draw_leaf(leaf, shaded(picked(rng, LEAVES), nearness))
-    return picture
+def as_picture(pixels: Pixels) -> Image.Image:
+    """Pixels rounded and clipped to RGB."""
+    return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
 
 
-def soil(rng: Generator, width: int, height: int) -> Image.Image:
-    """Earth or sand with pebbles."""
-    dark = shaded((112, 84, 60), rng.uniform(0.6, 1.3))
-    picture = blend(dark, mixed(dark, CREAM, 0.5), clouded(rng, width, height, (5, 16, 60)))
-    pen = pen_on(picture)
-    for size in rng.uniform(0.01, 0.05, 30):
-        pebble = pen.at(anywhere(rng), turn=rng.uniform(0, pi), high=rng.uniform(0.5, 0.9))
-        pebble.round_off(size * CIRCLE, mixed(dark, CREAM, rng.uniform(0, 0.6)), steps=3)
-    return picture
+def over(layer: Image.Image, picture: Pixels, light: Pixels | float = 1) -> Image.Image:
+    """An `RGBa` layer, in so much light, over a picture."""
+    pixels = np.asarray(layer).astype(np.float32)
+    return as_picture(picture * (1 - pixels[..., 3:] / 255) + pixels[..., :3] * light)
 
 
-def far_garden(rng: Generator, width: int, height: int) -> Image.Image:
-    """Discs of light and blossom before dusky green."""
-    picture = blend((34, 52, 40), picked(rng, LEAVES), clouded(rng, width, height, (3, 4)))
-    pen = pen_on(picture)
-    for radius in rng.uniform(0.04, 0.14, 16):
-        colour = picked(rng, (*LEAVES, *PETALS))
-        pen.dot(anywhere(rng), radius, mixed((60, 80, 50), colour, rng.uniform(0.2, 0.7)))
-    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 4)))
+def softened(mask: Image.Image, radius: float) -> Pixels:
+    """A mask out of focus, 0 to 1, one channel."""
+    return np.asarray(mask.filter(ImageFilter.GaussianBlur(radius)))[..., None] / 255
 
 
 def laid_on(
-    picture: Image.Image, specimen: Image.Image, light: complex, rng: Generator
+    rng: Generator, picture: Image.Image, specimen: Image.Image, light: complex
 ) -> Image.Image:
     """The specimen, lit from one side, over the picture that carries its shadow."""
-    layer = np.asarray(specimen).astype(np.float32)
-    paint, cover = layer[..., :3], layer[..., 3:] / 255
-    behind = np.asarray(picture) * (
-        1 - rng.uniform(0.1, 0.6) * shadow(cover, light, rng.uniform(2, 12))
-    )
-    texture = 0.9 + 0.2 * clouded(rng, *picture.size, (24, 60))
-    return as_picture(behind * (1 - cover) + paint * relief(cover, light) * texture)
+    mask = specimen.getchannel(3)
+    behind = np.asarray(picture) * (1 - rng.uniform(0.1, 0.6) * shadow(rng, mask, light))
+    texture = 0.9 + 0.2 * clouded(rng, picture.size, 24, 60)
+    return over(specimen, behind, relief(mask, light) * texture)
 
 
-def softened(mask: Pixels, radius: float) -> Pixels:
-    """A mask of 0 to 1, (height, width, 1), out of focus."""
-    picture = Image.fromarray(np.uint8(mask[..., 0] * 255))
-    blurred = picture.filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(blurred, dtype=np.float32)[..., None] / 255
-
-
-def shadow(cover: Pixels, light: complex, distance: float) -> Pixels:
-    """How much of the light is kept from the ground; the farther, the softer (pixels)."""
-    shift = -light * distance
-    moved = np.roll(cover, (round(shift.imag), round(shift.real)), axis=(0, 1))
+def shadow(rng: Generator, mask: Image.Image, light: complex) -> Pixels:
+    """Where the ground lies in shadow, 0 to 1: the farther from it, the softer."""
+    distance = rng.uniform(2, 12)  # pixels
+    shift = -distance * light
+    moved = mask.rotate(0, translate=(round(shift.real), round(shift.imag)))
     return softened(moved, 1 + distance / 3)
 
 
-def relief(cover: Pixels, light: complex) -> Pixels:
-    """How bright a specimen is as if it bulged: its edges towards the light are brighter than 1."""
-    down, right = np.gradient(softened(cover, 7)[..., 0])
-    return 1 - 4 * (right * light.real + down * light.imag)[..., None]
+def relief(mask: Image.Image, light: complex) -> Pixels:
+    """How much light falls on a specimen if it bulges: above 1 on the edges that face the light."""
+    height = softened(mask, 7)
+    down, right = (np.gradient(height, axis=axis) for axis in (0, 1))
+    facing: Pixels = right * light.real + down * light.imag
+    return 1 - 4 * facing
 
 
-def covered(picture: Image.Image, rng: Generator) -> Image.Image:
-    """The picture behind up to three blades of grass near the lens."""
+def behind_blades(rng: Generator, picture: Image.Image) -> Image.Image:
+    """The picture behind up to three blades of grass that are close to the lens."""
     front = Image.new("RGBA", picture.size)
-    pen = pen_on(front)
-    for _ in range(rng.integers(0, 4)):
-        draw_blade(pen, rng, complex(rng.uniform(0, 1.2), 1.3), rng.uniform(0.7, 1.3))
-    blurred = front.convert("RGBa").filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.5)))
-    layer = np.asarray(blurred).astype(np.float32)
-    return as_picture(np.asarray(picture) * (1 - layer[..., 3:] / 255) + layer[..., :3])
+    for _ in range(rng.integers(4)):
+        draw_blade(pen_on(front), rng, rng.uniform(0, 1.2) + 1.3j, rng.uniform(0.7, 1.3))
+    blur = ImageFilter.GaussianBlur(rng.uniform(0.6, 2.5))
+    return over(front.convert("RGBa").filter(blur), np.asarray(picture))
 
 
-def taken(picture: Image.Image, light: complex, rng: Generator) -> bytes:
-    """The JPEG a camera makes of the scene: uneven light, exposure, colour cast, focus, noise."""
-    scene = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.1)))
-    across = np.linspace(-1, 1, picture.width) * light.real
-    along = np.linspace(-1, 1, picture.height) * light.imag
-    glow = rng.uniform(0.85, 1.3) * (1 + rng.uniform(0, 0.25) * (across + along[:, None]))
-    cast = rng.normal(1, 0.07, 3)
-    grain = rng.standard_normal((picture.height, picture.width, 3), dtype=np.float32) * rng.uniform(
-        1, 9
-    )
+def taken(rng: Generator, scene: Image.Image, light: complex) -> bytes:
+    """The JPEG of a camera: focus, uneven light, exposure, colour cast, grain."""
+    seen = np.asarray(scene.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.1))))
+    down, right = (np.linspace(-1, 1, side) for side in seen.shape[:2])
+    uneven = 1 + rng.uniform(0, 0.25) * (right * light.real + down[:, None] * light.imag)
+    exposure = rng.uniform(0.85, 1.3) * rng.normal(1, 0.07, 3)
+    grain = rng.uniform(1, 9) * rng.standard_normal(seen.shape, dtype=np.float32)
     file = BytesIO()
-    developed = as_picture(np.asarray(scene) * glow[..., None] * cast + grain)
+    developed = as_picture(seen * uneven[..., None] * exposure + grain)
     developed.save(file, "JPEG", quality=int(rng.integers(60, 93)))
     return file.getvalue()

@@ -2,7 +2,7 @@
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -17,7 +17,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device(_best_device())
     try:
         device = torch.device(name)
-        torch.zeros((), device=device)
+        torch.zeros((), device=device).item()  # some devices exist in name only: `meta`
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(
             f"device `{name}` cannot be used: {str(error).splitlines()[0]}",
@@ -38,9 +38,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             "`precision` = 'float16' works on a GPU only",
             hint="on a CPU set precision to `bfloat16` or `float32`",
         )
-    if name == "bfloat16" or name == "float16" or name == "float32":
-        return name
-    raise UsageError(f"`precision` = {name!r} is not one of float32, bfloat16, float16")
+    precisions: tuple[Precision, ...] = get_args(Precision)
+    for precision in precisions:
+        if name == precision:
+            return precision
+    raise UsageError(f"`precision` = {name!r} is not one of {', '.join(precisions)}")
 
 
 def device_name(device: torch.device) -> str:

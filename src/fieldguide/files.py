@@ -124,6 +124,11 @@ def _csv_lines(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Itera
         buffer.truncate()
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of that name is one that a killed process left half written."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_temporaries(folder: Path) -> int:
     """Remove what killed processes left half-written in `folder` and say how many files it was.
 
@@ -131,7 +136,7 @@ def remove_temporaries(folder: Path) -> int:
     file of a living writer as well. ResourceError if one cannot be removed.
     """
     try:
-        found = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+        found = [path for path in folder.iterdir() if is_temporary(path.name)]
         for path in found:
             path.unlink(missing_ok=True)
     except OSError as error:

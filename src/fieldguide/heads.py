@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Squeeze to a sixteenth of the channels: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, table 10.
+# Squeeze to a sixteenth of the channels: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018,
+# table 10.
 SE_REDUCTION = 16
 
-# Channels of one attention head, as in the original transformer (Vaswani et al., NIPS 2017: 512 / 8).
+# Channels of one attention head, as in the original transformer (Vaswani et al., NIPS 2017:
+# 512 / 8).
 ATTENTION_HEAD_CHANNELS = 64
 
 
@@ -20,6 +22,7 @@ class LinearHead(nn.Module):
     """Mean over positions, dropout, linear layer."""
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        """`channels` of the map, `classes` to tell apart, `dropout` in [0, 1)."""
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
@@ -33,12 +36,14 @@ class LinearHead(nn.Module):
 
 
 class SEHead(nn.Module):
-    """Squeeze-and-excitation: channels weighed by a gate computed from their means, then `LinearHead`.
+    """Squeeze-and-excitation: channels weighed by a gate from their means, then `LinearHead`.
 
+    gate = sigmoid(W2 relu(W1 mean + b1) + b2), one number a channel in (0, 1).
     Source: Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        """`channels` of the map, `classes` to tell apart, `dropout` in [0, 1)."""
         super().__init__()
         squeezed = max(channels // SE_REDUCTION, 8)
         self.gate = nn.Sequential(
@@ -56,15 +61,17 @@ class SEHead(nn.Module):
 
 
 class AttentionHead(nn.Module):
-    """Multi-head attention pooling: the mean feature asks, every position answers, dropout, linear layer.
+    """Multi-head attention pooling: the mean feature asks, every position answers; a linear layer.
 
-    The query is the mean over positions and is added to what it gathers, and what is gathered starts at
-    zero, so that the untrained head is `LinearHead`. Positions carry no encoding: the input's size may change.
-    Source: the attention pool of Radford et al., "Learning Transferable Visual Models", ICML 2021 (CLIP),
-    without its position embedding.
+    The query is the mean over positions and is added to what it gathers, and what is gathered
+    starts at zero, so that the untrained head is `LinearHead`. Positions carry no encoding: the
+    input's size may change.
+    Source: the attention pool of Radford et al., "Learning Transferable Visual Models", ICML 2021
+    (CLIP), without its position embedding.
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        """`channels` of the map, `classes` to tell apart, `dropout` in [0, 1)."""
         super().__init__()
         heads = max(channels // ATTENTION_HEAD_CHANNELS, 1)
         while channels % heads:

@@ -74,9 +74,9 @@ def moves(copies: Sequence[Weights], anchor: Weights) -> dict[str, Move]:
     """How each floating tensor that the anchor has was moved by the copies."""
     _require_alike(copies)
     return {
-        name: _move([copy[name] for copy in copies], anchor[name])
-        for name, tensor in copies[0].items()
-        if name in anchor and tensor.is_floating_point()
+        name: _move([copy[name] for copy in copies], tensor)
+        for name, tensor in anchor.items()
+        if name in copies[0] and tensor.is_floating_point()
     }
 
 

@@ -1,11 +1,11 @@
 """The network: a timm backbone and one of our heads, its start, and its batch-norm statistics.
 
-`Network` holds the two parts under the names `backbone` and `head`, so every weight's name says where it
-belongs. Knows nothing of folds, replicas or training.
+`Network` holds the two parts under the names `backbone` and `head`, so every weight's name says
+where it belongs. Knows nothing of folds, replicas or training.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from fieldguide.heads import HEADS
 from fieldguide.pretrained import download, read_weights
 from fieldguide.seeds import derive_seed
 
-# Photos of a batch while batch norm is measured: fixed, so that `batch_size` does not change the result.
+# Photos of a batch while batch norm is measured: fixed, so that `batch_size` does not change the
+# result.
 RECALIBRATION_BATCH = 64
 
 
@@ -31,6 +32,7 @@ class Network(nn.Module):
     """A backbone that ends in a feature map, and a head that turns the map into logits."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        """The two parts, under their names."""
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -58,13 +60,15 @@ def build(
 ) -> Network:
     """A network at its start: backbone from `weights`, head drawn from `seed`.
 
-    `weights`: `pretrained` (from timm's hub), `none` (drawn from `seed` too) or a file. The same seed gives
-    the same head for every replica and fold, without which their averages would mix unrelated heads.
+    `weights`: `pretrained` (from timm's hub), `none` (drawn from `seed` too) or a file. The same
+    seed gives the same head for every replica and fold, without which their averages would mix
+    unrelated heads. Raises `UsageError` for weights that do not fit the backbone.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "first weights"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "first weights"))
         body = _create_backbone(backbone)
-        top = HEADS[head](body.num_features, classes, dropout)
+        channels: int = body.num_features  # type: ignore[assignment]  # timm's, where it says so
+        top = HEADS[head](channels, classes, dropout)
     if weights == "pretrained":
         _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
     elif weights != "none":
@@ -109,9 +113,9 @@ def backbone_anchor(network: Network, weights: Mapping[str, Tensor]) -> dict[str
 
 def freeze(network: Network, stages: int) -> None:
     """Changes the network: the first `stages` of its backbone (1: the stem) are trained no more."""
-    frozen = _stage_numbers(network.backbone)
+    numbers = _stage_numbers(network.backbone)
     for name, tensor in network.backbone.named_parameters():
-        if frozen(name) < stages:
+        if numbers[name] < stages:
             tensor.requires_grad_(False)
 
 
@@ -129,23 +133,22 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "n 3 height width"]]) -> None:
-    """Changes the network: batch-norm statistics are measured anew on `batches`, all else is left alone.
+    """Changes the network: batch-norm statistics are measured anew on `batches`, and nothing else.
 
-    One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone normalise by the
-    batch at hand. Each statistic is pooled over all photos and positions (sums, not a moving average), so the
-    order of batches does not matter, and their size only through what lower layers normalised by.
-    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018, section 3.2; torch's own
-    `update_bn` leaves dropout on and averages over batches.
+    One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone
+    normalise by the batch at hand. Each statistic is pooled over all photos and positions (no
+    moving average), so the order of batches does not matter, and their size only through what lower
+    layers normalised by. Frozen norms, and norms that no photo reached, keep their statistics.
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018, section 3.2;
+    torch's own `update_bn` leaves dropout on and averages over batches.
     """
     norms = [norm for norm in _batch_norms(network) if not _is_frozen(norm)]
-    training = network.training
-    network.eval()
-    with _measuring(norms) as sums, torch.no_grad():
+    with _measuring(network, norms) as pools, torch.no_grad():
         for images in batches:
             network(images)
     for norm in norms:
-        sums[norm].write_to(norm)
-    network.train(training)
+        if pools[norm].count:
+            pools[norm].write_to(norm)
 
 
 def _create_backbone(name: str) -> nn.Module:
@@ -194,66 +197,72 @@ def _is_frozen(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.affine and not norm.weight.requires_grad
 
 
-class _Sums:
-    """Running sums of a batch norm's inputs, by channel, in float64 where there is such."""
+class _Pool:
+    """Mean and squared deviations of a batch norm's inputs, by channel, over all that it has seen.
+
+    Batches are joined by the update of Chan, Golub, LeVeque, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances", COMPSTAT 1982: sums of squares would lose the
+    variance of a channel whose mean is large. In float64 where the device has it.
+    """
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        """Nothing seen yet."""
         assert norm.running_mean is not None
         wide = torch.float32 if norm.running_mean.device.type == "mps" else torch.float64
         self.count = 0
-        self.sum = torch.zeros_like(norm.running_mean, dtype=wide)
-        self.squares = torch.zeros_like(self.sum)
+        self.mean = torch.zeros_like(norm.running_mean, dtype=wide)
+        self.squares = torch.zeros_like(self.mean)
 
     def add(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook."""
         values = inputs[0].detach().float()
         rest = [dim for dim in range(values.ndim) if dim != 1]
-        self.count += values.numel() // values.shape[1]
-        self.sum += values.sum(dim=rest)
-        self.squares += values.square().sum(dim=rest)
+        variance, mean = torch.var_mean(values, dim=rest, correction=0)
+        count = values.numel() // values.shape[1]
+        before, self.count = self.count, self.count + count
+        shift = mean.to(self.mean.dtype) - self.mean
+        self.squares += variance * count + shift.square() * (before * count / self.count)
+        self.mean += shift * (count / self.count)
 
     def write_to(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         """Changes the norm. The variance is unbiased, as torch keeps it."""
         assert norm.running_mean is not None and norm.running_var is not None
-        mean = self.sum / self.count
-        variance = (self.squares / self.count - mean.square()).clamp_min(0)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance * self.count / max(self.count - 1, 1))
+        norm.running_mean.copy_(self.mean)
+        norm.running_var.copy_(self.squares / max(self.count - 1, 1))
 
 
 @contextmanager
 def _measuring(
-    norms: list[nn.modules.batchnorm._BatchNorm],
-) -> Iterator[dict[nn.modules.batchnorm._BatchNorm, _Sums]]:
-    """Sums of what goes through the norms, which normalise by the batch meanwhile."""
-    sums = {norm: _Sums(norm) for norm in norms}
-    hooks = [norm.register_forward_pre_hook(sums[norm].add) for norm in norms]
-    momenta = [norm.momentum for norm in norms]
+    network: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]
+) -> Iterator[dict[nn.modules.batchnorm._BatchNorm, _Pool]]:
+    """Statistics of what goes through the norms, which normalise by the batch meanwhile."""
+    modes = {module: module.training for module in network.modules()}
+    pools = {norm: _Pool(norm) for norm in norms}
+    hooks = [norm.register_forward_pre_hook(pools[norm].add) for norm in norms]
+    network.eval()
     for norm in norms:
-        norm.train()
-        norm.momentum = 0.0
+        norm.training, norm.track_running_stats = True, False  # neither moves nor counts
     try:
-        yield sums
+        yield pools
     finally:
-        for norm, hook, momentum in zip(norms, hooks, momenta, strict=True):
+        for norm, hook in zip(norms, hooks, strict=True):
             hook.remove()
-            norm.momentum = momentum
-            norm.eval()
+            norm.track_running_stats = True
+        for module, training in modes.items():
+            module.training = training
 
 
-def _stage_numbers(backbone: nn.Module) -> Callable[[str], int]:
-    """From a tensor's name to its stage: 0 the stem, 1 the first stage, … by timm's coarse matcher."""
+def _stage_numbers(backbone: nn.Module) -> dict[str, int]:
+    """The stage of each tensor: 0 the stem, 1 the first stage, … by timm's coarse matcher.
+
+    Stages are numbered anew, as some families count theirs from 0; what is in none (a final norm)
+    comes after the last.
+    """
     matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
-
-    def number(name: str) -> int:
-        if re.match(matcher["stem"], name):
-            return 0
-        blocks = matcher["blocks"]
-        patterns = [blocks] if isinstance(blocks, str) else [pattern for pattern, _ in blocks]
-        for pattern in patterns:
-            found = re.match(pattern, name)
-            if found and found.groups():
-                return int(found.group(1))
-        return 99  # what is not in a stage comes last: final norms
-
-    return number
+    names = [name for name, _ in backbone.named_parameters()]
+    stem = {name for name in names if re.match(matcher["stem"], name)}
+    blocks = {name: re.match(matcher["blocks"], name) for name in names if name not in stem}
+    labels = {name: int(block.group(1)) for name, block in blocks.items() if block}
+    order = {label: number for number, label in enumerate(sorted(set(labels.values())), start=1)}
+    numbers = {name: order[label] for name, label in labels.items()}
+    return {name: 0 if name in stem else numbers.get(name, len(order) + 1) for name in names}

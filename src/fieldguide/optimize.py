@@ -24,8 +24,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Every trainable tensor of both parts in exactly one group of `torch.optim`'s form.
 
-    Tensors of one dimension or none (norms' scales, biases) are not decayed: decay pulls a scale to zero,
-    not to the one where it does nothing (Goyal et al., arXiv:1706.02677, section 5.1).
+    Tensors of one dimension or none (norms' scales, biases) are not decayed: decay pulls a scale to
+    zero, not to the one where it does nothing (Goyal et al., arXiv:1706.02677, section 5.1).
     """
     groups = []
     for part, rate in ((backbone, backbone_rate), (head, head_rate)):
@@ -74,7 +74,7 @@ def moments_of(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tens
 def set_moments(
     optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]], moments: Moments
 ) -> None:
-    """Changes the optimiser: its moments become copies of `moments`; what is missing there starts anew."""
+    """Changes the optimiser: its moments become copies of `moments`; others start anew."""
     optimizer.state.clear()
     for name, tensor in named:
         if name in moments:

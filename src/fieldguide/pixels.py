@@ -239,7 +239,7 @@ def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) ->
     reduction = _reduction(jpeg, shorter_side)
     image, early, complete = _decode_rows(jpeg, reduction)
     if truncated == "refuse" and not complete:
-        raise UnreadablePhoto("damaged" if jpeg.closed else "truncated")
+        raise UnreadablePhoto(_shortage(jpeg))
     image = _upright(_rgb(image), jpeg.orientation)
     width, height = _upright_size(jpeg.width, jpeg.height, jpeg.orientation)
     return Frame(image, width, height, 1, _jpeg_warning(jpeg, early, complete))
@@ -247,10 +247,14 @@ def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) ->
 
 def _jpeg_warning(jpeg: _Jpeg, early: bool, complete: bool) -> str:
     if not complete:
-        return "damaged" if jpeg.closed else "truncated"
+        return _shortage(jpeg)
     if not jpeg.closed:
         return "the last bytes are missing"
     return "damaged: data are left over after the last row" if early else ""
+
+
+def _shortage(jpeg: _Jpeg) -> str:
+    return "damaged" if jpeg.closed or jpeg.stray else "truncated"
 
 
 def _take_apart(data: bytes) -> _Jpeg:
@@ -294,18 +298,16 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _picture_end(data: bytes, start: int) -> tuple[int, bool, bool]:
-    """Where the picture data end, whether by the closing marker, and whether past a stray one."""
-    position, stray = start, False
+    """Where the picture data end, whether by the closing marker, and whether by a stray one."""
+    position = start
     while found := _MARKER.search(data, position):
         code = data[found.end() - 1]
         if code == 0xD9:
-            return found.start(), True, stray
-        position = found.end()
-        if code in _BETWEEN_SCANS:
-            position += int.from_bytes(data[position : position + 2], "big")
-        else:
-            stray = True
-    return len(data), False, stray
+            return found.start(), True, False
+        if code not in _BETWEEN_SCANS:
+            return found.start(), False, True
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return len(data), False, False
 
 
 def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:

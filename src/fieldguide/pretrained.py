@@ -1,6 +1,6 @@
-"""Weights from outside: files that a user names, and timm's weights from the hub. No pickle is ever run.
+"""Weights from outside: files that a user names, and timm's weights from the hub.
 
-Knows nothing of networks: it returns tensors by name.
+No pickle is ever run. Knows nothing of networks: it returns tensors by name.
 """
 
 import pickle
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fieldguide.errors import ResourceError, UsageError
 
-# How long the hub may take to answer before it counts as out of reach; a download itself may take long.
+# How long the hub may take to answer before it counts as out of reach; a download itself may take
+# long. Taste: with the imports it leaves the promise of five seconds.
 HUB_SECONDS = 3.0
 
 # Under what names training scripts save the weights inside a checkpoint.
@@ -53,7 +54,8 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     try:
-        _require_hub(hub.constants.ENDPOINT)
+        if not hub.constants.HF_HUB_OFFLINE:
+            _require_hub(hub.constants.ENDPOINT)
         return Path(hub.hf_hub_download(repository, "model.safetensors"))
     except (OSError, ValueError) as error:
         raise ResourceError(
@@ -65,7 +67,10 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
 
 
 def _require_hub(endpoint: str) -> None:
-    """Raises OSError unless the hub answers in time; a thread, as name look-ups know no time limit."""
+    """Raises OSError unless the hub answers in time.
+
+    In a thread, as looking up a name knows no time limit.
+    """
     outcome: list[Exception | None] = []
 
     def ask() -> None:
@@ -95,11 +100,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    _require_pickle(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"weights `{path}` are refused: they are no plain tensors, and loading them could run code",
+            f"weights `{path}` are refused: they are no plain tensors,"
+            " and loading them could run code",
             hint="convert them to .safetensors where you trust them",
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
@@ -114,9 +121,22 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def _require_pickle(path: Path) -> None:
+    """Raises `UsageError` for what torch never wrote, as a web page saved under a weights' name."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # a zip archive since torch 1.6, a pickle before
+        what = "an empty file" if not start else f"a file that begins with {start!r}"
+        raise UsageError(
+            f"weights `{path}`: {what} was not written by torch",
+            hint="download it again; a safetensors file must be called .safetensors",
+        )
+
+
 def _unwrapped(name: str) -> str:
-    for prefix in WRAPPERS:
-        name = name.removeprefix(prefix)
+    """The name without the wrappers' prefixes, in whatever order they were put around."""
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
     return name
 
 

@@ -1,9 +1,11 @@
 """`Recipe`: every setting of a fit, in one flat frozen model, read from and written as TOML.
 
-The same fields are the command line's flags (`--batch-size`), a recipe file's keys (`batch_size`) and
-environment variables (`FIELDGUIDE_BATCH_SIZE`). Later ones win: recipe, environment, flags. Knows nothing
-of photographs, networks or training; must not import torch, so that typing mistakes are answered at once.
+The same fields are the command line's flags (`--batch-size`), a recipe file's keys (`batch_size`)
+and environment variables (`FIELDGUIDE_BATCH_SIZE`). Later ones win: recipe, environment, flags.
+Knows nothing of photographs, networks or training; must not import torch, so that typing mistakes
+are answered at once.
 """
+# ruff: noqa: E501 -- one setting a line: the model reads as a table
 
 import difflib
 import json
@@ -30,7 +32,7 @@ def _setting(section: str, default: Any, description: str, **bounds: Any) -> Any
 
 
 class Recipe(BaseModel):
-    """Every setting of a fit. `auto` is resolved from the weights or the device when a fit starts."""
+    """Every setting of a fit; `auto` is resolved from weights or device when a fit starts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -128,10 +130,18 @@ class Recipe(BaseModel):
             (not 0 < low <= high <= 1, f"`crop_scale` = {[low, high]} is no range within (0, 1]"),
             (min(self.jitter) < 0, f"`jitter` = {list(self.jitter)} has a negative strength"),
             (self.jitter[3] > 0.5, f"`jitter` has hue {self.jitter[3]}, at most 0.5 is possible"),
-            (self.std != "auto" and min(self.std) <= 0, f"`std` = {self.std} is not positive"),
+            (
+                self.mean != "auto" and not 0 <= min(self.mean) <= max(self.mean) <= 1,
+                f"`mean` = {self.mean} is not between 0 and 1",
+            ),
+            (
+                self.std != "auto" and not 0 < min(self.std) <= max(self.std) <= 1,
+                f"`std` = {self.std} is not above 0 and at most 1",
+            ),
             (
                 self.merge == "none" and self.replicas > 1,
-                f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas} unused",
+                f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas}"
+                " unused",
             ),
             (
                 self.mix != "none" and self.batch_size == 1,
@@ -161,7 +171,15 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "default": ("for collections of a few thousand photos, on a GPU", {}),
     "quick": (
         "minutes on a laptop: a small network on small pictures",
-        {"backbone": "resnet18.a1_in1k", "size": 128, "eval_resize": 146, "folds": 3, "epochs": 4},
+        {
+            "backbone": "resnet18.a1_in1k",
+            "size": 128,
+            "eval_resize": 146,
+            "folds": 3,
+            "epochs": 4,
+            "mix": "none",
+            "color_jitter": 0.0,
+        },
     ),
     "reference": (
         "the course report that this system started from, setting by setting",
@@ -191,7 +209,8 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
 def build(settings: Mapping[str, Any], *, where: str = "") -> Recipe:
     """A recipe from settings over the defaults; `where` they were read is named in messages.
 
-    Raises `UsageError` for an unknown key (with the nearest), a wrong type or a value out of bounds.
+    Raises `UsageError` for an unknown key (with the nearest), a wrong type, a value out of bounds
+    and settings that contradict each other.
     """
     for name in settings:
         _require_known(name, where)
@@ -228,7 +247,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The settings among environment variables, as `FIELDGUIDE_BATCH_SIZE=32`, checked and converted."""
+    """The settings among environment variables, as `FIELDGUIDE_BATCH_SIZE=32`, converted."""
     given = {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in environment.items()
@@ -240,14 +259,14 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def to_toml(recipe: Recipe, *, comments: bool = False, title: str = "") -> str:
-    """The recipe as TOML: every setting, under its section's name, with what it means if `comments`."""
+    """The recipe as TOML: every setting under its section's name, explained if `comments`."""
     lines = [f"# {title}", ""] if title else []
     section = ""
     for name, field in Recipe.model_fields.items():
         if section != section_of(name):
             section = section_of(name)
             lines += ["", f"# {section}"] if section != "Network" else [f"# {section}"]
-        line = f"{name} = {json.dumps(getattr(recipe, name), ensure_ascii=False)}"
+        line = f"{name} = {_as_toml(getattr(recipe, name))}"
         lines.append(f"{line:<44}  # {_comment(name, field.description)}" if comments else line)
     return "\n".join(lines) + "\n"
 
@@ -260,13 +279,18 @@ def section_of(name: str) -> str:
 
 
 def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ and matter, as (stored, asked); what is asked as `auto` agrees with anything."""
+    """Settings that differ and matter, as (stored, asked); `auto` asked agrees with anything."""
     pairs = {
         name: (getattr(stored, name), getattr(asked, name))
         for name in Recipe.model_fields
         if name not in HARMLESS and getattr(asked, name) != "auto"
     }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _as_toml(value: Any) -> str:
+    """Values of settings are written alike in JSON and TOML, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _comment(name: str, description: str | None) -> str:
@@ -286,13 +310,14 @@ def _from_text(name: str, value: str) -> Any:
     parts: Any = value
     if name in {"mean", "std", "jitter", "crop_scale"} and value != "auto":
         parts = tuple(value.replace(",", " ").split())
+    annotation: Any = Recipe.model_fields[name].annotation
     try:
-        return TypeAdapter(Recipe.model_fields[name].annotation).validate_python(
-            parts, strict=False
-        )
+        return TypeAdapter(annotation).validate_python(parts, strict=False)
     except ValidationError as error:
-        reason = _by_setting(error).popitem()[1][1]
-        raise UsageError(f"{ENVIRONMENT_PREFIX}{name.upper()} = {value!r}: {reason}") from error
+        reasons = dict.fromkeys(reason for _, reason in _by_setting(error).values())
+        raise UsageError(
+            f"{ENVIRONMENT_PREFIX}{name.upper()} = {value!r}: {', or '.join(reasons)}"
+        ) from error
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
@@ -322,15 +347,16 @@ def _usage_error(error: ValidationError, where: str) -> UsageError:
 
 
 def _by_setting(error: ValidationError) -> dict[str, tuple[Any, str]]:
-    """One reason a setting, though pydantic gives one for each branch of a union."""
-    found: dict[str, tuple[Any, str]] = {}
+    """One reason a setting, though pydantic gives one a part of a tuple and a branch of a union."""
+    found: dict[str, tuple[Any, list[str]]] = {}
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else ""
         reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-        if name in found:
-            reason = f"{found[name][1]}, or {reason}"
-        found[name] = (detail["input"], reason)
-    return found
+        reason = "has too few values" if detail["type"] == "missing" else reason
+        _, reasons = found.setdefault(name, (detail["input"], []))
+        if reason not in reasons:
+            reasons.append(reason)
+    return {name: (value, ", or ".join(reasons)) for name, (value, reasons) in found.items()}
 
 
 def _is_number(value: str) -> bool:

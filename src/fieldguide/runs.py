@@ -158,6 +158,12 @@ class Run:
             return load_tensors(self._read("start.safetensors", self.folder, SETUP))
         return load_tensors(self._read("weights.safetensors", self.fold_folder(fold)))
 
+    def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
+        """Each replica's weights before the fold's last merge; empty unless `keep_replicas` was set."""
+        folder = self.fold_folder(fold)
+        names = sorted(name for name in files.read_manifest(folder) if name.startswith("replica-"))
+        return [load_tensors(self._read(name, folder)) for name in names]
+
     def logits(self, fold: int) -> Float[np.ndarray, "n classes"]:
         """Logits of a fold's test part, in the order of `folds[fold].test`, from its saved weights."""
         logits: NDArray[np.float32] = self._predictions(fold)["logits"]

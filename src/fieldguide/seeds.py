@@ -1,8 +1,8 @@
 """One integer seed from a fit's seed and the names of what it is for. Knows nothing of the rest.
 
-Every random draw of a fit starts from here, so that it depends on what is drawn (this photo, in this
-epoch, for this replica) and never on what happened to be drawn before it: not on the number of loader
-processes, on a resume, or on which folds were trained earlier.
+Every random draw of a fit starts from here, so that it depends on what is drawn (this photo, in
+this epoch, for this replica) and never on what happened to be drawn before it: not on the number of
+loader processes, on a resume, or on which folds were trained earlier.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -140,6 +140,7 @@ class _Session:
         self.scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
         self.scaler.load_state_dict(self.state.scaler or self.scaler.state_dict())
         self.replicas: list[Weights] = []
+        self.replica_logits: Float[np.ndarray, "n classes"] | None = None  # of the last replica
         self.saved_at = time.monotonic()
 
     def run_epoch(self) -> None:
@@ -169,6 +170,7 @@ class _Session:
         _refuse_missing(self.job, state.tally)
         state.copies[state.replica] = weights_of(network)
         logits = None if state.tally.diverged else evaluate(self.job, evaluated_rows(self.job))
+        self.replica_logits = logits
         row = _row(self.job, state, f"replica-{state.replica + 1}", logits)
         if row["diverged"]:
             state.diverged.append(state.replica)
@@ -214,7 +216,8 @@ class _Session:
         state.merged = weights_of(job.network)
         state.copies = [state.merged] * recipe.replicas
         self.merge_moments(healthy)
-        logits = evaluate(job, evaluated_rows(job))
+        logits = self.replica_logits if recipe.merge == "none" else None
+        logits = evaluate(job, evaluated_rows(job)) if logits is None else logits
         row = _row(job, state, "merged", logits) | _means(moves)
         self.record(row | {"seconds": round(time.monotonic() - started, 3)})
         if not np.isfinite(logits).all():
@@ -230,7 +233,7 @@ class _Session:
         job, state, stop = self.job, self.state, self.job.recipe.stop
         test = torch.from_numpy(logits[: len(job.test)].copy())
         if stop == "fold":
-            state.epoch_logits.append(test)
+            state.epoch_logits.append(test.clone())
         watched = np.isin(evaluated_rows(job), job.watch)
         targets = job.targets[evaluated_rows(job)[watched]]
         score = metrics.accuracy(logits[watched], targets) if stop != "none" else float("inf")
@@ -368,7 +371,7 @@ def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch) -> Tensor:
 
 
 def normalised(
-    job: FoldJob, images: Float[Tensor, "n 3 height width"]
+    job: FoldJob, images: UInt8[Tensor, "n 3 height width"]
 ) -> Float[Tensor, "n 3 height width"]:
     """Pictures of 0 to 255 on the job's device, less the mean and over the deviation of the recipe."""
     mean, std = (

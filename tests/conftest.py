@@ -1,0 +1,60 @@
+"""What every test shares: shapes checked at run time, one thread, pictures made on the spot."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+from PIL import Image
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Shapes and dtypes in signatures are checked while testing; users pay nothing.
+install_import_hook("fieldguide", "beartype.beartype")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def nature100() -> Path:
+    """Real photographs, where they lie beside the project."""
+    folder = SHARED / "data" / "nature100"
+    if not folder.is_dir():
+        pytest.skip("../shared/data/nature100 is not there")
+    return folder
+
+
+def draw_photo(path: Path, color: tuple[int, int, int], seed: int, side: int = 40) -> None:
+    """A noisy picture around one colour, with a disc that lies elsewhere in each."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.normal(90, 40, (side, side + seed % 5, 3))
+    y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
+    inside = (x - rng.uniform(10, side - 10)) ** 2 + (y - rng.uniform(10, side - 10)) ** 2 < 100
+    pixels[inside] = color + rng.normal(0, 20, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+COLORS = {"amber": (230, 160, 20), "blue": (30, 60, 220), "crimson": (200, 20, 60)}
+
+
+@pytest.fixture(scope="session")
+def draw_collection() -> Callable[..., Path]:
+    """Draws a small collection of discs: one folder a class."""
+
+    def draw(folder: Path, each: int = 8, classes: int = 3) -> Path:
+        for number, (name, color) in enumerate(list(COLORS.items())[:classes]):
+            for index in range(each):
+                draw_photo(folder / name / f"{index:03d}.jpg", color, 1000 * number + index)
+        return folder
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory, draw_collection: Callable[..., Path]) -> Path:
+    """Three classes of eight discs each; read only."""
+    return draw_collection(tmp_path_factory.mktemp("discs"))

@@ -1,0 +1,425 @@
+import csv
+import random
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photos import NATURE, encoded, needs_photographs, photograph, save
+from PIL import Image
+
+from fieldguide import catalog, check, pixels
+from fieldguide.catalog import Catalog, Photo
+from fieldguide.check import Facts, Finding
+
+
+def collection(root: Path, **classes: range) -> Catalog:
+    """One folder a class, a photograph for each seed."""
+    for label, seeds in classes.items():
+        for seed in seeds:
+            save(root / label / f"{seed}.jpg", seed)
+    return catalog.scan(root)
+
+
+def rows(*photos: Photo) -> Catalog:
+    return Catalog(Path("nowhere"), photos)
+
+
+def seen(seed: int, **changes: object) -> Facts:
+    """What a readable photograph of this seed would give, without a file."""
+    draws = np.random.default_rng(seed)
+    facts = Facts(f"{seed:064}", 96, 64, 1, fingerprint=draws.bytes(288))
+    return replace(facts, **changes)  # type: ignore[arg-type]
+
+
+def of_kind(found: list[Finding], kind: str) -> list[Finding]:
+    return [finding for finding in found if finding.kind == kind]
+
+
+def checked(photos: Catalog, **options: object) -> list[Finding]:
+    return check.findings(photos, check.inspect(photos), **options)  # type: ignore[arg-type]
+
+
+# --- looking at photos ----------------------------------------------------------------------------
+
+
+def test_facts_of_good_and_bad_files(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.jpg", 1, (90, 60))
+    (tmp_path / "a" / "2.jpg").touch()
+    (tmp_path / "a" / "3.jpg").write_text("<html>404</html>")
+    data = encoded(photograph(4))
+    (tmp_path / "a" / "4.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "a" / "5.jpg").write_bytes(data[:-2])
+    found = catalog.scan(tmp_path)
+    facts = check.inspect(found)
+    problems = ["", "empty file", "not an image (HTML)", "truncated", ""]
+    assert [fact.problem for fact in facts] == problems
+    assert [bool(fact.fingerprint) for fact in facts] == [not problem for problem in problems]
+    assert (facts[0].width, facts[0].height, facts[0].frames) == (90, 60, 1)
+    assert facts[4].warning == "the last bytes are missing"
+    assert [len(fact.sha256) for fact in facts] == [64, 0, 64, 64, 64]
+    assert check.inspect(found, truncated="keep")[3].warning == "truncated"
+    assert check.look(tmp_path / "gone.jpg").problem == "file not found"
+
+
+def test_workers_change_nothing_and_progress_counts_every_photo(tmp_path: Path) -> None:
+    found = collection(tmp_path, a=range(40), b=range(40, 70))
+    counts: list[int] = []
+    expected = check.inspect(found, workers=1, progress=counts.append)
+    assert counts == sorted(counts)
+    assert counts[-1] == len(found) == 70
+    assert check.inspect(found, workers=4) == expected
+    assert check.inspect(found.part("test")) == ()
+
+
+def test_stopping_does_not_wait_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = collection(tmp_path, a=range(3))
+    many = replace(found, photos=found.photos * 1000)
+    looked: list[Path] = []
+    look = check.look
+    monkeypatch.setattr(check, "look", lambda *a: looked.append(a[0]) or look(*a))
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check.inspect(many, workers=1, progress=stop)
+    assert len(looked) < 1500
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+def copies(image: Image.Image) -> dict[str, bytes]:
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    resized = {
+        scale: image.resize((round(image.width * scale), round(image.height * scale)))
+        for scale in (0.5, 0.7, 0.9, 3.0)
+    }
+    return {
+        **{f"quality {q}": encoded(image, quality=q) for q in (30, 50, 75, 95)},
+        **{f"resized {scale}": encoded(small, quality=85) for scale, small in resized.items()},
+        "png": encoded(image, "PNG"),
+        "webp": encoded(image, "WEBP", quality=60),
+        "mirrored": encoded(mirrored, quality=75),
+        "mirrored and resized": encoded(mirrored.resize((333, 217)), quality=60),
+    }
+
+
+def facts_of(folder: Path, pictures: list[bytes]) -> tuple[Catalog, tuple[Facts, ...]]:
+    folder.mkdir(exist_ok=True)
+    for number, data in enumerate(pictures):
+        (folder / f"{number:04}.jpg").write_bytes(data)
+    found = catalog.scan_unlabelled(folder)
+    return found, check.inspect(found)
+
+
+def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
+    images = [photograph(seed, (240, 160)) for seed in range(30)]
+    sets = [list(copies(image).values()) for image in images]
+    found, facts = facts_of(tmp_path / "p", [data for pictures in sets for data in pictures])
+    each = len(sets[0])
+    expected = tuple(tuple(range(n * each, (n + 1) * each)) for n in range(len(images)))
+    assert check.duplicates(found, facts) == expected
+
+
+@needs_photographs
+def test_copies_of_real_photographs(tmp_path: Path) -> None:
+    """Recall was 100 % on 500 of them; no false pair among all 6,834."""
+    images = [pixels.load(path) for path in sorted(NATURE.glob("train/*/*_001.jpg"))[:40]]
+    assert len(images) == 40
+    sets = [list(copies(image).values()) for image in images]
+    found, facts = facts_of(tmp_path / "p", [data for pictures in sets for data in pictures])
+    clusters = check.duplicates(found, facts)
+    each = len(sets[0])
+    assert clusters == tuple(tuple(range(n * each, (n + 1) * each)) for n in range(len(images)))
+
+
+def test_flat_backgrounds_do_not_make_copies(tmp_path: Path) -> None:
+    """Small subjects on white: the hashes are much alike, the thumbnails are not."""
+    pictures = []
+    for seed in range(200):
+        sheet = Image.new("RGB", (200, 200), "white")
+        draws = random.Random(seed)
+        subject = photograph(seed, (50, 40))
+        sheet.paste(subject, (draws.randrange(150), draws.randrange(160)))
+        pictures.append(encoded(sheet, quality=80))
+    assert check.duplicates(*facts_of(tmp_path / "p", pictures)) == ()
+
+
+def test_one_colour_is_not_another(tmp_path: Path) -> None:
+    """Equal gray, different colour; and two grays."""
+    colours = [(200, 60, 60), (60, 120, 117), (90, 90, 90), (97, 97, 97), (90, 90, 90)]
+    sheets = [Image.new("RGB", (64, 64 + 8 * n), c) for n, c in enumerate(colours)]
+    found, facts = facts_of(tmp_path / "p", [encoded(sheet, "PNG") for sheet in sheets])
+    assert check.duplicates(found, facts) == ((2, 4),)
+
+
+def brute_force(fingerprints: np.ndarray) -> set[tuple[int, int]]:
+    """The definition, pair by pair."""
+    gray = fingerprints[:, :256].reshape(-1, 16, 16)
+    colour = fingerprints[:, 256:].reshape(-1, 2, 4, 4)
+    found = set()
+    for one, other in combinations(range(len(gray)), 2):
+        for step in (1, -1):
+            a, b = gray[one], gray[other][:, ::step]
+            hashes = check._hashes(np.stack([a, b]))
+            near = np.bitwise_count(hashes[0] ^ hashes[1]) <= 5
+            alike = np.corrcoef(a.ravel(), b.ravel())[0, 1] >= 0.98
+            apart = np.abs(colour[one].astype(int) - colour[other][..., ::step]).max()
+            if near and alike and apart <= 10:  # the cells of white noise are never 0.75 apart
+                found.add((one, other))
+    return found
+
+
+def test_pairs_equal_those_of_brute_force() -> None:
+    draws = np.random.default_rng(0)
+    bases = draws.integers(20, 236, (40, 288)).astype(np.float64)
+    noisy = bases[draws.integers(0, 40, 90)] + draws.normal(0, 2, (90, 288))
+    noisy = np.clip(noisy, 0, 255).astype(np.uint8)
+    pairs = {(min(p), max(p)) for p in check._near_pairs(noisy).tolist()}
+    expected = brute_force(noisy)
+    assert len(expected) > 50
+    assert expected <= pairs
+    assert len(pairs) <= 1.2 * len(expected)  # those of six and seven bits
+
+
+def test_the_hash_of_a_mirror_image_and_of_a_slope() -> None:
+    slope = np.tile(np.arange(0, 160, 10, dtype=np.uint8), (1, 16, 1))
+    assert check._hashes(slope).tolist() == [2**64 - 1]
+    assert check._hashes(slope[:, :, ::-1]).tolist() == [0]
+    assert check._hashes(np.full((1, 16, 16), 77, np.uint8)).tolist() == [0]
+
+
+def test_many_photos_stay_quick() -> None:
+    """Comparing every pair of 30,000 would take minutes; equal ones are the worst for tables."""
+    photos = tuple(Photo(f"{n}.jpg", None) for n in range(30_000))
+    facts = [seen(n) for n in range(15_000)] + [seen(7, sha256=f"{n}") for n in range(15_000)]
+    clusters = check.duplicates(Catalog(Path("x"), photos), facts)
+    assert [len(cluster) for cluster in clusters] == [15_001]
+
+
+def test_clusters_do_not_depend_on_the_order(tmp_path: Path) -> None:
+    images = [photograph(seed, (120, 80)) for seed in range(6)]
+    found, facts = facts_of(tmp_path / "p", [d for image in images for d in copies(image).values()])
+    paths = {frozenset(found.photos[r].path for r in c) for c in check.duplicates(found, facts)}
+    order = random.Random(1).sample(range(len(found)), len(found))
+    shuffled = replace(found, photos=tuple(found.photos[r] for r in order))
+    clusters = check.duplicates(shuffled, [facts[r] for r in order])
+    assert {frozenset(shuffled.photos[r].path for r in c) for c in clusters} == paths
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+def test_groups_join_specimens_and_copies() -> None:
+    photos = rows(
+        Photo("e", "x"),
+        Photo("d", "x", group="s"),
+        Photo("c", "x", group="s"),
+        Photo("b", "x"),
+        Photo("a", "x"),
+    )
+    facts = [seen(1), seen(2), seen(3), seen(3), seen(4)]
+    assert check.joined_groups(photos, facts) == ["e", "b", "b", "b", "a"]
+    backwards = replace(photos, photos=photos.photos[::-1])
+    assert check.joined_groups(backwards, facts[::-1]) == ["a", "b", "b", "b", "e"]
+    assert check.joined_groups(photos, facts, clusters=[(0, 4)]) == ["a", "c", "c", "b", "a"]
+
+
+def test_no_group_spans_two_names() -> None:
+    draws = random.Random(0)
+    for _ in range(20):
+        photos = rows(
+            *(Photo(f"{n}", "x", group=draws.choice([None, "g", "h", "i"])) for n in range(12))
+        )
+        facts = [seen(draws.randrange(8)) for _ in range(12)]
+        names = check.joined_groups(photos, facts)
+        for one, other in combinations(range(12), 2):
+            group = photos.photos[one].group
+            together = group is not None and group == photos.photos[other].group
+            if together or facts[one].fingerprint == facts[other].fingerprint:
+                assert names[one] == names[other]
+
+
+# --- findings -------------------------------------------------------------------------------------
+
+
+def test_a_good_collection_has_no_findings(tmp_path: Path) -> None:
+    assert checked(collection(tmp_path, a=range(6), b=range(6, 12))) == []
+
+
+def test_bad_files_are_reported_and_the_run_goes_on(tmp_path: Path) -> None:
+    collection(tmp_path, a=range(6), b=range(6, 12))
+    (tmp_path / "a" / "empty.jpg").touch()
+    data = encoded(photograph(50))
+    (tmp_path / "b" / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "b" / "end.jpg").write_bytes(encoded(photograph(51))[:-2])
+    save(tmp_path / "b" / "tiny.jpg", 52, (40, 9))
+    (tmp_path / "b" / "film.gif").write_bytes(
+        encoded(photograph(53), "GIF", save_all=True, append_images=[photograph(54)])
+    )
+    found = checked(catalog.scan(tmp_path))
+    assert {(f.kind, f.path, f.message) for f in found} == {
+        ("unreadable", "a/empty.jpg", "empty file"),
+        ("truncated", "b/cut.jpg", "truncated"),
+        ("damaged", "b/end.jpg", "the last bytes are missing"),
+        ("too-small", "b/tiny.jpg", "40 × 9 pixels, the shorter side is below 16"),
+        (
+            "several-frames",
+            "b/film.gif",
+            "files with several pictures, of which the first is used: `b/film.gif`",
+        ),
+    }
+    assert not any(f.fatal for f in found)
+
+
+def test_usable_photos_carry_their_hash(tmp_path: Path) -> None:
+    found = collection(tmp_path, a=range(3), b=range(3, 6))
+    (tmp_path / "a" / "0.jpg").write_bytes(b"")
+    facts = check.inspect(found)
+    kept, kept_facts = check.usable(found, facts)
+    assert [p.path for p in kept.photos] == [p.path for p in found.photos[1:]]
+    assert [p.sha256 for p in kept.photos] == [f.sha256 for f in kept_facts]
+    assert kept_facts == facts[1:]
+
+
+def test_notes_of_the_catalog_are_findings(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert [f.kind for f in checked(collection(tmp_path, a=range(6), b=range(6, 12)))] == [
+        "empty-class"
+    ]
+
+
+def test_one_class_and_unknown_classes_are_fatal(tmp_path: Path) -> None:
+    one = checked(collection(tmp_path / "one", a=range(6)))
+    assert [(f.kind, f.fatal) for f in one] == [("one-class", True)]
+    for n, path in enumerate(["train/a", "train/b", "val/lynx"]):
+        for seed in range(6):
+            save(tmp_path / "tree" / path / f"{seed}.jpg", 10 * n + seed)
+    tree = checked(catalog.scan(tmp_path / "tree"))
+    assert [(f.kind, f.fatal) for f in tree] == [("unknown-class", True)]
+    assert "`lynx`" in tree[0].message
+
+
+def test_a_class_of_which_most_is_unreadable_is_fatal() -> None:
+    photos = rows(*(Photo(f"{label}/{n}", label) for label in "ab" for n in range(12)))
+    bad = Facts(problem="empty file")
+    for lost, fatal in ((6, False), (7, True)):
+        facts = [bad if n < lost else seen(n) for n in range(24)]
+        found = of_kind(check.findings(photos, facts), "class-lost")
+        assert [f.message for f in found] == ["class `a`: 7 of 12 photos cannot be read"] * fatal
+        assert all(f.fatal for f in found)
+
+
+def test_copies_with_one_label_are_reported_once_each() -> None:
+    photos = rows(*(Photo(f"{label}/{n}", label) for label in "ab" for n in range(7)))
+    facts = [seen(n) for n in range(14)]
+    facts[3], facts[5] = facts[1], replace(facts[1], sha256="another")
+    found = check.findings(photos, facts)
+    assert [(f.kind, f.path, f.message) for f in found] == [
+        ("exact-duplicate", "a/3", "is the same file as a/1"),
+        ("near-duplicate", "a/5", "looks like a/1"),
+    ]
+
+
+def test_one_file_under_two_labels_is_fatal_unless_dropped() -> None:
+    photos = rows(*(Photo(f"{label}/{n}", label) for label in "ab" for n in range(7)))
+    facts = [seen(n) for n in range(14)]
+    facts[8] = facts[2]
+    conflict = of_kind(check.findings(photos, facts), "conflicting-labels")
+    assert [f.message for f in conflict] == [
+        "one picture under several labels: `a` (a/2), `b` (b/1)"
+    ]
+    assert conflict[0].fatal
+    kept, kept_facts = check.usable(photos, facts, conflicts="drop")
+    assert {"a/2", "b/1"} == {p.path for p in photos.photos} - {p.path for p in kept.photos}
+    assert not any(f.fatal for f in check.findings(kept, kept_facts))
+
+
+def test_look_alikes_under_two_labels_are_left_to_the_user() -> None:
+    photos = rows(*(Photo(f"{label}/{n}", label) for label in "ab" for n in range(7)))
+    facts = [seen(n) for n in range(14)]
+    facts[8] = replace(facts[2], sha256="another")
+    conflict = of_kind(check.findings(photos, facts), "conflicting-labels")
+    assert [f.fatal for f in conflict] == [False]
+    assert len(check.usable(photos, facts, conflicts="drop")[0]) == 14
+
+
+def test_leaks_are_reported_with_pairs_and_are_not_fatal() -> None:
+    photos = rows(
+        *(Photo(f"{label}/{n}", label) for label in "ab" for n in range(6)),
+        Photo("val/x", "a", split="val"),
+        Photo("test/y", None, split="test"),
+        Photo("test/z", None, split="test"),
+    )
+    facts = [seen(n) for n in range(12)]
+    facts += [facts[3], replace(facts[4], sha256="another"), seen(99)]
+    found = check.findings(photos, facts)
+    assert [(f.kind, f.path, f.message, f.fatal) for f in found] == [
+        ("leak", "val/x", "in `val`, and is the same file as the training photo a/3", False),
+        ("leak", "test/y", "in `test`, and looks like the training photo a/4", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "folds", "kind", "message"),
+    [
+        ([None] * 3, 3, None, ""),
+        ([None] * 2, 5, "thin-class", "class `a` has 2 photos, fewer than folds = 5"),
+        (
+            ["g", "g", "h"],
+            3,
+            "thin-class",
+            "class `a` has 3 photos in 2 groups, fewer than folds = 3",
+        ),
+        (["g"] * 9, 3, "single-group", "class `a`: all 9 photos lie in one group, that of a/0"),
+        (
+            [None],
+            2,
+            "single-group",
+            "class `a` has 1 photo: the fold that tests it could not learn it",
+        ),
+    ],
+)
+def test_whether_folds_can_be_made(
+    groups: list[str | None], folds: int, kind: str | None, message: str
+) -> None:
+    thin = [Photo(f"a/{n}", "a", group) for n, group in enumerate(groups)]
+    photos = rows(*thin, *(Photo(f"b/{n}", "b") for n in range(9)))
+    found = check.findings(photos, [seen(n) for n in range(len(photos))], folds=folds)
+    assert [(f.kind, f.message) for f in found] == ([(kind, message)] if kind else [])
+    assert all(f.fatal == (kind == "single-group") for f in found)
+
+
+def test_the_users_folds_are_not_judged_by_ours() -> None:
+    photos = rows(*(Photo(f"{label}/{n}", label, fold=n) for label in "ab" for n in range(2)))
+    assert check.findings(photos, [seen(n) for n in range(4)], folds=5) == []
+
+
+def test_imbalance_beyond_one_to_a_hundred() -> None:
+    for extra, kinds in ((0, []), (1, ["imbalance"])):
+        names = [("a", n) for n in range(500 + extra)] + [("b", n) for n in range(5)]
+        photos = rows(*(Photo(f"{label}/{n}", label) for label, n in names))
+        found = check.findings(photos, [seen(n) for n in range(len(photos))], clusters=())
+        assert [f.kind for f in found] == kinds
+
+
+def test_fatal_findings_come_first() -> None:
+    photos = rows(Photo("a/1", "a"), Photo("a/2", "a"), Photo("a/3", "a"))
+    found = check.findings(photos, [Facts(problem="empty file"), seen(1), seen(2)])
+    assert [f.fatal for f in found] == sorted((f.fatal for f in found), reverse=True)
+    assert found[0].kind == "one-class"
+
+
+def test_findings_are_written_for_spreadsheets(tmp_path: Path) -> None:
+    texts = ["=cmd|' /C calc'!A0", "+1", "-x.jpg", "@a", "\tx", 'a "b", c\nd', "plain"]
+    check.write_findings(tmp_path / "f.csv", [Finding("kind", text, text, "do") for text in texts])
+    with (tmp_path / "f.csv").open(newline="", encoding="utf-8") as file:
+        header, *written = csv.reader(file)
+    assert header == ["kind", "path", "reason", "hint"]
+    expected = [f"'{text}" for text in texts[:5]] + texts[5:]
+    assert written == [["kind", text, text, "do"] for text in expected]

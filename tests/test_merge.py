@@ -1,0 +1,196 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fieldguide import merge
+from fieldguide.errors import UsageError
+
+
+def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "conv": torch.randn(4, 3, generator=generator).to(dtype),
+        "scale": torch.randn(5, generator=generator).to(dtype),
+        "counter": torch.tensor(seed),
+    }
+
+
+def anchor_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if name != "counter"}
+
+
+RULES = sorted(merge.RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_identical_copies_stay_themselves(rule: str, dtype: torch.dtype) -> None:
+    for k in (1, 2, 3, 7):
+        copy = weights(1, dtype)
+        merged = merge.RULES[rule]([copy] * k, anchor_of(weights(2, dtype)))
+        for name, tensor in merged.items():
+            assert tensor.dtype == copy[name].dtype
+            assert torch.equal(tensor, copy[name])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_order_of_copies_is_irrelevant(rule: str) -> None:
+    copies, anchor = [weights(seed) for seed in (1, 2, 3)], anchor_of(weights(9))
+    expected = merge.RULES[rule](copies, anchor)
+    for order in itertools.permutations(copies):
+        merged = merge.RULES[rule](order, anchor)
+        for name in expected:
+            torch.testing.assert_close(merged[name], expected[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_arguments_are_unchanged(rule: str) -> None:
+    copies, anchor = [weights(1), weights(2)], anchor_of(weights(3))
+    merged = merge.RULES[rule](copies, anchor)
+    for tensor in merged.values():
+        tensor.zero_()
+    for seed, copy in zip((1, 2), copies, strict=True):
+        assert all(torch.equal(copy[name], tensor) for name, tensor in weights(seed).items())
+    assert all(torch.equal(anchor[n], t) for n, t in anchor_of(weights(3)).items())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_integers_stay_integers_and_are_one_of_the_copies(rule: str) -> None:
+    merged = merge.RULES[rule]([weights(4), weights(7)], {})
+    assert merged["counter"].dtype == torch.int64
+    assert merged["counter"] == 7
+
+
+def test_average_is_the_mean() -> None:
+    copies = [weights(seed) for seed in range(5)]
+    merged = merge.average(copies)
+    for name in ("conv", "scale"):
+        mean = torch.stack([copy[name] for copy in copies]).double().mean(0).float()
+        assert torch.equal(merged[name], mean)
+
+
+def test_average_agrees_with_torch() -> None:
+    models = [torch.nn.Linear(3, 2) for _ in range(4)]
+    averaged = torch.optim.swa_utils.AveragedModel(models[0])
+    for model in models:
+        averaged.update_parameters(model)
+    merged = merge.average([model.state_dict() for model in models])
+    torch.testing.assert_close(merged, averaged.module.state_dict())
+
+
+@settings(max_examples=30, deadline=None)
+@given(k=st.integers(2, 5), seed=st.integers(0, 10_000))
+def test_model_stock_agrees_with_the_formula_and_lies_between(k: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    anchor = torch.randn(6, generator=generator)
+    shared = torch.randn(6, generator=generator)
+    copies = [anchor + shared + torch.randn(6, generator=generator) for _ in range(k)]
+    merged, ratios = merge.model_stock([{"w": copy} for copy in copies], {"w": anchor})
+    cosines = [
+        torch.cosine_similarity(one.double() - anchor, other.double() - anchor, dim=0)
+        for one, other in itertools.combinations(copies, 2)
+    ]
+    cosine = torch.stack(cosines).mean().clamp(0, 1)
+    t = k * cosine / (1 + (k - 1) * cosine)
+    assert ratios["w"] == pytest.approx(float(t), abs=1e-9)
+    expected = t * torch.stack(copies).double().mean(0) + (1 - t) * anchor.double()
+    torch.testing.assert_close(merged["w"].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_model_stock_is_the_point_nearest_to_the_centre() -> None:
+    """Brute force over t: the paper's derivation, on copies that are its thin shell exactly.
+
+    Copies lie at equal distance from the anchor with equal angles between them. The centre μ of the
+    shell is perpendicular: (w_i − μ) ⊥ (μ − w_0) and (w_i − μ) ⊥ (w_j − μ) for all pairs. The paper's
+    ratio is the point on the line from the anchor through the mean that is nearest to μ.
+    """
+    cosine, k, size = 0.4, 3, 6
+    gram = torch.full((k, k), cosine, dtype=torch.float64).fill_diagonal_(1)
+    moves = torch.zeros(k, size, dtype=torch.float64)
+    moves[:, :k] = torch.linalg.cholesky(gram)
+    centre = _shell_centre(moves, cosine)
+    ratios = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    distances = (ratios[:, None] * moves.mean(0) - centre).norm(dim=1)
+    brute = float(ratios[distances.argmin()])
+    _, found = merge.model_stock([{"w": move} for move in moves], {"w": torch.zeros(size).double()})
+    assert found["w"] == pytest.approx(brute, abs=2e-5)
+
+
+def _shell_centre(moves: Tensor, cosine: float) -> Tensor:
+    """μ with |μ|² = cosθ·|w|² that projects onto the moves' span along their mean: w_i·μ = |μ|²."""
+    targets = torch.full((len(moves),), cosine, dtype=torch.float64)
+    in_span: Tensor = torch.linalg.lstsq(moves, targets[:, None]).solution[:, 0]
+    rest = cosine - float(in_span.dot(in_span))
+    beside = torch.zeros_like(in_span)
+    beside[len(moves)] = max(rest, 0) ** 0.5
+    return in_span + beside
+
+
+def test_orthogonal_moves_return_to_the_anchor() -> None:
+    anchor = {"w": torch.ones(3)}
+    copies = [{"w": anchor["w"] + move} for move in 2 * torch.eye(3)]
+    merged, ratios = merge.model_stock(copies, anchor)
+    assert ratios["w"] == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(merged["w"], anchor["w"])
+
+
+def test_parallel_moves_give_the_mean() -> None:
+    move = torch.tensor([1.0, 2.0, 3.0])
+    merged, ratios = merge.model_stock([{"w": move}, {"w": 3 * move}], {"w": torch.zeros(3)})
+    assert ratios["w"] == pytest.approx(1)
+    torch.testing.assert_close(merged["w"], 2 * move)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_negative_cosine_stays_at_the_anchor(k: int) -> None:
+    """Unclamped, k = 2 with opposed moves is the pole of the ratio: a division by zero."""
+    angles = torch.arange(k) * (2 * torch.pi / k)
+    copies = [{"w": torch.stack([angle.cos(), angle.sin()]) + 5} for angle in angles]
+    merged, ratios = merge.model_stock(copies, {"w": torch.full((2,), 5.0)})
+    assert ratios["w"] == 0
+    assert torch.equal(merged["w"], torch.full((2,), 5.0))
+
+
+def test_single_copy_and_unmoved_tensors_are_kept() -> None:
+    anchor, copy = anchor_of(weights(1)), weights(2)
+    merged, ratios = merge.model_stock([copy], anchor)
+    assert ratios == {"conv": 1.0, "scale": 1.0}
+    assert torch.equal(merged["conv"], copy["conv"])
+    moved = {"conv": anchor["conv"] + 1, "scale": anchor["scale"], "counter": torch.tensor(0)}
+    stays = {**anchor, "counter": torch.tensor(0)}
+    merged, ratios = merge.model_stock([moved, stays], anchor)
+    assert ratios["scale"] == ratios["conv"] == 1.0
+    assert torch.equal(merged["scale"], anchor["scale"])
+    torch.testing.assert_close(merged["conv"], anchor["conv"] + 0.5)
+
+
+def test_what_has_no_anchor_is_averaged() -> None:
+    copies = [weights(1), weights(2)]
+    merged, ratios = merge.model_stock(copies, {"conv": weights(3)["conv"]})
+    assert set(ratios) == {"conv"}
+    assert torch.equal(merged["scale"], merge.average(copies)["scale"])
+
+
+def test_moves_tell_angle_ratio_and_distance() -> None:
+    anchor = {"w": torch.tensor([3.0, 4.0])}
+    copies = [{"w": torch.tensor([4.0, 4.0])}, {"w": torch.tensor([3.0, 6.0])}]
+    move = merge.moves(copies, anchor)["w"]
+    assert move.angle == pytest.approx(90)
+    assert move.ratio == pytest.approx(0, abs=1e-12)
+    assert move.distance == pytest.approx((1 + 2) / 2 / 5)
+    assert merge.moves(copies, {"w": torch.zeros(2)})["w"].distance == pytest.approx(
+        float(torch.stack([copy["w"].norm() for copy in copies]).mean())
+    )
+
+
+def test_unlike_copies_are_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="no copies"):
+        merge.average([])
+    with pytest.raises(UsageError, match=r"different tensors: scale"):
+        merge.average([weights(1), {"conv": torch.zeros(4, 3), "counter": torch.tensor(1)}])
+    with pytest.raises(UsageError, match=r"`conv` has shape \(4, 3\).*\(2, 3\) in copy 2"):
+        merge.average([weights(1), {**weights(1), "conv": torch.zeros(2, 3)}])

@@ -1,0 +1,289 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fits import SMALL, results, small_fit, small_recipe
+
+import fieldguide as fg
+from fieldguide import train
+from fieldguide.batches import Draw
+from fieldguide.crossval import Watcher, fold_jobs
+from fieldguide.errors import DataError, TrainingError
+from fieldguide.network import load_weights
+from fieldguide.train import FoldJob, train_fold
+
+
+@pytest.fixture
+def job(discs: Path, tmp_path: Path) -> FoldJob:
+    run = small_fit(discs, tmp_path / "job", fold=0, epochs=1, warmup=0.0, mix="none")
+    found = fold_jobs(run, discs)(0)
+    load_weights(found.network, found.start)
+    return found
+
+
+def history(run_folder: Path, fold: int = 0) -> list[dict[str, str]]:
+    with (run_folder / "folds" / str(fold) / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_same_seed_same_bits_other_seed_other_bits(discs: Path, tmp_path: Path) -> None:
+    one = results(small_fit(discs, tmp_path / "1", fold=0, seed=0))
+    two = results(small_fit(discs, tmp_path / "2", fold=0, seed=0))
+    other = results(small_fit(discs, tmp_path / "3", fold=0, seed=1))
+    assert one == two
+    assert one["0/weights.safetensors"] != other["0/weights.safetensors"]
+
+
+def test_training_leaves_the_global_generator_alone(job: FoldJob) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    train_fold(job, None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stop", ["none", "inner"])
+def test_it_learns(stop: str, discs: Path, tmp_path: Path) -> None:
+    run = small_fit(
+        discs,
+        tmp_path / "run",
+        fold=0,
+        epochs=12,
+        backbone_rate=2e-3,
+        head_rate=1e-2,
+        mix="none",
+        color_jitter=0.0,
+        stop=stop,
+        inner_share=0.3,
+        patience=12,
+    )
+    assert run.scores.accuracy > 0.8  # chance: 0.33
+
+
+def test_a_rate_of_1e20_ends_with_the_place_named(discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as error:
+        small_fit(discs, tmp_path / "run", backbone_rate=1e20, head_rate=1e20, epochs=4, folds=3)
+    assert error.value.exit_code == 5
+    assert "fold 0" in str(error.value)
+    assert "replica 1, 2" in str(error.value)
+    assert "epoch" in str(error.value) and "step" in str(error.value)
+    for path in (tmp_path / "run").rglob("*.csv"):
+        assert "nan" not in path.read_text().lower().replace("fountain", "")
+        assert "inf" not in path.read_text().lower()
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, replica: int, steps: set[int]) -> None:
+    """One replica's pictures become infinite at some steps of every epoch."""
+    original = train.training_plan
+    count = {"step": 0, "replica": -1}
+
+    def plan(*args: Any, **options: Any) -> Any:
+        count.update(step=0, replica=options["replica"])
+        return original(*args, **options)
+
+    mix = train.mix_batch
+
+    def spoilt(images: torch.Tensor, *args: Any, **options: Any) -> Any:
+        bad = count["replica"] == replica and count["step"] in steps
+        count["step"] += 1
+        return mix(images * float("inf") if bad else images, *args, **options)
+
+    monkeypatch.setattr(train, "training_plan", plan)
+    monkeypatch.setattr(train, "mix_batch", spoilt)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, replica=1, steps={1})
+    run = small_fit(discs, tmp_path / "run", fold=0)
+    rows = history(tmp_path / "run")
+    assert [(row["model"], row["skipped"]) for row in rows[:2]] == [
+        ("replica-1", "0"),
+        ("replica-2", "1"),
+    ]
+    assert all(row["diverged"] == "False" for row in rows)
+    assert all(np.isfinite(array).all() for array in run.weights(0).values())
+
+
+def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
+    optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    batch = next(job.loader.batches([[Draw(0, 1), Draw(1, 2)]]))
+    train.train_mode(job.network)
+    mean = job.recipe.mean
+    object.__setattr__(job.recipe, "mean", (float("inf"), *mean[1:]))
+    assert train.train_step(job, optimizer, scaler, batch, seed=1) is None
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in job.network.state_dict().items()
+    )
+    object.__setattr__(job.recipe, "mean", mean)
+    assert train.train_step(job, optimizer, scaler, batch, seed=1) is not None
+    assert not torch.equal(job.network.state_dict()["head.linear.bias"], before["head.linear.bias"])
+
+
+def test_a_diverged_replica_is_left_out_and_flagged(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices: list[str] = []
+    spoil(monkeypatch, replica=1, steps={0, 1, 2})
+    run = small_fit(
+        discs,
+        tmp_path / "run",
+        fold=0,
+        replicas=3,
+        watcher=Watcher(notice=notices.append),
+    )
+    rows = history(tmp_path / "run")
+    flags = {(row["epoch"], row["model"]): row["diverged"] for row in rows}
+    assert {key for key, flag in flags.items() if flag == "True"} == {
+        ("1", "replica-2"),
+        ("2", "replica-2"),
+    }
+    assert "fold 0: replica 2 diverged in epoch 1 at step 3" in notices
+    assert all(np.isfinite(array).all() for array in run.weights(0).values())
+    with (run.fold_folder(0) / "merges.csv").open() as file:
+        assert "nan" not in file.read()
+
+
+def test_curves_follow_the_period_of_merging(discs: Path, tmp_path: Path) -> None:
+    small_fit(discs, tmp_path / "run", fold=0, replicas=3, merge_every=2, epochs=5)
+    rows = history(tmp_path / "run")
+    assert [int(row["epoch"]) for row in rows if row["model"] == "merged"] == [2, 4, 5]
+    assert sum(row["model"] == "replica-3" for row in rows) == 5
+
+
+def test_replicas_part_between_merges_and_meet_in_them(discs: Path, tmp_path: Path) -> None:
+    """Merged at the end alone, replicas have moved further than when they meet every epoch."""
+    often = small_fit(discs, tmp_path / "often", fold=0, epochs=4, keep_replicas=True)
+    once = small_fit(discs, tmp_path / "once", fold=0, epochs=4, merge_every=4, keep_replicas=True)
+
+    def distance(run: fg.Run) -> float:
+        one, two = run.replicas(0)
+        return sum(float(((one[n] - two[n]) ** 2).sum()) for n in one if n.endswith("weight"))
+
+    assert distance(once) > 1.5 * distance(often) > 0
+    merged = once.weights(0)
+    one, two = once.replicas(0)
+    for name in merged:
+        if name.endswith(("weight", "bias")):
+            np.testing.assert_allclose(merged[name], (one[name] + two[name]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("moments", ["keep", "average", "reset"])
+def test_moments_at_a_merge(moments: str, job: FoldJob) -> None:
+    recipe = job.recipe.replace(moments=moments, epochs=2)
+    session = train._Session(FoldJob(**vars(job) | {"recipe": recipe}), None, train.Controls())
+    session.run_epoch()
+    named = list(job.network.named_parameters())
+    one, two = (train.moments_of(optimizer, named) for optimizer in session.optimizers)
+    name = named[0][0]
+    if moments == "reset":
+        assert not one and not two
+    else:
+        same = torch.equal(one[name]["exp_avg"], two[name]["exp_avg"])
+        assert same == (moments == "average")
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4])
+def test_accumulated_gradients_equal_the_whole_batch(accumulate: int, job: FoldJob) -> None:
+    """With batch norm in evaluation mode, as its statistics depend on the part at hand."""
+    batch = next(job.loader.batches([[Draw(n, n) for n in range(4)]]))
+    gradients = []
+    for parts in (1, accumulate):
+        again = FoldJob(**vars(job) | {"recipe": job.recipe.replace(accumulate=parts)})
+        job.network.eval()
+        job.network.zero_grad()
+        loss = train._backward(again, torch.GradScaler("cpu", enabled=False), batch)
+        gradients.append([p.grad.clone() for p in job.network.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(job.network.parameters()))
+    for whole, parted in zip(*gradients, strict=True):
+        torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+    assert float(loss) > 0
+
+
+def test_batch_norm_policy_changes_statistics_alone(discs: Path, tmp_path: Path) -> None:
+    measured = small_fit(discs, tmp_path / "1", fold=0, epochs=1, warmup=0.0)
+    averaged = small_fit(discs, tmp_path / "2", fold=0, epochs=1, warmup=0.0, batch_norm="average")
+    one, two = measured.weights(0), averaged.weights(0)
+    differing = {name for name in one if not np.array_equal(one[name], two[name])}
+    assert differing == {name for name in one if name.endswith(("running_mean", "running_var"))}
+
+
+def test_balanced_class_weights_weigh_classes_alike(job: FoldJob) -> None:
+    weighted = FoldJob(**vars(job) | {"recipe": job.recipe.replace(class_weights="balanced")})
+    weights = train._class_weights(weighted)
+    assert weights is not None
+    counts = np.bincount(job.targets[job.train], minlength=3)
+    np.testing.assert_allclose(weights.numpy() * counts, len(job.train) / 3, rtol=1e-6)
+    assert train._class_weights(job) is None
+
+
+def test_frozen_stages_do_not_change(discs: Path, tmp_path: Path) -> None:
+    run = small_fit(discs, tmp_path / "run", fold=0, freeze=2)
+    start, end = run.weights(), run.weights(0)
+    changed = {name for name in start if not np.array_equal(start[name], end[name])}
+    assert not any(
+        name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1.")) for name in changed
+    )
+    assert any(name.startswith("backbone.layer2.") for name in changed)
+
+
+def test_vanished_photos_are_replaced_up_to_a_share(
+    discs: Path, tmp_path: Path, draw_collection: Any
+) -> None:
+    photos = draw_collection(tmp_path / "photos")
+    steps: list[int] = []
+
+    def remove() -> None:
+        steps.append(1)
+        if len(steps) == 1:
+            for path in (photos / "amber").iterdir():
+                path.unlink()
+
+    with pytest.raises(DataError, match="could not be read any more") as error:
+        small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=remove))
+    assert error.value.exit_code == 3
+
+
+def test_heads_and_mixes_run_end_to_end(discs: Path, tmp_path: Path) -> None:
+    for number, settings in enumerate(
+        (
+            {"head": "se", "mix": "mixup", "augment": "randaugment"},
+            {"head": "attention", "mix": "either", "augment": "augmix", "erasing": 1.0},
+            {"merge": "model_stock", "anchor": "last_merge", "class_weights": "balanced"},
+            {"augment": "trivialaugment", "grayscale": 1.0, "label_smoothing": 0.1},
+            {"merge": "none", "replicas": 1, "schedule": "constant", "accumulate": 2},
+        )
+    ):
+        run = small_fit(discs, tmp_path / str(number), fold=0, epochs=1, **{"warmup": 0.0} | settings)
+        assert np.isfinite(run.logits(0)).all()
+
+
+def test_a_single_replica_is_evaluated_once(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    original = train.evaluate
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(train, "evaluate", counted)
+    small_fit(discs, tmp_path / "run", fold=0, merge="none", replicas=1)
+    assert len(calls) == SMALL["epochs"]
+    rows = history(tmp_path / "run")
+    assert rows[0]["test_loss"] == rows[1]["test_loss"]
+
+
+def test_no_more_steps_than_planned(discs: Path, tmp_path: Path) -> None:
+    plans, steps = [], []
+    watcher = Watcher(on_plan=plans.append, on_step=lambda: steps.append(1))
+    small_fit(discs, tmp_path / "run", watcher=watcher)
+    assert [plan.steps for plan in plans] == [len(steps)]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"]
+    assert small_recipe().epochs == plans[0].recipe.epochs
