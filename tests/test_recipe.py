@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldguide import recipe as recipes
@@ -105,13 +105,10 @@ def test_a_value_out_of_bounds_is_refused_and_shown(name: str, value: float) -> 
     assert refusal(**{name: value}).message.startswith(f"`{name}` = {value!r}: should be ")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.5])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_must_be_finite_also_in_a_tuple(value: float) -> None:
-    if value == 0.5:
-        assert build({"crop_scale": [value, 1.0]}).crop_scale == (0.5, 1.0)
-    else:
-        assert "`crop_scale` = " in refusal(crop_scale=[0.1, value]).message
-        assert "should be a finite number" in refusal(backbone_rate=value).message
+    assert refusal(flip=value).message == f"`flip` = {value}: should be a finite number"
+    assert "`crop_scale` = " in refusal(crop_scale=[0.1, value]).message
 
 
 def test_numbers_in_quotes_are_refused_with_the_way_out() -> None:
@@ -208,6 +205,7 @@ def test_a_named_recipe_survives_its_file(name: str, comments: bool, tmp_path: P
     assert load(str(file)) == load(name)
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(1e-300, 1e300), st.integers(0))
 def test_any_value_survives_its_file(weights: str, rate: float, seed: int) -> None:
     recipe = Recipe(weights=weights, head_rate=rate, seed=seed)
@@ -222,7 +220,6 @@ def test_a_recipe_file_explains_every_setting_under_its_section() -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"{name} = "))
         assert line.endswith(str(field.description))
     assert "linear | se | attention: linear layer" in text
-    assert "auto | " not in text, "`auto` beside a number is no choice among words"
 
 
 @pytest.mark.parametrize("text", ["epochs = 3\nfolds = = 4\n", "epochs = 3\nfolds = 0x\n"])
@@ -313,7 +310,7 @@ def test_a_bad_environment_variable_is_named(name: str, value: str, reason: str)
 
 
 def test_an_environment_variable_that_is_no_setting_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="`batchsize` in the environment .*`batch_size`"):
+    with pytest.raises(UsageError, match=r"`batchsize` in the environment .*`batch_size`"):
         from_environment({"FIELDGUIDE_BATCHSIZE": "3"})
 
 

@@ -118,5 +118,7 @@ def _policy(policy: Policy, interpolation: InterpolationMode) -> list[nn.Module]
     if policy == "trivialaugment":
         return [v2.TrivialAugmentWide(interpolation=interpolation)]
     if policy == "augmix":
-        return [v2.AugMix(interpolation=interpolation)]
+        # AugMix works on tensors, which torchvision cannot rotate bicubically.
+        bicubic = interpolation is InterpolationMode.BICUBIC
+        return [v2.AugMix(interpolation=InterpolationMode.BILINEAR if bicubic else interpolation)]
     return []

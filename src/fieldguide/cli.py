@@ -5,6 +5,7 @@ can be checked without it, so that help, typing mistakes and bad settings are an
 """
 
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from fieldguide.crossval import Plan, Watcher
     from fieldguide.runs import Run
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False)
+
+DEMO_PHOTOS_EACH = 60
 
 app = App(
     name="fieldguide",
@@ -144,7 +147,7 @@ def check(
     from fieldguide import check as checks
 
     catalog = columns.read(photos)
-    with Display(err) as display:
+    with Display(stderr) as display:
         display.begin("checking photos", len(catalog))
         facts = checks.inspect(catalog, truncated=truncated, progress=display.reach)
     found = checks.findings(catalog, facts, folds=folds)
@@ -183,17 +186,33 @@ def fit(
         Go on although the version of torch has changed.
     """
     chosen = _recipe(recipe, settings)
-    require_backbone(chosen.backbone)
-    if chosen.weights not in {"pretrained", "none"} and not Path(chosen.weights).is_file():
-        raise UsageError(f"`weights` = {chosen.weights!r}: there is no such file")
-    catalog = columns.read(photos)
-    with _watching() as watcher:
-        from fieldguide.crossval import fit as fit_folds
+    _print_scores(_fit(columns.read(photos), chosen, out, fold=fold, force=force))
 
-        run = fit_folds(
-            catalog, chosen, out, fold=fold, force=force, command=sys.argv, watcher=watcher()
-        )
+
+@app.command
+def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) -> None:
+    """Draw a small collection of flowers, butterflies and birds, and fit it: needs no network.
+
+    Parameters
+    ----------
+    out
+        Folder for the collection (OUT/photos) and its run (OUT/run).
+    """
+    from fieldguide.catalog import scan
+
+    chosen = _recipe("demo", settings)
+    photos, run_folder = out / "photos", out / "run"
+    if not photos.exists():
+        _draw(photos)
+    run = _fit(scan(photos), chosen, run_folder)
     _print_scores(run)
+    stdout.print("\nnext:")
+    for command in (
+        f"fieldguide score {run_folder}",
+        f"fieldguide check {photos}",
+        "fieldguide fit YOUR-PHOTOS --out YOUR-RUN --recipe quick",
+    ):
+        stdout.print(f"  {command}")
 
 
 @app.command
@@ -247,8 +266,35 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tell(error: FieldguideError) -> int:
-    err.print(f"error: {error}", markup=False, soft_wrap=True)
+    stderr.print(f"error: {error}", markup=False, soft_wrap=True)
     return error.exit_code
+
+
+def _fit(
+    catalog: "Catalog", recipe: Recipe, folder: Path, *, fold: int | None = None, force: bool = False
+) -> "Run":
+    """A fit with progress on the terminal; what can be checked without torch is checked first."""
+    require_backbone(recipe.backbone)
+    if recipe.weights not in {"pretrained", "none"} and not Path(recipe.weights).is_file():
+        raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
+    with _watching() as watcher:
+        from fieldguide.crossval import fit
+
+        return fit(
+            catalog, recipe, folder, fold=fold, force=force, command=sys.argv, watcher=watcher()
+        )
+
+
+def _draw(folder: Path) -> None:
+    """Draws the demo's collection; a drawing that was interrupted is begun anew."""
+    from fieldguide import demo
+
+    begun = folder.with_name(f"{folder.name}.begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    with Display(stderr) as display:
+        display.begin("drawing specimens", DEMO_PHOTOS_EACH * len(demo.SPECIES))
+        demo.draw_collection(begun, photos_each=DEMO_PHOTOS_EACH, progress=display.reach)
+    begun.rename(folder)
 
 
 def _recipe(name: str, settings: BaseModel | None) -> Recipe:
@@ -279,7 +325,7 @@ def _watching() -> "Iterator[Callable[[], Watcher]]":
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with Display(err) as display:
+        with Display(stderr) as display:
             yield lambda: _watcher(display, check_stop)
     finally:
         for number, handler in before.items():
@@ -324,17 +370,17 @@ def _print_collection(catalog: "Catalog", facts: "Sequence[Facts]") -> None:
                 else ("–", "–", "–")
             )
             table.add_row(split, f"{len(part):,}", str(len(counts) or "–"), few, middle, most)
-    out.print(table)
+    stdout.print(table)
     sides = sorted(min(fact.width, fact.height) for fact in facts if not fact.problem)
     if sides:
-        out.print(
+        stdout.print(
             f"shorter side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
         )
 
 
 def _print_findings(found: "Sequence[Finding]", csv: Path | None) -> None:
     if not found:
-        out.print("nothing was found that would disturb a fit")
+        stdout.print("nothing was found that would disturb a fit")
         return
     table = Table("found", "times", "stops a fit", "such as", box=None)
     for kind in dict.fromkeys(finding.kind for finding in found):
@@ -343,9 +389,9 @@ def _print_findings(found: "Sequence[Finding]", csv: Path | None) -> None:
         example = f"{first.path}: {first.message}" if first.path else first.message
         stops = "yes" if any(finding.fatal for finding in alike) else "no"
         table.add_row(kind, str(len(alike)), stops, Text(example))
-    out.print(table)
+    stdout.print(table)
     if csv is None:
-        out.print("--csv FILE lists them all")
+        stdout.print("--csv FILE lists them all")
 
 
 def _print_scores(run: "Run") -> None:
@@ -353,7 +399,7 @@ def _print_scores(run: "Run") -> None:
     low, high = scores.interval
     done = len(scores.accuracy_per_fold)
     part = "" if done == run.recipe.folds else f" ({done} of {run.recipe.folds} folds done)"
-    out.print(f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}")
+    stdout.print(f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}")
     table = Table("score", "value", box=None)
     for fold, accuracy in scores.accuracy_per_fold.items():
         table.add_row(f"accuracy of fold {fold}", f"{accuracy:.1%}")
@@ -364,5 +410,5 @@ def _print_scores(run: "Run") -> None:
     table.add_row("log loss", f"{scores.log_loss:.3f}")
     table.add_row("calibration error", f"{scores.calibration_error:.3f}")
     table.add_row("photos", f"{scores.photos:,}")
-    out.print(table)
-    out.print(f"training took {duration(run.seconds)}; everything is in {run.folder}")
+    stdout.print(table)
+    stdout.print(f"training took {duration(run.seconds)}; everything is in {run.folder}")

@@ -181,6 +181,24 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "color_jitter": 0.0,
         },
     ),
+    "demo": (
+        "the drawn collection of `fieldguide demo`: a tiny network from random weights",
+        {
+            "backbone": "test_resnet",
+            "weights": "none",
+            "size": 64,
+            "eval_resize": 72,
+            "folds": 3,
+            "epochs": 16,
+            "batch_size": 32,
+            "backbone_rate": 3e-3,
+            "head_rate": 3e-3,
+            "warmup": 1.0,
+            "mix": "none",
+            "color_jitter": 0.0,
+            "crop_scale": (0.5, 1.0),
+        },
+    ),
     "reference": (
         "the course report that this system started from, setting by setting",
         {

@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from fieldguide.device import autocast, choose_device, choose_precision, device_name
+from fieldguide.errors import ResourceError, UsageError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def have(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"),
+    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+)
+def test_auto_is_the_first_gpu_or_else_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, best: str
+) -> None:
+    have(monkeypatch, cuda=cuda, mps=mps)
+    assert choose_device("auto") == torch.device(best)
+
+
+def test_the_cpu_can_be_asked_for() -> None:
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["meta", "toaster", "", "cpu:x", "cuda:999"])
+def test_a_device_that_cannot_be_used_is_named_with_the_way_out(name: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        choose_device(name)
+    assert caught.value.message.startswith(f"device `{name}` cannot be used: ")
+    assert "\n" not in caught.value.message
+    assert "cpu" in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_a_broken_driver_is_an_error_only_where_its_gpu_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old\nmore lines")
+
+    have(monkeypatch)
+    monkeypatch.setattr(torch, "zeros", broken)
+    assert choose_device("auto") == CPU
+    with pytest.raises(ResourceError, match=r"`cuda` cannot be used: The NVIDIA driver .* too old"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(("hardware", "best"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_on_a_cpu_is_bfloat16_where_it_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, best: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware)
+    assert choose_precision("auto", CPU) == best
+
+
+@pytest.mark.parametrize(("hardware", "best"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_on_a_gpu_is_half_as_wide(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, best: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: hardware)
+    assert choose_precision("auto", CUDA) == best
+
+
+def test_auto_elsewhere_is_full() -> None:
+    assert choose_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_a_precision_asked_for_is_given(name: str) -> None:
+    assert choose_precision(name, CPU) == name
+
+
+def test_float16_needs_a_gpu() -> None:
+    assert choose_precision("float16", CUDA) == "float16"
+    with pytest.raises(UsageError, match="float16") as caught:
+        choose_precision("float16", CPU)
+    assert "bfloat16" in caught.value.hint
+
+
+def test_an_unknown_precision_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="'float64' is not one of float32, bfloat16, float16"):
+        choose_precision("float64", CPU)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_products_are_computed_in_the_precision_and_only_inside(name: str) -> None:
+    matrix = torch.eye(2)
+    with autocast(CPU, choose_precision(name, CPU)):
+        assert (matrix @ matrix).dtype == getattr(torch, name)
+    assert (matrix @ matrix).dtype == torch.float32
+
+
+def test_a_cpu_has_a_name() -> None:
+    assert device_name(CPU)
