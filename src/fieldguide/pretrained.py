@@ -60,6 +60,7 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError  # of whichever library it speaks HTTP with
 
     repository = config.get("hf_hub_id")
     if not repository:
@@ -75,7 +76,7 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
         if not constants.HF_HUB_OFFLINE:
             _require_hub(constants.ENDPOINT)
         return Path(hub.hf_hub_download(repository, "model.safetensors"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise ResourceError(
             f"the pretrained weights of `{backbone}` ({repository}) are not in the local cache,"
             f" and the hub cannot be reached: {error}",
