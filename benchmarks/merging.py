@@ -1,12 +1,13 @@
-"""Is merging worth it? Out-of-fold accuracy of replicas and merges, and of one replica at equal cost.
+"""Is merging worth it? Accuracy of replicas and merges, and of one replica at equal cost.
 
     python benchmarks/merging.py ../shared/data/nature100 --out runs/merging \
         --weights ../shared/weights/resnet18_in1k.safetensors --epochs 3 --seeds 0
 
-For each seed four fits on the same folds: two merged replicas and one replica for twice the epochs, each
-with a cosine schedule and a constant one. The replicas as they were before the last merge are then merged
-by every rule, with batch norm averaged and measured anew: training does not read the running statistics,
-so one training serves both. Prints one JSON line a result, and appends them to OUT/results.jsonl.
+For each seed four fits on the same folds: two merged replicas and one replica for twice the
+epochs, each with a cosine schedule and a constant one. The replicas as they were before the last
+merge are then merged by every rule, with batch norm averaged and measured anew: training does not
+read the running statistics, so one training serves both. Prints one JSON line a result, and
+appends them to OUT/results.jsonl.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--mix", default="none")
-    parser.add_argument("--per-class", type=int, help="the first photos of each class in name order")
+    parser.add_argument(
+        "--per-class", type=int, help="the first photos of each class in name order"
+    )
     parser.add_argument("--only", default="", help="classes whose name starts so")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--fits", nargs="+", default=list(FITS))
@@ -96,7 +99,7 @@ def subset(catalog: fg.Catalog, per_class: int | None, only: str) -> fg.Catalog:
 
 
 def results(run: fg.Run, root: Path) -> list[dict[str, object]]:
-    """Out-of-fold accuracy of what the fit ends with, and of all that its replicas can be merged to."""
+    """Out-of-fold accuracy of what the fit ends with, and of all merges of its replicas."""
     found = [scored(run, "result", {fold: run.logits(fold) for fold in run.done})]
     if run.recipe.keep_replicas:
         job_of = fold_jobs(run, root)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -72,8 +73,6 @@ def test_quick_answers_do_not_import_torch(arguments: list[str], code: int, said
         "assert not heavy, heavy\n"
         "sys.exit(code)\n"
     )
-    if arguments[0] == "score":
-        script = script.replace("assert not heavy, heavy\n", "")
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )
@@ -123,10 +122,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     capsys: pytest.CaptureFixture[str],
     restored_signals: None,
 ) -> None:
-    original, calls = train.train_step, iter(range(5))
+    original, calls = train.train_step, itertools.count()
 
     def step(*args: object) -> object:
-        if next(calls, None) is None:
+        if next(calls) == 5:
             os.kill(os.getpid(), number)
         return original(*args)  # type: ignore[arg-type]
 
@@ -192,7 +191,9 @@ def test_every_recipe_is_printed_as_toml_that_reads_back(
         place = tmp_path / f"{name}.toml"
         place.write_text(capsys.readouterr().out, encoding="utf-8")
         assert cli.run(["recipe", str(place)]) == 0
-        own, back = (text.splitlines()[1:] for text in (place.read_text("utf-8"), capsys.readouterr().out))
+        own, back = (
+            text.splitlines()[1:] for text in (place.read_text("utf-8"), capsys.readouterr().out)
+        )
         assert own == back
 
 

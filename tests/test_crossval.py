@@ -449,7 +449,14 @@ def test_stopping_on_the_fold_reports_selected_and_cross_fitted_scores(
     discs: Path, tmp_path: Path
 ) -> None:
     run = small_fit(
-        discs, tmp_path / "run", folds=3, epochs=6, stop="fold", patience=6, replicas=1, merge="none"
+        discs,
+        tmp_path / "run",
+        folds=3,
+        epochs=6,
+        stop="fold",
+        patience=6,
+        replicas=1,
+        merge="none",
     )
     logits = {fold: run.epoch_logits(fold) for fold in run.done}
     targets = {fold: run.targets[run.folds[fold].test] for fold in run.done}
@@ -470,15 +477,19 @@ def test_stopping_on_the_fold_reports_selected_and_cross_fitted_scores(
 
 def test_patience_ends_a_fold_early(discs: Path, tmp_path: Path) -> None:
     run = small_fit(
-        discs, tmp_path / "run", epochs=9, stop="fold", patience=1, backbone_rate=1e-12, head_rate=1e-12
+        discs,
+        tmp_path / "run",
+        epochs=9,
+        stop="fold",
+        patience=1,
+        backbone_rate=1e-12,
+        head_rate=1e-12,
     )
     assert all(len(run.epoch_logits(fold)) == 2 for fold in run.done)
 
 
 def test_inner_stopping_never_looks_at_the_test_part(discs: Path, tmp_path: Path) -> None:
-    run = small_fit(
-        discs, tmp_path / "run", stop="inner", inner_share=0.25, patience=2, epochs=2
-    )
+    run = small_fit(discs, tmp_path / "run", stop="inner", inner_share=0.25, patience=2, epochs=2)
     assert run.scores.selected_accuracy is None
     for fold in run.folds:
         job = crossval.fold_jobs(run, discs)(fold.index)

@@ -104,9 +104,9 @@ def test_model_stock_agrees_with_the_formula_and_lies_between(k: int, seed: int)
 def test_model_stock_is_the_point_nearest_to_the_centre() -> None:
     """Brute force over t: the paper's derivation, on copies that are its thin shell exactly.
 
-    Copies lie at equal distance from the anchor with equal angles between them. The centre μ of the
-    shell is perpendicular: (w_i − μ) ⊥ (μ − w_0) and (w_i − μ) ⊥ (w_j − μ) for all pairs. The paper's
-    ratio is the point on the line from the anchor through the mean that is nearest to μ.
+    Copies lie at equal distance from the anchor with equal angles between them. The centre μ of
+    the shell is perpendicular: (w_i − μ) ⊥ (μ − w_0) and (w_i − μ) ⊥ (w_j − μ) for all pairs. The
+    paper's ratio is the point on the line from the anchor through the mean that is nearest to μ.
     """
     cosine, k, size = 0.4, 3, 6
     gram = torch.full((k, k), cosine, dtype=torch.float64).fill_diagonal_(1)

@@ -16,9 +16,8 @@ ROWS = (
     {"augment", "backbones", "device", "files", "folds", "heads", "merge", "metrics"}
     | {"optimize", "pretrained", "recipe", "seeds"},
     {"catalog", "pixels"},
-    {"batches", "check", "checkpoint", "network"},
+    {"batches", "check", "checkpoint", "network", "runs"},
     {"train"},
-    {"runs"},
     {"crossval"},
     {"demo", "display"},
     {"cli"},
@@ -31,7 +30,9 @@ def imported(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if "fieldguide" in alias.name}
+            found |= {
+                alias.name.partition(".")[2] for alias in node.names if "fieldguide" in alias.name
+            }
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fieldguide"):
             below = (node.module or "").partition(".")[2]
             found |= {below} if below else {alias.name for alias in node.names}

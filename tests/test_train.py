@@ -259,7 +259,9 @@ def test_heads_and_mixes_run_end_to_end(discs: Path, tmp_path: Path) -> None:
             {"merge": "none", "replicas": 1, "schedule": "constant", "accumulate": 2},
         )
     ):
-        run = small_fit(discs, tmp_path / str(number), fold=0, epochs=1, **{"warmup": 0.0} | settings)
+        run = small_fit(
+            discs, tmp_path / str(number), fold=0, epochs=1, **{"warmup": 0.0} | settings
+        )
         assert np.isfinite(run.logits(0)).all()
 
 

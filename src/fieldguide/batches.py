@@ -207,10 +207,9 @@ def training_plan(
     """
     generator = np.random.default_rng(derive_seed(seed, "order", replica, epoch))
     shuffled = generator.permutation(rows)
-    steps = steps_in_epoch(len(rows), batch_size)
     return [
         [Draw(int(row), derive_seed(seed, "photo", replica, epoch, int(row))) for row in part]
-        for part in np.array_split(shuffled, steps)
+        for part in np.array_split(shuffled, steps_in_epoch(len(rows), batch_size))
     ]
 
 
@@ -225,11 +224,12 @@ def steps_in_epoch(photos: int, batch_size: int) -> int:
 
 
 def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]]:
-    """Every row once, in order, without random changes."""
-    return [
-        [Draw(int(row), None) for row in rows[start : start + batch_size]]
-        for start in range(0, len(rows), batch_size)
-    ]
+    """Every row once, in order, without random changes; batches as equal as in training.
+
+    Batch norm is measured on such batches too, and a last one of a single photo would fail it.
+    """
+    parts = np.array_split(rows, steps_in_epoch(len(rows), batch_size)) if len(rows) else []
+    return [[Draw(int(row), None) for row in part] for part in parts]
 
 
 def _failed(error: str) -> Batch:

@@ -1,8 +1,8 @@
 """What a fold's training has come to, and how it is saved whole and found again after a kill.
 
-Two checkpoints are kept, so that a damaged one costs the work since the one before. Each is one safetensors
-file (tensors, and the rest as JSON in its header) and a digest written after it. Knows nothing of how the
-state comes about.
+Two checkpoints are kept, so that a damaged one costs the work since the one before. Each is one
+safetensors file (tensors, and the rest as JSON in its header) and a digest written after it.
+Knows nothing of how the state comes about.
 """
 
 import json
@@ -22,8 +22,8 @@ from fieldguide.optimize import Moments
 
 Row = dict[str, Any]
 
-# A replica has diverged after so many bad steps in a row, or when half of an epoch's were bad. Taste: fp16's
-# loss scaling may rightly skip a few.
+# A replica has diverged after so many bad steps in a row, or when half of an epoch's were bad.
+# Taste: fp16's loss scaling may rightly skip a few.
 BAD_STEPS_IN_A_ROW = 10
 
 
@@ -52,7 +52,7 @@ class Tally:
 
     @property
     def hopeless(self) -> bool:
-        """Whether so many steps in a row were skipped that the rest of the epoch is not worth doing."""
+        """Whether so many steps in a row were skipped that the epoch is not worth ending."""
         return self.skipped_in_a_row >= BAD_STEPS_IN_A_ROW
 
     @property
@@ -65,9 +65,9 @@ class Tally:
 class FoldState:
     """All that a fold's training changes.
 
-    The position is what comes next: `step` of the epoch `epoch` of `replica`. `copies` are the replicas'
-    weights as of their last finished step or merge; `chosen` those that the fold would end with now (None:
-    `merged`), whose logits of the test part are `logits`.
+    The position is what comes next: `step` of the epoch `epoch` of `replica`. `copies` are the
+    replicas' weights as of their last finished step or merge; `chosen` those that the fold would
+    end with now (None: `merged`), whose logits of the test part are `logits`.
     """
 
     merged: Weights

@@ -1,7 +1,8 @@
 """The command line: parses, calls the library, prints, and turns errors into exit codes.
 
-Data go to stdout, messages to stderr. torch is imported by the commands that need it, after everything that
-can be checked without it, so that help, typing mistakes and bad settings are answered at once.
+Data go to stdout, messages to stderr. torch is imported by the commands that need it, after
+everything that can be checked without it, so that help, typing mistakes and bad settings are
+answered at once.
 """
 
 import os
@@ -50,7 +51,7 @@ app = App(
 
 
 def _settings_model() -> type[BaseModel]:
-    """Every field of `Recipe` as a flag that may be left out. Bounds are checked by `Recipe` itself."""
+    """Every field of `Recipe` as a flag that may be left out. `Recipe` itself checks bounds."""
     sections = {name: recipes.section_of(name) for name in Recipe.model_fields}
     order = list(dict.fromkeys(sections.values()))
     groups = {name: Group(name, sort_key=order.index(name)) for name in order}
@@ -271,12 +272,14 @@ def _tell(error: FieldguideError) -> int:
 
 
 def _fit(
-    catalog: "Catalog", recipe: Recipe, folder: Path, *, fold: int | None = None, force: bool = False
+    catalog: "Catalog",
+    recipe: Recipe,
+    folder: Path,
+    *,
+    fold: int | None = None,
+    force: bool = False,
 ) -> "Run":
-    """A fit with progress on the terminal; what can be checked without torch is checked first."""
-    require_backbone(recipe.backbone)
-    if recipe.weights not in {"pretrained", "none"} and not Path(recipe.weights).is_file():
-        raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
+    """A fit with progress on the terminal."""
     with _watching() as watcher:
         from fieldguide.crossval import fit
 
@@ -298,12 +301,14 @@ def _draw(folder: Path) -> None:
 
 
 def _recipe(name: str, settings: BaseModel | None) -> Recipe:
-    """The named recipe, under the environment's settings, under the flags."""
+    """The named recipe, over it the environment, over it the flags; checked without torch."""
     recipes.load(name)  # its own mistakes are told with its name
     flags = settings.model_dump(exclude_none=True) if settings else {}
-    return recipes.build(
-        recipes.settings_of(name) | recipes.from_environment(os.environ) | flags
-    )
+    chosen = recipes.build(recipes.settings_of(name) | recipes.from_environment(os.environ) | flags)
+    require_backbone(chosen.backbone)
+    if chosen.weights not in {"pretrained", "none"} and not Path(chosen.weights).is_file():
+        raise UsageError(f"`weights` = {chosen.weights!r}: there is no such file")
+    return chosen
 
 
 @contextmanager
@@ -399,7 +404,9 @@ def _print_scores(run: "Run") -> None:
     low, high = scores.interval
     done = len(scores.accuracy_per_fold)
     part = "" if done == run.recipe.folds else f" ({done} of {run.recipe.folds} folds done)"
-    stdout.print(f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}")
+    stdout.print(
+        f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}"
+    )
     table = Table("score", "value", box=None)
     for fold, accuracy in scores.accuracy_per_fold.items():
         table.add_row(f"accuracy of fold {fold}", f"{accuracy:.1%}")

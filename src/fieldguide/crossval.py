@@ -1,7 +1,7 @@
 """A whole fit: from photographs and a recipe to a run folder with trained folds and honest scores.
 
-Folds are trained one after another here, each a pure job; a killed fit goes on from its last checkpoint when
-it is called again with the same arguments.
+Folds are trained one after another here, each a pure job; a killed fit goes on from its last
+checkpoint when it is called again with the same arguments.
 """
 
 import platform
@@ -27,16 +27,17 @@ from fieldguide.checkpoint import Row
 from fieldguide.device import choose_device, choose_precision, device_name
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
+from fieldguide.merge import Weights
 from fieldguide.network import Network, build, freeze, input_config, weights_of
 from fieldguide.recipe import Recipe
-from fieldguide.runs import Run
+from fieldguide.runs import Run, Trained
 from fieldguide.train import Controls, FoldJob, train_fold
 
 # Packages whose version can change results.
 RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pillow")
 
-# A large JPEG may be decoded at a fraction of its size, down to so many times `eval_resize`: the resize that
-# follows still halves what it gets, so that it smooths what the decoder left rough.
+# A large JPEG may be decoded at a fraction of its size, down to so many times `eval_resize`: the
+# resize that follows still halves what it gets, so that it smooths what the decoder left rough.
 DECODED_SIDES = 2
 
 
@@ -131,12 +132,10 @@ def _create(
     network = _build(recipe, len(used.classes))
     resolved = resolve(recipe, network, used)
     environment = _environment(catalog, resolved, network, command)
-    return runs.create(folder, resolved, used, weights_of(network), environment)
+    return runs.create(folder, resolved, used, _arrays(weights_of(network)), environment)
 
 
-def _reopen(
-    folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher: Watcher
-) -> Run:
+def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher: Watcher) -> Run:
     """An existing run, if recipe, photos and torch are still those it was started with."""
     run = Run(folder)
     different = recipes.differences(recipe, run.recipe)
@@ -305,7 +304,8 @@ def _weights_sha256(weights: str) -> str:
 def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[int], FoldJob]:
     """From a fold's number to its job, all with one network object and one set of loaders.
 
-    `root` is where the photos lie. What changes no result (device, workers) is taken from `machine`.
+    `root` is where the photos lie. What changes no result (device, workers) is taken from
+    `machine`.
     """
     settings = {name: getattr(machine or run.recipe, name) for name in recipes.HARMLESS}
     recipe = run.recipe.replace(**settings)
@@ -347,7 +347,20 @@ def _train_folds(
     controls = Controls(watcher.on_step, watcher.on_row, watcher.notice, watcher.check_stop)
     for index in todo:
         result = train_fold(job_of(index), run.fold_folder(index) / "checkpoint", controls)
-        runs.save_fold(run, index, result)
+        trained = Trained(
+            weights=_arrays(result.weights),
+            chosen_epoch=result.chosen_epoch,
+            logits=result.logits,
+            epoch_logits=result.epoch_logits,
+            history=result.history,
+            merges=result.merges,
+            replicas=[_arrays(weights) for weights in result.replicas],
+        )
+        runs.save_fold(run, index, trained)
+
+
+def _arrays(weights: Weights) -> dict[str, NDArray[Any]]:
+    return {name: tensor.cpu().numpy() for name, tensor in weights.items()}
 
 
 def _parts(run: Run, fold: Fold) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

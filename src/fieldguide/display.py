@@ -5,7 +5,7 @@ Everything goes to stderr. Knows nothing of how the work is done.
 
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +20,7 @@ from rich.progress import (
 
 
 class Display:
-    """Shows progress while it is entered. Each method tells one thing; none of them ends the work."""
+    """Shows progress while it is entered. Each method tells one thing; none ends the work."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -40,7 +40,7 @@ class Display:
         self.total = 0
         self.forecast_given = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Display":
         self.progress.start()
         return self
 

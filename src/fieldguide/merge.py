@@ -4,8 +4,9 @@ Every rule takes the copies (and, where it needs one, the anchor they started fr
 arguments unchanged and returns new tensors of the same dtypes. Sums run in float64 where the device
 has it, so that the order of the copies does not matter and equal copies stay themselves.
 
-Floating tensors are merged; integer and boolean ones (batch norm's `num_batches_tracked`) are counters
-and flags: their elementwise maximum is kept, and they stay integers. Knows nothing of networks or training.
+Floating tensors are merged; integer and boolean ones (batch norm's `num_batches_tracked`) are
+counters and flags: their elementwise maximum is kept, and they stay integers. Knows nothing of
+networks or training.
 """
 
 import math
@@ -35,7 +36,7 @@ class Move:
 
 
 def average(copies: Sequence[Weights]) -> dict[str, Tensor]:
-    """The plain mean of every tensor (Wortsman et al., "Model soups", ICML 2022: the uniform soup)."""
+    """The plain mean of every tensor (the uniform soup of Wortsman et al., ICML 2022)."""
     _require_alike(copies)
     return {name: _mean([copy[name] for copy in copies]) for name in copies[0]}
 
@@ -51,12 +52,13 @@ def model_stock(
         t      = k·cosθ / (1 + (k − 1)·cosθ)
         merged = t·mean(w_i) + (1 − t)·w_0
 
-    Equal movements (cosθ = 1) give the mean, orthogonal or opposed ones (cosθ ≤ 0) the anchor. A single
-    copy, and a tensor that some copy did not move, have no angle: t = 1, the mean. Tensors that the anchor
-    lacks (a new head, running statistics) are averaged and get no ratio.
+    Equal movements (cosθ = 1) give the mean, orthogonal or opposed ones (cosθ ≤ 0) the anchor. A
+    single copy, and a tensor that some copy did not move, have no angle: t = 1, the mean. Tensors
+    that the anchor lacks (a new head, running statistics) are averaged and get no ratio.
 
-    Source: Jang, Yun, Han, "Model Stock: All we need is just a few fine-tuned models", ECCV 2024. Theirs
-    has no clamp; without it t has a pole at cosθ = −1/(k − 1) and leaves [0, 1] for negative cosines.
+    Source: Jang, Yun, Han, "Model Stock: All we need is just a few fine-tuned models", ECCV 2024.
+    Theirs has no clamp; without it t has a pole at cosθ = −1/(k − 1) and leaves [0, 1] for
+    negative cosines.
     """
     _require_alike(copies)
     merged, ratios = {}, {}

@@ -132,7 +132,7 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(True for _ in _batch_norms(network))
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "n 3 height width"]]) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height width"]]) -> None:
     """Changes the network: batch-norm statistics are measured anew on `batches`, and nothing else.
 
     One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone

@@ -60,7 +60,7 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import HTTPError  # of whichever library it speaks HTTP with
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its library's own
 
     repository = config.get("hf_hub_id")
     if not repository:

@@ -12,7 +12,8 @@
       summary.json        the scores
       manifest.json       hashes of all files, written last: the run is complete
 
-All paths in it are relative: a run can be moved. Knows nothing of how folds are trained.
+All paths in it are relative: a run can be moved. Knows nothing of how folds are trained, nor of
+torch: scores are read back without importing it.
 """
 
 import csv
@@ -29,16 +30,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.numpy import save as save_tensors
 
 from fieldguide import catalog as catalogs
 from fieldguide import files, metrics, recipe
 from fieldguide.catalog import Catalog
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.folds import Fold
-from fieldguide.merge import Weights
 from fieldguide.recipe import Recipe
-from fieldguide.train import FoldResult
 
 FORMAT = 1
 SETUP = "setup.json"
@@ -65,13 +64,36 @@ HISTORY = (
 MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
 
 
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a trained fold leaves, as arrays.
+
+    `logits` (test photos, classes) are those of `weights`, from epoch `chosen_epoch` (from 0);
+    `epoch_logits` (merges, test photos, classes) the merged model's after every merge, where the
+    fold's own test part chose the epoch, else empty. `replicas` are the weights before the last
+    merge, if they were to be kept. `history` and `merges` are rows for the tables of these names.
+    """
+
+    weights: Arrays
+    chosen_epoch: int
+    logits: Float[np.ndarray, "n classes"]
+    epoch_logits: Float[np.ndarray, "..."]
+    history: Sequence[Mapping[str, Any]]
+    merges: Sequence[Mapping[str, Any]]
+    replicas: Sequence[Arrays]
+
+
 @dataclass(frozen=True)
 class Scores:
     """Out-of-fold scores: each photo judged by the fold that did not train on it.
 
-    With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy` is that of
-    the weights that were kept, which flatters; all else is cross-fitted: judged at the epoch that is best on
-    average in the *other* folds. `interval` is 95 %, by bootstrap over groups of photos.
+    With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy`
+    is that of the weights that were kept, which flatters; all else is cross-fitted: judged at the
+    epoch that is best on average in the *other* folds. `interval` is 95 %, by bootstrap over
+    groups of photos.
     """
 
     accuracy: float
@@ -109,7 +131,9 @@ class Run:
     @cached_property
     def catalog(self) -> Catalog:
         """The photos, with the fold that tests each training photo."""
-        return catalogs.read_rows(self.folder / "catalog.csv", root=Path(self.environment["photos"]))
+        return catalogs.read_rows(
+            self.folder / "catalog.csv", root=Path(self.environment["photos"])
+        )
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -118,7 +142,7 @@ class Run:
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """Class number of every photo of the catalog; -1 where it has no label among the classes."""
+        """Class number of every photo of the catalog; -1 where it has none of the classes."""
         numbers = {label: number for number, label in enumerate(self.classes)}
         return np.array([numbers.get(photo.label or "", -1) for photo in self.catalog.photos])
 
@@ -145,7 +169,9 @@ class Run:
     def done(self) -> list[int]:
         """The folds that are trained."""
         return [
-            fold for fold in range(self.recipe.folds) if (self.fold_folder(fold) / files.MANIFEST).is_file()
+            fold
+            for fold in range(self.recipe.folds)
+            if (self.fold_folder(fold) / files.MANIFEST).is_file()
         ]
 
     def fold_folder(self, fold: int) -> Path:
@@ -159,13 +185,13 @@ class Run:
         return load_tensors(self._read("weights.safetensors", self.fold_folder(fold)))
 
     def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
-        """Each replica's weights before the fold's last merge; empty unless `keep_replicas` was set."""
+        """Each replica's weights before the fold's last merge; empty without `keep_replicas`."""
         folder = self.fold_folder(fold)
         names = sorted(name for name in files.read_manifest(folder) if name.startswith("replica-"))
         return [load_tensors(self._read(name, folder)) for name in names]
 
     def logits(self, fold: int) -> Float[np.ndarray, "n classes"]:
-        """Logits of a fold's test part, in the order of `folds[fold].test`, from its saved weights."""
+        """Logits of a fold's test part, as `folds[fold].test` orders it, from its saved weights."""
         logits: NDArray[np.float32] = self._predictions(fold)["logits"]
         return logits
 
@@ -176,7 +202,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent in training, evaluating and merging the folds that are done, resumes included."""
+        """Time spent in training, evaluating and merging the folds that are done."""
         texts = [self._read("history.csv", self.fold_folder(fold)).decode() for fold in self.done]
         rows = [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
         return round(sum(float(row["seconds"]) for row in rows), 1)
@@ -200,10 +226,10 @@ def create(
     folder: Path,
     recipe_: Recipe,
     catalog: Catalog,
-    start: Weights,
+    start: Arrays,
     environment: Mapping[str, Any],
 ) -> Run:
-    """Writes what a run starts from. The folder may hold an earlier attempt that did not get so far."""
+    """Writes what a run starts from. The folder may hold an attempt that did not get so far."""
     files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
     catalogs.write_rows(folder / "catalog.csv", catalog)
     files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
@@ -212,7 +238,7 @@ def create(
     return Run(folder)
 
 
-def save_fold(run: Run, fold: int, result: FoldResult) -> None:
+def save_fold(run: Run, fold: int, result: Trained) -> None:
     """Writes a fold's results, its manifest last, and removes its checkpoints."""
     folder = run.fold_folder(fold)
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,14 +254,14 @@ def save_fold(run: Run, fold: int, result: FoldResult) -> None:
 
 
 def finish(run: Run) -> None:
-    """Writes the out-of-fold table, the summary and the manifest of a run whose folds are all done."""
+    """Writes the results of a run whose folds are all done, its manifest last."""
     write_oof(run)
     files.write_json(run.folder / "summary.json", summary(run))
     files.write_manifest(run.folder, _all_files(run))
 
 
 def write_oof(run: Run) -> None:
-    """Writes `oof.csv`: path, label, fold, predicted, confidence and every probability, in catalog order."""
+    """Writes `oof.csv`: one row a training photo, in catalog order, with every probability."""
     probabilities = np.zeros((len(run.catalog), len(run.classes)))
     for fold in run.done:
         probabilities[run.folds[fold].test] = metrics.softmax(run.logits(fold))
@@ -312,8 +338,8 @@ def _scores(run: Run) -> Scores:
 def _cross_fitted(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:
     """Each fold's logits at the epoch with the best mean accuracy in the other folds.
 
-    Only epochs that every fold went through are candidates. With a single fold done there are no others:
-    its last common epoch is taken, which chooses nothing.
+    Only epochs that every fold went through are candidates. With a single fold done there are no
+    others: its last common epoch is taken, which chooses nothing.
     """
     logits = {fold: run.epoch_logits(fold) for fold in run.done}
     epochs = min(len(values) for values in logits.values())
@@ -348,18 +374,17 @@ def _all_files(run: Run) -> list[str]:
     return [*SETUP_FILES, SETUP, *folds, *RESULT_FILES]
 
 
-def _serialised(weights: Weights) -> bytes:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-    return save_tensors(tensors, {"format": "pt"})
+def _serialised(weights: Arrays) -> bytes:
+    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    return save_tensors(arrays, {"format": "pt"})
 
 
-def _packed(result: FoldResult) -> bytes:
-    epochs = np.array(result.epoch_logits, dtype=np.float32)
+def _packed(result: Trained) -> bytes:
     content = io.BytesIO()
     np.savez(
         content,
         logits=result.logits,
-        epoch_logits=epochs,
+        epoch_logits=result.epoch_logits,
         chosen_epoch=np.array(result.chosen_epoch),
     )
     return content.getvalue()

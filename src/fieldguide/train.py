@@ -3,16 +3,17 @@
     merged = start;  one network, one optimiser a replica
     for each epoch:
         for each replica:
-            load its weights (the merged ones, after a merge); one epoch with its own draws; evaluate
+            load its weights (the merged ones, after a merge); one epoch with its own draws;
+            evaluate
         every `merge_every` epochs, and at the last:
             merge the replicas that did not diverge; measure batch norm anew; evaluate
             keep these weights if they are the best (where a choice of epoch was asked for)
         save a checkpoint; stop?
     return the weights, the logits of the fold's test part, the history
 
-A fold knows nothing of other folds. Every random draw comes from (seed, replica, epoch, what it is for), so a
-fold trained alone, or resumed at any step, ends with the same bits as one trained in sequence. Knows nothing
-of run folders.
+A fold knows nothing of other folds. Every random draw comes from (seed, replica, epoch, what it
+is for), so a fold trained alone, or resumed at any step, ends with the same bits as one trained
+in sequence. Knows nothing of run folders.
 """
 
 import time
@@ -68,8 +69,9 @@ MISSING_SHARE = 0.01
 class FoldJob:
     """What a fold's training needs and does not change.
 
-    `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and `watch` are
-    photo numbers: trained on, predicted, and looked at for early stopping. `recipe` is resolved.
+    `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
+    `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
+    is resolved.
     """
 
     fold: int
@@ -100,15 +102,15 @@ class Controls:
 class FoldResult:
     """What a fold's training gives.
 
-    `logits` (test photos, classes) are those of `weights`, from `chosen_epoch`; `epoch_logits` the merged
-    model's after every merge (only where the fold's own test part chose the epoch). `replicas` are the
-    weights before the last merge, if they were to be kept.
+    `logits` (test photos, classes) are those of `weights`, from `chosen_epoch`; `epoch_logits`
+    the merged model's after every merge (only where the fold's own test part chose the epoch).
+    `replicas` are the weights before the last merge, if they were to be kept.
     """
 
     weights: Weights
     chosen_epoch: int
     logits: Float[np.ndarray, "n classes"]
-    epoch_logits: list[Float[np.ndarray, "n classes"]]
+    epoch_logits: Float[np.ndarray, "..."]
     history: list[Row]
     merges: list[Row]
     replicas: list[Weights]
@@ -129,7 +131,7 @@ def train_fold(job: FoldJob, folder: Path | None, controls: Controls | None = No
 
 
 class _Session:
-    """The loop's moving parts: the state that checkpoints hold, and the optimisers over the one network."""
+    """The loop's moving parts: what checkpoints hold, and the optimisers of the one network."""
 
     def __init__(self, job: FoldJob, folder: Path | None, controls: Controls) -> None:
         self.job, self.folder, self.controls = job, folder, controls
@@ -162,7 +164,7 @@ class _Session:
             self.save()
 
     def run_replica(self) -> None:
-        """One replica's epoch, from the state's step on; its weights and curve go into the state."""
+        """One replica's epoch, from the state's step on; weights and curve go into the state."""
         state, network = self.state, self.job.network
         started = time.monotonic() - state.tally.seconds
         load_weights(network, state.copies[state.replica])
@@ -175,8 +177,8 @@ class _Session:
         if row["diverged"]:
             state.diverged.append(state.replica)
             self.controls.notice(
-                f"fold {self.job.fold}: replica {state.replica + 1} diverged in epoch {state.epoch + 1}"
-                f" at step {state.tally.steps}"
+                f"fold {self.job.fold}: replica {state.replica + 1} diverged"
+                f" in epoch {state.epoch + 1} at step {state.tally.steps}"
             )
         row |= {"seconds": round(time.monotonic() - started, 3)}
         self.record(row)
@@ -229,7 +231,7 @@ class _Session:
         self.choose(logits)
 
     def choose(self, logits: Float[np.ndarray, "n classes"]) -> None:
-        """Keeps the merged weights: always without early stopping, else if they score best so far."""
+        """Keeps the merged weights: without early stopping always, else if they score best."""
         job, state, stop = self.job, self.state, self.job.recipe.stop
         test = torch.from_numpy(logits[: len(job.test)].copy())
         if stop == "fold":
@@ -308,7 +310,7 @@ class _Session:
             weights=state.chosen,
             chosen_epoch=state.chosen_epoch,
             logits=state.logits.numpy(),
-            epoch_logits=[logits.numpy() for logits in state.epoch_logits],
+            epoch_logits=np.array([logits.numpy() for logits in state.epoch_logits]),
             history=state.history,
             merges=state.merges,
             replicas=self.replicas,
@@ -344,7 +346,7 @@ def train_step(
 
 
 def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch) -> Tensor:
-    """Changes the gradients; returns the mean loss over the batch, computed in `accumulate` parts."""
+    """Changes the gradients; returns the batch's mean loss, computed in `accumulate` parts."""
     recipe = job.recipe
     targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
     images, shares = mix_batch(
@@ -373,7 +375,7 @@ def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch) -> Tensor:
 def normalised(
     job: FoldJob, images: UInt8[Tensor, "n 3 height width"]
 ) -> Float[Tensor, "n 3 height width"]:
-    """Pictures of 0 to 255 on the job's device, less the mean and over the deviation of the recipe."""
+    """Pictures on the job's device, less the recipe's mean and over its deviation."""
     mean, std = (
         255 * torch.tensor(values, device=job.device)[:, None, None]
         for values in (job.recipe.mean, job.recipe.std)
@@ -410,7 +412,7 @@ def merge_copies(
 
 
 def recalibrate_network(job: FoldJob) -> None:
-    """Changes the network: batch norm measured on a part of the fold's training photos, unaugmented."""
+    """Changes the network: batch norm measured on some of the fold's training photos."""
     if not has_batch_norm(job.network):
         return
     draw = np.random.default_rng(derive_seed(job.recipe.seed, "recalibration", job.fold))

@@ -1,0 +1,407 @@
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from photos import save
+from PIL import Image
+from torch import Tensor
+
+from fieldguide import batches as batching
+from fieldguide.augment import Augmentation, evaluation_transform, training_transform
+from fieldguide.batches import (
+    Batch,
+    Draw,
+    Loader,
+    Pictures,
+    count_workers,
+    evaluation_plan,
+    steps_in_epoch,
+    training_plan,
+)
+from fieldguide.errors import DataError, ResourceError
+
+PHOTOS = 9
+ROWS = np.arange(PHOTOS)
+Plan = list[list[Draw]]
+
+AUGMENTATION = Augmentation(
+    size=16,
+    interpolation="bilinear",
+    crop_scale=(0.3, 1.0),
+    flip=0.5,
+    color_jitter=0.8,
+    jitter=(0.2, 0.2, 0.2, 0.02),
+    grayscale=0.2,
+    policy="trivialaugment",
+    erasing=0.3,
+)
+
+
+def pictures_of(folder: Path, count: int = PHOTOS) -> Pictures:
+    files = [save(folder / f"{number}.jpg", seed=number, size=(24, 20)) for number in range(count)]
+    training = training_transform(AUGMENTATION, (0.5, 0.5, 0.5))
+    return Pictures(files, training, evaluation_transform(16, 18, "bilinear"), shorter_side=18)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """Nine photos; read only."""
+    return pictures_of(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Pictures:
+    """Nine photos that a test may remove."""
+    return pictures_of(tmp_path)
+
+
+def plan(seed: int = 0, replica: int = 0, epoch: int = 0, batch_size: int = 4) -> Plan:
+    return training_plan(ROWS, batch_size, seed=seed, replica=replica, epoch=epoch)
+
+
+def pixels(pictures: Pictures, draws: Plan, workers: int = 0) -> dict[int, Tensor]:
+    """What each photo looks like."""
+    return seen(Loader(pictures, workers).batches(draws))
+
+
+def seen(batches: Iterator[Batch]) -> dict[int, Tensor]:
+    return {
+        int(photo): image
+        for batch in batches
+        for photo, image in zip(batch.photos, batch.images, strict=True)
+    }
+
+
+def equal(one: dict[int, Tensor], other: dict[int, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 70), st.integers(0, 3))
+def test_an_epoch_has_every_row_once(count: int, batch_size: int, seed: int) -> None:
+    rows = np.arange(count) * 3
+    draws = training_plan(rows, batch_size, seed=seed, replica=0, epoch=0)
+    assert sorted(draw.photo for part in draws for draw in part) == rows.tolist()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 70))
+def test_batches_are_equal_within_one_and_none_has_a_single_photo(
+    count: int, batch_size: int
+) -> None:
+    for draws in (
+        training_plan(np.arange(count), batch_size, seed=0, replica=0, epoch=0),
+        evaluation_plan(np.arange(count), batch_size),
+    ):
+        sizes = [len(part) for part in draws]
+        assert len(sizes) == steps_in_epoch(count, batch_size)
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= (3 if batch_size == 2 and count % 2 else batch_size)
+        assert min(sizes) >= 2 or batch_size == 1 or count == 1
+
+
+def test_batches_are_as_few_as_can_be() -> None:
+    assert steps_in_epoch(128, 64) == 2
+    assert steps_in_epoch(129, 64) == 3
+    assert steps_in_epoch(5, 64) == 1
+    assert steps_in_epoch(5, 2) == 2
+    assert steps_in_epoch(5, 1) == 5
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), st.integers(1, 70))
+def test_evaluation_has_every_row_once_in_order_without_seeds(count: int, batch_size: int) -> None:
+    draws = evaluation_plan(np.arange(count)[::-1], batch_size)
+    flat = [draw for part in draws for draw in part]
+    assert flat == [Draw(row, None) for row in reversed(range(count))]
+
+
+def test_a_plan_depends_on_seed_replica_and_epoch_alone() -> None:
+    assert plan() == plan()
+    plans = [plan(), plan(seed=1), plan(replica=1), plan(epoch=1)]
+    orders = {tuple(draw.photo for part in draws for draw in part) for draws in plans}
+    seeds = {draw.seed for draws in plans for part in draws for draw in part}
+    assert len(orders) == 4
+    assert len(seeds) == 4 * PHOTOS
+
+
+def test_the_seed_of_a_photo_depends_on_no_other_photo() -> None:
+    fewer = training_plan(ROWS[3:], 2, seed=0, replica=1, epoch=2)
+    all_ = training_plan(ROWS, 4, seed=0, replica=1, epoch=2)
+    assert {draw for part in fewer for draw in part} <= {draw for part in all_ for draw in part}
+
+
+def test_a_plan_leaves_the_rows_as_they_are() -> None:
+    rows = ROWS.copy()
+    training_plan(rows, 4, seed=0, replica=0, epoch=0)
+    assert rows.tolist() == ROWS.tolist()
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_the_order_asked_for(pictures: Pictures, workers: int) -> None:
+    draws = plan()
+    batches = list(Loader(pictures, workers).batches(draws))
+    assert [batch.photos.tolist() for batch in batches] == [
+        [d.photo for d in part] for part in draws
+    ]
+    assert all(batch.images.shape[1:] == (3, 16, 16) for batch in batches)
+    assert all(batch.images.dtype == torch.uint8 for batch in batches)
+    assert all((batch.missing, batch.error) == (0, "") for batch in batches)
+
+
+def test_pixels_do_not_depend_on_the_number_of_processes(pictures: Pictures) -> None:
+    here = pixels(pictures, plan())
+    assert set(here) == set(ROWS.tolist())
+    assert equal(here, pixels(pictures, plan(), workers=2))
+
+
+def test_pixels_do_not_depend_on_the_order_or_on_the_batch(pictures: Pictures) -> None:
+    other = [part[::-1] for part in plan(batch_size=2)][::-1]
+    assert equal(pixels(pictures, plan()), pixels(pictures, other))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_resumed_at_any_step_shows_the_same(pictures: Pictures, workers: int) -> None:
+    whole, loader = pixels(pictures, plan()), Loader(pictures, workers)
+    for step in range(len(plan()) + 1):
+        rest = seen(loader.batches(plan()[step:]))
+        assert equal(rest, {photo: whole[photo] for photo in rest})
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"replica": 1}, {"epoch": 1}])
+def test_another_seed_replica_or_epoch_shows_other_pixels(
+    pictures: Pictures, change: dict[str, int]
+) -> None:
+    one, other = pixels(pictures, plan()), pixels(pictures, plan(**change))
+    assert not any(torch.equal(one[photo], other[photo]) for photo in one)
+
+
+def test_evaluation_shows_the_evaluation_transform(pictures: Pictures) -> None:
+    shown = pixels(pictures, evaluation_plan(ROWS, 4))
+    for photo, file in enumerate(pictures.files):
+        with Image.open(file) as picture:
+            assert torch.equal(shown[photo], pictures.evaluation(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_generator_is_left_alone(pictures: Pictures, workers: int) -> None:
+    before = torch.get_rng_state()
+    for _ in Loader(pictures, workers).batches(plan()):
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_the_caller_draws_between_batches_changes_no_pixel(pictures: Pictures) -> None:
+    def disturbed() -> Iterator[Batch]:
+        for batch in Loader(pictures, 0).batches(plan()):
+            torch.rand(3)
+            yield batch
+
+    assert equal(seen(disturbed()), pixels(pictures, plan()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_serves_one_plan_after_another_even_if_one_was_left(
+    pictures: Pictures, workers: int
+) -> None:
+    loader = Loader(pictures, workers)
+    next(loader.batches(plan(epoch=3)))
+    assert equal(seen(loader.batches(plan())), pixels(pictures, plan()))
+    assert equal(seen(loader.batches(plan(epoch=1))), pixels(pictures, plan(epoch=1)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_draws_give_no_batches(pictures: Pictures, workers: int) -> None:
+    assert list(Loader(pictures, workers).batches([])) == []
+
+
+# --- photos that vanish ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_vanished_training_photo_is_replaced_by_its_successor_and_counted(
+    fragile: Pictures, workers: int
+) -> None:
+    draws, whole = plan(), pixels(fragile, plan())
+    gone, successor = draws[1][0].photo, draws[1][1].photo
+    fragile.files[gone].unlink()
+    batches = list(Loader(fragile, workers).batches(draws))
+    assert [batch.missing for batch in batches] == [0, 1, 0]
+    assert batches[1].photos[:2].tolist() == [successor, successor]
+    assert torch.equal(batches[1].images[0], whole[successor])
+    assert [len(batch.photos) for batch in batches] == [len(part) for part in draws]
+
+
+def test_the_last_photo_of_a_batch_is_replaced_by_the_first(fragile: Pictures) -> None:
+    draws = plan()
+    fragile.files[draws[0][-1].photo].unlink()
+    batch = fragile[draws[0]]
+    assert batch.photos[-1] == batch.photos[0] == draws[0][0].photo
+
+
+def test_two_vanished_photos_in_a_row_are_both_replaced(fragile: Pictures) -> None:
+    draws = training_plan(ROWS, PHOTOS, seed=0, replica=0, epoch=0)
+    first, second, third, *_ = (draw.photo for draw in draws[0])
+    fragile.files[first].unlink()
+    fragile.files[second].write_bytes(b"no picture")
+    batch = fragile[draws[0]]
+    assert batch.missing == 2
+    assert batch.photos[:3].tolist() == [third, third, third]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_of_vanished_photos_is_an_error_that_names_one(
+    fragile: Pictures, workers: int
+) -> None:
+    draws = plan()
+    for draw in draws[1]:
+        fragile.files[draw.photo].unlink()
+    batches = Loader(fragile, workers).batches(draws)
+    assert len(next(batches).photos) == len(draws[0])
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert f"`{fragile.files[draws[1][0].photo]}`: file not found" in caught.value.message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_vanished_evaluation_photo_is_an_error_that_names_it(
+    fragile: Pictures, workers: int
+) -> None:
+    fragile.files[5].unlink()
+    batches = Loader(fragile, workers).batches(evaluation_plan(ROWS, 3))
+    assert next(batches).photos.tolist() == [0, 1, 2]
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert f"`{fragile.files[5]}`: file not found" in caught.value.message
+    assert caught.value.exit_code == 3
+
+
+# --- processes that die ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch waits for 5 s for each process of a broken loader to end; here for less."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    yield
+    gc.collect()  # now, not in a later test
+
+
+def kill_one() -> None:
+    pid = multiprocessing.active_children()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def go_on(batches: Iterator[Batch]) -> None:
+    for _ in batches:
+        pass
+
+
+def wait_elsewhere(batches: Iterator[Batch]) -> None:
+    """The training step is under way when the process dies."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("then", [go_on, wait_elsewhere])
+def test_a_killed_process_is_an_error_with_a_way_on_and_no_hang(
+    pictures: Pictures, then: Callable[[Iterator[Batch]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "LOADER_SECONDS", 60)
+    batches = Loader(pictures, workers=2).batches(plan() * 200)
+    next(batches)
+    with pytest.raises(ResourceError, match="a process that prepares photos has died") as caught:
+        kill_one()
+        then(batches)
+    assert "--workers 0" in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_killed_process_is_noticed_outside_the_main_thread_too(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signals reach the main thread alone; here the time limit has to do."""
+    monkeypatch.setattr(batching, "LOADER_SECONDS", 1)
+    found: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            batches = Loader(pictures, workers=1).batches(plan() * 200)
+            next(batches)
+            kill_one()
+            go_on(batches)
+        except ResourceError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        thread.join(60)
+    except ResourceError:  # a handler that another test has set
+        thread.join(60)
+    assert len(found) == 1
+
+
+def test_other_errors_of_the_loader_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="something else"), batching._deaths_explained():
+        raise RuntimeError("something else")
+
+
+def test_other_children_may_end_as_they_like(pictures: Pictures) -> None:
+    batches = Loader(pictures, workers=1).batches(plan())
+    next(batches)
+    child = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
+    child.start()
+    child.join()
+    assert len(list(batches)) == len(plan()) - 1
+
+
+def test_loader_processes_leave_ctrl_c_to_the_parent(pictures: Pictures) -> None:
+    batches = Loader(pictures, workers=1).batches(plan() * 20)
+    next(batches)
+    pid = multiprocessing.active_children()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGINT)
+    assert len(list(batches)) == len(plan()) * 20 - 1
+
+
+# --- how many -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [0, 1, 5, 40])
+def test_a_number_of_processes_is_taken_at_its_word(asked: int) -> None:
+    assert count_workers(asked) == asked
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 3), (9, 8), (128, 8)])
+def test_auto_leaves_a_core_to_training(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert count_workers("auto") == workers
+
+
+def test_auto_works_where_the_system_tells_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_workers("auto") == 1
