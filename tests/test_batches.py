@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import save
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from fieldguide import batches as batching
 from fieldguide.augment import Augmentation, evaluation_transform, training_transform
@@ -362,9 +364,25 @@ def test_a_killed_process_is_noticed_outside_the_main_thread_too(
     assert len(found) == 1
 
 
-def test_other_errors_of_the_loader_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="something else"), batching._deaths_explained():
-        raise RuntimeError("something else")
+class Broken(nn.Module):
+    """A transform with a mistake in it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, picture: Image.Image) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [RuntimeError("my mistake"), FileNotFoundError("my mistake")])
+def test_a_mistake_in_a_transform_stays_what_it_is(
+    pictures: Pictures, error: Exception, workers: int
+) -> None:
+    broken = replace(pictures, training=v2.Compose([Broken(error)]))
+    with pytest.raises(type(error), match="my mistake"):
+        next(Loader(broken, workers).batches(plan()))
 
 
 def test_other_children_may_end_as_they_like(pictures: Pictures) -> None:

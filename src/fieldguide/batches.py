@@ -8,6 +8,7 @@ folds. So any number of loader processes and any resume give the same pixels.
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ from fieldguide.seeds import derive_seed
 
 # A loader process that gives nothing for so long is taken for dead. Taste: far above any decode.
 LOADER_SECONDS = 300
+
+# A lost connection may be noticed before the signal of the death behind it, which would otherwise
+# be raised a second time, somewhere else. Taste: it follows within a millisecond.
+SIGNAL_SECONDS = 0.1
 
 
 class Draw(NamedTuple):
@@ -153,14 +158,27 @@ def _deaths_explained() -> Iterator[None]:
     """What torch says of a dead loader process becomes our error."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:
+        if not _tells_of_a_death(error):
             raise
+        if not isinstance(error, RuntimeError):
+            time.sleep(SIGNAL_SECONDS)
+        reason = str(error) or type(error).__name__
         raise ResourceError(
-            f"a process that prepares photos has died: {str(error).splitlines()[0]}",
+            f"a process that prepares photos has died: {reason.splitlines()[0]}",
             hint="often memory ran out; the same command goes on from here,"
             " with --workers 0 in one process",
         ) from error
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Torch's own words, or a connection lost while a batch was handed over.
+
+    An exception of a loader process that lives arrives with its class, as `Caught ...`.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader ")
+    return not str(error).startswith("Caught ")
 
 
 def _explain_deaths_anywhere() -> None:

@@ -1,7 +1,9 @@
 """Which device and which precision a fit runs in. Knows nothing of the rest."""
 
 import platform
+import re
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -49,7 +51,15 @@ def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine() if device.type == "cpu" else device.type
+    return _processor() if device.type == "cpu" else device.type
+
+
+def _processor() -> str:
+    """The processor's model: Linux tells it in a file, other systems through Python."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text("utf-8") if information.is_file() else ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
