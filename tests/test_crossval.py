@@ -488,6 +488,12 @@ def test_patience_ends_a_fold_early(discs: Path, tmp_path: Path) -> None:
     assert all(len(run.epoch_logits(fold)) == 2 for fold in run.done)
 
 
+def test_patience_counts_epochs_not_merges(discs: Path, tmp_path: Path) -> None:
+    still = {"backbone_rate": 1e-12, "head_rate": 1e-12, "stop": "fold"}
+    run = small_fit(discs, tmp_path / "run", fold=0, epochs=9, patience=4, merge_every=2, **still)
+    assert len(run.epoch_logits(0)) == 3  # best in epoch 2; epochs 4 and 6 are no better
+
+
 def test_inner_stopping_never_looks_at_the_test_part(discs: Path, tmp_path: Path) -> None:
     run = small_fit(discs, tmp_path / "run", stop="inner", inner_share=0.25, patience=2, epochs=2)
     assert run.scores.selected_accuracy is None

@@ -1,7 +1,17 @@
+import os
+
 import pytest
 import torch
 
-from fieldguide.device import autocast, choose_device, choose_precision, device_name
+from fieldguide.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    count_cores,
+    count_workers,
+    device_name,
+    training_threads,
+)
 from fieldguide.errors import ResourceError, UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -97,3 +107,70 @@ def test_products_are_computed_in_the_precision_and_only_inside(name: str) -> No
 
 def test_a_cpu_has_a_name() -> None:
     assert device_name(CPU)
+
+
+# --- processes and threads ------------------------------------------------------------------------
+
+
+def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("asked", [0, 1, 5, 40])
+def test_a_number_of_processes_is_taken_at_its_word(asked: int, device: torch.device) -> None:
+    assert count_workers(asked, device) == asked
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 1), (2, 1), (4, 3), (9, 8), (128, 8)])
+def test_a_gpu_is_fed_by_all_cores_but_one(
+    count: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores(monkeypatch, count)
+    assert count_workers("auto", CUDA) == workers
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])
+def test_beside_training_on_a_cpu_one_process_does_for_four_cores(
+    count: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores(monkeypatch, count)
+    assert count_workers("auto", CPU) == workers
+
+
+def test_cores_are_counted_where_the_system_tells_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert count_cores() == 3
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
+)
+def test_threads_leave_a_core_to_each_process_and_are_given_back(
+    count: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch was set to three threads, and is not given more."""
+    cores(monkeypatch, count)
+    have = 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: have)
+
+    def set_threads(number: int) -> None:
+        nonlocal have
+        have = number
+
+    monkeypatch.setattr(torch, "set_num_threads", set_threads)
+    with training_threads(CPU, workers) as given:
+        assert given == have == threads
+    assert have == 3
+    with pytest.raises(KeyError), training_threads(CPU, workers):
+        raise KeyError
+    assert have == 3
+
+
+def test_beside_a_gpu_threads_stay_as_they_are() -> None:
+    before = torch.get_num_threads()
+    with training_threads(CUDA, 1000) as given:
+        assert given == before

@@ -12,8 +12,8 @@ import fieldguide as fg
 from fieldguide import train
 from fieldguide.batches import Draw
 from fieldguide.crossval import Watcher, fold_jobs
-from fieldguide.errors import DataError, TrainingError
-from fieldguide.network import load_weights
+from fieldguide.errors import DataError, ResourceError, TrainingError
+from fieldguide.network import Network, load_weights
 from fieldguide.train import FoldJob, train_fold
 
 
@@ -188,21 +188,68 @@ def test_moments_at_a_merge(moments: str, job: FoldJob) -> None:
         assert same == (moments == "average")
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 4])
-def test_accumulated_gradients_equal_the_whole_batch(accumulate: int, job: FoldJob) -> None:
+@pytest.mark.parametrize("several", [2, 3, 4])
+def test_accumulated_gradients_equal_the_whole_batch(several: int, job: FoldJob) -> None:
     """With batch norm in evaluation mode, as its statistics depend on the part at hand."""
     batch = next(job.loader.batches([[Draw(n, n) for n in range(4)]]))
     gradients = []
-    for parts in (1, accumulate):
-        again = FoldJob(**vars(job) | {"recipe": job.recipe.replace(accumulate=parts)})
+    for parts in (1, several):
         job.network.eval()
         job.network.zero_grad()
-        loss = train._backward(again, torch.GradScaler("cpu", enabled=False), batch)
+        loss = train._backward(job, torch.GradScaler("cpu", enabled=False), batch, parts)
         gradients.append([p.grad.clone() for p in job.network.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(job.network.parameters()))
     for whole, parted in zip(*gradients, strict=True):
         torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
     assert float(loss) > 0
+
+
+def out_of_memory_above(photos: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network runs out of memory for more photos at once, in training mode."""
+    original = Network.forward
+
+    def forward(self: Network, images: torch.Tensor) -> torch.Tensor:
+        if self.training and len(images) > photos:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(self, images)
+
+    monkeypatch.setattr(Network, "forward", forward)
+
+
+def test_out_of_memory_halves_the_parts_and_changes_no_result(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the backbone frozen, batch norm too: else each part has statistics of its own."""
+    settings: dict[str, Any] = {"freeze": 9, "head_rate": 1e-2}
+    whole = small_fit(discs, tmp_path / "1", fold=0, **settings)
+    notices: list[str] = []
+    out_of_memory_above(1, monkeypatch)
+    watcher = Watcher(notice=notices.append)
+    parted = small_fit(discs, tmp_path / "2", fold=0, watcher=watcher, **settings)
+    assert [notice for notice in notices if "memory" in notice] == [
+        "memory ran out: each batch is now computed in 2 parts",
+        "memory ran out: each batch is now computed in 4 parts",
+    ]
+    one, two, start = whole.weights(0), parted.weights(0), whole.weights()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-6)
+    assert not np.allclose(one["head.linear.weight"], start["head.linear.weight"], atol=1e-3)
+
+
+def test_out_of_memory_for_one_photo_ends_with_hints(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_above(0, monkeypatch)
+    with pytest.raises(ResourceError, match="single photo of 32 pixels") as error:
+        small_fit(discs, tmp_path / "run")
+    assert error.value.exit_code == 4
+    assert "`backbone`" in error.value.hint
+
+
+def test_a_batch_larger_than_the_collection_and_tiny_folds(discs: Path, tmp_path: Path) -> None:
+    run = small_fit(discs, tmp_path / "run", folds=8, batch_size=512, epochs=1, warmup=0.0)
+    assert {len(fold.test) for fold in run.folds} <= {1, 2, 3, 4, 5, 6}
+    assert run.complete and run.scores.photos == 24
 
 
 def test_batch_norm_policy_changes_statistics_alone(discs: Path, tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ it consists of; loader processes turn draws into pixels and know nothing of epoc
 folds. So any number of loader processes and any resume give the same pixels.
 """
 
-import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,10 +28,6 @@ from fieldguide.seeds import derive_seed
 
 # A loader process that gives nothing for so long is taken for dead. Taste: far above any decode.
 LOADER_SECONDS = 300
-
-# A lost connection may be noticed before the signal of the death behind it, which would otherwise
-# be raised a second time, somewhere else. Taste: it follows within a millisecond.
-SIGNAL_SECONDS = 0.1
 
 
 class Draw(NamedTuple):
@@ -124,6 +118,8 @@ class Loader:
 
     def __post_init__(self) -> None:
         """Starts no process yet."""
+        if self.workers and (watch := _death_watch()):
+            watch.death = None  # it was a process of an earlier loader
         self._plan = _Plan()
         self._loader = DataLoader(
             self.pictures,
@@ -141,34 +137,35 @@ class Loader:
     def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
         """One batch for each list of draws, in order."""
         self._plan.draws = plan
-        with torch.random.fork_rng(devices=[]), _deaths_explained():
+        with torch.random.fork_rng(devices=[]), self._deaths_explained():
             iterator = iter(self._loader)
-        if self.workers:
-            _explain_deaths_anywhere()
         for _ in plan:
-            with torch.random.fork_rng(devices=[]), _deaths_explained():
+            with torch.random.fork_rng(devices=[]), self._deaths_explained():
                 batch = next(iterator)
             if batch.error:
                 raise DataError(batch.error)
             yield batch
 
-
-@contextmanager
-def _deaths_explained() -> Iterator[None]:
-    """What torch says of a dead loader process becomes our error."""
-    try:
-        yield
-    except (RuntimeError, EOFError, OSError) as error:
-        if not _tells_of_a_death(error):
-            raise
-        if not isinstance(error, RuntimeError):
-            time.sleep(SIGNAL_SECONDS)
-        reason = str(error) or type(error).__name__
-        raise ResourceError(
-            f"a process that prepares photos has died: {reason.splitlines()[0]}",
-            hint="often memory ran out; the same command goes on from here,"
-            " with --workers 0 in one process",
-        ) from error
+    @contextmanager
+    def _deaths_explained(self) -> Iterator[None]:
+        """While a batch is waited for: what torch says of a dead process becomes our error."""
+        watch = _death_watch() if self.workers else None
+        try:
+            if watch:
+                watch.open()
+            yield
+        except (RuntimeError, EOFError, OSError) as error:
+            if not self.workers or not _tells_of_a_death(error):
+                raise
+            reason = str(error) or type(error).__name__
+            raise ResourceError(
+                f"a process that prepares photos has died: {reason.splitlines()[0]}",
+                hint="often memory ran out; the same command goes on from here,"
+                " with --workers 0 in one process",
+            ) from error
+        finally:
+            if watch:
+                watch.waiting = False
 
 
 def _tells_of_a_death(error: Exception) -> bool:
@@ -181,27 +178,50 @@ def _tells_of_a_death(error: Exception) -> bool:
     return not str(error).startswith("Caught ")
 
 
-def _explain_deaths_anywhere() -> None:
-    """Changes the process's handler of SIGCHLD, which torch has set for its loaders.
+@dataclass
+class _DeathWatch:
+    """Torch's handler of SIGCHLD, held back until a batch is waited for.
 
     Torch's own raises RuntimeError wherever the main thread happens to be when a loader process
-    dies: mostly in a training step, far from here.
+    dies: mostly in a training step, far from here, or where it is swallowed.
     """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler) and not isinstance(handler, _ExplainingHandler):
-        signal.signal(signal.SIGCHLD, _ExplainingHandler(handler))
 
-
-@dataclass(frozen=True)
-class _ExplainingHandler:
     handler: Callable[[int, FrameType | None], Any]
+    waiting: bool = False
+    death: RuntimeError | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """A signal handler."""
-        with _deaths_explained():
+        try:
             self.handler(number, frame)
+        except RuntimeError as error:
+            if self.waiting:
+                raise
+            self.death = error
+
+    def open(self) -> None:
+        """From now on a death is raised at once; raises what was held back."""
+        self.waiting = True
+        if self.death:
+            raise self.death
+
+
+def _death_watch() -> _DeathWatch | None:
+    """The process's handler of SIGCHLD, which it changes as soon as torch has set one.
+
+    None on systems without that signal and outside the main thread, which alone receives it: there
+    a death is noticed by the time limit.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return None
+    handler = signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, _DeathWatch):
+        return handler
+    if not callable(handler):
+        return None
+    watch = _DeathWatch(handler)
+    signal.signal(signal.SIGCHLD, watch)
+    return watch
 
 
 class _Plan(Iterable[Sequence[Draw]]):
@@ -254,14 +274,6 @@ def _failed(error: str) -> Batch:
     return Batch(
         torch.empty((0, 3, 1, 1), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), error=error
     )
-
-
-def count_workers(asked: int | str) -> int:
-    """Processes that prepare photos: `auto` leaves one core to the training process."""
-    if isinstance(asked, int):
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(max((cores or 1) - 1, 1), 8)  # above 8 they rarely help one training process: taste
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

@@ -79,10 +79,10 @@ class FoldState:
     tally: Tally = field(default_factory=Tally)
     diverged: list[int] = field(default_factory=list)  # replicas, in this epoch
     ended: bool = False
+    parts: int = 1  # that a batch is computed in, since memory ran out
     chosen: Weights | None = None
     chosen_epoch: int | None = None
     best_score: float = float("-inf")
-    since_best: int = 0
     logits: Tensor | None = None
     epoch_logits: list[Tensor] = field(default_factory=list)
     scaler: Row = field(default_factory=dict)  # of the gradients' loss scaling, float16 alone
@@ -96,9 +96,9 @@ _PLAIN = (
     "step",
     "diverged",
     "ended",
+    "parts",
     "chosen_epoch",
     "best_score",
-    "since_best",
     "scaler",
     "history",
     "merges",

@@ -21,10 +21,16 @@ from numpy.typing import NDArray
 from fieldguide import check, files, runs
 from fieldguide import recipe as recipes
 from fieldguide.augment import Augmentation, evaluation_transform, training_transform
-from fieldguide.batches import Loader, Pictures, count_workers
+from fieldguide.batches import Loader, Pictures
 from fieldguide.catalog import Catalog, require_trainable
 from fieldguide.checkpoint import Row
-from fieldguide.device import choose_device, choose_precision, device_name
+from fieldguide.device import (
+    choose_device,
+    choose_precision,
+    count_workers,
+    device_name,
+    training_threads,
+)
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
 from fieldguide.merge import Weights
@@ -39,6 +45,9 @@ RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pil
 # A large JPEG may be decoded at a fraction of its size, down to so many times `eval_resize`: the
 # resize that follows still halves what it gets, so that it smooths what the decoder left rough.
 DECODED_SIDES = 2
+
+# Findings of the check that leave a photo out.
+UNREADABLE = frozenset({"unreadable", "truncated"})
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ def fit(
     watcher = watcher or Watcher()
     folder = Path(out)
     _require_usable(folder)
+    choose_device(recipe.device)  # a device that is not there is told before long work
     with files.lock(folder):
         for place in (folder, *folder.glob("folds/*"), *folder.glob("folds/*/checkpoint")):
             files.remove_temporaries(place)
@@ -180,8 +190,9 @@ def _used_photos(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     require_trainable(catalog)
     watcher.on_checking(len(catalog))
     facts = check.inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
-    _refuse_fatal(check.findings(catalog, facts, folds=recipe.folds), recipe)
-    _tell_left_out(catalog, facts, watcher)
+    found = check.findings(catalog, facts, folds=recipe.folds)
+    _refuse_fatal(found, recipe)
+    _tell(found, watcher)
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
     used, facts = check.usable(catalog, facts, conflicts=conflicts)
     groups = check.joined_groups(used, facts)
@@ -205,13 +216,17 @@ def _refuse_fatal(found: Sequence[check.Finding], recipe: Recipe) -> None:
         )
 
 
-def _tell_left_out(catalog: Catalog, facts: Sequence[check.Facts], watcher: Watcher) -> None:
-    pairs = zip(catalog.photos, facts, strict=True)
-    lines = [f"{photo.path}: {fact.problem}" for photo, fact in pairs if fact.problem]
-    for line in lines[:5]:
-        watcher.notice(f"left out: {line}")
-    if len(lines) > 5:
-        watcher.notice(f"left out: {len(lines) - 5} more; `fieldguide check` lists them")
+def _tell(found: Sequence[check.Finding], watcher: Watcher) -> None:
+    """What was found: files that cannot be read by name, the rest by number."""
+    unreadable = [finding for finding in found if finding.kind in UNREADABLE]
+    for finding in unreadable[:5]:
+        watcher.notice(f"left out: {finding.path}: {finding.message}")
+    if len(unreadable) > 5:
+        watcher.notice(f"left out: {len(unreadable) - 5} more")
+    counts = Counter(finding.kind for finding in found if finding.kind not in UNREADABLE)
+    if counts:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        watcher.notice(f"found: {kinds}; `fieldguide check` tells more")
 
 
 def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Catalog:
@@ -259,7 +274,7 @@ def resolve(recipe: Recipe, network: Network, catalog: Catalog) -> Recipe:
         folds=max(folds) + 1,
         device=str(device),
         precision=choose_precision(recipe.precision, device),
-        workers=count_workers(recipe.workers),
+        workers=count_workers(recipe.workers, device),
     )
 
 
@@ -279,6 +294,9 @@ def _environment(
 ) -> dict[str, Any]:
     """What a reader needs to repeat the run, beside recipe and photos."""
     config = input_config(network)
+    device = torch.device(recipe.device)
+    with training_threads(device, count_workers(recipe.workers, device)) as threads:
+        threads_used = threads
     return {
         "photos": str(catalog.root.resolve()),
         "command": list(command),
@@ -288,8 +306,8 @@ def _environment(
             **{name: metadata.version(name) for name in RECORDED_PACKAGES},
         },
         "platform": platform.platform(),
-        "device": device_name(torch.device(recipe.device)),
-        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "threads": threads_used,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
         "weights": recipe.weights,
         "weights_sha256": _weights_sha256(recipe.weights),
@@ -315,7 +333,9 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
     freeze(network, recipe.freeze)
     network.to(device)
     loader = Loader(
-        _pictures(run, root), count_workers(recipe.workers), pin_memory=device.type == "cuda"
+        _pictures(run, root),
+        count_workers(recipe.workers, device),
+        pin_memory=device.type == "cuda",
     )
 
     def job(index: int) -> FoldJob:
@@ -346,7 +366,9 @@ def _train_folds(
     watcher.on_plan(_plan(run, todo))
     controls = Controls(watcher.on_step, watcher.on_row, watcher.notice, watcher.check_stop)
     for index in todo:
-        result = train_fold(job_of(index), run.fold_folder(index) / "checkpoint", controls)
+        job = job_of(index)
+        with training_threads(job.device, job.loader.workers):
+            result = train_fold(job, run.fold_folder(index) / "checkpoint", controls)
         trained = Trained(
             weights=_arrays(result.weights),
             chosen_epoch=result.chosen_epoch,

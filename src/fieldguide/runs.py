@@ -375,7 +375,7 @@ def _all_files(run: Run) -> list[str]:
 
 
 def _serialised(weights: Arrays) -> bytes:
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
     return save_tensors(arrays, {"format": "pt"})
 
 

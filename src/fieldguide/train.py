@@ -32,7 +32,7 @@ from fieldguide.augment import mix_batch
 from fieldguide.batches import Batch, Loader, evaluation_plan, training_plan
 from fieldguide.checkpoint import FoldState, Row, Tally, load_state, save_state
 from fieldguide.device import Precision, autocast
-from fieldguide.errors import DataError, TrainingError
+from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
@@ -154,11 +154,11 @@ class _Session:
         healthy = [n for n in range(recipe.replicas) if n not in state.diverged]
         if not healthy:
             raise self.divergence()
-        last = state.epoch + 1 == recipe.epochs
-        if last or (state.epoch + 1) % recipe.merge_every == 0:
+        state.ended = state.epoch + 1 == recipe.epochs
+        if state.ended or (state.epoch + 1) % recipe.merge_every == 0:
             self.merge(healthy)
+            state.ended |= self.out_of_patience()
         self.revive(state.diverged)
-        state.ended = last or (recipe.stop != "none" and state.since_best >= recipe.patience)
         state.epoch, state.replica, state.diverged = state.epoch + 1, 0, []
         if not state.ended:
             self.save()
@@ -195,7 +195,7 @@ class _Session:
             done = state.epoch * len(plan) + state.step
             set_rates(optimizer, _rate_factor(recipe, done, len(plan)))
             seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
-            state.tally.add(train_step(job, optimizer, self.scaler, batch, seed), len(batch.photos))
+            state.tally.add(self.step(optimizer, batch, seed), len(batch.photos))
             state.tally.missing += batch.missing
             state.step += 1
             self.controls.on_step()
@@ -203,6 +203,21 @@ class _Session:
                 return
             if state.step < len(plan):
                 self.checkpoint_within_epoch(started)
+
+    def step(self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> float | None:
+        """A step in as many parts as the memory demands: twice as many after each failure."""
+        while True:
+            try:
+                parts = max(self.state.parts, self.job.recipe.accumulate)
+                return train_step(self.job, optimizer, self.scaler, batch, seed, parts)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                _refuse_single_photos(self.job, batch, parts, error)
+                self.state.parts = 2 * parts
+                self.controls.notice(
+                    f"memory ran out: each batch is now computed in {2 * parts} parts"
+                )
 
     def merge(self, healthy: Sequence[int]) -> None:
         """Merges, evaluates, gives the merged weights back, and keeps them if they are the best."""
@@ -236,13 +251,16 @@ class _Session:
         test = torch.from_numpy(logits[: len(job.test)].copy())
         if stop == "fold":
             state.epoch_logits.append(test.clone())
-        watched = np.isin(evaluated_rows(job), job.watch)
-        targets = job.targets[evaluated_rows(job)[watched]]
-        score = metrics.accuracy(logits[watched], targets) if stop != "none" else float("inf")
-        state.since_best += 1
-        if stop == "none" or score > state.best_score:
-            state.best_score, state.since_best = score if stop != "none" else float("-inf"), 0
+        score = None if stop == "none" else _watched_accuracy(job, logits)
+        if score is None or score > state.best_score:
+            state.best_score = state.best_score if score is None else score
             state.chosen, state.chosen_epoch, state.logits = state.merged, state.epoch, test
+
+    def out_of_patience(self) -> bool:
+        """Whether early stopping has waited long enough for a better merged model."""
+        state, recipe = self.state, self.job.recipe
+        assert state.chosen_epoch is not None
+        return recipe.stop != "none" and state.epoch - state.chosen_epoch >= recipe.patience
 
     def merge_moments(self, healthy: Sequence[int]) -> None:
         """What the recipe says becomes of the optimisers' moments at a merge."""
@@ -323,30 +341,47 @@ def train_step(
     scaler: torch.GradScaler,
     batch: Batch,
     seed: int,
+    parts: int = 1,
 ) -> float | None:
     """Changes the network by one step and returns the mean loss, or None if it was not finite.
 
-    A step whose loss or gradient is not finite changes nothing, batch-norm statistics included.
+    A step that fails, or whose loss or gradient is not finite, changes nothing, batch-norm
+    statistics included. The batch is computed in `parts`, whose gradients are added up: the same
+    step, but that each part is normalised by its own statistics where there is batch norm.
     """
     network = job.network
     statistics = [buffer.clone() for buffer in network.buffers()]
     torch.manual_seed(seed)
-    loss = _backward(job, scaler, batch)
+    try:
+        loss = _backward(job, scaler, batch, parts)
+    except RuntimeError:
+        _restore(network, statistics)
+        optimizer.zero_grad()
+        raise
     scaler.unscale_(optimizer)
     gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
     finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
     if finite:
         scaler.step(optimizer)
     else:
-        for buffer, before in zip(network.buffers(), statistics, strict=True):
-            buffer.copy_(before)
+        _restore(network, statistics)
     scaler.update()
     optimizer.zero_grad()
     return float(loss) if finite else None
 
 
-def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch) -> Tensor:
-    """Changes the gradients; returns the batch's mean loss, computed in `accumulate` parts."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate, on a GPU or in main memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch, parts: int) -> Tensor:
+    """Changes the gradients; returns the batch's mean loss, computed in so many parts."""
     recipe = job.recipe
     targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
     images, shares = mix_batch(
@@ -359,7 +394,9 @@ def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch) -> Tensor:
     weights = _class_weights(job)
     total = torch.zeros((), device=job.device)
     for part, part_shares in zip(
-        images.chunk(recipe.accumulate), shares.chunk(recipe.accumulate), strict=True
+        images.tensor_split(min(parts, len(images))),
+        shares.tensor_split(min(parts, len(images))),
+        strict=True,
     ):
         with autocast(job.device, job.precision):
             logits = job.network(part)
@@ -396,6 +433,13 @@ def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:
 def evaluated_rows(job: FoldJob) -> IntArray:
     """The fold's test part, and after it what else is watched for stopping."""
     return np.concatenate([job.test, np.setdiff1d(job.watch, job.test)])
+
+
+def _watched_accuracy(job: FoldJob, logits: Float[np.ndarray, "n classes"]) -> float:
+    """Accuracy on the watched photos among the evaluated ones."""
+    rows = evaluated_rows(job)
+    watched = np.isin(rows, job.watch)
+    return metrics.accuracy(logits[watched], job.targets[rows[watched]])
 
 
 def merge_copies(
@@ -521,6 +565,15 @@ def _means(moves: Mapping[str, merge.Move]) -> Row:
 def _last_step(state: FoldState) -> int:
     steps = [row["steps"] for row in state.history if row["epoch"] == state.epoch + 1]
     return max(steps, default=0)
+
+
+def _refuse_single_photos(job: FoldJob, batch: Batch, parts: int, error: RuntimeError) -> None:
+    if parts >= len(batch.photos):
+        raise ResourceError(
+            f"memory ran out on `{job.device}` for a single photo of {job.recipe.size} pixels"
+            f" with {job.recipe.backbone}",
+            hint="lower `size`, take a smaller `backbone`, or set precision to `bfloat16`",
+        ) from error
 
 
 def _refuse_missing(job: FoldJob, tally: Tally) -> None:
