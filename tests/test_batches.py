@@ -34,6 +34,7 @@ from fieldguide.errors import DataError, ResourceError
 PHOTOS = 9
 ROWS = np.arange(PHOTOS)
 Plan = list[list[Draw]]
+Send = Callable[[signal.Signals], None]
 
 AUGMENTATION = Augmentation(
     size=16,
@@ -64,6 +65,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 def fragile(tmp_path: Path) -> Pictures:
     """Nine photos that a test may remove."""
     return pictures_of(tmp_path)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch waits 5 s for each process of a loader that an error holds on to; here for less."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    yield
+    gc.collect()  # now, not in a later test
 
 
 def plan(seed: int = 0, replica: int = 0, epoch: int = 0, batch_size: int = 4) -> Plan:
@@ -266,6 +275,7 @@ def test_two_vanished_photos_in_a_row_are_both_replaced(fragile: Pictures) -> No
     assert batch.photos[:3].tolist() == [third, third, third]
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_of_vanished_photos_is_an_error_that_names_one(
     fragile: Pictures, workers: int
@@ -280,6 +290,7 @@ def test_a_batch_of_vanished_photos_is_an_error_that_names_one(
     assert f"`{fragile.files[draws[1][0].photo]}`: file not found" in caught.value.message
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_vanished_evaluation_photo_is_an_error_that_names_it(
     fragile: Pictures, workers: int
@@ -297,17 +308,15 @@ def test_a_vanished_evaluation_photo_is_an_error_that_names_it(
 
 
 @pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Torch waits for 5 s for each process of a broken loader to end; here for less."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-    yield
-    gc.collect()  # now, not in a later test
+def send() -> Send:
+    """Sends a signal to one of the processes that the test has started."""
+    earlier = {child.pid for child in multiprocessing.active_children()}
 
+    def send(number: signal.Signals) -> None:
+        own = {child.pid for child in multiprocessing.active_children()} - earlier
+        os.kill(next(pid for pid in own if pid), number)
 
-def kill_one() -> None:
-    pid = multiprocessing.active_children()[0].pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    return send
 
 
 def go_on(batches: Iterator[Batch]) -> None:
@@ -324,12 +333,15 @@ def train_first(batches: Iterator[Batch]) -> None:
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("then", [go_on, train_first])
 def test_a_killed_process_is_an_error_with_a_way_on_and_no_hang(
-    pictures: Pictures, then: Callable[[Iterator[Batch]], None], monkeypatch: pytest.MonkeyPatch
+    pictures: Pictures,
+    then: Callable[[Iterator[Batch]], None],
+    send: Send,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batching, "LOADER_SECONDS", 60)
     batches = Loader(pictures, workers=2).batches(plan() * 200)
     next(batches)
-    kill_one()
+    send(signal.SIGKILL)
     with pytest.raises(ResourceError, match="a process that prepares photos has died") as caught:
         then(batches)
     assert "--workers 0" in caught.value.hint
@@ -337,27 +349,29 @@ def test_a_killed_process_is_an_error_with_a_way_on_and_no_hang(
 
 
 @pytest.mark.usefixtures("brief")
-def test_a_process_killed_between_two_plans_is_noticed(pictures: Pictures) -> None:
+def test_a_process_killed_between_two_plans_is_noticed(pictures: Pictures, send: Send) -> None:
     loader = Loader(pictures, workers=2)
     go_on(loader.batches(plan()))
-    kill_one()
+    send(signal.SIGKILL)
     time.sleep(0.3)
     with pytest.raises(ResourceError, match="has died"):
         go_on(loader.batches(plan()))
 
 
 @pytest.mark.usefixtures("brief")
-def test_a_new_loader_does_not_mourn_the_processes_of_another(pictures: Pictures) -> None:
+def test_a_new_loader_does_not_mourn_the_processes_of_another(
+    pictures: Pictures, send: Send
+) -> None:
     left = Loader(pictures, workers=1).batches(plan())
     next(left)
-    kill_one()
+    send(signal.SIGKILL)
     time.sleep(0.3)
     assert len(list(Loader(pictures, workers=1).batches(plan()))) == len(plan())
 
 
 @pytest.mark.usefixtures("brief")
 def test_a_killed_process_is_noticed_outside_the_main_thread_too(
-    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    pictures: Pictures, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signals reach the main thread alone; here the time limit has to do."""
     monkeypatch.setattr(batching, "LOADER_SECONDS", 1)
@@ -367,7 +381,7 @@ def test_a_killed_process_is_noticed_outside_the_main_thread_too(
         try:
             batches = Loader(pictures, workers=1).batches(plan() * 200)
             next(batches)
-            kill_one()
+            send(signal.SIGKILL)
             go_on(batches)
         except ResourceError as error:
             found.append(error)
@@ -389,6 +403,7 @@ class Broken(nn.Module):
         raise self.error
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", [RuntimeError("my mistake"), FileNotFoundError("my mistake")])
 def test_a_mistake_in_a_transform_stays_what_it_is(
@@ -408,10 +423,8 @@ def test_other_children_may_end_as_they_like(pictures: Pictures) -> None:
     assert len(list(batches)) == len(plan()) - 1
 
 
-def test_loader_processes_leave_ctrl_c_to_the_parent(pictures: Pictures) -> None:
+def test_loader_processes_leave_ctrl_c_to_the_parent(pictures: Pictures, send: Send) -> None:
     batches = Loader(pictures, workers=1).batches(plan() * 20)
     next(batches)
-    pid = multiprocessing.active_children()[0].pid
-    assert pid is not None
-    os.kill(pid, signal.SIGINT)
+    send(signal.SIGINT)
     assert len(list(batches)) == len(plan()) * 20 - 1

@@ -359,6 +359,31 @@ def test_a_damaged_result_is_named_when_it_is_read(discs: Path, tmp_path: Path) 
         _ = fg.Run(tmp_path / "run").scores
 
 
+def test_photos_added_later_are_told_and_left_out(discs: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0)
+    shutil.copy(photos / "blue" / "000.jpg", photos / "blue" / "100.jpg")
+    notices: list[str] = []
+    watcher = Watcher(notice=notices.append)
+    small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0, watcher=watcher)
+    assert notices[0].startswith("1 photos were added since this run was begun")
+
+
+def test_what_cannot_work_is_told_before_any_photo_is_read(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*args: object, **options: object) -> None:
+        raise AssertionError("a photo was read")
+
+    monkeypatch.setattr("fieldguide.check.inspect", read)
+    with pytest.raises(ResourceError, match="device `cuda:77`"):
+        small_fit(discs, tmp_path / "1", device="cuda:77")
+    with pytest.raises(UsageError, match="GPU only"):
+        small_fit(discs, tmp_path / "2", precision="float16")
+    with pytest.raises(UsageError, match="no such file"):
+        small_fit(discs, tmp_path / "3", weights=str(tmp_path / "gone.safetensors"))
+
+
 def test_unreadable_photos_are_left_out_and_told(discs: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(discs, tmp_path / "photos")
     (photos / "amber" / "bad.jpg").write_bytes(b"")
@@ -390,8 +415,10 @@ def test_copies_stay_in_one_fold_and_conflicts_stop(discs: Path, tmp_path: Path)
 
 def test_thin_classes_may_be_left_out(discs: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(discs, tmp_path / "photos")
-    for path in sorted((photos / "blue").iterdir())[3:]:
+    for path in sorted((photos / "blue").iterdir())[1:]:
         path.unlink()
+    with pytest.raises(DataError, match="class `blue` has 1 photo"):
+        small_fit(photos, tmp_path / "all", epochs=1, warmup=0.0)
     run = small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0, min_per_class=4)
     assert run.classes == ("amber", "crimson")
 
@@ -414,6 +441,10 @@ def test_the_users_folds_are_obeyed(discs: Path, tmp_path: Path) -> None:
     assert run.recipe.folds == 4
     for photo in run.catalog.photos:
         assert photo.fold == int(Path(photo.path).stem) % 4
+    notices: list[str] = []
+    watcher = Watcher(notice=notices.append)
+    small_fit(catalog, tmp_path / "run", epochs=1, warmup=0.0, folds=5, watcher=watcher)
+    assert any("complete" in notice for notice in notices)
 
 
 def test_groups_are_kept_whole(discs: Path, tmp_path: Path) -> None:

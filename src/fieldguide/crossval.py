@@ -34,7 +34,15 @@ from fieldguide.device import (
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
 from fieldguide.merge import Weights
-from fieldguide.network import Network, build, freeze, input_config, weights_of
+from fieldguide.network import (
+    Network,
+    build,
+    build_backbone,
+    freeze,
+    input_config,
+    weights_of,
+    with_head,
+)
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run, Trained
 from fieldguide.train import Controls, FoldJob, train_fold
@@ -92,7 +100,8 @@ def fit(
     watcher = watcher or Watcher()
     folder = Path(out)
     _require_usable(folder)
-    choose_device(recipe.device)  # a device that is not there is told before long work
+    # What the machine cannot do is told before long work.
+    choose_precision(recipe.precision, choose_device(recipe.device))
     with files.lock(folder):
         for place in (folder, *folder.glob("folds/*"), *folder.glob("folds/*/checkpoint")):
             files.remove_temporaries(place)
@@ -138,8 +147,15 @@ def _create(
     folder: Path, catalog: Catalog, recipe: Recipe, command: Sequence[str], watcher: Watcher
 ) -> Run:
     """A run at its start: photos checked and put into folds, settings resolved, first weights."""
+    backbone = build_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
     used = _used_photos(catalog, recipe, watcher)
-    network = _build(recipe, len(used.classes))
+    network = with_head(
+        backbone,
+        recipe.head,
+        classes=len(used.classes),
+        dropout=recipe.dropout,
+        seed=recipe.seed,
+    )
     resolved = resolve(recipe, network, used)
     environment = _environment(catalog, resolved, network, command)
     return runs.create(folder, resolved, used, _arrays(weights_of(network)), environment)
@@ -148,12 +164,20 @@ def _create(
 def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher: Watcher) -> Run:
     """An existing run, if recipe, photos and torch are still those it was started with."""
     run = Run(folder)
+    if any(photo.fold is not None for photo in catalog.photos):
+        recipe = recipe.replace(folds=run.recipe.folds)  # the table's own folds were used
     different = recipes.differences(recipe, run.recipe)
     if different:
         lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in different.items()]
         raise UsageError(
             f"`{folder}` holds a run of another recipe:\n" + "\n".join(lines),
             hint="name a new folder with --out, or leave these settings as they were",
+        )
+    more = len(catalog) - run.environment["photos_found"]
+    if more > 0:
+        watcher.notice(
+            f"{more} photos were added since this run was begun and are no part of it:"
+            " begin a new one with another --out to use them"
         )
     if run.complete:
         watcher.notice(f"the run `{folder}` is complete: nothing is left to do")
@@ -187,6 +211,7 @@ def _require_same_photos(run: Run, catalog: Catalog) -> None:
 
 def _used_photos(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     """The photos that can be read, with content hash, group and fold."""
+    catalog = _without_thin_classes(catalog, recipe.min_per_class, watcher)
     require_trainable(catalog)
     watcher.on_checking(len(catalog))
     facts = check.inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
@@ -278,17 +303,6 @@ def resolve(recipe: Recipe, network: Network, catalog: Catalog) -> Recipe:
     )
 
 
-def _build(recipe: Recipe, classes: int) -> Network:
-    return build(
-        recipe.backbone,
-        weights=recipe.weights,
-        head=recipe.head,
-        classes=classes,
-        dropout=recipe.dropout,
-        seed=recipe.seed,
-    )
-
-
 def _environment(
     catalog: Catalog, recipe: Recipe, network: Network, command: Sequence[str]
 ) -> dict[str, Any]:
@@ -299,6 +313,7 @@ def _environment(
         threads_used = threads
     return {
         "photos": str(catalog.root.resolve()),
+        "photos_found": len(catalog),
         "command": list(command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -329,7 +344,14 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
     recipe = run.recipe.replace(**settings)
     device = choose_device(recipe.device)
     start = {name: torch.from_numpy(array) for name, array in run.weights().items()}
-    network = _build(recipe.replace(weights="none"), len(run.classes))
+    network = build(
+        recipe.backbone,
+        weights="none",
+        head=recipe.head,
+        classes=len(run.classes),
+        dropout=recipe.dropout,
+        seed=recipe.seed,
+    )
     freeze(network, recipe.freeze)
     network.to(device)
     loader = Loader(

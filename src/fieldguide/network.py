@@ -58,21 +58,33 @@ class InputConfig:
 def build(
     backbone: str, *, weights: str, head: str, classes: int, dropout: float, seed: int
 ) -> Network:
-    """A network at its start: backbone from `weights`, head drawn from `seed`.
+    """A network at its start: backbone from `weights`, head drawn from `seed`."""
+    body = build_backbone(backbone, weights=weights, seed=seed)
+    return with_head(body, head, classes=classes, dropout=dropout, seed=seed)
 
-    `weights`: `pretrained` (from timm's hub), `none` (drawn from `seed` too) or a file. The same
-    seed gives the same head for every replica and fold, without which their averages would mix
-    unrelated heads. Raises `UsageError` for weights that do not fit the backbone.
-    """
+
+def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
+    """A backbone with `weights`: `pretrained` (timm's, from the hub), `none` (drawn) or a file."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, "first weights"))
+        torch.default_generator.manual_seed(derive_seed(seed, "first backbone"))
         body = _create_backbone(backbone)
-        channels: int = body.num_features  # type: ignore[assignment]  # timm's, where it says so
-        top = HEADS[head](channels, classes, dropout)
     if weights == "pretrained":
         _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
     elif weights != "none":
         _load_backbone(body, read_weights(Path(weights)), weights)
+    return body
+
+
+def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed: int) -> Network:
+    """The network of a backbone and a head drawn from `seed`.
+
+    The same seed gives the same head for every replica and fold, without which their averages
+    would mix unrelated heads.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "first head"))
+        channels: int = body.num_features  # type: ignore[assignment]  # timm's, where it says so
+        top = HEADS[head](channels, classes, dropout)
     return Network(body, top)
 
 

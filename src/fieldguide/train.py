@@ -460,8 +460,9 @@ def recalibrate_network(job: FoldJob) -> None:
     if not has_batch_norm(job.network):
         return
     draw = np.random.default_rng(derive_seed(job.recipe.seed, "recalibration", job.fold))
+    # Shuffled: batches of few classes have statistics of their own, by which layers normalise.
     rows = draw.permutation(job.train)[:RECALIBRATION_PHOTOS]
-    plan = evaluation_plan(np.sort(rows), RECALIBRATION_BATCH)
+    plan = evaluation_plan(rows, RECALIBRATION_BATCH)
     with autocast(job.device, job.precision):
         recalibrate(
             job.network, (normalised(job, batch.images) for batch in job.loader.batches(plan))
