@@ -31,6 +31,9 @@ from fieldguide.batches import (
 )
 from fieldguide.errors import DataError, ResourceError
 
+# When a process has died, torch opens some files to see whether it still can, and leaves them so.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 PHOTOS = 9
 ROWS = np.arange(PHOTOS)
 Plan = list[list[Draw]]

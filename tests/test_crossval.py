@@ -200,8 +200,10 @@ def test_stopping_saves_the_step_and_resumes(
     with pytest.raises(Stopped) as stopped:
         small_fit(discs, tmp_path / "run", watcher=watcher)
     assert stopped.value.exit_code == 143
-    more: list[int] = []
-    run = small_fit(discs, tmp_path / "run", watcher=Watcher(on_step=lambda: more.append(1)))
+    more, before = list[int](), list[int]()
+    watcher = Watcher(on_step=lambda: more.append(1), on_resume=before.append)
+    run = small_fit(discs, tmp_path / "run", watcher=watcher)
+    assert before == [4, 0]  # folds 0 and 1
     assert len(steps) + len(more) == 2 * 2 * 2 * 3  # folds, replicas, epochs, steps: none twice
     assert results(run) == results(undisturbed)
 

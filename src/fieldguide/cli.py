@@ -356,6 +356,7 @@ def _watcher(display: Display, check_stop: "Callable[[], None]") -> "Watcher":
         on_check=display.reach,
         on_checking=lambda photos: display.begin("checking photos", photos),
         on_plan=on_plan,
+        on_resume=display.skip,
         on_step=display.advance,
         on_row=on_row,
         notice=display.notice,

@@ -74,6 +74,7 @@ class Watcher:
     on_checking: Callable[[int], None] = lambda photos: None  # so many are to be checked
     on_check: Callable[[int], None] = lambda photos: None  # so many have been by now
     on_plan: Callable[[Plan], None] = lambda plan: None
+    on_resume: Callable[[int], None] = lambda steps: None  # of the plan, done before
     on_step: Callable[[], None] = lambda: None
     on_row: Callable[[Row], None] = lambda row: None
     notice: Callable[[str], None] = lambda message: None
@@ -386,7 +387,13 @@ def _train_folds(
     """Trains folds one after another in this process."""
     job_of = fold_jobs(run, root, asked)
     watcher.on_plan(_plan(run, todo))
-    controls = Controls(watcher.on_step, watcher.on_row, watcher.notice, watcher.check_stop)
+    controls = Controls(
+        on_resume=watcher.on_resume,
+        on_step=watcher.on_step,
+        on_row=watcher.on_row,
+        notice=watcher.notice,
+        check_stop=watcher.check_stop,
+    )
     for index in todo:
         job = job_of(index)
         with training_threads(job.device, job.loader.workers):

@@ -71,10 +71,11 @@ class Display:
         """So many parts are done by now."""
         self.advance(parts - self.done)
 
-    def describe(self, what: str) -> None:
-        """Says what part of the work is under way."""
+    def skip(self, parts: int) -> None:
+        """So many parts were done before: they say nothing of the speed."""
+        self.total -= parts
         if self.task is not None:
-            self.progress.update(self.task, description=what)
+            self.progress.update(self.task, total=self.total)
 
     def notice(self, message: str) -> None:
         """A line that stays."""

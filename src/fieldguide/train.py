@@ -92,6 +92,7 @@ class FoldJob:
 class Controls:
     """How the outside world follows and steers a fold's training."""
 
+    on_resume: Callable[[int], None] = lambda steps: None  # steps that a checkpoint holds
     on_step: Callable[[], None] = lambda: None
     on_row: Callable[[Row], None] = lambda row: None
     notice: Callable[[str], None] = lambda message: None
@@ -144,6 +145,13 @@ class _Session:
         self.replicas: list[Weights] = []
         self.replica_logits: Float[np.ndarray, "n classes"] | None = None  # of the last replica
         self.saved_at = time.monotonic()
+        controls.on_resume(self.steps_done())
+
+    def steps_done(self) -> int:
+        """The steps before the state's position, over all replicas."""
+        state, recipe = self.state, self.job.recipe
+        epochs = state.epoch * recipe.replicas + state.replica
+        return epochs * -(-len(self.job.train) // recipe.batch_size) + state.step
 
     def run_epoch(self) -> None:
         """Every replica's epoch, then the merge if it is due."""
