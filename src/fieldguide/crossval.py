@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fieldguide import check, files, runs
 from fieldguide import recipe as recipes
 from fieldguide.augment import Augmentation, evaluation_transform, training_transform
-from fieldguide.batches import Loader, Pictures
+from fieldguide.batches import Loader, Pictures, steps_in_epoch
 from fieldguide.catalog import Catalog, require_trainable
 from fieldguide.checkpoint import Row
 from fieldguide.device import (
@@ -194,10 +194,11 @@ def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher
 
 
 def _require_same_photos(run: Run, catalog: Catalog) -> None:
-    """Every photo that the run uses must still be there, with the same label and content."""
+    """Every photo that the folds use must still be there, with the same label and content."""
     now = {photo.path: photo for photo in catalog.photos}
-    lost = [p.path for p in run.catalog.photos if p.path not in now]
-    kept = [p for p in run.catalog.photos if p.path in now]
+    used = [photo for photo in run.catalog.photos if photo.split != "test"]
+    lost = [photo.path for photo in used if photo.path not in now]
+    kept = [photo for photo in used if photo.path in now]
     relabelled = [p.path for p in kept if p.label != now[p.path].label]
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(lambda photo: files.sha256(catalog.file(photo)), kept)
@@ -459,5 +460,6 @@ def _pictures(run: Run, root: Path) -> Pictures:
 
 def _plan(run: Run, todo: tuple[int, ...]) -> Plan:
     recipe = run.recipe
-    epoch_steps = [-(-len(_parts(run, run.folds[n])[0]) // recipe.batch_size) for n in todo]
-    return Plan(todo, sum(epoch_steps) * recipe.epochs * recipe.replicas, recipe)
+    photos = [len(_parts(run, run.folds[index])[0]) for index in todo]
+    steps = sum(steps_in_epoch(count, recipe.batch_size) for count in photos)
+    return Plan(todo, steps * recipe.epochs * recipe.replicas, recipe)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from fieldguide import merge, metrics
 from fieldguide.augment import mix_batch
-from fieldguide.batches import Batch, Loader, evaluation_plan, training_plan
+from fieldguide.batches import Batch, Loader, evaluation_plan, steps_in_epoch, training_plan
 from fieldguide.checkpoint import FoldState, Row, Tally, load_state, save_state
 from fieldguide.device import Precision, autocast
 from fieldguide.errors import DataError, ResourceError, TrainingError
@@ -151,7 +151,7 @@ class _Session:
         """The steps before the state's position, over all replicas."""
         state, recipe = self.state, self.job.recipe
         epochs = state.epoch * recipe.replicas + state.replica
-        return epochs * -(-len(self.job.train) // recipe.batch_size) + state.step
+        return epochs * steps_in_epoch(len(self.job.train), recipe.batch_size) + state.step
 
     def run_epoch(self) -> None:
         """Every replica's epoch, then the merge if it is due."""
