@@ -26,7 +26,7 @@ import fieldguide as fg
 from fieldguide import merge, metrics, recipe
 from fieldguide.crossval import Watcher, fit, fold_jobs
 from fieldguide.network import backbone_anchor, load_weights
-from fieldguide.train import evaluate, recalibrate_network
+from fieldguide.train import FoldJob, evaluate, recalibrate_network
 
 
 def main() -> None:
@@ -65,14 +65,13 @@ def main() -> None:
                 }
                 | FITS[name](options.epochs)
             )
-            out = options.out / f"{name}-{seed}"
             watcher = Watcher(on_row=lambda row: print(json.dumps(row), flush=True))
-            run = fit(catalog, base, out, watcher=watcher)
-            for result in results(run, options.photos):
-                line = {"fit": name, "seed": seed, "epochs": base.epochs} | result | machine()
-                print(json.dumps(line), flush=True)
-                with (options.out / "results.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            run = fit(catalog, base, options.out / f"{name}-{seed}", watcher=watcher)
+            models = {"result": {fold: run.logits(fold) for fold in run.done}}
+            if run.recipe.keep_replicas:
+                models |= merges(run, options.photos)
+            tell(options.out, {"fit": name, "seed": seed, "epochs": base.epochs}, run, models)
+        compare(options.out, seed)
 
 
 FITS = {
@@ -98,19 +97,19 @@ def subset(catalog: fg.Catalog, per_class: int | None, only: str) -> fg.Catalog:
     return replace(catalog, photos=tuple(training), notes=())
 
 
-def results(run: fg.Run, root: Path) -> list[dict[str, object]]:
-    """Out-of-fold accuracy of what the fit ends with, and of all merges of its replicas."""
-    found = [scored(run, "result", {fold: run.logits(fold) for fold in run.done})]
-    if run.recipe.keep_replicas:
-        job_of = fold_jobs(run, root)
-        logits = {fold: merges(run, job_of(fold)) for fold in run.done}
-        names = list(logits[0])
-        found += [scored(run, name, {f: logits[f][name] for f in run.done}) for name in names]
+def merges(run: fg.Run, root: Path) -> dict[str, dict[int, np.ndarray]]:
+    """Logits of every fold's test part: of each replica, their ensemble, and all their merges."""
+    job_of = fold_jobs(run, root)
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for fold in run.done:
+        job = job_of(fold)
+        for name, logits in merges_of_fold(run, job).items():
+            found.setdefault(name, {})[fold] = logits
     return found
 
 
-def merges(run, job):
-    """Logits of a fold's test part: each replica, their ensemble, and every merge of them."""
+def merges_of_fold(run: fg.Run, job: FoldJob) -> dict[str, np.ndarray]:
+    """The same for one fold, by model."""
     copies = [
         {name: torch.from_numpy(array) for name, array in weights.items()}
         for weights in run.replicas(job.fold)
@@ -130,21 +129,42 @@ def merges(run, job):
     return found
 
 
-def scored(run, name, logits):
-    """Accuracy with interval over all folds."""
-    rows = np.concatenate([run.folds[fold].test for fold in logits])
-    scores = np.concatenate(list(logits.values()))
-    correct = scores.argmax(axis=1) == run.targets[rows]
+def tell(out: Path, about: dict[str, object], run: fg.Run, models: dict) -> None:
+    """Prints and keeps accuracy with interval over all folds, and which photos were right."""
+    rows = np.concatenate([run.folds[fold].test for fold in run.done])
     groups = np.unique([run.catalog.photos[row].group for row in rows], return_inverse=True)[1]
-    low, high = metrics.bootstrap_interval(correct, groups)
-    return {
-        "model": name,
-        "photos": len(rows),
-        "accuracy": round(float(correct.mean()), 4),
-        "interval": [round(low, 4), round(high, 4)],
-        "log_loss": round(metrics.log_loss(metrics.softmax(scores), run.targets[rows]), 4),
-        "seconds": run.seconds,
-    }
+    right = {"rows": rows, "groups": groups}
+    for model, logits in models.items():
+        scores = np.concatenate([logits[fold] for fold in run.done])
+        right[model] = scores.argmax(axis=1) == run.targets[rows]
+        low, high = metrics.bootstrap_interval(right[model], groups)
+        line = about | {
+            "model": model,
+            "photos": len(rows),
+            "accuracy": round(float(right[model].mean()), 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "log_loss": round(metrics.log_loss(metrics.softmax(scores), run.targets[rows]), 4),
+            "seconds": run.seconds,
+        }
+        print(json.dumps(line | machine()), flush=True)
+        with (out / "results.jsonl").open("a") as file:
+            file.write(json.dumps(line | machine()) + "\n")
+    np.savez(out / f"right-{about['fit']}-{about['seed']}.npz", **right)
+
+
+def compare(out: Path, seed: int, against: str = "single-cosine") -> None:
+    """Prints paired differences in accuracy to one replica at equal cost, with 95 % intervals."""
+    place = out / f"right-{against}-{seed}.npz"
+    if not place.exists():
+        return
+    base = np.load(place)
+    for path in sorted(out.glob(f"right-*-{seed}.npz")):
+        other = np.load(path)
+        assert (other["rows"] == base["rows"]).all(), "not the same folds"
+        for model in other.files[2:]:
+            gain = other[model].astype(float) - base["result"]
+            low, high = metrics.bootstrap_interval(gain, base["groups"])
+            print(f"{path.stem} {model}: {gain.mean():+.4f} [{low:+.4f}, {high:+.4f}]")
 
 
 def machine() -> dict[str, object]:

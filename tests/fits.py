@@ -15,6 +15,7 @@ SMALL: dict[str, Any] = {
     "eval_resize": 36,
     "folds": 2,
     "replicas": 2,
+    "batch_norm": "recalibrate",
     "epochs": 2,
     "batch_size": 4,
     "workers": 0,

@@ -68,7 +68,7 @@ class Recipe(BaseModel):
     merge_every: int = _setting("Merging", 1, "epochs from one merge to the next; the last epoch always merges", ge=1)
     anchor: Literal["pretrained", "last_merge"] = _setting("Merging", "pretrained",
         "what Model Stock pulls to, and what movements are measured from")
-    batch_norm: Literal["average", "recalibrate"] = _setting("Merging", "recalibrate",
+    batch_norm: Literal["average", "recalibrate"] = _setting("Merging", "average",
         "statistics of merged weights: the replicas' mean, or measured anew on training photos")
     moments: Literal["keep", "average", "reset"] = _setting("Merging", "keep",
         "what becomes of the optimisers' moments at a merge")
@@ -189,7 +189,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "size": 64,
             "eval_resize": 72,
             "folds": 3,
-            "epochs": 16,
+            "epochs": 24,
             "batch_size": 32,
             "backbone_rate": 3e-3,
             "head_rate": 3e-3,
@@ -208,7 +208,6 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "interpolation": "bilinear",
             "folds": 10,
             "seed": 111550159,
-            "batch_norm": "average",
             "epochs": 40,
             "stop": "fold",
             "patience": 10,
