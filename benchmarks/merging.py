@@ -61,6 +61,7 @@ def main() -> None:
                     "folds": options.folds,
                     "batch_size": options.batch_size,
                     "mix": options.mix,
+                    "batch_norm": "recalibrate",
                     "seed": seed,
                 }
                 | FITS[name](options.epochs)
