@@ -29,8 +29,8 @@ def fit_flags(photos: Path, run: Path, **settings: object) -> list[str]:
 @pytest.fixture(autouse=True)
 def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Consoles look up the captured streams, and see no settings of the tester's own."""
-    monkeypatch.setattr(cli, "stdout", Console(highlight=False, soft_wrap=True))
-    monkeypatch.setattr(cli, "stderr", Console(stderr=True, highlight=False))
+    monkeypatch.setattr(cli, "stdout", Console(highlight=False, soft_wrap=True, markup=False))
+    monkeypatch.setattr(cli, "stderr", Console(stderr=True, highlight=False, markup=False))
     for name in list(os.environ):
         if name.startswith("FIELDGUIDE_"):
             monkeypatch.delenv(name)
@@ -161,6 +161,46 @@ def test_a_foreign_environment_setting_is_named(
     monkeypatch.setenv("FIELDGUIDE_EPOCH", "4")
     assert cli.run(fit_flags(discs, tmp_path / "run")) == 2
     assert "`epochs`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--precision=fp16", "`precision` = 'fp16': should be 'float32', 'bfloat16'"),
+        ("--size=large", "`size` = 'large': should be a valid integer"),
+        ("--mean=300,2,3", "not between 0 and 1"),
+        ("--head=foo", "`head` = 'foo': should be 'linear', 'se' or 'attention'"),
+        ("--watch-val", "--no-watch-val"),
+    ],
+)
+def test_wrong_values_are_told_in_our_words(
+    flag: str, said: str, discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["fit", str(discs), "--out", str(tmp_path / "run"), flag]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "pydantic" not in told
+
+
+def test_several_numbers_can_be_given(discs: Path, tmp_path: Path) -> None:
+    arguments = fit_flags(discs, tmp_path / "run", epochs=1, warmup=0)
+    assert cli.run([*arguments, "--fold=0", "--mean=0.4 0.5,0.6", "--crop-scale", "0.5", "1"]) == 0
+    recipe = fg.Run(tmp_path / "run").recipe
+    assert (recipe.mean, recipe.crop_scale) == ((0.4, 0.5, 0.6), (0.5, 1.0))
+
+
+def test_odd_names_of_the_run_are_shown_as_they_are(
+    discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "n[red]x[" / "run]"
+    assert cli.run([*fit_flags(discs, odd, epochs=1, warmup=0), "--fold=0"]) == 0
+    assert str(odd) in capsys.readouterr().out
+
+
+def test_a_run_among_the_photos_is_refused(discs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(fit_flags(discs, discs / "run")) == 2
+    assert "among the photos" in capsys.readouterr().err
+    assert not (discs / "run").exists()
 
 
 def test_check_tells_what_stops_a_fit(

@@ -7,9 +7,11 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fits import Killed, killer, results, small_fit, small_recipe
 from PIL import Image
 
@@ -226,6 +228,77 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     run = small_fit(discs, tmp_path / "run", watcher=Watcher(notice=notices.append))
     assert any(newest.name in notice and "SHA-256" in notice for notice in notices)
     assert results(run) == results(undisturbed)
+
+
+def test_stopping_works_where_an_epoch_is_one_step(discs: Path, tmp_path: Path) -> None:
+    rows: list[object] = []
+
+    def stop_in_the_second_epoch() -> None:
+        if len(rows) > 3:
+            raise Stopped(signal.SIGINT)
+
+    watcher = Watcher(on_row=rows.append, check_stop=stop_in_the_second_epoch)
+    with pytest.raises(Stopped):
+        small_fit(discs, tmp_path / "run", batch_size=64, epochs=9, watcher=watcher)
+    assert len(rows) == 6  # two epochs of two replicas and their merges
+    small_fit(discs, tmp_path / "run", batch_size=64, epochs=9)
+    whole = small_fit(discs, tmp_path / "whole", batch_size=64, epochs=9)
+    assert results(fg.Run(tmp_path / "run")) == results(whole)
+
+
+def test_photos_that_come_back_let_the_fit_go_on(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    away, steps = tmp_path / "away", list[int]()
+
+    def vanish() -> None:
+        steps.append(1)
+        if len(steps) == 8:
+            (photos / "amber").rename(away)
+
+    with pytest.raises(DataError, match="could not be read any more"):
+        small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=vanish), **EVERY_STEP)
+    away.rename(photos / "amber")
+    assert results(small_fit(photos, tmp_path / "run")) == results(undisturbed)
+
+
+def test_weights_may_move_or_vanish_once_a_run_is_begun(discs: Path, tmp_path: Path) -> None:
+    first = small_fit(discs, tmp_path / "first", fold=0, epochs=1, warmup=0.0)
+    place = tmp_path / "w.safetensors"
+    shutil.copy(first.fold_folder(0) / "weights.safetensors", place)
+    short: dict[str, Any] = {"epochs": 1, "warmup": 0.0}
+    small_fit(discs, tmp_path / "run", fold=0, weights=str(place), **short)
+    moved = place.rename(tmp_path / "moved.safetensors")
+    run = small_fit(discs, tmp_path / "run", weights=str(moved), **short)
+    assert run.complete
+    shutil.copy(tmp_path / "first" / "start.safetensors", moved)
+    with pytest.raises(UsageError, match="weights"):
+        small_fit(discs, tmp_path / "run", weights=str(moved), **short)
+    moved.unlink()
+    assert small_fit(discs, tmp_path / "run", weights=str(moved), **short).complete
+
+
+def test_threads_are_those_the_run_was_begun_with(discs: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = small_fit(discs, tmp_path / "run", fold=0)
+    assert run.environment["threads"] == 1
+    used: list[int] = []
+    watcher = Watcher(on_step=lambda: used.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    small_fit(discs, tmp_path / "run", watcher=watcher)
+    torch.set_num_threads(before)
+    assert set(used) == {1}
+
+
+def test_settings_without_effect_are_told(discs: Path, tmp_path: Path) -> None:
+    notices: list[str] = []
+    watcher = Watcher(notice=notices.append)
+    idle: dict[str, Any] = {"mix": "none", "mix_alpha": 3.0, "patience": 7}
+    small_fit(discs, tmp_path / "run", fold=0, watcher=watcher, **idle)
+    assert "`mix_alpha` = 3.0 has no effect with mix = 'none'" in notices
+    assert "`patience` = 7 has no effect with stop = 'none'" in notices
 
 
 def test_two_checkpoints_are_kept_and_none_after_the_fold(discs: Path, tmp_path: Path) -> None:
@@ -506,6 +579,10 @@ def test_stopping_on_the_fold_reports_selected_and_cross_fitted_scores(
     best = sum(accuracy[fold].max() * len(targets[fold]) for fold in run.done) / 24
     assert run.scores.selected_accuracy == pytest.approx(best)
     assert run.scores.selected_accuracy >= run.scores.accuracy
+    with (run.folder / "oof.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shown = np.mean([row["label"] == row["predicted"] for row in rows])
+    assert shown == pytest.approx(run.scores.accuracy)
 
 
 def test_patience_ends_a_fold_early(discs: Path, tmp_path: Path) -> None:

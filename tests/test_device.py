@@ -8,6 +8,7 @@ from fieldguide.device import (
     choose_device,
     choose_precision,
     count_cores,
+    count_threads,
     count_workers,
     device_name,
     training_threads,
@@ -149,28 +150,18 @@ def test_cores_are_counted_where_the_system_tells_less(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("count", "workers", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
 )
-def test_threads_leave_a_core_to_each_process_and_are_given_back(
+def test_threads_leave_a_core_to_each_process(
     count: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch was set to three threads, and is not given more."""
     cores(monkeypatch, count)
-    have = 3
-    monkeypatch.setattr(torch, "get_num_threads", lambda: have)
-
-    def set_threads(number: int) -> None:
-        nonlocal have
-        have = number
-
-    monkeypatch.setattr(torch, "set_num_threads", set_threads)
-    with training_threads(CPU, workers) as given:
-        assert given == have == threads
-    assert have == 3
-    with pytest.raises(KeyError), training_threads(CPU, workers):
-        raise KeyError
-    assert have == 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert count_threads(workers) == threads
 
 
-def test_beside_a_gpu_threads_stay_as_they_are() -> None:
+def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
-    with training_threads(CUDA, 1000) as given:
-        assert given == before
+    with pytest.raises(KeyError), training_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before

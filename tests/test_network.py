@@ -185,7 +185,7 @@ def test_the_input_is_what_the_weights_were_made_for(name: str) -> None:
     with torch.device("meta"):
         network = make(backbone=name)
     config = network.backbone.pretrained_cfg
-    found = input_config(network)
+    found = input_config(network.backbone)
     assert (found.mean, found.std) == (tuple(config["mean"]), tuple(config["std"]))
     assert (3, found.size, found.size) == tuple(config["input_size"])
     assert found.eval_resize == round(found.size / config["crop_pct"]) >= found.size

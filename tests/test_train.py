@@ -246,6 +246,43 @@ def test_out_of_memory_for_one_photo_ends_with_hints(
     assert "`backbone`" in error.value.hint
 
 
+def test_a_step_that_fails_in_the_optimiser_changes_nothing(
+    job: FoldJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    batch = next(job.loader.batches([[Draw(n, n) for n in range(4)]]))
+    before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
+    train.train_mode(job.network)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer, "step", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            train.train_step(job, optimizer, scaler, batch, seed=1)
+    assert all(tensor.grad is None for tensor in job.network.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in job.network.state_dict().items())
+
+
+def test_evaluation_halves_its_batches_and_gives_the_same(
+    job: FoldJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train.evaluate(job, job.test)
+    original, largest = Network.forward, [1]
+
+    def forward(self: Network, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > largest[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, images)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    np.testing.assert_allclose(train.evaluate(job, job.test), expected, atol=1e-5)
+    largest[0] = 0
+    with pytest.raises(ResourceError, match="single photo"):
+        train.evaluate(job, job.test)
+
+
 def test_a_batch_larger_than_the_collection_and_tiny_folds(discs: Path, tmp_path: Path) -> None:
     run = small_fit(discs, tmp_path / "run", folds=8, batch_size=512, epochs=1, warmup=0.0)
     assert {len(fold.test) for fold in run.folds} <= {1, 2, 3, 4, 5, 6}

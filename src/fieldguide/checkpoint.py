@@ -95,7 +95,6 @@ _PLAIN = (
     "replica",
     "step",
     "diverged",
-    "ended",
     "parts",
     "chosen_epoch",
     "best_score",

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from fieldguide.crossval import Plan, Watcher
     from fieldguide.runs import Run
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False, soft_wrap=True, markup=False)
+stderr = Console(stderr=True, highlight=False, markup=False)
 
 DEMO_PHOTOS_EACH = 60
 
@@ -46,7 +46,7 @@ app = App(
     help="Turn a folder of photographs into an image classifier you can trust.",
     version=lambda: metadata.version("fieldguide"),
     help_format="plaintext",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative_iterable=()),
 )
 
 
@@ -57,13 +57,20 @@ def _settings_model() -> type[BaseModel]:
     groups = {name: Group(name, sort_key=order.index(name)) for name in order}
     fields: dict[str, Any] = {
         name: (
-            Annotated[field.annotation | None, Parameter(group=groups[sections[name]])],  # type: ignore[operator]
+            Annotated[_flag_type(name) | None, Parameter(group=groups[sections[name]])],
             Field(default=None, description=field.description),
         )
         for name, field in Recipe.model_fields.items()
     }
     return create_model("Settings", __config__=ConfigDict(frozen=True), **fields)
 
+
+def _flag_type(name: str) -> Any:
+    """What a flag is parsed as: its field's type, but several numbers or `auto` are text first."""
+    return str if name in TEXT_FLAGS else Recipe.model_fields[name].annotation
+
+
+TEXT_FLAGS = ("mean", "std")
 
 Settings = _settings_model()
 Flags = Annotated[Settings, Parameter(name="*")]  # type: ignore[valid-type]
@@ -187,6 +194,12 @@ def fit(
         Go on although the version of torch has changed.
     """
     chosen = _recipe(recipe, settings)
+    _require_weights(chosen, out)
+    if photos.is_dir() and out.resolve().is_relative_to(photos.resolve()):
+        raise UsageError(
+            f"the run `{out}` would lie among the photos in `{photos}`",
+            hint="name a folder beside them with --out",
+        )
     _print_scores(_fit(columns.read(photos), chosen, out, fold=fold, force=force))
 
 
@@ -237,7 +250,7 @@ def recipe(name: str = "default") -> None:
     Parameters
     ----------
     name
-        default, quick, reference, or a .toml file.
+        default, quick, demo, reference, or a .toml file.
     """
     chosen = recipes.load(name)
     title = f"{name}: {recipes.RECIPES[name][0]}" if name in recipes.RECIPES else name
@@ -254,6 +267,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
+        if isinstance(error.__cause__, ValidationError):
+            return _tell(recipes.usage_error(error.__cause__))
         return _tell(UsageError(str(error), hint="--help lists what there is"))
     except FieldguideError as error:
         return _tell(error)
@@ -267,7 +282,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tell(error: FieldguideError) -> int:
-    stderr.print(f"error: {error}", markup=False, soft_wrap=True)
+    stderr.print(f"error: {error}", soft_wrap=True)
     return error.exit_code
 
 
@@ -304,11 +319,17 @@ def _recipe(name: str, settings: BaseModel | None) -> Recipe:
     """The named recipe, over it the environment, over it the flags; checked without torch."""
     recipes.load(name)  # its own mistakes are told with its name
     flags = settings.model_dump(exclude_none=True) if settings else {}
+    flags |= {name: recipes.from_text(name, flags[name]) for name in TEXT_FLAGS if name in flags}
     chosen = recipes.build(recipes.settings_of(name) | recipes.from_environment(os.environ) | flags)
     require_backbone(chosen.backbone)
-    if chosen.weights not in {"pretrained", "none"} and not Path(chosen.weights).is_file():
-        raise UsageError(f"`weights` = {chosen.weights!r}: there is no such file")
     return chosen
+
+
+def _require_weights(recipe: Recipe, folder: Path) -> None:
+    """Refuses a weights file that is not there, where no run holds its content yet."""
+    named = recipe.weights not in {"pretrained", "none"}
+    if named and not Path(recipe.weights).is_file() and not (folder / "setup.json").is_file():
+        raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
 
 
 @contextmanager
@@ -348,12 +369,17 @@ def _watcher(display: Display, check_stop: "Callable[[], None]") -> "Watcher":
             plan.steps,
         )
 
+    def on_check(photos: int) -> None:
+        display.reach(photos)
+        check_stop()
+
     def on_row(row: dict[str, Any]) -> None:
         display.row(row)
-        display.forecast()
+        if row["model"] == "merged":  # the first time, all that an epoch consists of was done once
+            display.forecast()
 
     return Watcher(
-        on_check=display.reach,
+        on_check=on_check,
         on_checking=lambda photos: display.begin("checking photos", photos),
         on_plan=on_plan,
         on_resume=display.skip,

@@ -5,6 +5,7 @@ checkpoint when it is called again with the same arguments.
 """
 
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fieldguide import check, files, runs
 from fieldguide import recipe as recipes
@@ -27,6 +29,7 @@ from fieldguide.checkpoint import Row
 from fieldguide.device import (
     choose_device,
     choose_precision,
+    count_threads,
     count_workers,
     device_name,
     training_threads,
@@ -95,7 +98,7 @@ def fit(
 
     The same call resumes; a finished run is returned untouched. `force` resumes although the
     version of torch differs. Raises `UsageError` where `out` holds a run of another recipe,
-    `DataError` where the photos cannot be used or differ from the run's, `ResourceError`,
+    or of other photos, `DataError` where the photos cannot be used, `ResourceError`,
     `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
     """
     watcher = watcher or Watcher()
@@ -103,14 +106,19 @@ def fit(
     _require_usable(folder)
     # What the machine cannot do is told before long work.
     choose_precision(recipe.precision, choose_device(recipe.device))
+    if not _has_folds(catalog):
+        _require_fold(fold, recipe.folds)
+    if (folder / files.MANIFEST).is_file():
+        return _reopen(folder, catalog, recipe, force, watcher)  # and touch nothing
     with files.lock(folder):
-        for place in (folder, *folder.glob("folds/*"), *folder.glob("folds/*/checkpoint")):
-            files.remove_temporaries(place)
+        _clean(folder)
         if (folder / runs.SETUP).is_file():
             run = _reopen(folder, catalog, recipe, force, watcher)
         else:
             run = _create(folder, catalog, recipe, command, watcher)
-        todo = _folds_to_do(run, fold)
+        _require_fold(fold, run.recipe.folds)
+        wanted = range(run.recipe.folds) if fold is None else [fold]
+        todo = tuple(index for index in wanted if index not in run.done)
         if todo:
             _train_folds(run, recipe, catalog.root, todo, watcher)
         if not run.complete and len(run.done) == run.recipe.folds:
@@ -136,12 +144,22 @@ def _require_usable(folder: Path) -> None:
         )
 
 
-def _folds_to_do(run: Run, fold: int | None) -> tuple[int, ...]:
-    folds = range(run.recipe.folds)
-    if fold is not None and fold not in folds:
-        raise UsageError(f"`fold` = {fold} is none of 0 to {run.recipe.folds - 1}")
-    wanted = folds if fold is None else [fold]
-    return tuple(index for index in wanted if index not in run.done)
+def _clean(folder: Path) -> None:
+    """Removes what a killed process left behind: half-written files, checkpoints of done folds."""
+    for place in (folder, *folder.glob("folds/*"), *folder.glob("folds/*/checkpoint")):
+        files.remove_temporaries(place)
+    for done in folder.glob(f"folds/*/{files.MANIFEST}"):
+        shutil.rmtree(done.with_name("checkpoint"), ignore_errors=True)
+
+
+def _has_folds(catalog: Catalog) -> bool:
+    """Whether a table brought folds of its own."""
+    return any(photo.fold is not None for photo in catalog.photos)
+
+
+def _require_fold(fold: int | None, folds: int) -> None:
+    if fold is not None and fold not in range(folds):
+        raise UsageError(f"`fold` = {fold} is none of 0 to {folds - 1}")
 
 
 def _create(
@@ -149,7 +167,11 @@ def _create(
 ) -> Run:
     """A run at its start: photos checked and put into folds, settings resolved, first weights."""
     backbone = build_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
+    resolved = resolve(recipe, backbone)
+    for message in recipes.without_effect(recipe):
+        watcher.notice(message)
     used = _used_photos(catalog, recipe, watcher)
+    resolved = resolved.replace(folds=1 + max(photo.fold or 0 for photo in used.photos))
     network = with_head(
         backbone,
         recipe.head,
@@ -157,7 +179,6 @@ def _create(
         dropout=recipe.dropout,
         seed=recipe.seed,
     )
-    resolved = resolve(recipe, network, used)
     environment = _environment(catalog, resolved, network, command)
     return runs.create(folder, resolved, used, _arrays(weights_of(network)), environment)
 
@@ -165,8 +186,10 @@ def _create(
 def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher: Watcher) -> Run:
     """An existing run, if recipe, photos and torch are still those it was started with."""
     run = Run(folder)
-    if any(photo.fold is not None for photo in catalog.photos):
-        recipe = recipe.replace(folds=run.recipe.folds)  # the table's own folds were used
+    if _has_folds(catalog):
+        recipe = recipe.replace(folds=run.recipe.folds)
+    if _same_weights(recipe.weights, run):
+        recipe = recipe.replace(weights=run.recipe.weights)
     different = recipes.differences(recipe, run.recipe)
     if different:
         lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in different.items()]
@@ -183,14 +206,35 @@ def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher
     if run.complete:
         watcher.notice(f"the run `{folder}` is complete: nothing is left to do")
         return run
-    then, now = run.environment["versions"]["torch"], metadata.version("torch")
-    if then != now and not force:
-        raise UsageError(
-            f"`{folder}` was begun with torch {then}, this is {now}: results may differ in the end",
-            hint="install that version, or go on all the same with --force",
-        )
+    _compare_versions(run, force, watcher)
     _require_same_photos(run, catalog)
     return run
+
+
+def _same_weights(weights: str, run: Run) -> bool:
+    """Whether a file holds the weights that the run was begun with, or is gone: they are in it."""
+    recorded = run.environment["weights_sha256"]
+    if not recorded or weights in {"pretrained", "none"}:
+        return False
+    return not Path(weights).is_file() or files.sha256(Path(weights)) == recorded
+
+
+def _compare_versions(run: Run, force: bool, watcher: Watcher) -> None:
+    """Refuses another torch unless forced; tells of other packages that may change results."""
+    versions = run.environment["versions"]
+    changed = {
+        name: (versions[name], metadata.version(name))
+        for name in RECORDED_PACKAGES
+        if versions[name] != metadata.version(name)
+    }
+    for name, (then, now) in changed.items():
+        message = f"`{run.folder}` was begun with {name} {then}, this is {now}"
+        if name == "torch" and not force:
+            raise UsageError(
+                f"{message}: results may differ in the end",
+                hint="install that version, or go on all the same with --force",
+            )
+        watcher.notice(message)
 
 
 def _require_same_photos(run: Run, catalog: Catalog) -> None:
@@ -272,7 +316,7 @@ def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     labels = [photo.label or "" for photo in training]
     groups = [photo.group or photo.path for photo in training]
     given = [photo.fold for photo in training]
-    if any(number is not None for number in given):
+    if _has_folds(catalog):
         made = given_folds(given, groups, labels=labels)
         watcher.notice(f"the table's own {len(made)} folds are used")
     else:
@@ -283,13 +327,12 @@ def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     return Catalog(catalog.root, tuple(photos))
 
 
-def resolve(recipe: Recipe, network: Network, catalog: Catalog) -> Recipe:
+def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
     """The recipe with every `auto` replaced by what it stands for here."""
-    config = input_config(network)
+    config = input_config(backbone)
     size = config.size if recipe.size == "auto" else recipe.size
     resize = round(size * config.eval_resize / config.size)
     device = choose_device(recipe.device)
-    folds = [photo.fold for photo in catalog.photos if photo.fold is not None]
     return recipe.replace(
         size=size,
         eval_resize=resize if recipe.eval_resize == "auto" else recipe.eval_resize,
@@ -298,7 +341,6 @@ def resolve(recipe: Recipe, network: Network, catalog: Catalog) -> Recipe:
         interpolation=(
             config.interpolation if recipe.interpolation == "auto" else recipe.interpolation
         ),
-        folds=max(folds) + 1,
         device=str(device),
         precision=choose_precision(recipe.precision, device),
         workers=count_workers(recipe.workers, device),
@@ -309,10 +351,8 @@ def _environment(
     catalog: Catalog, recipe: Recipe, network: Network, command: Sequence[str]
 ) -> dict[str, Any]:
     """What a reader needs to repeat the run, beside recipe and photos."""
-    config = input_config(network)
+    config = input_config(network.backbone)
     device = torch.device(recipe.device)
-    with training_threads(device, count_workers(recipe.workers, device)) as threads:
-        threads_used = threads
     return {
         "photos": str(catalog.root.resolve()),
         "photos_found": len(catalog),
@@ -324,7 +364,8 @@ def _environment(
         },
         "platform": platform.platform(),
         "device": device_name(device),
-        "threads": threads_used,
+        "threads": count_threads(count_workers(recipe.workers, device)),
+        "seed": recipe.seed,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
         "weights": recipe.weights,
         "weights_sha256": _weights_sha256(recipe.weights),
@@ -396,8 +437,9 @@ def _train_folds(
         check_stop=watcher.check_stop,
     )
     for index in todo:
+        watcher.check_stop()
         job = job_of(index)
-        with training_threads(job.device, job.loader.workers):
+        with training_threads(run.environment["threads"]):
             result = train_fold(job, run.fold_folder(index) / "checkpoint", controls)
         trained = Trained(
             weights=_arrays(result.weights),

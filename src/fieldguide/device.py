@@ -69,18 +69,21 @@ def count_workers(asked: int | str, device: torch.device) -> int:
     return max(cores // 4, 1) if device.type == "cpu" else min(max(cores - 1, 1), 8)
 
 
-@contextmanager
-def training_threads(device: torch.device, workers: int) -> Iterator[int]:
-    """While it is entered, torch's threads leave a core to each loader process; gives their number.
+def count_threads(workers: int) -> int:
+    """Torch's threads that leave a core to each loader process; OMP_NUM_THREADS may set fewer.
 
     Threads of one step wait for each other, so one that has to share its core slows all of them.
-    OMP_NUM_THREADS may set fewer.
     """
+    return max(min(torch.get_num_threads(), count_cores() - workers), 1)
+
+
+@contextmanager
+def training_threads(threads: int) -> Iterator[None]:
+    """So many threads of torch while it is entered; on a CPU the last bits depend on them."""
     before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(max(min(before, count_cores() - workers), 1))
+    torch.set_num_threads(threads)
     try:
-        yield torch.get_num_threads()
+        yield
     finally:
         torch.set_num_threads(before)
 

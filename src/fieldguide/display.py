@@ -96,7 +96,7 @@ class Display:
         self.notice("  ".join(figure for figure in figures if figure).rstrip())
 
     def forecast(self) -> None:
-        """Says once how long the whole plan will take, by the speed so far."""
+        """Says once how long the rest of the plan will take, by the speed so far."""
         if self.forecast_given or not self.done:
             return
         self.forecast_given = True

@@ -88,9 +88,9 @@ def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed:
     return Network(body, top)
 
 
-def input_config(network: Network) -> InputConfig:
+def input_config(backbone: nn.Module) -> InputConfig:
     """Size, normalisation and licence that the backbone's weights come with."""
-    config = _config(network.backbone)
+    config = _config(backbone)
     size = int(config["input_size"][-1])
     return InputConfig(
         size=size,

@@ -23,7 +23,8 @@ Pixels = Annotated[int, Field(ge=16)]
 Count = Annotated[int, Field(ge=0)]
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 
-# Settings that may differ when a run is resumed: they change speed, not results.
+# Settings that may differ when a run is resumed: where and how fast it runs. On the same kind of device
+# the results are the same to the bit.
 HARMLESS = frozenset({"device", "workers", "checkpoint_minutes"})
 
 
@@ -153,7 +154,7 @@ class Recipe(BaseModel):
             ),
             (
                 self.watch_val and self.stop != "fold",
-                f"`watch_val` has no effect with `stop` = {self.stop!r}",
+                f"`watch_val` has no effect with `stop` = {self.stop!r}: turn it off (--no-watch-val)",
             ),
             (
                 self.warmup >= self.epochs,
@@ -237,7 +238,7 @@ def build(settings: Mapping[str, Any], *, where: str = "") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _usage_error(error, where) from error
+        raise usage_error(error, where) from error
 
 
 def load(name: str) -> Recipe:
@@ -272,7 +273,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     }
     for name in given:
         _require_known(name, "the environment")
-    return {name: _from_text(name, value) for name, value in given.items()}
+    return {name: from_text(name, value) for name, value in given.items()}
 
 
 def to_toml(recipe: Recipe, *, comments: bool = False, title: str = "") -> str:
@@ -310,6 +311,29 @@ def _as_toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def without_effect(recipe: Recipe) -> list[str]:
+    """What to tell of settings that were changed from the default but do nothing beside the others."""
+    default = Recipe()
+    idle = {
+        "merge": ("merge_every", "anchor", "batch_norm", "moments", "keep_replicas"),
+        "stop": ("patience", "inner_share"),
+        "mix": ("mix_alpha",),
+    }
+    found = [
+        (name, f"{cause} = 'none'")
+        for cause, names in idle.items()
+        if getattr(recipe, cause) == "none"
+        for name in names
+    ]
+    found += [("inner_share", "stop = 'fold'")] if recipe.stop == "fold" else []
+    found += [("jitter", "color_jitter = 0")] if recipe.color_jitter == 0 else []
+    return [
+        f"`{name}` = {getattr(recipe, name)!r} has no effect with {cause}"
+        for name, cause in found
+        if getattr(recipe, name) != getattr(default, name)
+    ]
+
+
 def _comment(name: str, description: str | None) -> str:
     choices = _choices(Recipe.model_fields[name].annotation)
     return f"{' | '.join(choices)}: {description}" if len(choices) > 1 else str(description)
@@ -322,7 +346,7 @@ def _choices(annotation: Any) -> list[str]:
     ]
 
 
-def _from_text(name: str, value: str) -> Any:
+def from_text(name: str, value: str) -> Any:
     """The value that `value` stands for, as `build` would have it."""
     parts: Any = value
     if name in {"mean", "std", "jitter", "crop_scale"} and value != "auto":
@@ -351,7 +375,8 @@ def _require_known(name: str, where: str) -> None:
         )
 
 
-def _usage_error(error: ValidationError, where: str) -> UsageError:
+def usage_error(error: ValidationError, where: str = "") -> UsageError:
+    """What pydantic says of settings, in our words: one line a setting."""
     lines, quoted = [], False
     for name, details in _by_setting(error).items():
         value, reason = details

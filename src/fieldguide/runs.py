@@ -261,10 +261,13 @@ def finish(run: Run) -> None:
 
 
 def write_oof(run: Run) -> None:
-    """Writes `oof.csv`: one row a training photo, in catalog order, with every probability."""
+    """Writes `oof.csv`: one row a training photo, in catalog order, with every probability.
+
+    They are those that the scores judge: of the saved weights, or with `stop = fold` cross-fitted.
+    """
     probabilities = np.zeros((len(run.catalog), len(run.classes)))
-    for fold in run.done:
-        probabilities[run.folds[fold].test] = metrics.softmax(run.logits(fold))
+    for fold, logits in _judged(run).items():
+        probabilities[run.folds[fold].test] = metrics.softmax(logits)
     header = ["path", "label", "fold", "predicted", "confidence"]
     header += [f"p:{name}" for name in run.classes]
     rows = (
@@ -311,8 +314,7 @@ def _scores(run: Run) -> Scores:
         )
     rows = np.concatenate([run.folds[fold].test for fold in run.done])
     targets = run.targets[rows]
-    kept = {fold: run.logits(fold) for fold in run.done}
-    judged = _cross_fitted(run) if run.recipe.stop == "fold" else kept
+    judged = _judged(run)
     probabilities = metrics.softmax(np.concatenate(list(judged.values())))
     correct = probabilities.argmax(axis=1) == targets
     return Scores(
@@ -323,7 +325,7 @@ def _scores(run: Run) -> Scores:
             for fold, logits in judged.items()
         },
         selected_accuracy=(
-            metrics.accuracy(np.concatenate(list(kept.values())), targets)
+            metrics.accuracy(np.concatenate([run.logits(fold) for fold in run.done]), targets)
             if run.recipe.stop == "fold"
             else None
         ),
@@ -333,6 +335,13 @@ def _scores(run: Run) -> Scores:
         calibration_error=metrics.calibration_error(probabilities, targets),
         photos=len(rows),
     )
+
+
+def _judged(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:
+    """The logits of each done fold's test part that nothing was chosen on."""
+    if run.recipe.stop == "fold":
+        return _cross_fitted(run)
+    return {fold: run.logits(fold) for fold in run.done}
 
 
 def _cross_fitted(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:

@@ -170,6 +170,7 @@ class _Session:
         state.epoch, state.replica, state.diverged = state.epoch + 1, 0, []
         if not state.ended:
             self.save()
+            self.controls.check_stop()
 
     def run_replica(self) -> None:
         """One replica's epoch, from the state's step on; weights and curve go into the state."""
@@ -177,7 +178,6 @@ class _Session:
         started = time.monotonic() - state.tally.seconds
         load_weights(network, state.copies[state.replica])
         self.train_epoch(started)
-        _refuse_missing(self.job, state.tally)
         state.copies[state.replica] = weights_of(network)
         logits = None if state.tally.diverged else evaluate(self.job, evaluated_rows(self.job))
         self.replica_logits = logits
@@ -205,6 +205,7 @@ class _Session:
             seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
             state.tally.add(self.step(optimizer, batch, seed), len(batch.photos))
             state.tally.missing += batch.missing
+            _refuse_missing(job, state.tally)  # before any checkpoint: the photos may come back
             state.step += 1
             self.controls.on_step()
             if state.tally.hopeless:
@@ -273,7 +274,7 @@ class _Session:
     def merge_moments(self, healthy: Sequence[int]) -> None:
         """What the recipe says becomes of the optimisers' moments at a merge."""
         how, named = self.job.recipe.moments, list(self.job.network.named_parameters())
-        if how == "keep" or len(healthy) == 1:
+        if how == "keep":
             return
         moments = [moments_of(self.optimizers[n], named) for n in healthy]
         mean = _mean_moments(moments) if how == "average" else {}
@@ -323,8 +324,8 @@ class _Session:
         return TrainingError(
             f"fold {self.job.fold}: training diverged: {what} in epoch {state.epoch + 1}"
             f" has no finite loss (last at step {_last_step(state)})",
-            hint="lower backbone_rate and head_rate, or set precision to `float32`;"
-            " the last good checkpoint is kept",
+            hint="begin a new run with lower backbone_rate and head_rate, or with precision"
+            " `float32`; this one keeps its last good checkpoint, if it got that far",
         )
 
     def result(self) -> FoldResult:
@@ -362,16 +363,17 @@ def train_step(
     torch.manual_seed(seed)
     try:
         loss = _backward(job, scaler, batch, parts)
+        scaler.unscale_(optimizer)
+        gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
+        finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
+        if finite:
+            scaler.step(optimizer)
     except RuntimeError:
         _restore(network, statistics)
         optimizer.zero_grad()
+        scaler.update(scaler.get_scale())  # forgets that gradients were unscaled
         raise
-    scaler.unscale_(optimizer)
-    gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
-    finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
-    if finite:
-        scaler.step(optimizer)
-    else:
+    if not finite:
         _restore(network, statistics)
     scaler.update()
     optimizer.zero_grad()
@@ -429,11 +431,27 @@ def normalised(
 
 
 def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:
-    """Logits of photos under the evaluation transform, in the order of `rows`, in float32."""
+    """Logits of photos under the evaluation transform, in the order of `rows`, in float32.
+
+    Where memory runs out, in batches half as large.
+    """
+    batch_size = job.recipe.batch_size
+    while True:
+        try:
+            return _evaluate(job, rows, batch_size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1:
+                raise _too_large(job) from error
+            batch_size = -(-batch_size // 2)
+
+
+def _evaluate(job: FoldJob, rows: IntArray, batch_size: int) -> Float[np.ndarray, "n classes"]:
     job.network.eval()
     parts = []
     with torch.inference_mode(), autocast(job.device, job.precision):
-        for batch in job.loader.batches(evaluation_plan(rows, job.recipe.batch_size)):
+        for batch in job.loader.batches(evaluation_plan(rows, batch_size)):
             parts.append(job.network(normalised(job, batch.images)).float().cpu())
     return torch.cat(parts).numpy()
 
@@ -471,10 +489,19 @@ def recalibrate_network(job: FoldJob) -> None:
     # Shuffled: batches of few classes have statistics of their own, by which layers normalise.
     rows = draw.permutation(job.train)[:RECALIBRATION_PHOTOS]
     plan = evaluation_plan(rows, RECALIBRATION_BATCH)
-    with autocast(job.device, job.precision):
-        recalibrate(
-            job.network, (normalised(job, batch.images) for batch in job.loader.batches(plan))
-        )
+    try:
+        with autocast(job.device, job.precision):
+            recalibrate(
+                job.network, (normalised(job, batch.images) for batch in job.loader.batches(plan))
+            )
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"memory ran out on `{job.device}` while batch norm was measured"
+            f" on {RECALIBRATION_BATCH} photos at once",
+            hint="begin a run with batch_norm `average`",
+        ) from error
 
 
 def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls) -> FoldState:
@@ -578,11 +605,15 @@ def _last_step(state: FoldState) -> int:
 
 def _refuse_single_photos(job: FoldJob, batch: Batch, parts: int, error: RuntimeError) -> None:
     if parts >= len(batch.photos):
-        raise ResourceError(
-            f"memory ran out on `{job.device}` for a single photo of {job.recipe.size} pixels"
-            f" with {job.recipe.backbone}",
-            hint="lower `size`, take a smaller `backbone`, or set precision to `bfloat16`",
-        ) from error
+        raise _too_large(job) from error
+
+
+def _too_large(job: FoldJob) -> ResourceError:
+    return ResourceError(
+        f"memory ran out on `{job.device}` for a single photo of {job.recipe.size} pixels"
+        f" with {job.recipe.backbone}",
+        hint="lower `size`, take a smaller `backbone`, or set precision to `bfloat16`",
+    )
 
 
 def _refuse_missing(job: FoldJob, tally: Tally) -> None:
