@@ -190,7 +190,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "size": 64,
             "eval_resize": 72,
             "folds": 3,
-            "epochs": 24,
+            "epochs": 20,
             "batch_size": 32,
             "backbone_rate": 3e-3,
             "head_rate": 3e-3,
