@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -14,6 +15,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Shapes and dtypes in signatures are checked while testing; users pay nothing.
 install_import_hook("fieldguide", "beartype.beartype")
+
+# The same examples in every run: a failure is the change's, not the day's.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("steady")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from fieldguide import batches as batching
 from fieldguide.augment import Augmentation, evaluation_transform, training_transform
 from fieldguide.batches import (
     Batch,
@@ -339,9 +338,7 @@ def test_a_killed_process_is_an_error_with_a_way_on_and_no_hang(
     pictures: Pictures,
     then: Callable[[Iterator[Batch]], None],
     send: Send,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batching, "LOADER_SECONDS", 60)
     batches = Loader(pictures, workers=2).batches(plan() * 200)
     next(batches)
     send(signal.SIGKILL)
@@ -374,10 +371,8 @@ def test_a_new_loader_does_not_mourn_the_processes_of_another(
 
 @pytest.mark.usefixtures("brief")
 def test_a_killed_process_is_noticed_outside_the_main_thread_too(
-    pictures: Pictures, send: Send, monkeypatch: pytest.MonkeyPatch
+    pictures: Pictures, send: Send
 ) -> None:
-    """Signals reach the main thread alone; here the time limit has to do."""
-    monkeypatch.setattr(batching, "LOADER_SECONDS", 1)
     found: list[BaseException] = []
 
     def work() -> None:

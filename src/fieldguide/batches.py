@@ -8,11 +8,9 @@ folds. So any number of loader processes and any resume give the same pixels.
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +24,7 @@ from fieldguide import pixels
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto
 from fieldguide.seeds import derive_seed
 
-# A loader process that gives nothing for so long is taken for dead. Taste: far above any decode.
-LOADER_SECONDS = 300
+T = TypeVar("T")
 
 
 class Draw(NamedTuple):
@@ -118,8 +115,6 @@ class Loader:
 
     def __post_init__(self) -> None:
         """Starts no process yet."""
-        if self.workers and (watch := _death_watch()):
-            watch.death = None  # it was a process of an earlier loader
         self._plan = _Plan()
         self._loader = DataLoader(
             self.pictures,
@@ -128,7 +123,6 @@ class Loader:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=2 if self.workers else None,
-            timeout=LOADER_SECONDS if self.workers else 0,
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),
@@ -137,23 +131,20 @@ class Loader:
     def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
         """One batch for each list of draws, in order."""
         self._plan.draws = plan
-        with torch.random.fork_rng(devices=[]), self._deaths_explained():
-            iterator = iter(self._loader)
+        iterator = self._explaining_deaths(lambda: iter(self._loader))
+        if self.workers:
+            _notice_deaths_when_waiting()
         for _ in plan:
-            with torch.random.fork_rng(devices=[]), self._deaths_explained():
-                batch = next(iterator)
+            batch = self._explaining_deaths(lambda: next(iterator))
             if batch.error:
                 raise DataError(batch.error)
             yield batch
 
-    @contextmanager
-    def _deaths_explained(self) -> Iterator[None]:
-        """While a batch is waited for: what torch says of a dead process becomes our error."""
-        watch = _death_watch() if self.workers else None
+    def _explaining_deaths(self, get: Callable[[], T]) -> T:
+        """What `get` gives; what torch says of a dead process becomes our error."""
         try:
-            if watch:
-                watch.open()
-            yield
+            with torch.random.fork_rng(devices=[]):
+                return get()
         except (RuntimeError, EOFError, OSError) as error:
             if not self.workers or not _tells_of_a_death(error):
                 raise
@@ -163,9 +154,6 @@ class Loader:
                 hint="often memory ran out; the same command goes on from here,"
                 " with --workers 0 in one process",
             ) from error
-        finally:
-            if watch:
-                watch.waiting = False
 
 
 def _tells_of_a_death(error: Exception) -> bool:
@@ -178,50 +166,15 @@ def _tells_of_a_death(error: Exception) -> bool:
     return not str(error).startswith("Caught ")
 
 
-@dataclass
-class _DeathWatch:
-    """Torch's handler of SIGCHLD, held back until a batch is waited for.
+def _notice_deaths_when_waiting() -> None:
+    """Takes torch's handler of SIGCHLD away.
 
-    Torch's own raises RuntimeError wherever the main thread happens to be when a loader process
-    dies: mostly in a training step, far from here, or where it is swallowed.
+    It raises RuntimeError wherever the main thread is when a loader process dies, mostly in a
+    training step. Without it a death is noticed within 5 s, by whoever waits for a batch.
     """
-
-    handler: Callable[[int, FrameType | None], Any]
-    waiting: bool = False
-    death: RuntimeError | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler."""
-        try:
-            self.handler(number, frame)
-        except RuntimeError as error:
-            if self.waiting:
-                raise
-            self.death = error
-
-    def open(self) -> None:
-        """From now on a death is raised at once; raises what was held back."""
-        self.waiting = True
-        if self.death:
-            raise self.death
-
-
-def _death_watch() -> _DeathWatch | None:
-    """The process's handler of SIGCHLD, which it changes as soon as torch has set one.
-
-    None on systems without that signal and outside the main thread, which alone receives it: there
-    a death is noticed by the time limit.
-    """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return None
-    handler = signal.getsignal(signal.SIGCHLD)
-    if isinstance(handler, _DeathWatch):
-        return handler
-    if not callable(handler):
-        return None
-    watch = _DeathWatch(handler)
-    signal.signal(signal.SIGCHLD, watch)
-    return watch
+    main = threading.current_thread() is threading.main_thread()
+    if main and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class _Plan(Iterable[Sequence[Draw]]):
