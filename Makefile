@@ -10,7 +10,7 @@ venv: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e . --group dev
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e . --group dev
 	touch $@
 
 demo: venv
