@@ -25,7 +25,6 @@ from fieldguide import recipe as recipes
 from fieldguide.augment import Augmentation, evaluation_transform, training_transform
 from fieldguide.batches import Loader, Pictures, steps_in_epoch
 from fieldguide.catalog import Catalog, require_trainable
-from fieldguide.checkpoint import Row
 from fieldguide.device import (
     choose_device,
     choose_precision,
@@ -71,17 +70,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Watcher:
-    """How the outside world follows and steers a fit. Every field may be left out."""
+class Watcher(Controls):
+    """How the outside world follows and steers a whole fit. Every field may be left out."""
 
     on_checking: Callable[[int], None] = lambda photos: None  # so many are to be checked
     on_check: Callable[[int], None] = lambda photos: None  # so many have been by now
     on_plan: Callable[[Plan], None] = lambda plan: None
-    on_resume: Callable[[int], None] = lambda steps: None  # of the plan, done before
-    on_step: Callable[[], None] = lambda: None
-    on_row: Callable[[Row], None] = lambda row: None
-    notice: Callable[[str], None] = lambda message: None
-    check_stop: Callable[[], None] = lambda: None
 
 
 def fit(
@@ -429,18 +423,11 @@ def _train_folds(
     """Trains folds one after another in this process."""
     job_of = fold_jobs(run, root, asked)
     watcher.on_plan(_plan(run, todo))
-    controls = Controls(
-        on_resume=watcher.on_resume,
-        on_step=watcher.on_step,
-        on_row=watcher.on_row,
-        notice=watcher.notice,
-        check_stop=watcher.check_stop,
-    )
     for index in todo:
         watcher.check_stop()
         job = job_of(index)
         with training_threads(run.environment["threads"]):
-            result = train_fold(job, run.fold_folder(index) / "checkpoint", controls)
+            result = train_fold(job, run.fold_folder(index) / "checkpoint", watcher)
         trained = Trained(
             weights=_arrays(result.weights),
             chosen_epoch=result.chosen_epoch,
