@@ -15,6 +15,7 @@ from rich.console import Console
 
 import fieldguide as fg
 from fieldguide import cli, train
+from fieldguide.cli import terminal
 from fieldguide.recipe import RECIPES
 
 
@@ -29,8 +30,8 @@ def fit_flags(photos: Path, run: Path, **settings: object) -> list[str]:
 @pytest.fixture(autouse=True)
 def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Consoles look up the captured streams, and see no settings of the tester's own."""
-    monkeypatch.setattr(cli, "stdout", Console(highlight=False, soft_wrap=True, markup=False))
-    monkeypatch.setattr(cli, "stderr", Console(stderr=True, highlight=False, markup=False))
+    monkeypatch.setattr(terminal, "stdout", Console(highlight=False, soft_wrap=True, markup=False))
+    monkeypatch.setattr(terminal, "stderr", Console(stderr=True, highlight=False, markup=False))
     for name in list(os.environ):
         if name.startswith("FIELDGUIDE_"):
             monkeypatch.delenv(name)
@@ -260,7 +261,7 @@ def test_odd_terminals_get_plain_text(name: str) -> None:
 def test_demo_draws_once_and_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "DEMO_PHOTOS_EACH", 4)
+    monkeypatch.setattr(cli.training, "DEMO_PHOTOS_EACH", 4)
     arguments = ["demo", "--out", str(tmp_path / "demo"), *flags(epochs=1, warmup=0)]
     assert cli.run(arguments) == 0
     said = capsys.readouterr()

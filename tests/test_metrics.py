@@ -370,3 +370,143 @@ def test_intervals_that_cannot_be(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.bootstrap_interval(np.array(values), np.array(groups, dtype=np.int64), **options)
+
+
+# --- the bootstrap of every score ------------------------------------------------------------
+
+
+def grouped_case(
+    seed: int, *, photos: int = 150, classes: int = 7
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    logits, targets = random_case(seed, photos=photos, classes=classes)
+    groups = np.random.default_rng(seed).integers(0, photos // 2 + 1, photos) * 3 - 50
+    return metrics.softmax(logits), targets, groups
+
+
+def drawn_one_by_one(
+    measure: Callable[[np.ndarray, np.ndarray], float],
+    case: tuple[np.ndarray, np.ndarray, np.ndarray],
+    draws: int,
+) -> tuple[float, float]:
+    """The photos of each draw of groups laid out, and measured as photos are."""
+    probabilities, targets, groups = case
+    random = np.random.default_rng(0)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    values = []
+    for _ in range(draws):
+        drawn = random.integers(0, len(members), len(members))
+        photos = np.concatenate([members[number] for number in drawn])
+        values.append(measure(probabilities[photos], targets[photos]))
+    low, high = np.quantile(values, [0.05, 0.95])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("photos", [12, 150])
+def test_means_over_classes_are_those_of_the_photos_drawn(seed: int, photos: int) -> None:
+    case = grouped_case(seed, photos=photos)
+    found = metrics.score_intervals(*case, share=0.9, draws=200)
+    for name in ("balanced_accuracy", "macro_f1"):
+        expected = drawn_one_by_one(getattr(metrics, name), case, draws=200)
+        assert found[name] == pytest.approx(expected, abs=1e-12)
+
+
+def test_means_over_photos_are_those_of_bootstrap_interval() -> None:
+    probabilities, targets, groups = grouped_case(3)
+    found = metrics.score_intervals(probabilities, targets, groups, share=0.8, draws=300, seed=5)
+    own = np.take_along_axis(probabilities, targets[:, None], axis=1)
+    values = {
+        "accuracy": probabilities.argmax(axis=1) == targets,
+        "log_loss": -np.log(own[:, 0]),
+        "top_5_accuracy": ((probabilities > own).sum(axis=1) < 5),
+    }
+    for name, each in values.items():
+        assert found[name] == metrics.bootstrap_interval(each, groups, share=0.8, draws=300, seed=5)
+
+
+def test_every_interval_holds_its_score_and_widens_with_its_share() -> None:
+    probabilities, targets, groups = grouped_case(4, photos=1000)
+    found = metrics.score_intervals(probabilities, targets, groups, draws=500)
+    wider = metrics.score_intervals(probabilities, targets, groups, draws=500, share=0.999)
+    assert list(found) == [
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "log_loss",
+        "top_5_accuracy",
+    ]
+    for name, (low, high) in found.items():
+        measure = metrics.top_k_accuracy if name == "top_5_accuracy" else getattr(metrics, name)
+        assert wider[name][0] < low < measure(probabilities, targets) < high < wider[name][1]
+
+
+def test_intervals_depend_on_values_and_seed_alone() -> None:
+    probabilities, targets, groups = grouped_case(5)
+    order = np.random.default_rng(0).permutation(len(targets))
+    expected = metrics.score_intervals(probabilities, targets, groups, draws=50)
+    shuffled = probabilities[order], targets[order].astype(np.int8), groups[order] + 9
+    found = metrics.score_intervals(*shuffled, draws=50)
+    assert found == {name: pytest.approx(each) for name, each in expected.items()}
+    other = metrics.score_intervals(probabilities, targets, groups, draws=50, seed=1)
+    assert all(other[name] != each for name, each in expected.items())
+
+
+def test_five_classes_or_fewer_have_no_top_five() -> None:
+    five = metrics.score_intervals(*grouped_case(6, classes=5), draws=9)
+    six = metrics.score_intervals(*grouped_case(6, classes=6), draws=9)
+    assert set(six) - set(five) == {"top_5_accuracy"}
+
+
+def test_intervals_of_one_group_and_of_one_photo_have_no_width() -> None:
+    probabilities, targets, _ = grouped_case(7, photos=20)
+    found = metrics.score_intervals(probabilities, targets, np.zeros(20, dtype=np.int64), draws=9)
+    balanced = metrics.balanced_accuracy(probabilities, targets)
+    assert found["balanced_accuracy"] == pytest.approx((balanced, balanced))
+    alone = metrics.score_intervals(np.eye(2)[:1], np.array([1]), np.array([4]), draws=9)
+    assert alone["balanced_accuracy"] == alone["macro_f1"] == alone["accuracy"] == (0, 0)
+
+
+def test_narrow_targets_of_many_classes() -> None:
+    probabilities = np.full((200, 3000), 1 / 3000)
+    probabilities[:, 2999] += 0.5
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    targets = np.full(200, 100, dtype=np.int8)
+    found = metrics.score_intervals(probabilities, targets, np.arange(200), draws=20)
+    assert found["balanced_accuracy"] == found["macro_f1"] == (0, 0)
+    targets = np.where(np.arange(200) < 100, 2999, 0).astype(np.int16)
+    found = metrics.score_intervals(probabilities, targets, np.arange(200), draws=20)
+    assert found["balanced_accuracy"] == (0.5, 0.5)  # one class always found, the other never
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "options", "message"),
+    [
+        (np.empty((0, 2)), {}, "nothing to measure"),
+        ([[2.0, 1.0]], {}, "not probabilities: rows sum to 1 within"),
+        ([[1.0, 0.0]], {"share": 1.0}, "share must lie between 0 and 1: 1.0"),
+        ([[1.0, 0.0]], {"draws": 0}, "draws be at least 1: 0"),
+    ],
+)
+def test_score_intervals_that_cannot_be(
+    probabilities: list[list[float]], options: dict[str, float], message: str
+) -> None:
+    rows = np.array(probabilities)
+    zeros = np.zeros(len(rows), dtype=np.int64)
+    with pytest.raises(ValueError, match=message):
+        metrics.score_intervals(rows, zeros, zeros, **options)
+
+
+# --- what other modules check by -------------------------------------------------------------
+
+
+def test_each_confidence_has_one_bin() -> None:
+    confidence = np.array([0.0, 0.2, 0.25, 0.26, 0.5, 0.99, 1.0])
+    assert metrics.confidence_bins(confidence, 4).tolist() == [0, 0, 0, 1, 1, 3, 3]
+    with pytest.raises(ValueError, match="bins must be at least 1: 0"):
+        metrics.confidence_bins(confidence, 0)
+
+
+def test_not_a_number_is_no_probability() -> None:
+    metrics.check_probabilities(np.array([[0.25, 0.75]]))
+    with pytest.raises(ValueError, match="not probabilities: rows sum to 1 within nan"):
+        metrics.check_probabilities(np.array([[0.5, 0.5], [np.nan, 1]]))

@@ -2,16 +2,17 @@
 and the mixing of batches. All of it is torchvision's `transforms.v2`; here stands which, in what
 order.
 
-Photos come in as upright RGB pictures and leave as uint8 tensors (3, size, size): normalising is
+Photos come in as upright RGB pictures and leave as uint8 tensors (3, size, size): `normalise` is
 left to the device. transforms.v2 draws from torch's global generator; callers seed that per photo
 and per batch. Knows nothing of files, networks or training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
@@ -19,6 +20,15 @@ from torchvision.transforms import InterpolationMode, v2
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
 Mix = Literal["none", "cutmix", "mixup", "either"]
+View = Literal["flips", "crops", "scales"]
+
+# A large JPEG may be decoded at a fraction of its size, down to so many times the resized side: the
+# resize that follows still halves what it gets, so that it smooths what the decoder left rough.
+DECODED_SIDES = 2
+
+# How much larger the second scale of `scales` shows a photo: about as much as the usual crop of
+# 7/8 leaves out, so that its centre fills the input.
+SECOND_SCALE = 1.15
 
 # Longer pictures are cut before they are resized. Taste: far from any photograph.
 LONGEST = 16
@@ -75,6 +85,37 @@ def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -
     )
 
 
+def view_transform(
+    size: int, resize: int, interpolation: Interpolation, views: Sequence[View]
+) -> v2.Compose:
+    """Several views of a picture → uint8 (views, 3, size, size), the first as in evaluation.
+
+    `scales` adds the picture enlarged by `SECOND_SCALE`, `crops` the four corners of each scale,
+    `flips` the mirror image of each of these: 1, 2, 5 or 10 views, or twice as many with flips.
+    """
+    resizes = [resize, round(SECOND_SCALE * resize)] if "scales" in views else [resize]
+    mode = InterpolationMode(interpolation)
+    scales = [v2.Resize(side, interpolation=mode, antialias=True) for side in resizes]
+    return v2.Compose([_Shortened(), _Views(size, scales, "crops" in views, "flips" in views)])
+
+
+def decoded_side(resize: int, views: Sequence[View] = ()) -> int:
+    """Pixels of the shorter side that a decoder must leave for evaluation."""
+    return DECODED_SIDES * (round(SECOND_SCALE * resize) if "scales" in views else resize)
+
+
+def normalise(
+    images: UInt8[Tensor, "*n 3 height width"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Float[Tensor, "*n 3 height width"]:
+    """Pictures of 8 bits as a network expects them: less `mean`, over `std` (both in [0, 1])."""
+    centre, spread = (
+        255 * torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std)
+    )
+    return (images.float() - centre) / spread
+
+
 def mix_batch(
     images: Float[Tensor, "n 3 height width"],
     targets: Int[Tensor, " n"],
@@ -110,6 +151,28 @@ class _Shortened(nn.Module):
         box = [min(picture.height, longest), min(picture.width, longest)]
         shortened: Image = v2.functional.center_crop(picture, box)
         return shortened
+
+
+class _Views(nn.Module):
+    """A picture at several scales, cut at the centre and perhaps the corners, perhaps mirrored."""
+
+    def __init__(self, size: int, scales: Sequence[nn.Module], corners: bool, flips: bool) -> None:
+        super().__init__()
+        self.size, self.scales = size, nn.ModuleList(scales)
+        self.corners, self.flips = corners, flips
+
+    def forward(self, picture: Image) -> UInt8[Tensor, "views 3 size size"]:
+        """All views, the plain one first."""
+        views = [cut for scale in self.scales for cut in self._cuts(scale(picture))]
+        if self.flips:
+            views += [v2.functional.horizontal_flip(view) for view in views]
+        return torch.stack([v2.functional.pil_to_tensor(view) for view in views])
+
+    def _cuts(self, picture: Image) -> list[Image]:
+        if not self.corners:
+            return [v2.functional.center_crop(picture, [self.size])]
+        *corners, centre = v2.functional.five_crop(picture, [self.size])
+        return [centre, *corners]
 
 
 def _policy(policy: Policy, interpolation: InterpolationMode) -> list[nn.Module]:

@@ -8,7 +8,7 @@ folds. So any number of loader processes and any resume give the same pixels.
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +26,8 @@ from fieldguide.seeds import derive_seed
 
 T = TypeVar("T")
 
+_NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
+
 
 class Draw(NamedTuple):
     """A photo by its number in the collection, and the seed of its random changes.
@@ -42,31 +44,53 @@ class Batch:
     """Photos of one step, in the order they were asked for.
 
     `photos`: numbers in the collection; `missing` counts training photos that could not be read any
-    more and were replaced by another of the batch; `error` says which photo failed where none may.
+    more and were replaced by another of the batch; `error` says which photo failed where none may;
+    `unreadable` are photos that were left out, with the reason, where that is allowed.
     """
 
-    images: UInt8[Tensor, "n 3 size size"]
+    images: UInt8[Tensor, "n *views 3 size size"]
     photos: Int[Tensor, " n"]
     missing: int = 0
     error: str = ""
+    unreadable: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> "Batch":
         """Called by the loader: copies to a GPU run beside its work."""
-        return Batch(self.images.pin_memory(), self.photos, self.missing, self.error)
+        return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)
 class Pictures(Dataset[Batch]):
-    """The photos of a collection as batches of pixels: `pictures[draws]`."""
+    """The photos of a collection as batches of pixels: `pictures[draws]`.
+
+    `lenient`: photos that cannot be read are left out of their batch and named in it.
+    """
 
     files: Sequence[Path]
     training: v2.Compose
     evaluation: v2.Compose
     shorter_side: int
     truncated: pixels.Truncated = "refuse"
+    lenient: bool = False
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
-        """One batch. A training photo that has vanished is replaced by its successor in it."""
+        """One batch, of what can be read or of what was asked for."""
+        return self._readable(draws) if self.lenient else self._complete(draws)
+
+    def _readable(self, draws: Sequence[Draw]) -> Batch:
+        """A batch without the photos that cannot be read."""
+        images, photos, unreadable = [], [], []
+        for draw in draws:
+            try:
+                images.append(self._image(draw))
+                photos.append(draw.photo)
+            except UnreadablePhoto as error:
+                unreadable.append((draw.photo, error.message))
+        stacked = torch.stack(images) if images else _NO_IMAGES
+        return Batch(stacked, torch.tensor(photos, dtype=torch.int64), unreadable=tuple(unreadable))
+
+    def _complete(self, draws: Sequence[Draw]) -> Batch:
+        """A batch of all draws. A vanished training photo is replaced by its successor in it."""
         images, photos, missing = [], [], 0
         for position in range(len(draws)):
             try:
@@ -224,9 +248,7 @@ def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]
 
 
 def _failed(error: str) -> Batch:
-    return Batch(
-        torch.empty((0, 3, 1, 1), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), error=error
-    )
+    return Batch(_NO_IMAGES, torch.empty(0, dtype=torch.int64), error=error)
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

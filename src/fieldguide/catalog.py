@@ -223,6 +223,23 @@ def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
     )
 
 
+def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dict[str, str]]:
+    """The folder, and all that is called like a picture in it: path to what is wrong with it.
+
+    The paths are those of `scan_unlabelled` in the same order, and with them what it leaves out:
+    links to nothing ("file not found") and folders that cannot be listed. Raises DataError where
+    there is no such folder, it cannot be listed, or nothing is found in it.
+    """
+    root = _existing_folder(folder)
+    walk = _Walk(root)
+    found = dict.fromkeys(walk.below("") if recursive else walk.images(""), "") | walk.lost
+    if "" in walk.lost:
+        raise DataError(f"{walk.lost['']}: {folder}")
+    if not found:
+        raise _nothing_found(walk)
+    return root, {path: found[path] for path in sorted(found)}
+
+
 def _existing_folder(folder: str | Path) -> Path:
     root = Path(folder).resolve()
     if root.is_dir():
@@ -242,6 +259,7 @@ class _Walk:
         self.root = root
         self.notes: list[Note] = []
         self.endings: Counter[str] = Counter()  # of files that are not photographs
+        self.lost: dict[str, str] = {}  # what cannot be looked into, and why
         self._listed: dict[str, tuple[list[str], list[str]]] = {}
 
     def folders(self, folder: str) -> list[str]:
@@ -290,12 +308,13 @@ class _Walk:
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
             pictorial = Path(entry.name).suffix.lower() in EXTENSIONS
-            if _is_folder(entry):
+            if _answer(entry.is_dir):  # no for a link to itself
                 folders += [] if pictorial else [path]  # a folder called x.jpg is neither
-            elif entry.is_symlink() and not (self.root / path).exists():
+            elif entry.is_symlink() and not _answer((self.root / path).exists):
                 self.notes.append(
                     Note("dangling-link", path, "a link to a file that does not exist")
                 )
+                self.lost |= {path: "file not found"} if pictorial else {}
             elif pictorial:
                 images.append(path)
             else:
@@ -310,14 +329,16 @@ class _Walk:
         except OSError as error:
             reason = f"the folder cannot be read: {(error.strerror or str(error)).lower()}"
             self.notes.append(Note("unreadable-folder", folder, reason))
+            self.lost[folder] = reason
             return []
         return sorted(visible, key=lambda e: e.name)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _answer(question: Callable[[], bool]) -> bool:
+    """What a look at a file says; no where one may not or cannot look, such as a name too long."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+        return question()
+    except OSError:
         return False
 
 
@@ -439,12 +460,13 @@ _REQUIRED = ("path", "label")
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table as text: `rows` are (number, cells), the header having the number 1."""
 
     name: str
     header: tuple[str, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
+    separator: str = ","
 
 
 def read_table(
@@ -472,7 +494,9 @@ def read_table(
     for a table that cannot be read, and with the nearest name for a column that is missing.
     """
     place = Path(csv)
-    table = _read_cells(place, encoding)
+    table = read_cells(place, encoding)
+    if not table.rows:
+        raise DataError(f"the table has a header and no rows: {place}")
     wanted = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
     columns = _find_columns(table, wanted, required=_REQUIRED if labelled else ("path",))
     if not labelled:
@@ -482,7 +506,7 @@ def read_table(
         raise DataError(
             f"no such folder: {root}", hint="`root` is where the photos of the table lie"
         )
-    finder = _Finder(base)
+    finder = Finder(base)
     notes: list[Note] = []
     photos = _photos_of_rows(table, columns, finder, notes, labelled)
     if not photos:
@@ -492,11 +516,14 @@ def read_table(
     return Catalog(base, tuple(photos), tuple(notes))
 
 
-def _read_cells(place: Path, encoding: str | None) -> _Table:
-    text = _text(place, encoding)
+def read_cells(place: Path, encoding: str | None = None) -> Table:
+    """A table in plain text, as `read_table` reads it; there may be no rows.
+
+    Raises DataError with the row for what is no table.
+    """
+    text = decoded(content_of(place), place.name, encoding)
     if not text.strip():
         raise DataError(f"the table is empty: {place}")
-    _refuse_nul(place, text)
     separator = "\t" if place.suffix.lower() in (".tsv", ".tab") else _separator(text)
     rows = list(_parsed(place, text, separator))
     header = tuple(rows[0][1])
@@ -510,40 +537,49 @@ def _read_cells(place: Path, encoding: str | None) -> _Table:
                 f" the header has {len(header)}",
                 hint="put cells that hold the separator into double quotes",
             )
-    if len(rows) == 1:
-        raise DataError(f"the table has a header and no rows: {place}")
-    return _Table(place.name, header, tuple(rows[1:]))
+    return Table(place.name, header, tuple(rows[1:]), separator)
 
 
-def _text(place: Path, encoding: str | None) -> str:
+def content_of(place: Path) -> bytes:
+    """The bytes of a table or list; DataError where it cannot be read."""
     try:
-        data = place.read_bytes()
+        return place.read_bytes()
     except OSError as error:
         reason = "no such file or folder" if not place.exists() else (error.strerror or "").lower()
         raise DataError(f"{reason}: {place}") from error
+
+
+def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
+    """The text of a table or list called `name`, without a mark at its start.
+
+    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` says otherwise; `errors` is
+    that of `bytes.decode`. Raises DataError with the row for what is not such text.
+    """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    name = encoding or ("utf-16" if utf16 else "utf-8-sig")
+    codec = encoding or ("utf-16" if utf16 else "utf-8-sig")
     try:
-        return data.decode(name).removeprefix("\ufeff")
+        text = data.decode(codec, errors).removeprefix("\ufeff")
     except LookupError as error:
         raise DataError(
-            f"unknown encoding: `{name}`", hint="such as `utf-8` or `latin-1`"
+            f"unknown encoding: `{codec}`", hint="such as `utf-8` or `latin-1`"
         ) from error
     except UnicodeError as error:
         start = getattr(error, "start", 0)
         row = data.count(b"\n", 0, start) + 1
         raise DataError(
-            f"{place.name}, row {row}: not text in {name.removesuffix('-sig').upper()}",
+            f"{name}, row {row}: not text in {codec.removesuffix('-sig').upper()}",
             hint="give the encoding: `latin-1` for many older tables",
         ) from error
+    _refuse_nul(name, text)
+    return text
 
 
-def _refuse_nul(place: Path, text: str) -> None:
+def _refuse_nul(name: str, text: str) -> None:
     position = text.find("\0")
     if position >= 0:
         row = text.count("\n", 0, position) + 1
         raise DataError(
-            f"{place.name}, row {row}: a NUL byte, so this is not a table in plain text",
+            f"{name}, row {row}: a NUL byte, so this is not a table in plain text",
             hint="save it as CSV in UTF-8",
         )
 
@@ -566,8 +602,16 @@ def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple
         raise DataError(f"{place.name}, row {number + 1}: {error}") from error
 
 
+def path_column(table: Table, name: str | None = None) -> int:
+    """The number of the column that holds paths: the one of that name, or found by usual names.
+
+    Raises DataError where there is none.
+    """
+    return _find_columns(table, {"path": name}, required=("path",))["path"]
+
+
 def _find_columns(
-    table: _Table, wanted: Mapping[str, str | None], required: Sequence[str]
+    table: Table, wanted: Mapping[str, str | None], required: Sequence[str]
 ) -> dict[str, int]:
     """Role to column number: as the user says, by the usual names, or the only sensible one."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
@@ -586,7 +630,7 @@ def _find_columns(
     return columns
 
 
-def _named(table: _Table, name: str) -> int:
+def _named(table: Table, name: str) -> int:
     if name in table.header:
         return table.header.index(name)
     near = difflib.get_close_matches(name, table.header, n=1, cutoff=0.5)
@@ -596,11 +640,11 @@ def _named(table: _Table, name: str) -> int:
     )
 
 
-def _all_names(table: _Table) -> str:
+def _all_names(table: Table) -> str:
     return ", ".join(f"`{name}`" for name in table.header)
 
 
-def _usual(table: _Table, role: str, taken: set[int]) -> dict[str, int]:
+def _usual(table: Table, role: str, taken: set[int]) -> dict[str, int]:
     plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
     for name in _USUAL_NAMES[role]:
         if name in plain and plain.index(name) not in taken:
@@ -608,7 +652,7 @@ def _usual(table: _Table, role: str, taken: set[int]) -> dict[str, int]:
     return {}
 
 
-def _only_sensible(table: _Table, role: str, taken: set[int]) -> dict[str, int]:
+def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
     """The one column that can be meant: of file names, or for the label the only one left."""
     free = [column for column in range(len(table.header)) if column not in taken]
     if role == "path":
@@ -620,7 +664,7 @@ def _only_sensible(table: _Table, role: str, taken: set[int]) -> dict[str, int]:
 
 
 def _photos_of_rows(
-    table: _Table, columns: Mapping[str, int], finder: "_Finder", notes: list[Note], labelled: bool
+    table: Table, columns: Mapping[str, int], finder: "Finder", notes: list[Note], labelled: bool
 ) -> list[Photo]:
     """The usable rows; the others go to `notes`, which is changed."""
     photos: dict[tuple[str, str | None], Photo] = {}
@@ -665,7 +709,7 @@ def _fold_of(row: Mapping[str, str], split: Split, where: str) -> int | None:
     return int(text)
 
 
-def _no_photo_found(table: _Table, notes: Sequence[Note], base: Path) -> DataError:
+def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataError:
     missing = [note.path for note in notes if note.kind == "missing-file"]
     if not missing:
         return DataError(f"{table.name}: no row has a label")
@@ -676,8 +720,11 @@ def _no_photo_found(table: _Table, notes: Sequence[Note], base: Path) -> DataErr
     )
 
 
-class _Finder:
-    """Finds the files that a table means, listing each folder at most once."""
+class Finder:
+    """Finds the files that a table means, listing each folder at most once.
+
+    Paths are absolute or relative to `base`, an absolute path.
+    """
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -686,10 +733,17 @@ class _Finder:
 
     def find(self, text: str) -> str | None:
         """The photo's path as the catalog keeps it, or None where there is no such file."""
+        place = self.file(text)
+        if place is None:
+            return None
+        self._found.add(place)
+        return _relative(place, self._base)
+
+    def file(self, text: str) -> Path | None:
+        """Where the file lies, or None where there is none."""
         for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
             if spelling and (place := self._existing(spelling)) is not None:
-                self._found.add(place)
-                return _relative(place, self._base)
+                return place
         return None
 
     def without_row(self) -> list[Note]:
@@ -697,7 +751,7 @@ class _Finder:
         others = [
             _relative(folder / name, self._base)
             for folder in sorted({place.parent for place in self._found})
-            for name in sorted(place.name for place in folder.iterdir())
+            for name in _names_of(folder)
             if Path(name).suffix.lower() in EXTENSIONS and not _hidden(name)
             if folder / name not in self._found
         ]
@@ -708,7 +762,7 @@ class _Finder:
 
     def _existing(self, spelling: str) -> Path | None:
         place = Path(os.path.normpath(self._base / spelling))
-        if place.is_file():
+        if _answer(place.is_file):
             return place
         names = self._names_in(place.parent)
         alike = names.get(_key(place.name), [])
@@ -718,12 +772,19 @@ class _Finder:
         """What a name may mean in a folder: another Unicode form, or a photo without its ending."""
         if folder not in self._names:
             names: dict[str, list[str]] = defaultdict(list)
-            for name in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []:
-                if Path(name).suffix.lower() in EXTENSIONS and not (folder / name).is_dir():
+            for name in _names_of(folder):
+                if Path(name).suffix.lower() in EXTENSIONS and _answer((folder / name).is_file):
                     names[_key(name)].append(name)
                     names[_key(Path(name).stem)].append(name)
             self._names[folder] = names
         return self._names[folder]
+
+
+def _names_of(folder: Path) -> list[str]:
+    try:
+        return sorted(place.name for place in folder.iterdir())
+    except OSError:  # there is no such folder, or it may not be read
+        return []
 
 
 def _key(name: str) -> str:

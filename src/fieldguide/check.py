@@ -543,9 +543,5 @@ def write_findings(path: Path, found: Iterable[Finding]) -> None:
 
     A cell that would be taken for a formula gets a `'` in front.
     """
-    rows = ([_plain(c) for c in (f.kind, f.path, f.message, f.hint)] for f in found)
+    rows = ([files.no_formula(c) for c in (f.kind, f.path, f.message, f.hint)] for f in found)
     files.write_csv(path, ("kind", "path", "reason", "hint"), rows)
-
-
-def _plain(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

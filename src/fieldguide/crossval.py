@@ -22,7 +22,12 @@ from torch import nn
 
 from fieldguide import check, files, runs
 from fieldguide import recipe as recipes
-from fieldguide.augment import Augmentation, evaluation_transform, training_transform
+from fieldguide.augment import (
+    Augmentation,
+    decoded_side,
+    evaluation_transform,
+    training_transform,
+)
 from fieldguide.batches import Loader, Pictures, steps_in_epoch
 from fieldguide.catalog import Catalog, require_trainable
 from fieldguide.device import (
@@ -33,7 +38,7 @@ from fieldguide.device import (
     device_name,
     training_threads,
 )
-from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.errors import DataError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
 from fieldguide.merge import Weights
 from fieldguide.network import (
@@ -47,14 +52,11 @@ from fieldguide.network import (
 )
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run, Trained
+from fieldguide.seeds import derive_seed
 from fieldguide.train import Controls, FoldJob, train_fold
 
 # Packages whose version can change results.
 RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pillow")
-
-# A large JPEG may be decoded at a fraction of its size, down to so many times `eval_resize`: the
-# resize that follows still halves what it gets, so that it smooths what the decoder left rough.
-DECODED_SIDES = 2
 
 # Findings of the check that leave a photo out.
 UNREADABLE = frozenset({"unreadable", "truncated"})
@@ -122,13 +124,8 @@ def fit(
 
 def _require_usable(folder: Path) -> None:
     """Creates the folder; refuses one that holds something that is no run."""
-    if folder.exists() and not folder.is_dir():
-        raise ResourceError(f"`{folder}` is a file, not a folder for a run")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
-    known = {*runs.SETUP_FILES, runs.SETUP, files.LOCK, "folds", "report.html"}
+    files.make_folder(folder)
+    known = {*runs.SETUP_FILES, runs.SETUP, files.LOCK, "folds"}
     names = {path.name for path in folder.iterdir() if not files.is_temporary(path.name)}
     strange = sorted(names - known)
     if strange and not (folder / runs.SETUP).is_file():
@@ -267,7 +264,7 @@ def _used_photos(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     )
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
     require_trainable(used)
-    return _with_folds(used, recipe, watcher)
+    return _with_folds(_with_holdout(used, recipe), recipe, watcher)
 
 
 def _refuse_fatal(found: Sequence[check.Finding], recipe: Recipe) -> None:
@@ -301,6 +298,29 @@ def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Cat
         watcher.notice(f"{len(thin)} classes with fewer than {least} photos are left out")
     kept = (p for p in catalog.photos if p.label is None or p.label not in thin)
     return Catalog(catalog.root, tuple(kept))
+
+
+def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:
+    """The catalog with a share of its training photos moved to the `val` part, groups whole."""
+    if not recipe.holdout:
+        return catalog
+    photos = catalog.photos
+    _, aside = inner_split(
+        [photo.label or "" for photo in photos],
+        [photo.path for photo in photos],
+        [photo.group or photo.path for photo in photos],
+        np.array([n for n, photo in enumerate(photos) if photo.split == "train"]),
+        share=recipe.holdout,
+        seed=derive_seed(recipe.seed, "holdout"),
+    )
+    outside = set(aside.tolist())
+    return Catalog(
+        catalog.root,
+        tuple(
+            replace(photo, split="val", fold=None) if n in outside else photo
+            for n, photo in enumerate(photos)
+        ),
+    )
 
 
 def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
@@ -482,7 +502,7 @@ def _pictures(run: Run, root: Path) -> Pictures:
         files=[root / photo.path for photo in run.catalog.photos],
         training=training_transform(settings, recipe.mean),
         evaluation=evaluation_transform(recipe.size, recipe.eval_resize, recipe.interpolation),
-        shorter_side=DECODED_SIDES * recipe.eval_resize,
+        shorter_side=decoded_side(recipe.eval_resize),
         truncated=recipe.truncated,
     )
 

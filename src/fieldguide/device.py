@@ -110,6 +110,11 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate, on a GPU or in main memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"

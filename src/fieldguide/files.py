@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,8 @@ LOCK = ".lock"  # locked by its holder, and says who that is
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_CRLF = "\r\n"
 
 # What a file system answers that has no way, or no permission, to force a folder to disk.
 _CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -107,21 +109,103 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     is not the header's.
     """
     with replacing(path) as file:
-        for line in _csv_lines(header, rows):
-            file.write(line.encode("utf-8", "surrogateescape"))
+        for line in csv_lines(chain([header], rows)):
+            file.write(line)
 
 
-def _csv_lines(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+def csv_lines(rows: Iterable[Sequence[object]], separator: str = ",") -> Iterator[bytes]:
+    """The lines of a table as `write_csv` writes them; ValueError for rows of unequal length."""
     buffer = io.StringIO(newline="")
     # Before Python 3.13 a lone `\r` in a cell is quoted only if the line end holds one.
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    for number, row in enumerate(chain([header], rows)):
-        if len(row) != len(header):
-            raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+    writer = csv.writer(buffer, delimiter=separator, lineterminator="\r\n")
+    columns = None
+    for number, row in enumerate(rows):
+        columns = len(row) if columns is None else columns
+        if len(row) != columns:
+            raise ValueError(f"row {number} has {len(row)} cells, the header {columns}")
         writer.writerow(row)
-        yield buffer.getvalue().removesuffix("\r\n") + "\n"
+        yield f"{buffer.getvalue().removesuffix(_CRLF)}\n".encode("utf-8", "surrogateescape")
         buffer.seek(0)
         buffer.truncate()
+
+
+def no_formula(cell: str) -> str:
+    """The cell with a `'` in front where a spreadsheet would take it for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A function that adds bytes to the file `PATH.part`, which becomes `path` when all went well.
+
+    For what takes hours to make: whatever goes wrong in the block, `PATH.part` stays and holds
+    exactly the pieces that were added whole. It is removed where nothing was added. What an earlier
+    attempt left there is replaced. ResourceError if a file cannot be written, or if somebody else
+    began to write the same one meanwhile; errors of the block pass through as they are.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with _telling(path):
+        part.unlink(missing_ok=True)
+        file = part.open("xb", buffering=0)  # what was added is in the file, not in a buffer
+    added = 0
+
+    def add(data: bytes) -> None:
+        nonlocal added
+        with _telling(path):
+            _write_whole(file, data, added)
+        added += len(data)
+
+    try:
+        yield add
+        with _telling(path):
+            os.fsync(file.fileno())
+        if not _leads_to(part, file):
+            raise ResourceError(f"cannot write {path}: another process writes {part.name} too")
+    except BaseException:
+        file.close()
+        if not added:
+            with suppress(OSError):  # the first error is the one to tell
+                part.unlink()
+        raise
+    file.close()
+    with _telling(path):
+        part.replace(path)
+        _sync_folder(path.parent)
+
+
+def _leads_to(path: Path, file: io.FileIO) -> bool:
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+
+
+def _write_whole(file: io.FileIO, data: bytes, start: int) -> None:
+    """Write all of `data` at `start`, the end of the file, or leave the file as it was."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:  # Ctrl-C as well
+        with suppress(OSError):
+            file.seek(file.truncate(start))
+        raise
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """An OSError in the block becomes a ResourceError naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, None, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it; ResourceError if it cannot be, or is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise ResourceError(f"`{folder}` is a file, not a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
 
 
 def is_temporary(name: str) -> bool:

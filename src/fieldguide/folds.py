@@ -128,7 +128,7 @@ def inner_split(
     share: float,
     seed: int,
 ) -> tuple[IntArray, IntArray]:
-    """Row numbers to train on and row numbers set aside, for early stopping inside a fold.
+    """Row numbers to train on and row numbers set aside: to stop by, or to score by.
 
     Splits `rows` (row numbers into the three sequences, as in `make_folds`) so that about `share`
     of each class is set aside, groups stay whole and every class keeps photos to train on. The
@@ -369,9 +369,9 @@ def _first_spare(photos: _Photos, members: Sequence[IntArray], sizes: Sequence[i
         if _leaves_some(Counter(photos.class_of[each].tolist()), sizes):
             return each
     raise DataError(
-        f"none of {_count(len(photos.keys), 'photo')} can be set aside for early stopping:"
+        f"none of {_count(len(photos.keys), 'photo')} can be set aside:"
         " every group holds a whole class",
-        hint="add photos, or train without early stopping",
+        hint="add photos, or set none aside",
     )
 
 

@@ -60,6 +60,8 @@ class Recipe(BaseModel):
     folds: int = _setting("Folds", 5, "parts of the cross-validation", ge=2)
     seed: int = _setting("Folds", 0, "of folds, first head, order, augmentation; 0 is a seed like any other", ge=0)
     min_per_class: int = _setting("Folds", 0, "classes with fewer photos are left out", ge=0)
+    holdout: float = _setting("Folds", 0.0,
+        "share of the photos set aside before the folds are made, to score ensembles and merged models on", ge=0, lt=0.9)
     conflicts: Literal["refuse", "drop"] = _setting("Folds", "refuse",
         "the same picture under two labels: stop, or leave all its copies out")
 
@@ -155,6 +157,11 @@ class Recipe(BaseModel):
             (
                 self.watch_val and self.stop != "fold",
                 f"`watch_val` has no effect with `stop` = {self.stop!r}: turn it off (--no-watch-val)",
+            ),
+            (
+                self.holdout > 0 and self.watch_val,
+                "`watch_val` would choose epochs by the photos that `holdout` sets aside:"
+                " leave one of them out",
             ),
             (
                 self.warmup >= self.epochs,

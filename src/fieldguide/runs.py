@@ -17,6 +17,7 @@ torch: scores are read back without importing it.
 """
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -24,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -34,16 +35,23 @@ from safetensors.numpy import save as save_tensors
 
 from fieldguide import catalog as catalogs
 from fieldguide import files, metrics, recipe
+from fieldguide.analysis import calibration
 from fieldguide.catalog import Catalog
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.folds import Fold
 from fieldguide.recipe import Recipe
+
+if TYPE_CHECKING:  # torch takes seconds, and most of a run is read without it
+    from fieldguide.classifier import Classifier
+    from fieldguide.combine import BatchNorm, Ingredients
+    from fieldguide.inference import Machine
 
 FORMAT = 1
 SETUP = "setup.json"
 SETUP_FILES = ("recipe.toml", "catalog.csv", "environment.json", "start.safetensors")
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
+MODELS = "models"  # folder of merged models, written after the run
 
 HISTORY = (
     "fold",
@@ -93,7 +101,9 @@ class Scores:
     With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy`
     is that of the weights that were kept, which flatters; all else is cross-fitted: judged at the
     epoch that is best on average in the *other* folds. `interval` is 95 %, by bootstrap over
-    groups of photos.
+    groups of photos, and so are `intervals`, by the names of the scores. `top_5_accuracy` is None
+    with five classes or fewer. `temperature` is fitted on all these photos; the `scaled` scores
+    are those of probabilities at temperatures that the *other* folds gave.
     """
 
     accuracy: float
@@ -102,17 +112,26 @@ class Scores:
     selected_accuracy: float | None
     balanced_accuracy: float
     macro_f1: float
+    top_5_accuracy: float | None
     log_loss: float
     calibration_error: float
+    temperature: float
+    scaled_log_loss: float
+    scaled_calibration_error: float
+    intervals: dict[str, tuple[float, float]]
     photos: int
 
 
 class Run:
     """A run folder, finished or not. Reading a file checks its hash."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Opens an existing run; raises `UsageError` where there is none."""
+    def __init__(self, folder: str | Path, photos: str | Path | None = None) -> None:
+        """Opens an existing run, whose photos lie in `photos` if they were moved.
+
+        Raises `UsageError` where there is no run.
+        """
         self.folder = Path(folder)
+        self.photos = photos
         if not (self.folder / SETUP).is_file():
             raise UsageError(f"`{folder}` is no run folder: it has no {SETUP}")
         files.verify(self.folder, ("recipe.toml", "catalog.csv", "environment.json"), name=SETUP)
@@ -131,9 +150,8 @@ class Run:
     @cached_property
     def catalog(self) -> Catalog:
         """The photos, with the fold that tests each training photo."""
-        return catalogs.read_rows(
-            self.folder / "catalog.csv", root=Path(self.environment["photos"])
-        )
+        root = Path(self.photos or self.environment["photos"])
+        return catalogs.read_rows(self.folder / "catalog.csv", root=root)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -208,9 +226,112 @@ class Run:
         return round(sum(float(row["seconds"]) for row in rows), 1)
 
     @cached_property
+    def judged(self) -> dict[int, Float[np.ndarray, "n classes"]]:
+        """Logits of each done fold's test part that nothing was chosen on, by fold.
+
+        They are those of the saved weights, or with `stop = fold` cross-fitted: from the epoch that
+        is best on average in the other folds.
+        """
+        if self.recipe.stop == "fold":
+            return _cross_fitted(self)
+        return {fold: self.logits(fold) for fold in self.done}
+
+    @cached_property
+    def outside(self) -> NDArray[np.int64]:
+        """Labelled photos outside all folds that nothing was chosen on, as numbers in the catalog.
+
+        They are the collection's `val` part and what `holdout` set aside, without photos of a group
+        that is trained on (copies are), and none at all where `watch_val` let them choose epochs.
+        """
+        if self.recipe.watch_val:
+            return np.empty(0, dtype=np.int64)
+        photos = self.catalog.photos
+        trained = {photo.group or photo.path for photo in photos if photo.split == "train"}
+        free = [
+            n
+            for n, photo in enumerate(photos)
+            if photo.split == "val"
+            and self.targets[n] >= 0
+            and (photo.group or photo.path) not in trained
+        ]
+        return np.array(free, dtype=np.int64)
+
+    def models(self) -> dict[str, Path]:
+        """The merged models that were written into the run, by name."""
+        return {
+            folder.parent.name: folder.parent
+            for folder in sorted((self.folder / MODELS).glob(f"*/{files.MANIFEST}"))
+        }
+
+    def ingredients(self) -> "Ingredients":
+        """What classifiers are made from. Raises `ResourceError` where no fold is done."""
+        from fieldguide.combine import Ingredients, Outside
+
+        _require_some_fold(self)
+        photos = self.catalog.photos
+        outside = [photos[n] for n in self.outside]
+        return Ingredients(
+            recipe=self.recipe,
+            classes=self.classes,
+            weights=self.weights,
+            judged=self.judged,
+            targets={fold: self.targets[self.folds[fold].test] for fold in self.done},
+            training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
+            outside=Outside(
+                tuple(self.catalog.file(photo) for photo in outside),
+                self.targets[self.outside],
+                tuple(photo.group or photo.path for photo in outside),
+            ),
+            license=self.environment["weights_license"],
+            provenance=_provenance(self),
+        )
+
+    def classifier(
+        self,
+        combine: str | int = "ensemble",
+        *,
+        batch_norm: "BatchNorm" = "recalibrate",
+        machine: "Machine | None" = None,
+    ) -> "Classifier":
+        """A classifier from the folds that are done.
+
+        `combine`: `ensemble` (mean of probabilities), `logits`, `geometric` (other means), a fold's
+        number or `fold-0`, or one merged model: `soup`, `greedy`, `stock` (`combine.py`). One that
+        `fieldguide merge` wrote into the run is read from there, by its name.
+        Raises `UsageError` for anything else.
+        """
+        from fieldguide import combine as combining
+        from fieldguide.classifier import Classifier, Combine
+        from fieldguide.inference import Machine
+
+        name = f"fold-{combine}" if isinstance(combine, int) else combine
+        if name in self.models():
+            return Classifier.load(self.models()[name])
+        for together in get_args(Combine):
+            if name == together:
+                return combining.ensemble(self.ingredients(), together)
+        for rule in combining.RULES:
+            if name == rule:
+                return combining.soup(
+                    self.ingredients(), rule, batch_norm=batch_norm, machine=machine or Machine()
+                )
+        if name.startswith("fold-") and name.removeprefix("fold-").isdecimal():
+            return combining.one_fold(self.ingredients(), int(name.removeprefix("fold-")))
+        raise UsageError(
+            f"there is no way to combine folds called `{combine}`",
+            hint="ensemble, logits, geometric, soup, greedy, stock, or fold-0, fold-1, …",
+        )
+
+    @cached_property
     def scores(self) -> Scores:
         """Out-of-fold scores over the folds that are done."""
         return _scores(self)
+
+    @cached_property
+    def per_class(self) -> metrics.PerClass:
+        """Out-of-fold precision, recall, F1 and number of photos of each class."""
+        rows = np.concatenate([self.folds[fold].test for fold in self.done])
+        return metrics.per_class(np.concatenate(list(self.judged.values())), self.targets[rows])
 
     def _predictions(self, fold: int) -> dict[str, NDArray[Any]]:
         data = self._read("predictions.npz", self.fold_folder(fold))
@@ -266,7 +387,7 @@ def write_oof(run: Run) -> None:
     They are those that the scores judge: of the saved weights, or with `stop = fold` cross-fitted.
     """
     probabilities = np.zeros((len(run.catalog), len(run.classes)))
-    for fold, logits in _judged(run).items():
+    for fold, logits in run.judged.items():
         probabilities[run.folds[fold].test] = metrics.softmax(logits)
     header = ["path", "label", "fold", "predicted", "confidence"]
     header += [f"p:{name}" for name in run.classes]
@@ -301,25 +422,53 @@ def summary(run: Run) -> dict[str, Any]:
         "selected_accuracy": scores.selected_accuracy,
         "balanced_accuracy": scores.balanced_accuracy,
         "macro_f1": scores.macro_f1,
+        "top_5_accuracy": scores.top_5_accuracy,
         "log_loss": scores.log_loss,
         "calibration_error": scores.calibration_error,
+        "temperature": scores.temperature,
+        "scaled_log_loss": scores.scaled_log_loss,
+        "scaled_calibration_error": scores.scaled_calibration_error,
+        "intervals": {name: list(interval) for name, interval in scores.intervals.items()},
         "seconds": run.seconds,
     }
 
 
-def _scores(run: Run) -> Scores:
+def _require_some_fold(run: Run) -> None:
     if not run.done:
         raise ResourceError(
             f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
         )
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """Where a classifier comes from, without paths of this machine."""
+    known = run.environment
+    photos = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
+    weights = run.recipe.weights
+    return {
+        "recipe": {**run.recipe.model_dump(mode="json"), "weights": Path(weights).name},
+        "training_photos": len(photos),
+        "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),
+        "versions": known["versions"],
+        "weights_sha256": known["weights_sha256"],
+        "out_of_fold_accuracy": run.scores.accuracy,
+        "out_of_fold_interval": list(run.scores.interval),
+    }
+
+
+def _scores(run: Run) -> Scores:
+    _require_some_fold(run)
     rows = np.concatenate([run.folds[fold].test for fold in run.done])
     targets = run.targets[rows]
-    judged = _judged(run)
-    probabilities = metrics.softmax(np.concatenate(list(judged.values())))
-    correct = probabilities.argmax(axis=1) == targets
+    judged = run.judged
+    logits = np.concatenate(list(judged.values()))
+    probabilities = metrics.softmax(logits)
+    fold_of = np.repeat(run.done, [len(run.folds[fold].test) for fold in run.done])
+    scaled = calibration.cross_fitted(logits, targets, fold_of)
+    intervals = metrics.score_intervals(probabilities, targets, _group_numbers(run)[rows])
     return Scores(
         accuracy=metrics.accuracy(probabilities, targets),
-        interval=metrics.bootstrap_interval(correct, _group_numbers(run)[rows]),
+        interval=intervals["accuracy"],
         accuracy_per_fold={
             fold: metrics.accuracy(logits, run.targets[run.folds[fold].test])
             for fold, logits in judged.items()
@@ -331,17 +480,17 @@ def _scores(run: Run) -> Scores:
         ),
         balanced_accuracy=metrics.balanced_accuracy(probabilities, targets),
         macro_f1=metrics.macro_f1(probabilities, targets),
+        top_5_accuracy=(
+            metrics.top_k_accuracy(probabilities, targets, k=5) if len(run.classes) > 5 else None
+        ),
         log_loss=metrics.log_loss(probabilities, targets),
         calibration_error=metrics.calibration_error(probabilities, targets),
+        temperature=calibration.fit_temperature(logits, targets),
+        scaled_log_loss=metrics.log_loss(scaled, targets),
+        scaled_calibration_error=metrics.calibration_error(scaled, targets),
+        intervals=intervals,
         photos=len(rows),
     )
-
-
-def _judged(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:
-    """The logits of each done fold's test part that nothing was chosen on."""
-    if run.recipe.stop == "fold":
-        return _cross_fitted(run)
-    return {fold: run.logits(fold) for fold in run.done}
 
 
 def _cross_fitted(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:

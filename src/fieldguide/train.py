@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fieldguide import merge, metrics
-from fieldguide.augment import mix_batch
+from fieldguide.augment import mix_batch, normalise
 from fieldguide.batches import Batch, Loader, evaluation_plan, steps_in_epoch, training_plan
 from fieldguide.checkpoint import FoldState, Row, Tally, load_state, save_state
-from fieldguide.device import Precision, autocast
+from fieldguide.device import Precision, autocast, is_out_of_memory
 from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.merge import Weights
 from fieldguide.network import (
@@ -380,11 +380,6 @@ def train_step(
     return float(loss) if finite else None
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not allocate, on a GPU or in main memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
     for buffer, before in zip(network.buffers(), buffers, strict=True):
         buffer.copy_(before)
@@ -423,11 +418,9 @@ def normalised(
     job: FoldJob, images: UInt8[Tensor, "n 3 height width"]
 ) -> Float[Tensor, "n 3 height width"]:
     """Pictures on the job's device, less the recipe's mean and over its deviation."""
-    mean, std = (
-        255 * torch.tensor(values, device=job.device)[:, None, None]
-        for values in (job.recipe.mean, job.recipe.std)
-    )
-    return (images.to(job.device, non_blocking=True).float() - mean) / std
+    assert job.recipe.mean != "auto" and job.recipe.std != "auto"
+    images = images.to(job.device, non_blocking=True)
+    return normalise(images, job.recipe.mean, job.recipe.std)
 
 
 def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:

@@ -1,0 +1,11 @@
+"""The command line: parses, calls the library, prints, and turns errors into exit codes.
+
+Data go to stdout, messages to stderr. torch is imported by the commands that need it, after
+everything that can be checked without it, so that help, typing mistakes and bad settings are
+answered at once.
+"""
+
+from fieldguide.cli import training, using  # each adds its commands to the app
+from fieldguide.cli.app import app, main, run
+
+__all__ = ["app", "main", "run", "training", "using"]

@@ -1,0 +1,159 @@
+"""Groups of flags that several commands share: a recipe's settings, tables, lists, the machine."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fieldguide import recipe as recipes
+from fieldguide.errors import UsageError
+from fieldguide.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fieldguide.catalog import Catalog
+    from fieldguide.inference import Machine
+
+
+def _settings_model() -> type[BaseModel]:
+    """Every field of `Recipe` as a flag that may be left out. `Recipe` itself checks bounds."""
+    sections = {name: recipes.section_of(name) for name in Recipe.model_fields}
+    order = list(dict.fromkeys(sections.values()))
+    groups = {name: Group(name, sort_key=order.index(name)) for name in order}
+    fields: dict[str, Any] = {
+        name: (
+            Annotated[_flag_type(name) | None, Parameter(group=groups[sections[name]])],
+            Field(default=None, description=field.description),
+        )
+        for name, field in Recipe.model_fields.items()
+    }
+    return create_model("Settings", __config__=ConfigDict(frozen=True), **fields)
+
+
+def _flag_type(name: str) -> Any:
+    """What a flag is parsed as: its field's type, but several numbers or `auto` are text first."""
+    return str if name in TEXT_FLAGS else Recipe.model_fields[name].annotation
+
+
+TEXT_FLAGS = ("mean", "std")
+
+Settings = _settings_model()
+Flags = Annotated[Settings, Parameter(name="*")]  # type: ignore[valid-type]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How to read PHOTOS where it is a table; the usual column names are found by themselves.
+
+    Parameters
+    ----------
+    path_column
+        Column of the photos' paths.
+    label_column
+        Column of the labels.
+    group_column
+        Column of groups (specimen, site, day) that no fold may split.
+    split_column
+        Column of train, val and test.
+    fold_column
+        Column of folds to be used as they are.
+    root
+        Folder that the paths start from, if not the table's own.
+    encoding
+        Of the table's text, if not UTF-8 or UTF-16.
+    """
+
+    path_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    fold_column: str | None = None
+    root: Path | None = None
+    encoding: str | None = None
+
+    def read(self, photos: Path) -> "Catalog":
+        """The catalog of a folder or table."""
+        from fieldguide import catalog
+
+        return catalog.read(
+            photos,
+            path=self.path_column,
+            label=self.label_column,
+            group=self.group_column,
+            split=self.split_column,
+            fold=self.fold_column,
+            root=self.root,
+            encoding=self.encoding,
+        )
+
+    def refuse_unused(self) -> None:
+        """Raises `UsageError` for options of tables where no table is given."""
+        used = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if used:
+            flag = used[0].replace("_", "-")
+            raise UsageError(f"--{flag} is for tables, and none is given", hint="leave it out")
+
+
+TableFlags = Annotated[Columns, Parameter(name="*", group=Group("Tables", sort_key=90))]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """How to read PHOTOS where it is a table or a list of paths.
+
+    Parameters
+    ----------
+    path_column
+        Column of the photos' paths, if it has none of the usual names.
+    root
+        Folder that the paths start from, if not the table's own.
+    encoding
+        Of the text, if not UTF-8 or UTF-16.
+    """
+
+    path_column: str | None = None
+    root: Path | None = None
+    encoding: str | None = None
+
+
+ListFlags = Annotated[Lists, Parameter(name="*", group=Group("Tables and lists", sort_key=90))]
+
+
+@dataclass(frozen=True)
+class Computer:
+    """Where and how fast a network looks at photos; changes no result beyond rounding.
+
+    Parameters
+    ----------
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    workers
+        Processes that prepare photos; 0: this process.
+    precision
+        Of the network's arithmetic; auto: that of its training, where the device has it.
+    batch_size
+        Photos at once.
+    """
+
+    device: str | None = None
+    workers: int | Literal["auto"] | None = None
+    precision: Literal["float32", "bfloat16", "float16", "auto"] | None = None
+    batch_size: int = 64
+
+    def chosen(self) -> "Machine":
+        """The flags, or else FIELDGUIDE_DEVICE, FIELDGUIDE_WORKERS and FIELDGUIDE_PRECISION."""
+        from fieldguide.inference import Machine
+
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size is below 1: {self.batch_size}")
+        names = ("device", "workers", "precision")
+        surroundings = recipes.from_environment(os.environ)
+        given = {name: surroundings.get(name, "auto") for name in names}
+        flags = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        chosen = recipes.build(given | flags)
+        return Machine(chosen.device, chosen.workers, chosen.precision, self.batch_size)
+
+
+MachineFlags = Annotated[Computer, Parameter(name="*", group=Group("Machine", sort_key=91))]

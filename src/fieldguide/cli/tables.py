@@ -1,0 +1,159 @@
+"""What commands print: a collection and what was found in it, scores, classifiers, doubts.
+
+Plain lines and tables, readable without colour. Knows nothing of how any of it came about.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fieldguide.display import duration
+
+if TYPE_CHECKING:
+    from fieldguide.catalog import Catalog
+    from fieldguide.check import Facts, Finding
+    from fieldguide.labels import Doubts
+    from fieldguide.outside import Worth
+    from fieldguide.runs import Run
+
+SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
+
+
+def print_collection(console: Console, catalog: "Catalog", facts: "Sequence[Facts]") -> None:
+    """Photos and classes of each part, and how large the photos are."""
+    table = Table("part", "photos", "classes", "fewest", "median", "most", box=None)
+    for split in ("train", "val", "test"):
+        part = catalog.part(split)
+        if part.photos:
+            counts = sorted(Counter(p.label for p in part.photos if p.label is not None).values())
+            few, middle, most = (
+                (str(counts[0]), str(counts[len(counts) // 2]), str(counts[-1]))
+                if counts
+                else ("–", "–", "–")
+            )
+            table.add_row(split, f"{len(part):,}", str(len(counts) or "–"), few, middle, most)
+    console.print(table)
+    sides = sorted(min(fact.width, fact.height) for fact in facts if not fact.problem)
+    if sides:
+        console.print(
+            f"shorter side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
+        )
+
+
+def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | None) -> None:
+    """What a check found, by kind, with one example each."""
+    if not found:
+        console.print("nothing was found that would disturb a fit")
+        return
+    table = Table("found", "times", "stops a fit", "such as", box=None)
+    for kind in dict.fromkeys(finding.kind for finding in found):
+        alike = [finding for finding in found if finding.kind == kind]
+        first = alike[0]
+        example = f"{first.path}: {first.message}" if first.path else first.message
+        stops = "yes" if any(finding.fatal for finding in alike) else "no"
+        table.add_row(kind, str(len(alike)), stops, Text(example))
+    console.print(table)
+    if csv is None:
+        console.print("--csv FILE lists them all")
+
+
+def print_scores(console: Console, run: "Run") -> None:
+    """Out-of-fold scores of a run."""
+    scores = run.scores
+    low, high = scores.interval
+    done = len(scores.accuracy_per_fold)
+    part = "" if done == run.recipe.folds else f" ({done} of {run.recipe.folds} folds done)"
+    console.print(
+        f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}"
+    )
+    table = Table("score", "value", "95 % interval", box=None)
+    for fold, accuracy in scores.accuracy_per_fold.items():
+        table.add_row(f"accuracy of fold {fold}", f"{accuracy:.1%}")
+    if scores.selected_accuracy is not None:
+        table.add_row("accuracy at selected epochs (flatters)", f"{scores.selected_accuracy:.1%}")
+    for name, form in (
+        ("balanced_accuracy", ".1%"),
+        ("macro_f1", ".1%"),
+        ("top_5_accuracy", ".1%"),
+        ("log_loss", ".3f"),
+    ):
+        value = getattr(scores, name)
+        if value is not None:
+            below, above = scores.intervals[name]
+            words = name.replace("_", " ").replace("f1", "F1").replace("top 5", "top-5")
+            table.add_row(words, f"{value:{form}}", f"{below:{form}} to {above:{form}}")
+    table.add_row("calibration error", f"{scores.calibration_error:.3f}")
+    table.add_row(
+        f"calibration error, scaled by temperature {scores.temperature:.2f}",
+        f"{scores.scaled_calibration_error:.3f}",
+    )
+    table.add_row("photos", f"{scores.photos:,}")
+    console.print(table)
+    console.print(f"training took {duration(run.seconds)}; everything is in {run.folder}")
+
+
+def print_classes(console: Console, run: "Run") -> None:
+    """Precision, recall and F1 of each class, out of fold."""
+    table = Table("class", "photos", "precision", "recall", "F1", box=None)
+    found = run.per_class
+    for number, name in enumerate(run.classes):
+        table.add_row(
+            Text(name),
+            f"{found.support[number]:,}",
+            f"{found.precision[number]:.1%}",
+            f"{found.recall[number]:.1%}",
+            f"{found.f1[number]:.1%}",
+        )
+    console.print(table)
+
+
+def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None:
+    """Classifiers side by side on photos outside all folds, with what they cost."""
+    console.print(f"\non {photos:,} photos outside all folds, scaled probabilities:")
+    table = Table(
+        *("classifier", "accuracy", "95 % interval", "log loss", "calibration error"),
+        *("unscaled", "parameters", "photos/s", "size"),
+        box=None,
+    )
+    for row in rows:
+        low, high = row.interval
+        table.add_row(
+            row.name + ("*" if row.note else ""),
+            f"{row.accuracy:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{row.log_loss:.3f}",
+            f"{row.calibration_error:.3f}",
+            f"{row.unscaled_error:.3f}",
+            f"{row.parameters / 1e6:.1f} M",
+            f"{row.photos_per_second:.0f}",
+            f"{row.bytes / 1e6:.0f} MB",
+        )
+    console.print(table)
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        console.print(f"* {note}")
+
+
+def print_doubts(console: Console, found: "Doubts", csv: Path) -> None:
+    """The most suspicious labels, confused pairs of classes, classes that folds disagree on."""
+    listed = f"{len(found.ranked):,} of {found.photos:,} labels look wrong"
+    console.print(f"{listed}; the list with reasons: {csv}")
+    _print_ranked(
+        console,
+        ("path", "label", "reason"),
+        [(doubt.path, doubt.label, doubt.reason) for doubt in found.ranked],
+    )
+
+
+def _print_ranked(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The first rows of a ranked list; names are text, never markup."""
+    if not rows:
+        return
+    table = Table(*header, box=None)
+    for row in rows[:SHOWN]:
+        table.add_row(*map(Text, row))
+    console.print(table)

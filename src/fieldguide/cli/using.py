@@ -1,0 +1,431 @@
+"""Commands that use a run: score, merge, save, predict, labels."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from fieldguide.cli import tables, terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.flags import Columns, Computer, ListFlags, Lists, MachineFlags, TableFlags
+from fieldguide.display import Display
+from fieldguide.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from fieldguide.analysis.conformal import Method
+    from fieldguide.augment import View
+    from fieldguide.catalog import Catalog
+    from fieldguide.classifier import Classifier, Sets
+    from fieldguide.inputs import Input
+    from fieldguide.outside import Worth
+    from fieldguide.predictions import Layout, Predictions, Submission
+    from fieldguide.runs import Run
+
+
+@app.command
+def score(
+    run: Path,
+    photos: Path | None = None,
+    *,
+    per_class: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    photos_root: Path | None = None,
+    columns: TableFlags = Columns(),
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Out-of-fold scores of a run, and the worth and price of its ensemble and merged models.
+
+    These have seen every photo of the folds, so they are scored on photos outside of them alone:
+    the collection's val part, what --holdout set aside, or PHOTOS.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    photos
+        Another labelled set: a folder with one folder a class, or a CSV table.
+    per_class
+        Print precision, recall and F1 of every class too.
+    as_json
+        Print one JSON object instead of tables.
+    photos_root
+        Where the run's own photos lie, if they were moved.
+    """
+    from fieldguide import runs
+
+    opened = runs.Run(run, photos=photos_root)
+    opened.scores  # noqa: B018 - its errors come before photos are read
+    if photos is None:
+        columns.refuse_unused()
+    catalog = columns.read(photos) if photos is not None else None
+    if not as_json:
+        tables.print_scores(terminal.stdout, opened)
+        if per_class:
+            tables.print_classes(terminal.stdout, opened)
+    rows, count = _worths(opened, catalog, machine)
+    if as_json:
+        print(json.dumps(_score_record(opened, rows, count, per_class), indent=2))
+    elif rows:
+        tables.print_worths(terminal.stdout, rows, count)
+    elif opened.complete:
+        terminal.stdout.print(
+            "\nan ensemble or merged model is scored on photos outside all folds, and the run has"
+            " none: give a labelled set, or begin a run with --holdout 0.1"
+        )
+
+
+@app.command
+def merge(
+    run: Path,
+    *,
+    rule: Literal["soup", "greedy", "stock"] = "soup",
+    batch_norm: Literal["recalibrate", "average"] = "recalibrate",
+    photos_root: Path | None = None,
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Merge a run's folds into one network, at the cost of one, and keep it in the run.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    rule
+        The plain mean (soup), folds added while that does no harm on photos outside the folds
+        (greedy), or Model Stock (stock).
+    batch_norm
+        Statistics of the merged network: measured anew on training photos, or the folds' mean.
+    photos_root
+        Where the run's own photos lie, if they were moved.
+    """
+    from fieldguide.runs import Run
+
+    opened = Run(run, photos=photos_root)
+    from fieldguide import outside  # brings torch
+
+    folder = outside.merge_into_run(opened, rule, batch_norm=batch_norm, machine=machine.chosen())
+    terminal.stdout.print(f"the merged model is in {folder}")
+    for command in (
+        f"fieldguide score {run}",
+        f"fieldguide predict {run} PHOTOS --combine {folder.name}",
+    ):
+        terminal.stdout.print(f"  {command}")
+
+
+@app.command
+def save(
+    run: Path,
+    *,
+    out: Path,
+    combine: str = "ensemble",
+    photos_root: Path | None = None,
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Write a classifier to a folder of its own, which needs the run no more.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    out
+        A new folder.
+    combine
+        ensemble, logits, geometric, soup, greedy, stock, or fold-0, fold-1, …
+    photos_root
+        Where the run's own photos lie, if they were moved.
+    """
+    from fieldguide.runs import Run
+
+    _require_new(out)
+    opened = Run(run, photos=photos_root)
+    with Display(terminal.stderr) as display:
+        display.notice(f"combining folds: {combine}")
+        classifier = opened.classifier(combine, machine=machine.chosen())
+    classifier.save(out)
+    terminal.stdout.print(
+        f"{', '.join(classifier.card.members)}: {classifier.parameters / 1e6:.1f} M parameters,"
+        f" {classifier.nbytes / 1e6:.0f} MB in {out}"
+    )
+
+
+@app.command
+def predict(
+    model: Path,
+    photos: str,
+    *more_photos: str,
+    out: Path = Path("predictions.csv"),
+    combine: str | None = None,
+    recursive: bool = True,
+    top: int | None = None,
+    probabilities: bool = False,
+    views: str = "",
+    coverage: float | None = None,
+    sets: Literal["split", "adaptive"] | None = None,
+    sets_per_class: bool = False,
+    calibrated: bool = True,
+    submission: Path | None = None,
+    columns: str | None = None,
+    id: Literal["auto", "path", "name", "stem"] | None = None,
+    zip: bool = False,
+    spreadsheet: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    lists: ListFlags = Lists(),
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Say what photos show: one row for every input, in order, also for files that cannot be read.
+
+    Parameters
+    ----------
+    model
+        A run's folder, or that of a classifier which `fieldguide save` or `merge` wrote.
+    photos
+        A folder, a CSV table, a list of paths (.txt, or - for standard input), or a photo.
+    more_photos
+        Further ones.
+    out
+        The table to write.
+    combine
+        How a run's folds answer together: ensemble (the default), logits, geometric, soup,
+        greedy, stock, or fold-0, fold-1, …
+    recursive
+        Look into folders inside a folder.
+    top
+        The number of classes to name, the most probable first; 2 if not given.
+    probabilities
+        Write the probability of every class.
+    views
+        Look at each photo several times: flips, crops, scales, or some of them with commas.
+    coverage
+        Add the set of classes that holds the true one this often, such as 0.95, and `unsure`.
+    sets
+        One threshold for all photos (split), or one that adapts to how clear a photo is.
+    sets_per_class
+        Reach the coverage in every class, not only over all.
+    calibrated
+        Scale probabilities by the temperature; without it they are those of oof.csv.
+    submission
+        Follow this sample table's header, ids and order.
+    columns
+        Write two columns of these names: id,label.
+    id
+        What the ids of a submission are: a photo's path, file name, or name without ending.
+    zip
+        Also write the table into a zip file beside it.
+    spreadsheet
+        Put a ' before cells that a spreadsheet would take for formulas.
+    strict
+        End with exit code 3 if a photo cannot be read.
+    overwrite
+        Replace the table if it is there.
+    """
+    from fieldguide import inputs, predictions
+
+    table = _Table(top, probabilities, coverage is not None, spreadsheet, submission, columns, id)
+    table.refuse_contradictions()
+    asked_sets = _sets(coverage, sets, sets_per_class, calibrated)
+    asked_views = _views(views)
+    predictions.require_free(out, overwrite)
+    if zip:
+        predictions.require_free(predictions.zip_path(out), overwrite)
+    found = inputs.read(
+        [photos, *more_photos],
+        recursive=recursive,
+        path_column=lists.path_column,
+        root=lists.root,
+        encoding=lists.encoding,
+    )
+    classifier = _classifier(model, combine, machine)
+    layout, found = table.layout(classifier.classes, found)
+    with Display(terminal.stderr) as display:
+        display.begin("predicting", len(found))
+        chunks = classifier.stream(
+            found,
+            views=asked_views,
+            sets=asked_sets,
+            calibrated=calibrated,
+            machine=machine.chosen(),
+        )
+        counts = predictions.write(
+            out, _reported(chunks, display.advance), layout, overwrite=overwrite
+        )
+    if zip:
+        predictions.write_zip(out, overwrite=overwrite)
+    lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
+    terminal.stderr.print(f"{counts.photos:,} photos{lost}: {out}", soft_wrap=True)
+    if strict and counts.unreadable:
+        raise SystemExit(DataError.exit_code)
+
+
+@app.command
+def labels(run: Path, *, photos_root: Path | None = None) -> None:
+    """List photos whose label looks wrong, and why, in RUN/labels.csv.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    photos_root
+        Where the run's own photos lie, if they were moved.
+    """
+    from fieldguide import labels as suspicious
+    from fieldguide.runs import Run
+
+    opened = Run(run, photos=photos_root)
+    with Display(terminal.stderr) as display:
+        display.begin("comparing photos", opened.scores.photos)
+        found = suspicious.doubts(opened, progress=display.reach)
+        for note in found.notes:
+            display.notice(note)
+    suspicious.write(run / "labels.csv", found)
+    tables.print_doubts(terminal.stdout, found, run / "labels.csv")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What `predict` is asked to write; None where a flag was not given."""
+
+    top: int | None
+    probabilities: bool
+    sets: bool
+    spreadsheet: bool
+    sample: Path | None
+    columns: str | None
+    id: Literal["auto", "path", "name", "stem"] | None
+
+    def refuse_contradictions(self) -> None:
+        """Raises `UsageError` for flags that would be ignored beside the others."""
+        submission = self.sample is not None or self.columns is not None
+        own = {
+            "--top": self.top is not None,
+            "--probabilities": self.probabilities,
+            "--coverage": self.sets,
+            "--spreadsheet": self.spreadsheet,
+        }
+        idle = [flag for flag, given in own.items() if given]
+        if submission and idle:
+            raise UsageError(
+                f"{idle[0]} has no place in a submission, whose columns are given",
+                hint="leave it out, or write a plain table",
+            )
+        if self.id is not None and not submission:
+            raise UsageError("--id is for submissions: --submission or --columns")
+        if self.columns is not None and len(self.columns.split(",")) != 2:
+            raise UsageError(
+                f"--columns = {self.columns!r} is not two names",
+                hint="such as --columns image_name,pred_label",
+            )
+
+    def layout(
+        self, classes: Sequence[str], inputs: "list[Input]"
+    ) -> "tuple[Layout | Submission, list[Input]]":
+        """The columns, and the inputs in the order of the rows."""
+        from fieldguide import predictions
+
+        if self.sample is None and self.columns is None:
+            top = 2 if self.top is None else self.top
+            plain = predictions.Layout(top, self.probabilities, self.sets, self.spreadsheet)
+            return plain, inputs
+        names = self.columns.split(",") if self.columns else None
+        return predictions.submission(
+            inputs,
+            classes,
+            sample=self.sample,
+            columns=(names[0], names[1]) if names else None,
+            id=self.id or "auto",
+        )
+
+
+def _sets(
+    coverage: float | None, method: "Method | None", per_class: bool, calibrated: bool
+) -> "Sets | None":
+    if coverage is None:
+        idle = [flag for flag, on in (("--sets", method), ("--sets-per-class", per_class)) if on]
+        if idle:
+            raise UsageError(f"{idle[0]} has no effect without --coverage")
+        return None
+    if not 0 < coverage < 1:
+        raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
+    if not calibrated:
+        raise UsageError("--coverage needs calibrated probabilities: leave --no-calibrated out")
+    from fieldguide.classifier import Sets
+
+    return Sets(coverage, method or "split", per_class)
+
+
+def _views(text: str) -> "tuple[View, ...]":
+    known: tuple[View, ...] = ("flips", "crops", "scales")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    odd = [name for name in names if name not in known]
+    if odd:
+        raise UsageError(f"--views: `{odd[0]}` is none of {', '.join(known)}")
+    return tuple(view for view in known if view in names)
+
+
+def _classifier(model: Path, combine: str | None, machine: Computer) -> "Classifier":
+    """That of a run, or a saved one."""
+    if (model / "setup.json").is_file():
+        from fieldguide.runs import Run
+
+        opened = Run(model)
+        if not opened.complete:
+            terminal.stderr.print(
+                f"{len(opened.done)} of {opened.recipe.folds} folds are done: these answer",
+                soft_wrap=True,
+            )
+        return opened.classifier(combine or "ensemble", machine=machine.chosen())
+    if combine is not None:
+        raise UsageError("--combine is for runs; a saved classifier is combined already")
+    if not model.is_dir():
+        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's")
+    from fieldguide.classifier import Classifier
+
+    return Classifier.load(model)
+
+
+def _reported(
+    chunks: "Iterator[Predictions]", advance: Callable[[int], None]
+) -> "Iterator[Predictions]":
+    for chunk in chunks:
+        advance(len(chunk))
+        yield chunk
+
+
+def _worths(run: "Run", catalog: "Catalog | None", machine: Computer) -> "tuple[list[Worth], int]":
+    """The table of classifiers and the number of photos it is about."""
+    if catalog is None and not len(run.outside):
+        return [], 0
+    from fieldguide import outside  # brings torch
+
+    if catalog is None:
+        return outside.worths(run, machine.chosen()), len(run.outside)
+    photos = outside.unseen(run, catalog)
+    return outside.worths_on(run, photos, machine.chosen()), len(photos)
+
+
+def _score_record(
+    run: "Run", rows: "Sequence[Worth]", photos: int, per_class: bool
+) -> dict[str, Any]:
+    from fieldguide import runs
+
+    record = {"out_of_fold": runs.summary(run)}
+    if per_class:
+        found = run.per_class
+        record["classes"] = {
+            name: {
+                "photos": int(found.support[number]),
+                "precision": float(found.precision[number]),
+                "recall": float(found.recall[number]),
+                "f1": float(found.f1[number]),
+            }
+            for number, name in enumerate(run.classes)
+        }
+    record["outside"] = {"photos": photos, "classifiers": [asdict(row) for row in rows]}
+    return record
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists():
+        raise UsageError(f"`{folder}` is there already", hint="name a new folder with --out")

@@ -1,0 +1,251 @@
+"""From photos to logits: networks of one architecture that share every read, decode and resize.
+
+Prediction, scores and soups all look at photos through `logits`, with the preprocessing that the
+folds were judged by. A photo that cannot be read is named and never gets another one's result.
+Knows nothing of runs, folds or what becomes of the logits.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+
+from fieldguide.augment import (
+    Interpolation,
+    View,
+    decoded_side,
+    evaluation_transform,
+    normalise,
+    view_transform,
+)
+from fieldguide.batches import Batch, Loader, Pictures, evaluation_plan
+from fieldguide.device import (
+    Precision,
+    autocast,
+    choose_device,
+    choose_precision,
+    count_threads,
+    count_workers,
+    is_out_of_memory,
+    training_threads,
+)
+from fieldguide.errors import ResourceError
+from fieldguide.merge import Weights
+from fieldguide.network import (
+    RECALIBRATION_BATCH,
+    build,
+    has_batch_norm,
+    load_weights,
+    recalibrate,
+    weights_of,
+)
+
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network without its weights, and what it expects of a picture.
+
+    `size` and `eval_resize` are pixels, `mean` and `std` shares of the range of each channel,
+    `precision` what it was trained and judged in.
+    """
+
+    backbone: str
+    head: Literal["linear", "se", "attention"]
+    classes: int
+    size: int
+    eval_resize: int
+    mean: Rgb
+    std: Rgb
+    interpolation: Interpolation
+    truncated: Literal["refuse", "keep"]
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how fast; changes no result beyond rounding. `auto` precision is the network's."""
+
+    device: str = "auto"
+    workers: int | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What networks made of a batch of photos, by their numbers, and which could not be read."""
+
+    photos: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "members n views classes"]
+    unreadable: tuple[tuple[int, str], ...]
+
+
+def logits(
+    architecture: Architecture,
+    members: Sequence[Weights],
+    files: Sequence[Path],
+    machine: Machine = Machine(),
+    views: Sequence[View] = (),
+) -> Iterator[Seen]:
+    """Each photo's logits under each member and view, batch by batch, in order, in float32.
+
+    Memory does not grow with the number of photos. Raises `ResourceError` where a single photo does
+    not fit into the device's memory.
+    """
+    device = choose_device(machine.device)
+    networks = _Networks(
+        architecture, members, device, precision_used(architecture, machine, device)
+    )
+    loader = _loader(architecture, files, machine, device, views)
+    plan = evaluation_plan(np.arange(len(files)), machine.batch_size)
+    with training_threads(count_threads(loader.workers)):
+        for batch in loader.batches(plan):
+            yield Seen(batch.photos.numpy(), networks(batch), batch.unreadable)
+
+
+def all_logits(
+    architecture: Architecture,
+    members: Sequence[Weights],
+    files: Sequence[Path],
+    machine: Machine = Machine(),
+) -> tuple[Float[np.ndarray, "members n classes"], NDArray[np.int64]]:
+    """The logits of all photos that can be read, one view each, and the numbers of these photos."""
+    seen = list(logits(architecture, members, files, machine))
+    together = np.concatenate([batch.logits[:, :, 0] for batch in seen], axis=1)
+    return together, np.concatenate([batch.photos for batch in seen])
+
+
+def recalibrated(
+    architecture: Architecture,
+    weights: Weights,
+    files: Sequence[Path],
+    machine: Machine = Machine(),
+) -> dict[str, Tensor]:
+    """The same weights with batch norm measured anew on the photos that can be read.
+
+    Give them in random order: photos of few classes at a time have statistics of their own.
+    """
+    device = choose_device(machine.device)
+    network = _built(architecture).to(device)
+    load_weights(network, weights)
+    if has_batch_norm(network):
+        loader = _loader(architecture, files, machine, device, ())
+        plan = evaluation_plan(np.arange(len(files)), RECALIBRATION_BATCH)
+        precision = precision_used(architecture, machine, device)
+        with training_threads(count_threads(loader.workers)), autocast(device, precision):
+            batches = (
+                batch.images.to(device) for batch in loader.batches(plan) if len(batch.photos)
+            )
+            recalibrate(
+                network,
+                (normalise(images, architecture.mean, architecture.std) for images in batches),
+            )
+    return {name: tensor.cpu() for name, tensor in weights_of(network).items()}
+
+
+class _Networks:
+    """The members as functions of a batch. One network object; weights are swapped, not copied."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        members: Sequence[Weights],
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.architecture, self.device, self.precision = architecture, device, precision
+        self.network = _built(architecture).to(device).eval()
+        self.members = [
+            {name: tensor.to(device) for name, tensor in weights.items()} for weights in members
+        ]
+
+    def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
+        """Logits of a batch with or without several views of each photo."""
+        count, views = len(batch.photos), _views_in(batch)
+        if count == 0:
+            return np.empty((len(self.members), 0, 1, self.architecture.classes), np.float32)
+        images = batch.images.flatten(0, -4).to(self.device, non_blocking=True)
+        images = normalise(images, self.architecture.mean, self.architecture.std)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            found = torch.stack([self.forward(weights, images) for weights in self.members])
+        return found.cpu().numpy().reshape(len(self.members), count, views, -1)
+
+    def forward(
+        self, weights: Weights, images: Float[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "n classes"]:
+        """One member's logits; where memory runs out, in halves."""
+        try:
+            found: Tensor = torch.func.functional_call(self.network, dict(weights), (images,))
+            return found.float()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(images) == 1:
+                raise self.too_large() from error
+        return torch.cat([self.forward(weights, half) for half in images.tensor_split(2)])
+
+    def too_large(self) -> ResourceError:
+        """The error of a photo that does not fit."""
+        return ResourceError(
+            f"memory ran out on `{self.device}` for a single photo of {self.architecture.size}"
+            f" pixels with {self.architecture.backbone}",
+            hint="predict with --device cpu",
+        )
+
+
+def _views_in(batch: Batch) -> int:
+    return batch.images.shape[1] if batch.images.ndim == 5 else 1
+
+
+def _built(architecture: Architecture) -> torch.nn.Module:
+    return build(
+        architecture.backbone,
+        weights="none",
+        head=architecture.head,
+        classes=architecture.classes,
+        dropout=0.0,
+        seed=0,
+    )
+
+
+def precision_used(architecture: Architecture, machine: Machine, device: torch.device) -> Precision:
+    """That asked for; else the network's own where this device has it, else float32."""
+    if machine.precision != "auto":
+        return choose_precision(machine.precision, device)
+    own = architecture.precision
+    return own if own in {"float32", choose_precision("auto", device)} else "float32"
+
+
+def _loader(
+    architecture: Architecture,
+    files: Sequence[Path],
+    machine: Machine,
+    device: torch.device,
+    views: Sequence[View],
+) -> Loader:
+    size, resize = architecture.size, architecture.eval_resize
+    interpolation = architecture.interpolation
+    transform = (
+        view_transform(size, resize, interpolation, views)
+        if views
+        else evaluation_transform(size, resize, interpolation)
+    )
+    pictures = Pictures(
+        files=files,
+        training=v2.Compose([v2.Identity()]),
+        evaluation=transform,
+        shorter_side=decoded_side(resize, views),
+        truncated=architecture.truncated,
+        lenient=True,
+    )
+    workers = min(count_workers(machine.workers, device), len(files) // machine.batch_size)
+    return Loader(pictures, workers, pin_memory=device.type == "cuda")
