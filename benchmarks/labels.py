@@ -104,7 +104,7 @@ def measured(run: fg.Run, table: Path, photos: Path) -> dict[str, object]:
         true = {row["path"]: row["true"] for row in csv.DictReader(file)}
     paths = [run.catalog.photos[row].path for row in rows]
     shown = np.array([run.classes.index(true[path]) for path in paths])
-    doubted = labels.doubts(run, photos=photos).ranked
+    doubted = labels.doubts(fg.Run(run.folder, photos=photos)).ranked
     rankings = {"list": np.array([paths.index(doubt.path) for doubt in doubted], dtype=int)}
     rankings |= ours(probabilities, targets) | cleanlabs(probabilities, targets)
     return {

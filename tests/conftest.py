@@ -3,12 +3,17 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 from PIL import Image
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import fieldguide as fg
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -48,11 +53,11 @@ COLORS = {"amber": (230, 160, 20), "blue": (30, 60, 220), "crimson": (200, 20, 6
 
 @pytest.fixture(scope="session")
 def draw_collection() -> Callable[..., Path]:
-    """Draws a small collection of discs: one folder a class."""
+    """Draws a small collection of discs: one folder a class, photos numbered from `first`."""
 
-    def draw(folder: Path, each: int = 8, classes: int = 3) -> Path:
+    def draw(folder: Path, each: int = 8, classes: int = 3, first: int = 0) -> Path:
         for number, (name, color) in enumerate(list(COLORS.items())[:classes]):
-            for index in range(each):
+            for index in range(first, first + each):
                 draw_photo(folder / name / f"{index:03d}.jpg", color, 1000 * number + index)
         return folder
 
@@ -63,3 +68,44 @@ def draw_collection() -> Callable[..., Path]:
 def discs(tmp_path_factory: pytest.TempPathFactory, draw_collection: Callable[..., Path]) -> Path:
     """Three classes of eight discs each; read only."""
     return draw_collection(tmp_path_factory.mktemp("discs"))
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory, draw_collection: Callable[..., Path]) -> Path:
+    """The discs as `train`, and four others of each class as `val`; read only."""
+    folder = tmp_path_factory.mktemp("parts")
+    draw_collection(folder / "train")
+    draw_collection(folder / "val", each=4, first=20)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> "fg.Run":
+    """Three folds that have learned something, and twelve photos outside of them; read only."""
+    from fits import small_fit
+
+    return small_fit(
+        parts,
+        tmp_path_factory.mktemp("trained") / "run",
+        folds=3,
+        replicas=1,
+        merge="none",
+        mix="none",
+        epochs=6,
+        crop_scale=(0.8, 1.0),
+        color_jitter=0.0,
+        backbone_rate=0.01,
+        head_rate=0.02,
+    )
+
+
+@pytest.fixture
+def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Consoles look up the captured streams, and see no settings of the tester's own."""
+    from fieldguide.cli import terminal
+
+    monkeypatch.setattr(terminal, "stdout", Console(highlight=False, soft_wrap=True, markup=False))
+    monkeypatch.setattr(terminal, "stderr", Console(stderr=True, highlight=False, markup=False))
+    for name in list(os.environ):
+        if name.startswith("FIELDGUIDE_"):
+            monkeypatch.delenv(name)

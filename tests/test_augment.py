@@ -11,10 +11,15 @@ from torchvision.transforms import v2
 
 from fieldguide.augment import (
     LONGEST,
+    SECOND_SCALE,
     Augmentation,
+    View,
+    decoded_side,
     evaluation_transform,
     mix_batch,
+    normalise,
     training_transform,
+    view_transform,
 )
 
 MEAN = (0.485, 0.456, 0.406)

@@ -266,7 +266,7 @@ def test_demo_draws_once_and_fits(
     assert cli.run(arguments) == 0
     said = capsys.readouterr()
     assert "out-of-fold accuracy" in said.out
-    assert said.out.count("fieldguide ") == 3  # the next three commands
+    assert said.out.count("fieldguide ") == 4  # the next commands
     summary = json.loads((tmp_path / "demo" / "run" / "summary.json").read_bytes())
     assert summary["photos"] == 48
     assert cli.run(arguments) == 0

@@ -387,7 +387,13 @@ def test_a_missing_picture_is_an_input_and_another_missing_name_a_typo(tmp_path:
     for name in ("photso", "gone.csv", "gone.txt", "gone.dat"):
         error = refused(DataError, [tmp_path / name])
         assert error.message == f"no such file or folder: {tmp_path / name}"
-    refused(DataError, [""])  # to Path it is the current folder
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(put(tmp_path, "a.jpg"))
+    assert "the name is empty" in refused(DataError, [""]).message
 
 
 def test_a_typo_is_found_before_anything_is_read(

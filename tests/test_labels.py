@@ -11,7 +11,7 @@ from fieldguide import catalog as catalogs
 from fieldguide import check, labels, recipe, runs
 from fieldguide.catalog import Catalog
 from fieldguide.errors import ResourceError
-from fieldguide.labels import Doubts, doubts
+from fieldguide.labels import doubts
 from fieldguide.runs import Run, Trained
 
 SURE = 0.9
@@ -95,7 +95,8 @@ def test_a_swapped_label_is_found_and_told(
     assert doubt.fold == next(p.fold for p in run.catalog.photos if p.path == "oak/0.jpg")
     assert doubt.given_probability == pytest.approx(0.05)
     assert doubt.suggested_probability == pytest.approx(0.9)
-    assert found == Doubts((doubt,), photos=24, folds=(0, 1), planned_folds=2, unseen=0)
+    assert found.ranked == (doubt,)
+    assert (found.photos, found.folds, found.planned_folds, found.unseen) == (24, (0, 1), 2, 0)
     assert found.notes == ()
 
 
@@ -278,7 +279,7 @@ def test_moved_photos_are_found_where_they_are_said_to_lie(tmp_path: Path) -> No
     run = run_of(tmp_path / "run", catalog, true_labels(catalog), done=[0])
     here = doubts(run)
     (tmp_path / "photos").rename(tmp_path / "moved")
-    gone, moved = doubts(run), doubts(run, photos=tmp_path / "moved")
+    gone, moved = doubts(run), doubts(Run(run.folder, photos=tmp_path / "moved"))
     assert moved == here
     assert here.look_alikes == 2
     assert (gone.look_alikes, gone.unseen) == (0, len(catalog))

@@ -87,16 +87,12 @@ def test_of_equal_classes_the_first_wins(tmp_path: Path) -> None:
     found = Predictions(("a",), ("",), CLASSES, np.array([[0.25, 0.375, 0.375]]))
     assert found.labels == ("elm",)
     found.to_csv(tmp_path / "p.csv", top=3)
-    assert table(tmp_path / "p.csv")[1] == [
-        "a",
-        "elm",
-        "0.375",
-        "ash",
-        "0.375",
-        "oak",
-        "0.25",
-        "ok",
-    ]
+    row = ["a", "elm", "0.375", "ash", "0.375", "oak", "0.25", "ok"]
+    assert table(tmp_path / "p.csv")[1] == row
+    many = tuple(f"{n:03d}" for n in range(100))  # few are sorted stably by any method
+    values = np.tile([0.005, 0.015], (1, 50))
+    Predictions(("a",), ("",), many, values).to_csv(tmp_path / "m.csv", top=100)
+    assert table(tmp_path / "m.csv")[1][1:-1:2] == [*many[1::2], *many[::2]]
 
 
 @given(some, st.lists(st.integers(0, 9), max_size=4))

@@ -1,11 +1,11 @@
 """Merging checkpoints of any training: files of one architecture become one file.
 
 They may come from timm, torchvision or fieldguide, in .safetensors or .pth. What only looks
-mergeable is said in words: weights that are no relatives, an anchor that they do not come from, and,
-where there are labelled photos, a merged network that is worse than what it was merged from.
+mergeable is said in words: weights that are no relatives, an anchor that they do not come from,
+and, where there are labelled photos, a merged network that is worse than its copies.
 
     copies = read(paths)
-    merged = merge(copies, "stock", read(anchor))
+    merged = merge(copies, "stock", read_one(anchor))
     merged, barrier = on_photos(copies, merged, architecture(copies[0], "resnet50"), catalog)
     write(out, merged, provenance)
 
@@ -22,13 +22,13 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fieldguide import files, inference
 from fieldguide.augment import Interpolation
-from fieldguide.catalog import Catalog
+from fieldguide.catalog import Catalog, Photo
 from fieldguide.device import Precision
 from fieldguide.errors import DataError, UsageError
 from fieldguide.inference import Architecture, Machine, Rgb
@@ -113,20 +113,31 @@ class Merged:
 class Barrier:
     """Accuracy of each copy and of the merged weights on the same photos.
 
-    `drop` is the copies' mean less that of the merged weights, `error` its standard error over
-    photos. Photos that the copies were trained on flatter all of them.
+    `photos` were judged, `unreadable` ones left out. `drop` is the copies' mean less that of the
+    merged weights, `error` its standard error over photos. Photos that the copies were trained on
+    flatter all of them.
     """
 
     photos: int
+    unreadable: int
     copies: tuple[float, ...]
     merged: float
     drop: float
     error: float
 
     @property
+    def doubt(self) -> float:
+        """The drop that so many photos cannot tell from none: two standard errors.
+
+        At least 3 / photos, what may hide where no photo is judged otherwise (Hanley,
+        Lippman-Hand, "If Nothing Goes Wrong, Is Everything All Right?", JAMA 1983).
+        """
+        return max(2 * self.error, 3 / self.photos)
+
+    @property
     def is_there(self) -> bool:
-        """Whether merging lost more than `BARRIER`, and more than two standard errors."""
-        return self.drop > max(BARRIER, 2 * self.error)
+        """Whether merging lost more than `BARRIER`, beyond doubt."""
+        return self.drop > max(BARRIER, self.doubt)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -248,15 +259,23 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
             f"{files_named} hold different tensors: {'; '.join(sides)}",
             hint="merge checkpoints of one architecture with one kind of head",
         )
-    odd = [name for name in ours if ours[name].shape != theirs[name].shape]
+    odd = _other_shapes(ours, theirs)
     if odd:
-        shown = [f"`{n}` {_shape(ours[n])} and {_shape(theirs[n])}" for n in odd]
         raise UsageError(
-            f"{files_named} hold tensors of different shapes: {_some(shown)}",
+            f"{files_named} hold tensors of different shapes: {_some(list(odd.values()))}",
             hint="they tell different classes apart: merge those of the same classes"
             if all(_is_head(name) for name in odd)
             else "merge checkpoints of one architecture",
         )
+
+
+def _other_shapes(one: Weights, other: Weights) -> dict[str, str]:
+    """Tensors of both that differ in shape, each with a text that says how."""
+    return {
+        name: f"`{name}` {_shape(one[name])} and {_shape(other[name])}"
+        for name in sorted(one.keys() & other.keys())
+        if one[name].shape != other[name].shape
+    }
 
 
 def _shape(tensor: Tensor) -> str:
@@ -306,57 +325,76 @@ def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = 
     notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines), *_head_notes(copies)]
     if anchor:
         notes += [*missing, *_anchor_notes(copies, anchor, anchored, found)]
-    return Merged(_stored_as(merged, copies[0]), float(cosines.min()), found, tuple(notes))
+    stored = _stored_as(merged, copies[0].dtypes)
+    return Merged(stored, float(cosines.min()), found, tuple(notes))
 
 
-def _stored_as(weights: Weights, first: Checkpoint) -> dict[str, Tensor]:
+def _stored_as(weights: Weights, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
     """In the dtypes of the first file; raises `UsageError` where a value is too large for one."""
-    narrow = {name: tensor.to(first.dtypes[name]) for name, tensor in weights.items()}
-    for name, tensor in narrow.items():
+    stored = {name: tensor.to(dtypes[name]) for name, tensor in weights.items()}
+    for name, tensor in stored.items():
         if not tensor.isfinite().all():
             raise UsageError(
-                f"merged `{name}` does not fit into {_dtype(tensor.dtype)}, which"
-                f" `{first.path}` is stored in",
-                hint="name a file stored in float32 first, or convert this one",
+                f"merged `{name}` does not fit into {_dtype(tensor.dtype)}, which the first"
+                " checkpoint is stored in",
+                hint="name one that is stored in float32 first",
             )
-    return narrow
+    return stored
 
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _anchored(
-    first: Checkpoint, anchor: Checkpoint
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The anchor's trained tensors under the copies' names, and a note of what it lacks."""
+def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The anchor's trained tensors under the copies' names, and a note of what is not anchored.
+
+    A head under fieldguide's names began with random weights, which are nothing to be pulled to.
+    """
     start = {_bare(name): tensor for name, tensor in anchor.weights.items()}
     trained = [
         name
         for name, tensor in first.weights.items()
         if tensor.is_floating_point() and not name.endswith(_STATISTICS)
     ]
-    shared = [name for name in trained if _bare(name) in start]
-    if not shared:
-        raise UsageError(
-            f"the anchor `{anchor.path}` shares no tensor with `{first.path}`:"
-            f" {_some([f'`{name}`' for name in anchor.weights])}"
-            f" against {_some([f'`{name}`' for name in trained])}",
-            hint="name the weights that the checkpoints were fine-tuned from",
-        )
-    odd = [name for name in shared if start[_bare(name)].shape != first.weights[name].shape]
-    body = [name for name in odd if not _is_head(name)]
+    shared = {
+        name: start[_bare(name)]
+        for name in trained
+        if _bare(name) in start and not (_is_ours(first.weights) and _is_head(name))
+    }
+    _require_one_start(first, anchor, shared)
+    found = {
+        name: tensor for name, tensor in shared.items() if tensor.shape == first.weights[name].shape
+    }
+    rest = [f"`{name}`" for name in trained if name not in found]
+    return found, (f"averaged and not anchored: {_some(rest)}",) if rest else ()
+
+
+def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -> None:
+    """Raises `UsageError` for an anchor with other shapes below the head, or of no use."""
+    hint = "name the weights that the checkpoints were fine-tuned from"
+    odd = _other_shapes(shared, first.weights)
+    body = [text for name, text in odd.items() if not _is_head(name)]
     if body:
-        shown = [f"`{n}` {_shape(start[_bare(n)])} and {_shape(first.weights[n])}" for n in body]
         raise UsageError(
             f"the anchor `{anchor.path}` and `{first.path}` hold tensors of different shapes:"
-            f" {_some(shown)}",
-            hint="name the weights that the checkpoints were fine-tuned from",
+            f" {_some(body)}",
+            hint=hint,
         )
-    found = {name: start[_bare(name)] for name in shared if name not in odd}
-    missing = [f"`{name}`" for name in trained if name not in found]
-    note = f"averaged, as the anchor has nothing of their shape: {_some(missing)}"
-    return found, (note,) if missing else ()
+    if len(odd) == len(shared):
+        ours, theirs = (
+            _some([f"`{name}`" for name in weights]) for weights in (first.weights, anchor.weights)
+        )
+        raise UsageError(
+            f"the anchor `{anchor.path}` shares no tensor with `{first.path}`:"
+            f" {theirs} against {ours}",
+            hint=hint,
+        )
+
+
+def _is_ours(weights: Weights) -> bool:
+    """Whether fieldguide named the tensors."""
+    return any(name.startswith("backbone.") for name in weights)
 
 
 def _bare(name: str) -> str:
@@ -398,10 +436,10 @@ def _kinship_notes(copies: Sequence[Checkpoint], cosines: Float[Tensor, "k k"]) 
     low = int((cosines < RELATED).triu(1).sum())
     if low:
         notes.append(
-            f"`{copies[first].path}` and `{copies[second].path}` look like unrelated runs: the mean"
-            f" cosine between their weights is {cosines[first, second]:.2f}{_of_pairs(low, copies)};"
-            " copies fine-tuned from one start have above 0.9, and the mean of unrelated networks"
-            " is no working network"
+            f"`{copies[first].path}` and `{copies[second].path}` look like unrelated runs: the"
+            f" mean cosine between their weights is {cosines[first, second]:.2f}"
+            f"{_of_pairs(low, copies)}; copies fine-tuned from one start have above 0.9, and the"
+            " mean of unrelated networks is no working network"
         )
     for number, copy in enumerate(copies):
         twins = [other for other in copies[:number] if _same(copy.weights, other.weights)]
@@ -511,19 +549,24 @@ def architecture(
             "looking at photos takes the network, which tensors do not name",
             hint="name it with --backbone, such as resnet50",
         )
-    weights = _in_network(copy)
-    head = _head_kind(weights)
-    classes = len(weights["head.pool.linear.bias" if head == "se" else "head.linear.bias"])
+    weights = _in_network(copy.weights)
+    head, classes = _head(copy, weights)
     network = build(backbone, weights="none", head=head, classes=classes, dropout=0.0, seed=0)
     _require_fits(copy, backbone, weights, network.state_dict())
     usual = input_config(network.backbone)
     side = _given(size, usual.size)
+    resize = _given(eval_resize, round(usual.eval_resize * side / usual.size))
+    if resize < side:
+        raise UsageError(
+            f"pictures of {resize} pixels are smaller than the network's input of {side}",
+            hint=f"leave --eval-resize out, or set it to {side} or more",
+        )
     return Architecture(
         backbone=backbone,
         head=head,
         classes=classes,
         size=side,
-        eval_resize=_given(eval_resize, round(usual.eval_resize * side / usual.size)),
+        eval_resize=resize,
         mean=_given(mean, usual.mean),
         std=_given(std, usual.std),
         interpolation=_given(interpolation, usual.interpolation),
@@ -541,39 +584,43 @@ def on_photos(
 ) -> tuple[Merged, Barrier | None]:
     """The merged weights with batch norm measured anew, and what merging did to accuracy.
 
-    Statistics come from at most 1,024 photos in random order, accuracy from at most 10,000; labels
-    are used for accuracy alone, and in code-point order they are the classes. Where accuracy cannot
-    be told there is no barrier, and a note says why. Raises `DataError` where no photo can be read.
+    Where accuracy cannot be told there is no barrier, and a note says why. Raises `DataError` where
+    no photo can be read.
     """
-    order = np.random.default_rng(derive_seed("photos of a merge")).permutation(len(photos))
-    shuffled = replace(photos, photos=tuple(photos.photos[row] for row in order))
-    paths = [photos.file(photo) for photo in shuffled.photos]
-    merged = recalibrated(merged, network, paths[:RECALIBRATION_PHOTOS], machine)
+    merged = recalibrated(merged, network, photos, machine)
     reason = _why_not_judged(network, photos)
     if reason:
         return _noted(merged, f"accuracy cannot be told: {reason}"), None
-    found = barrier(copies, merged, network, shuffled, machine)
-    return _noted(merged, *_barrier_notes(found, network.classes)), found
+    found = barrier(copies, merged, network, photos, machine)
+    return _noted(merged, *_barrier_notes(found, copies, network.classes)), found
 
 
 def recalibrated(
-    merged: Merged, network: Architecture, paths: Sequence[Path], machine: Machine = Machine()
+    merged: Merged, network: Architecture, photos: Catalog, machine: Machine = Machine()
 ) -> Merged:
-    """The same weights with batch norm's statistics, and nothing else, measured on photos.
+    """The same weights with batch norm's means and variances, and nothing else, measured anew.
 
-    Photos that cannot be read are left out. Raises `DataError` where none can.
+    On at most 1,024 photos in random order, of the training part if there is one; those that cannot
+    be read are left out. Raises `DataError` where none can.
     """
-    if not any(name.endswith("running_mean") for name in merged.weights):
+    statistics = [name for name in merged.weights if name.endswith(("running_mean", "running_var"))]
+    if not statistics:
         return merged
-    names = dict(zip(_network_names(merged.weights), merged.weights, strict=True))
-    wide = _widened(_in_network_names(merged.weights))
-    measured = inference.recalibrated(network, _with_counters(wide, network), paths, machine)
-    statistics = [name for name in names if name.endswith(("running_mean", "running_var"))]
-    if all(torch.equal(measured[name], wide[name]) for name in statistics):
+    part = photos.part("train") if len(photos.part("train")) else photos
+    paths = [part.file(photo) for photo in _shuffled(part.photos)][:RECALIBRATION_PHOTOS]
+    names = _network_names(merged.weights)
+    # What no photo reached stays NaN, and is then known from what was measured.
+    unknown = {names[name]: torch.full_like(merged.weights[name], torch.nan) for name in statistics}
+    after = inference.recalibrated(network, _in_network(merged.weights) | unknown, paths, machine)
+    measured = {n: after[names[n]] for n in statistics if after[names[n]].isfinite().all()}
+    if not measured:
         raise DataError(f"none of {_count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
-    own = {name: measured[name] for name in statistics}
-    weights = dict(merged.weights)
-    return replace(merged, weights=weights | _back(own, names, weights))
+    weights = _stored_as(measured, {n: merged.weights[n].dtype for n in measured})
+    done = replace(merged, weights=dict(merged.weights) | weights)
+    if len(paths) >= RECALIBRATION_BATCH:
+        return done
+    few = f"batch norm was measured on {_count(len(paths), 'photo')} only"
+    return _noted(done, f"{few}: give a few hundred, without labels if need be")
 
 
 def barrier(
@@ -583,11 +630,152 @@ def barrier(
     photos: Catalog,
     machine: Machine = Machine(),
 ) -> Barrier:
-    """The accuracy of copies and merged weights on the first 10,000 labelled photos of a catalog.
+    """The accuracy of copies and merged weights on at most 10,000 labelled photos.
 
-    Raises `DataError` where none can be read.
+    On those outside the training part, if there are any; else on all. The network's classes are
+    taken to be the labels in code-point order, as there are names of folders in timm, torchvision
+    and fieldguide. Raises `DataError` where no photo can be read.
     """
-    return Barrier(0, (), 0.0, 0.0, 0.0)
+    judged = _shuffled(_judged(photos))[:JUDGED_PHOTOS]
+    paths = [photos.file(photo) for photo in judged]
+    members = [_in_network(weights) for weights in (*(c.weights for c in copies), merged.weights)]
+    logits, rows = inference.all_logits(network, members, paths, machine)
+    if not len(rows):
+        raise DataError(f"none of {_count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
+    numbers = {label: number for number, label in enumerate(_classes(photos))}
+    targets = np.array([numbers[judged[row].label] for row in rows.tolist()])
+    right = (logits.argmax(axis=2) == targets) & np.isfinite(logits).all(axis=2)
+    lost = right[:-1].mean(axis=0) - right[-1]
+    return Barrier(
+        photos=len(rows),
+        unreadable=len(paths) - len(rows),
+        copies=tuple(float(share) for share in right[:-1].mean(axis=1)),
+        merged=float(right[-1].mean()),
+        drop=float(lost.mean()),
+        error=float(lost.std() / math.sqrt(len(lost))),
+    )
+
+
+def _classes(photos: Catalog) -> list[str]:
+    """All labels in code-point order."""
+    return sorted({photo.label for photo in photos.photos if photo.label is not None})
+
+
+def _judged(photos: Catalog) -> list[Photo]:
+    """Labelled photos: those outside the training part, or all where there are none."""
+    labelled = [photo for photo in photos.photos if photo.label is not None]
+    return [photo for photo in labelled if photo.split != "train"] or labelled
+
+
+def _shuffled(photos: Sequence[Photo]) -> list[Photo]:
+    """In an order that is random and always the same."""
+    order = np.random.default_rng(derive_seed("photos of a merge")).permutation(len(photos))
+    return [photos[row] for row in order]
+
+
+def _why_not_judged(network: Architecture, photos: Catalog) -> str:
+    classes = _classes(photos)
+    if not classes:
+        return "the photos have no labels"
+    if len(classes) != network.classes:
+        return (
+            f"the network has {_count(network.classes, 'output')}, and the photos have"
+            f" {_count(len(classes), 'label')}"
+        )
+    return ""
+
+
+def _barrier_notes(found: Barrier, copies: Sequence[Checkpoint], classes: int) -> list[str]:
+    notes = []
+    if found.unreadable:
+        notes.append(f"{_count(found.unreadable, 'photo')} could not be read and were left out")
+    if found.is_there:
+        notes.append(
+            f"merging lost accuracy: {found.merged:.3f} against {fmean(found.copies):.3f}, the mean"
+            f" of the copies, on {_count(found.photos, 'photo')} (standard error of the difference"
+            f" {found.error:.3f}): a barrier lies between the copies; let them vote instead"
+        )
+    elif found.doubt > BARRIER:
+        notes.append(
+            f"{_count(found.photos, 'photo')} cannot tell a drop of accuracy below"
+            f" {100 * found.doubt:.0f} points from chance"
+        )
+    guesses = 1 / classes
+    by_chance = guesses + 2 * math.sqrt(guesses * (1 - guesses) / found.photos)
+    notes += [
+        f"`{copy.path}` does no better than guessing (accuracy {share:.3f}): its classes may stand"
+        " in another order than the photos' labels, or pictures are prepared in another way than"
+        " in training"
+        for copy, share in zip(copies, found.copies, strict=True)
+        if share <= by_chance
+    ]
+    return notes
+
+
+def _noted(merged: Merged, *notes: str) -> Merged:
+    return replace(merged, notes=(*merged.notes, *notes))
+
+
+def _network_names(weights: Weights) -> dict[str, str]:
+    """What each tensor is called in `network.Network`: timm's names, or already those."""
+    if _is_ours(weights):
+        return {name: name for name in weights}
+    classifier = next((name for name in CLASSIFIERS if f"{name}.weight" in weights), "")
+    return {
+        name: f"head.linear.{name.removeprefix(f'{classifier}.')}"
+        if classifier and name.startswith(f"{classifier}.")
+        else f"backbone.{name}"
+        for name in weights
+    }
+
+
+def _in_network(weights: Weights) -> dict[str, Tensor]:
+    """Under the network's names, floating tensors in float32, with all counters.
+
+    All of timm's ResNet families average over positions before their classifier, as our linear head
+    does; that of resnetv2 is a convolution of 1 × 1.
+    """
+    found = {
+        new: weights[name].float() if weights[name].is_floating_point() else weights[name]
+        for name, new in _network_names(weights).items()
+    }
+    if "head.linear.weight" in found:
+        found["head.linear.weight"] = found["head.linear.weight"].flatten(1)
+    means = [name for name in found if name.endswith("running_mean")]
+    counters = {name.replace("running_mean", _COUNTER): torch.tensor(0) for name in means}
+    return counters | found
+
+
+def _head(copy: Checkpoint, weights: Weights) -> tuple[Literal["linear", "se", "attention"], int]:
+    """The kind of head, and how many classes it tells apart."""
+    kinds = {name.split(".")[1] for name in weights if name.startswith("head.")}
+    layer = weights.get("head.pool.linear.weight" if "gate" in kinds else "head.linear.weight")
+    if layer is None:
+        raise UsageError(
+            f"`{copy.path}` has no classifier: none of"
+            f" {', '.join(f'`{name}.weight`' for name in CLASSIFIERS)} is among its tensors",
+            hint="merge it without --photos",
+        )
+    kind: Literal["linear", "se", "attention"] = (
+        "se" if "gate" in kinds else "attention" if "attention" in kinds else "linear"
+    )
+    return kind, len(layer)
+
+
+def _require_fits(copy: Checkpoint, backbone: str, weights: Weights, own: Weights) -> None:
+    sides = [
+        f"{what} {_shapes(one, sorted(one.keys() - two.keys()))}"
+        for what, one, two in (("lacks", own, weights), ("holds besides", weights, own))
+        if one.keys() - two.keys()
+    ]
+    odd = _other_shapes(weights, own)
+    if odd:
+        sides.append(f"differs from it in {_some(list(odd.values()))}")
+    if sides:
+        raise UsageError(
+            f"`{copy.path}` does not fit `{backbone}`: it {'; it '.join(sides)}",
+            hint="set --backbone to the network that the checkpoints were trained with",
+        )
 
 
 def _given(value: T | None, otherwise: T) -> T:

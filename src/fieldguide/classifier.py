@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
@@ -73,18 +73,6 @@ class OutOfFold:
     members: Int[np.ndarray, " n"]
 
 
-@dataclass(frozen=True)
-class Sets:
-    """Sets of classes that hold the true one with probability `coverage`, over photos like those
-    of training: one threshold for all (`split`), or one on the probability gone through before the
-    class (`adaptive`); `per_class` calibrates each class by its own photos.
-    """
-
-    coverage: float
-    method: conformal.Method = "split"
-    per_class: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class Classifier:
     """Members of one architecture that answer together. `Classifier.load` reads a saved one."""
@@ -123,7 +111,7 @@ class Classifier:
         photos: str | Path | Sequence[str | Path],
         *,
         views: Sequence[View] = (),
-        sets: Sets | None = None,
+        sets: conformal.Sets | None = None,
         calibrated: bool = True,
         machine: Machine = Machine(),
     ) -> Predictions:
@@ -142,7 +130,7 @@ class Classifier:
         photos: Sequence[Input],
         *,
         views: Sequence[View] = (),
-        sets: Sets | None = None,
+        sets: conformal.Sets | None = None,
         calibrated: bool = True,
         machine: Machine = Machine(),
     ) -> Iterator[Predictions]:
@@ -208,7 +196,7 @@ class Classifier:
         asked: Sequence[int],
         batch: Seen | None,
         temperature: float,
-        sets: Sets | None,
+        sets: conformal.Sets | None,
     ) -> Predictions:
         """The rows of `span`, of which a batch saw all that are files."""
         problems = {n: photos[n].problem for n in span}
@@ -230,7 +218,7 @@ class Classifier:
         )
 
     def _sets(
-        self, by_member: Float[np.ndarray, "members n classes"], sets: Sets
+        self, by_member: Float[np.ndarray, "members n classes"], sets: conformal.Sets
     ) -> Bool[np.ndarray, "n classes"]:
         known = self.out_of_fold
         return conformal.prediction_sets(
@@ -282,5 +270,5 @@ def _read_card(path: Path) -> Card:
                 hint="read it with the version of fieldguide that wrote it",
             )
         return TypeAdapter(Card).validate_python(content)
-    except (ValueError, KeyError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResourceError(f"{path} is damaged: {error}") from error

@@ -47,23 +47,17 @@ class Outside:
     """Labelled photos that no fold trained on and on which nothing was chosen.
 
     `groups` name what belongs together: intervals draw whole groups, halves keep them whole.
+    `hashes` are the SHA-256 of the files.
     """
 
     files: tuple[Path, ...]
     targets: Int[np.ndarray, " n"]
     groups: tuple[str, ...]
+    hashes: tuple[str, ...]
 
     def __len__(self) -> int:
         """The number of photos."""
         return len(self.files)
-
-    def part(self, rows: NDArray[np.int64]) -> "Outside":
-        """Some of the photos, by number."""
-        return Outside(
-            tuple(self.files[row] for row in rows),
-            self.targets[rows],
-            tuple(self.groups[row] for row in rows),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +163,12 @@ def soup(
         (weights,),
         _out_of_fold(ingredients, dict.fromkeys(ingredients.judged, 0)),
     )
+
+
+def model_name(rule: str, batch_norm: BatchNorm) -> str:
+    """What a merged model is called in a run's folder."""
+    plain = batch_norm == "recalibrate" or rule not in RULES
+    return rule if plain else f"{rule}-{batch_norm}"
 
 
 def merged(
@@ -292,9 +292,11 @@ def _calibration_photos(ingredients: Ingredients) -> list[Path]:
     draw = np.random.default_rng(derive_seed(ingredients.recipe.seed, "soup recalibration"))
     rows = draw.permutation(len(ingredients.training))[:RECALIBRATION_PHOTOS]
     photos = [ingredients.training[row] for row in rows]
-    if not any(photo.is_file() for photo in photos):
+    gone = [photo for photo in photos if not photo.is_file()]
+    if 2 * len(gone) > len(photos):
         raise DataError(
-            f"batch norm is measured on training photos, and they are gone: `{photos[0]}`",
+            f"batch norm is measured on training photos, and {len(gone)} of {len(photos)} are gone,"
+            f" such as `{gone[0]}`",
             hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
             " statistics with --batch-norm average",
         )

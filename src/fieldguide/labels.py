@@ -15,7 +15,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from fieldguide import check, files, metrics
-from fieldguide.analysis.suspects import suspects
+from fieldguide.analysis.suspects import (
+    ConfusedPair,
+    UnsteadyClass,
+    confused_pairs,
+    suspects,
+    unsteady_classes,
+)
 from fieldguide.catalog import Catalog, Photo
 from fieldguide.check import Facts
 from fieldguide.errors import ResourceError
@@ -54,7 +60,9 @@ class Doubts:
     """The labels that look wrong, the most suspicious first, and what was looked at for it.
 
     `photos` are the training photos of the `folds` that are done. Of these `unseen` could not be
-    compared with others, because the file is not there any more, or is another one.
+    compared with others, because the file is not there any more, or is another one. `confused` are
+    pairs of classes that are taken for each other, the most often first, and `unsteady` classes
+    that some folds recognise better than others, by more than chance.
     """
 
     ranked: tuple[Doubt, ...]
@@ -62,6 +70,8 @@ class Doubts:
     folds: tuple[int, ...]
     planned_folds: int
     unseen: int
+    confused: tuple[ConfusedPair, ...] = ()
+    unsteady: tuple[UnsteadyClass, ...] = ()
 
     @property
     def look_alikes(self) -> int:
@@ -97,17 +107,15 @@ class _Judged:
     probabilities: Float[np.ndarray, "n classes"]
 
 
-def doubts(
-    run: Run, *, photos: Path | None = None, progress: Callable[[int], None] | None = None
-) -> Doubts:
+def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts:
     """The labels of a run that look wrong: first those of look-alikes, then the model's suspects.
 
-    The photos are read again to compare them, from `photos` if they were moved; a photo that is
-    gone or has changed is judged by its prediction alone. `progress` is called with the number of
-    photos read so far. Raises ResourceError where no fold is done.
+    The photos are read again to compare them; a photo that is gone or has changed is judged by its
+    prediction alone. `progress` is called with the number of photos read so far. Raises
+    ResourceError where no fold is done.
     """
     judged = _judged(run)
-    catalog = judged.catalog if photos is None else replace(judged.catalog, root=photos)
+    catalog = judged.catalog
     facts = _unchanged(
         catalog, check.inspect(catalog, truncated=run.recipe.truncated, progress=progress)
     )
@@ -120,6 +128,15 @@ def doubts(
         folds=tuple(run.judged),
         planned_folds=run.recipe.folds,
         unseen=sum(not fact.fingerprint for fact in facts),
+        confused=tuple(confused_pairs(judged.probabilities, judged.targets)),
+        unsteady=tuple(
+            unsteady_classes(
+                judged.probabilities.argmax(axis=1) == judged.targets,
+                judged.targets,
+                judged.fold_of,
+                seed=run.recipe.seed,
+            )
+        ),
     )
 
 

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fieldguide import combine, files, inference, metrics
 from fieldguide.catalog import Catalog, listed
 from fieldguide.classifier import Classifier, combined, member_probabilities
 from fieldguide.combine import BatchNorm, Outside, Rule
-from fieldguide.errors import DataError, UsageError
+from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.inference import Machine
 from fieldguide.runs import MODELS, Run
 
@@ -31,6 +32,9 @@ SCORES = "scores.json"  # of the run: the table of its own outside photos
 
 # Photos that the speed is measured on, after a batch that is not counted (taste).
 TIMED_PHOTOS = 256
+
+CROSS_FITTED = "chosen by these photos: judged cross-fitted, each half by the other half's choice"
+FLATTERED = "some of these photos chose this soup, which flatters it"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def merge_into_run(
             f"`{run.folder}` is not complete: {len(run.done)} of {run.recipe.folds} folds are done",
             hint="finish it with the same fit command; a soup is made of all folds",
         )
-    name = rule if batch_norm == "recalibrate" else f"{rule}-{batch_norm}"
+    name = combine.model_name(rule, batch_norm)
     folder = run.folder / MODELS / name
     if name in run.models():
         return folder
@@ -98,20 +102,18 @@ def worths(run: Run, machine: Machine = Machine()) -> list[Worth]:
     kept = _kept(run.folder / SCORES, key)
     if kept:
         return kept
-    rows = worths_on(run, ingredients.outside, machine, own=True)
-    files.write_json(
-        run.folder / SCORES,
-        {"key": key, "photos": len(ingredients.outside), "rows": [asdict(row) for row in rows]},
-    )
+    rows = worths_on(run, ingredients.outside, machine)
+    record = {"key": key, "photos": len(ingredients.outside), "rows": [asdict(row) for row in rows]}
+    with suppress(ResourceError):  # a run that cannot be written to has scores all the same
+        files.write_json(run.folder / SCORES, record)
     return rows
 
 
-def worths_on(
-    run: Run, outside: Outside, machine: Machine = Machine(), *, own: bool = False
-) -> list[Worth]:
+def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> list[Worth]:
     """The same on any labelled photos that no fold has seen (`unseen`).
 
-    `own` photos chose the greedy soups, which are then judged cross-fitted.
+    A greedy soup is judged cross-fitted where these are the photos that chose it, and marked where
+    some of them are.
     """
     ingredients = run.ingredients()
     ensemble = combine.ensemble(ingredients)
@@ -127,12 +129,13 @@ def worths_on(
     for name, folder in run.models().items():
         model = Classifier.load(folder)
         record = model.card.provenance["made"].get("cross_fitted")
-        if own and record:
-            note = "chosen by these photos: judged cross-fitted, each half by the other's choice"
-            rows.append(replace(_parsed(record), photos_per_second=one, note=note))
+        choosers = set(ingredients.outside.hashes if record else ())
+        if choosers and choosers == set(outside.hashes):
+            rows.append(replace(_parsed(record), photos_per_second=one, note=CROSS_FITTED))
         else:
             found = combine.outside_logits(ingredients, model.members, outside, machine)
-            rows.append(_worth(name, model, found, outside, one))
+            row = _worth(name, model, found, outside, one)
+            rows.append(replace(row, note=FLATTERED) if choosers & set(outside.hashes) else row)
     return rows
 
 
@@ -153,20 +156,26 @@ def unseen(run: Run, catalog: Catalog) -> Outside:
             hint="leave these photos out: no answer could be right",
         )
     paths = tuple(catalog.file(photo) for photo in photos)
-    _refuse_known(run, paths)
+    with ThreadPoolExecutor() as pool:
+        hashes = tuple(pool.map(_sha256, paths))
+    _refuse_known(run, paths, hashes)
     return Outside(
         paths,
         np.array([numbers[str(photo.label)] for photo in photos]),
         tuple(photo.group or photo.path for photo in photos),
+        hashes,
     )
 
 
 def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Machine()) -> float:
     """Photos a second from file to logits, after a first batch that starts whatever must start."""
-    batch = machine.batch_size
+    batch = min(machine.batch_size, TIMED_PHOTOS // 4)
     timed = (list(photos) * (1 + TIMED_PHOTOS // len(photos)))[:TIMED_PHOTOS]
     seen = inference.logits(
-        classifier.card.architecture, classifier.members, timed[:batch] + timed, machine
+        classifier.card.architecture,
+        classifier.members,
+        timed[:batch] + timed,
+        replace(machine, batch_size=batch),
     )
     next(seen)
     started, done = time.perf_counter(), 0
@@ -175,23 +184,26 @@ def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Mac
     return done / (time.perf_counter() - started)
 
 
-def _refuse_known(run: Run, paths: Sequence[Path]) -> None:
-    known = {p.sha256: p.path for p in run.catalog.photos if p.split == "train"}
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(_sha256, paths)
+def _refuse_known(run: Run, paths: Sequence[Path], hashes: Sequence[str]) -> None:
+    """Raises `DataError` for photos that the folds trained on, or that chose their epochs."""
+    used = {"train": "were trained on by the folds"}
+    if run.recipe.watch_val:
+        used["val"] = "chose the epochs of the folds"
+    for split, what in used.items():
+        known = {p.sha256: p.path for p in run.catalog.photos if p.split == split}
         seen = [
             (path, known[digest])
             for path, digest in zip(paths, hashes, strict=True)
             if digest in known
         ]
-    if seen:
-        path, other = seen[0]
-        raise DataError(
-            f"{len(seen)} of {len(paths)} photos were trained on by the folds, such as `{path}`,"
-            f" which is the run's `{other}`: an ensemble or a soup would be scored on what it was"
-            " taught",
-            hint="leave them out; without PHOTOS, each is judged by the fold that did not see it",
-        )
+        if seen:
+            path, other = seen[0]
+            raise DataError(
+                f"{len(seen)} of {len(paths)} photos {what}, such as `{path}`, which is the run's"
+                f" `{other}`: a score on them would flatter",
+                hint="leave them out; without PHOTOS, each photo of the folds is judged by the fold"
+                " that did not see it",
+            )
 
 
 def _sha256(path: Path) -> str:

@@ -226,7 +226,7 @@ def require_free(out: Path, overwrite: bool = False) -> None:
     if out.is_dir():
         raise UsageError(f"this is a folder: {out}", hint="give the name of a file")
     if not overwrite and (out.exists() or out.is_symlink()):
-        raise UsageError(f"this file exists: {out}", hint="choose another name, or overwrite it")
+        raise UsageError(f"this file exists: {out}", hint="choose another name, or --overwrite it")
     if not out.parent.is_dir():
         raise ResourceError(f"no such folder: {out.parent}", hint="create the folder first")
 

@@ -281,6 +281,7 @@ class Run:
                 tuple(self.catalog.file(photo) for photo in outside),
                 self.targets[self.outside],
                 tuple(photo.group or photo.path for photo in outside),
+                tuple(photo.sha256 for photo in outside),
             ),
             license=self.environment["weights_license"],
             provenance=_provenance(self),
@@ -305,8 +306,9 @@ class Run:
         from fieldguide.inference import Machine
 
         name = f"fold-{combine}" if isinstance(combine, int) else combine
-        if name in self.models():
-            return Classifier.load(self.models()[name])
+        kept = self.models().get(combining.model_name(name, batch_norm))
+        if kept:
+            return Classifier.load(kept)
         for together in get_args(Combine):
             if name == together:
                 return combining.ensemble(self.ingredients(), together)

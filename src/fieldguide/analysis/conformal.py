@@ -8,6 +8,7 @@ Arrays in, arrays out. Knows nothing of models, of folders or of temperatures.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -22,6 +23,19 @@ Method: TypeAlias = Literal["split", "adaptive"]
 # (0.28 · 25 = 7.000000000000001). Its relative error is below 2^-52; this is ample, and costs no
 # more coverage than itself.
 _ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Which sets to draw: they hold the true class of a share `coverage` of photos like these.
+
+    `method` says by which score (`nonconformity`); `per_class` calibrates each class by its own
+    photos, so that each is covered.
+    """
+
+    coverage: float
+    method: Method = "split"
+    per_class: bool = False
 
 
 def nonconformity(

@@ -142,17 +142,24 @@ class Computer:
     precision: Literal["float32", "bfloat16", "float16", "auto"] | None = None
     batch_size: int = 64
 
-    def chosen(self) -> "Machine":
-        """The flags, or else FIELDGUIDE_DEVICE, FIELDGUIDE_WORKERS and FIELDGUIDE_PRECISION."""
-        from fieldguide.inference import Machine
+    def check(self) -> Recipe:
+        """Raises `UsageError` for values that cannot be; without torch.
 
+        What is not given comes from FIELDGUIDE_DEVICE, FIELDGUIDE_WORKERS, FIELDGUIDE_PRECISION.
+        """
         if self.batch_size < 1:
             raise UsageError(f"--batch-size is below 1: {self.batch_size}")
         names = ("device", "workers", "precision")
         surroundings = recipes.from_environment(os.environ)
         given = {name: surroundings.get(name, "auto") for name in names}
         flags = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        chosen = recipes.build(given | flags)
+        return recipes.build(given | flags)
+
+    def chosen(self) -> "Machine":
+        """The machine that was asked for."""
+        from fieldguide.inference import Machine
+
+        chosen = self.check()
         return Machine(chosen.device, chosen.workers, chosen.precision, self.batch_size)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fieldguide.display import duration
@@ -17,6 +17,7 @@ from fieldguide.display import duration
 if TYPE_CHECKING:
     from fieldguide.catalog import Catalog
     from fieldguide.check import Facts, Finding
+    from fieldguide.checkpoints import Barrier
     from fieldguide.labels import Doubts
     from fieldguide.outside import Worth
     from fieldguide.runs import Run
@@ -114,10 +115,11 @@ def print_classes(console: Console, run: "Run") -> None:
 
 def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None:
     """Classifiers side by side on photos outside all folds, with what they cost."""
-    console.print(f"\non {photos:,} photos outside all folds, scaled probabilities:")
+    console.print(f"\non {photos:,} photos outside all folds (calib.: calibration error, scaled):")
     table = Table(
-        *("classifier", "accuracy", "95 % interval", "log loss", "calibration error"),
-        *("unscaled", "parameters", "photos/s", "size"),
+        Column("classifier", no_wrap=True),
+        *("accuracy", "interval", "log loss", "calib."),
+        *("weights", "photos/s", "size"),
         box=None,
     )
     for row in rows:
@@ -125,10 +127,9 @@ def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None
         table.add_row(
             row.name + ("*" if row.note else ""),
             f"{row.accuracy:.1%}",
-            f"{low:.1%} to {high:.1%}",
+            f"{100 * low:.1f}–{high:.1%}",
             f"{row.log_loss:.3f}",
             f"{row.calibration_error:.3f}",
-            f"{row.unscaled_error:.3f}",
             f"{row.parameters / 1e6:.1f} M",
             f"{row.photos_per_second:.0f}",
             f"{row.bytes / 1e6:.0f} MB",
@@ -138,22 +139,55 @@ def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None
         console.print(f"* {note}")
 
 
-def print_doubts(console: Console, found: "Doubts", csv: Path) -> None:
+def print_barrier(console: Console, copies: Sequence[str], barrier: "Barrier") -> None:
+    """Accuracies of checkpoints and of what they were merged to."""
+    table = Table(f"on {barrier.photos:,} photos", "accuracy", box=None)
+    for name, accuracy in zip(copies, barrier.copies, strict=True):
+        table.add_row(Text(name), f"{accuracy:.1%}")
+    table.add_row("merged", f"{barrier.merged:.1%}")
+    console.print(table)
+
+
+def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> None:
     """The most suspicious labels, confused pairs of classes, classes that folds disagree on."""
     listed = f"{len(found.ranked):,} of {found.photos:,} labels look wrong"
-    console.print(f"{listed}; the list with reasons: {csv}")
+    console.print(f"{listed}: look at them; the list with reasons is {csv}")
+    for doubt in found.ranked[:SHOWN]:
+        console.print(f"  {doubt.path}\n    is labelled `{doubt.label}`: {doubt.reason}")
+    console.print("\nclasses most often taken for each other:")
     _print_ranked(
         console,
-        ("path", "label", "reason"),
-        [(doubt.path, doubt.label, doubt.reason) for doubt in found.ranked],
+        ("one", "other", "photos", "share of both"),
+        [
+            (run.classes[pair.one], run.classes[pair.other], str(pair.photos), f"{pair.rate:.1%}")
+            for pair in found.confused
+        ],
     )
+    if found.unsteady:
+        console.print("\nclasses that some folds recognise better than others:")
+        _print_ranked(
+            console,
+            ("class", "photos", "recall by fold", "adjusted p"),
+            [
+                (
+                    run.classes[each.label],
+                    str(each.photos),
+                    ", ".join(f"{recall:.0%}" for recall in each.recalls.values()),
+                    f"{each.adjusted:.3f}",
+                )
+                for each in found.unsteady
+            ],
+        )
 
 
 def _print_ranked(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """The first rows of a ranked list; names are text, never markup."""
     if not rows:
+        console.print("none")
         return
-    table = Table(*header, box=None)
+    table = Table(*(Column(name, overflow="fold") for name in header), box=None)
     for row in rows[:SHOWN]:
         table.add_row(*map(Text, row))
     console.print(table)
+    if len(rows) > SHOWN:
+        console.print(f"and {len(rows) - SHOWN:,} more")

@@ -1,13 +1,14 @@
 """Commands that use a run: score, merge, save, predict, labels."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from fieldguide.backbones import require_backbone
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.flags import Columns, Computer, ListFlags, Lists, MachineFlags, TableFlags
@@ -15,10 +16,13 @@ from fieldguide.display import Display
 from fieldguide.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from fieldguide.analysis.conformal import Method
+    from fieldguide.analysis.conformal import Method, Sets
     from fieldguide.augment import View
     from fieldguide.catalog import Catalog
-    from fieldguide.classifier import Classifier, Sets
+    from fieldguide.checkpoints import Rule as FileRule
+    from fieldguide.classifier import Classifier
+    from fieldguide.combine import BatchNorm
+    from fieldguide.combine import Rule as RunRule
     from fieldguide.inputs import Input
     from fieldguide.outside import Worth
     from fieldguide.predictions import Layout, Predictions, Submission
@@ -56,6 +60,7 @@ def score(
     """
     from fieldguide import runs
 
+    machine.check()
     opened = runs.Run(run, photos=photos_root)
     opened.scores  # noqa: B018 - its errors come before photos are read
     if photos is None:
@@ -71,47 +76,82 @@ def score(
     elif rows:
         tables.print_worths(terminal.stdout, rows, count)
     elif opened.complete:
-        terminal.stdout.print(
-            "\nan ensemble or merged model is scored on photos outside all folds, and the run has"
-            " none: give a labelled set, or begin a run with --holdout 0.1"
+        terminal.stderr.print(
+            "an ensemble or a merged model is scored on photos outside all folds, and the run has"
+            " none: give a labelled set, or begin a run with --holdout 0.1",
+            soft_wrap=True,
         )
 
 
 @app.command
 def merge(
-    run: Path,
+    sources: list[Path],
     *,
     rule: Literal["soup", "greedy", "stock"] = "soup",
-    batch_norm: Literal["recalibrate", "average"] = "recalibrate",
+    batch_norm: Literal["recalibrate", "average"] | None = None,
     photos_root: Path | None = None,
+    anchor: Path | None = None,
+    out: Path | None = None,
+    photos: Path | None = None,
+    backbone: str | None = None,
+    size: int | None = None,
+    eval_resize: int | None = None,
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Merge a run's folds into one network, at the cost of one, and keep it in the run.
+    """Merge a run's folds, or checkpoints of any training, into one network of one's cost.
+
+    A run's merged model is kept in the run. Checkpoints, of timm, torchvision or fieldguide, must
+    be of one architecture; with --photos, batch norm is measured on them and accuracies are told.
 
     Parameters
     ----------
-    run
-        A run's folder.
+    sources
+        A run's folder, or at least two checkpoints (.safetensors, .pth).
     rule
         The plain mean (soup), folds added while that does no harm on photos outside the folds
         (greedy), or Model Stock (stock).
     batch_norm
-        Statistics of the merged network: measured anew on training photos, or the folds' mean.
+        Of a run: statistics measured anew on training photos (recalibrate, the default), or the
+        folds' mean (average).
     photos_root
-        Where the run's own photos lie, if they were moved.
+        Of a run: where its photos lie, if they were moved.
+    anchor
+        Of checkpoints: the weights that all were fine-tuned from.
+    out
+        Of checkpoints: the file to write.
+    photos
+        Of checkpoints: a folder or table of photos like those of training.
+    backbone
+        Of checkpoints: the network they are for; needed with --photos.
+    size
+        Of checkpoints: side of the network's input in pixels.
+    eval_resize
+        Of checkpoints: pixels of the shorter side, from which the centre is cut.
     """
-    from fieldguide.runs import Run
-
-    opened = Run(run, photos=photos_root)
-    from fieldguide import outside  # brings torch
-
-    folder = outside.merge_into_run(opened, rule, batch_norm=batch_norm, machine=machine.chosen())
-    terminal.stdout.print(f"the merged model is in {folder}")
-    for command in (
-        f"fieldguide score {run}",
-        f"fieldguide predict {run} PHOTOS --combine {folder.name}",
-    ):
-        terminal.stdout.print(f"  {command}")
+    machine.check()
+    of_run: dict[str, object] = {"--batch-norm": batch_norm, "--photos-root": photos_root}
+    of_files: dict[str, object] = {
+        "--anchor": anchor,
+        "--out": out,
+        "--photos": photos,
+        "--backbone": backbone,
+        "--size": size,
+        "--eval-resize": eval_resize,
+    }
+    if len(sources) == 1 and sources[0].is_dir():
+        _refuse_given(of_files, "for checkpoints, and a run is given")
+        _merge_run(sources[0], rule, batch_norm or "recalibrate", photos_root, machine)
+        return
+    _refuse_given(of_run, "for runs, and checkpoints are given")
+    if out is None:
+        raise UsageError("merged checkpoints need a file to go to: --out merged.safetensors")
+    if rule == "greedy":
+        raise UsageError("--rule greedy is for runs", hint="use soup or stock")
+    if photos is None:
+        _refuse_given({"--size": size, "--eval-resize": eval_resize}, "idle without --photos")
+    if backbone is not None:
+        require_backbone(backbone)
+    _merge_files(sources, rule, anchor, out, photos, backbone, size, eval_resize, machine)
 
 
 @app.command
@@ -138,6 +178,7 @@ def save(
     """
     from fieldguide.runs import Run
 
+    machine.check()
     _require_new(out)
     opened = Run(run, photos=photos_root)
     with Display(terminal.stderr) as display:
@@ -153,8 +194,8 @@ def save(
 @app.command
 def predict(
     model: Path,
-    photos: str,
-    *more_photos: str,
+    photos: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
+    *,
     out: Path = Path("predictions.csv"),
     combine: str | None = None,
     recursive: bool = True,
@@ -172,6 +213,7 @@ def predict(
     spreadsheet: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    photos_root: Path | None = None,
     lists: ListFlags = Lists(),
     machine: MachineFlags = Computer(),
 ) -> None:
@@ -182,9 +224,8 @@ def predict(
     model
         A run's folder, or that of a classifier which `fieldguide save` or `merge` wrote.
     photos
-        A folder, a CSV table, a list of paths (.txt, or - for standard input), or a photo.
-    more_photos
-        Further ones.
+        A folder, a CSV table, a list of paths (.txt, or - for standard input), a photo, or
+        several of these.
     out
         The table to write.
     combine
@@ -220,24 +261,27 @@ def predict(
         End with exit code 3 if a photo cannot be read.
     overwrite
         Replace the table if it is there.
+    photos_root
+        Where the run's own photos lie, if they were moved and a soup is made of its folds.
     """
     from fieldguide import inputs, predictions
 
     table = _Table(top, probabilities, coverage is not None, spreadsheet, submission, columns, id)
     table.refuse_contradictions()
+    machine.check()
     asked_sets = _sets(coverage, sets, sets_per_class, calibrated)
     asked_views = _views(views)
     predictions.require_free(out, overwrite)
     if zip:
         predictions.require_free(predictions.zip_path(out), overwrite)
     found = inputs.read(
-        [photos, *more_photos],
+        photos,
         recursive=recursive,
         path_column=lists.path_column,
         root=lists.root,
         encoding=lists.encoding,
     )
-    classifier = _classifier(model, combine, machine)
+    classifier = _classifier(model, combine, photos_root, machine)
     layout, found = table.layout(classifier.classes, found)
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(found))
@@ -279,8 +323,8 @@ def labels(run: Path, *, photos_root: Path | None = None) -> None:
         found = suspicious.doubts(opened, progress=display.reach)
         for note in found.notes:
             display.notice(note)
-    suspicious.write(run / "labels.csv", found)
-    tables.print_doubts(terminal.stdout, found, run / "labels.csv")
+    suspicious.write(run / suspicious.TABLE, found)
+    tables.print_doubts(terminal.stdout, opened, found, run / suspicious.TABLE)
 
 
 @dataclass(frozen=True)
@@ -312,6 +356,8 @@ class _Table:
             )
         if self.id is not None and not submission:
             raise UsageError("--id is for submissions: --submission or --columns")
+        if not submission and self.top is not None and self.top < 1:
+            raise UsageError(f"--top is below 1: {self.top}", hint="1 writes the label alone")
         if self.columns is not None and len(self.columns.split(",")) != 2:
             raise UsageError(
                 f"--columns = {self.columns!r} is not two names",
@@ -350,7 +396,7 @@ def _sets(
         raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
     if not calibrated:
         raise UsageError("--coverage needs calibrated probabilities: leave --no-calibrated out")
-    from fieldguide.classifier import Sets
+    from fieldguide.analysis.conformal import Sets
 
     return Sets(coverage, method or "split", per_class)
 
@@ -364,20 +410,23 @@ def _views(text: str) -> "tuple[View, ...]":
     return tuple(view for view in known if view in names)
 
 
-def _classifier(model: Path, combine: str | None, machine: Computer) -> "Classifier":
+def _classifier(
+    model: Path, combine: str | None, photos_root: Path | None, machine: Computer
+) -> "Classifier":
     """That of a run, or a saved one."""
     if (model / "setup.json").is_file():
         from fieldguide.runs import Run
 
-        opened = Run(model)
+        opened = Run(model, photos=photos_root)
         if not opened.complete:
             terminal.stderr.print(
                 f"{len(opened.done)} of {opened.recipe.folds} folds are done: these answer",
                 soft_wrap=True,
             )
         return opened.classifier(combine or "ensemble", machine=machine.chosen())
-    if combine is not None:
-        raise UsageError("--combine is for runs; a saved classifier is combined already")
+    for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
+        if value is not None:
+            raise UsageError(f"{flag} is for runs, and `{model}` is none", hint="leave it out")
     if not model.is_dir():
         raise UsageError(f"`{model}` is neither a run's folder nor a classifier's")
     from fieldguide.classifier import Classifier
@@ -400,6 +449,13 @@ def _worths(run: "Run", catalog: "Catalog | None", machine: Computer) -> "tuple[
     from fieldguide import outside  # brings torch
 
     if catalog is None:
+        related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
+        if related:
+            terminal.stderr.print(
+                f"{related} photos of the val part are left out: copies of training photos, of"
+                " their groups, or without a class",
+                soft_wrap=True,
+            )
         return outside.worths(run, machine.chosen()), len(run.outside)
     photos = outside.unseen(run, catalog)
     return outside.worths_on(run, photos, machine.chosen()), len(photos)
@@ -429,3 +485,77 @@ def _score_record(
 def _require_new(folder: Path) -> None:
     if folder.exists():
         raise UsageError(f"`{folder}` is there already", hint="name a new folder with --out")
+
+
+def _refuse_given(flags: Mapping[str, object], why: str) -> None:
+    given = [flag for flag, value in flags.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is {why}", hint="leave it out")
+
+
+def _merge_run(
+    run: Path,
+    rule: "RunRule",
+    batch_norm: "BatchNorm",
+    photos_root: Path | None,
+    machine: Computer,
+) -> None:
+    from fieldguide.runs import Run
+
+    opened = Run(run, photos=photos_root)
+    from fieldguide import outside  # brings torch
+
+    folder = outside.merge_into_run(opened, rule, batch_norm=batch_norm, machine=machine.chosen())
+    terminal.stdout.print(f"the merged model is in {folder}")
+    for command in (
+        f"fieldguide score {run}",
+        f"fieldguide predict {run} PHOTOS --combine {folder.name}",
+    ):
+        terminal.stdout.print(f"  {command}")
+
+
+def _merge_files(
+    sources: Sequence[Path],
+    rule: "FileRule",
+    anchor: Path | None,
+    out: Path,
+    photos: Path | None,
+    backbone: str | None,
+    size: int | None,
+    eval_resize: int | None,
+    machine: Computer,
+) -> None:
+    from fieldguide import checkpoints, files
+
+    checkpoints.require_new(out)
+    copies = checkpoints.read(sources)
+    start = checkpoints.read_one(anchor) if anchor else None
+    merged, barrier = checkpoints.merge(copies, rule, start), None
+    if photos is not None:
+        network = checkpoints.architecture(copies[0], backbone, size=size, eval_resize=eval_resize)
+        merged, barrier = checkpoints.on_photos(
+            copies, merged, network, _any_photos(photos), machine.chosen()
+        )
+    for note in merged.notes:
+        terminal.stderr.print(f"note: {note}", soft_wrap=True)
+    named = [*sources, anchor] if anchor else list(sources)
+    sha256 = {path.name: files.sha256(path) for path in named}
+    checkpoints.write(out, merged, {"rule": rule, "sha256": sha256})
+    terminal.stdout.print(f"mean cosine between the weights, at least: {merged.cosine:.3f}")
+    if merged.moves:
+        terminal.stdout.print(f"mean angle between movements from the anchor: {merged.angle:.0f}°")
+    if barrier:
+        tables.print_barrier(terminal.stdout, [str(path) for path in sources], barrier)
+    terminal.stdout.print(f"the merged weights are in {out}")
+
+
+def _any_photos(place: Path) -> "Catalog":
+    """Labelled photos, or a folder of any: those without labels serve batch norm alone."""
+    from fieldguide import catalog
+
+    try:
+        return catalog.read(place)
+    except DataError:
+        if not place.is_dir():
+            raise
+        return catalog.scan_unlabelled(place)

@@ -1,0 +1,444 @@
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLORS, draw_photo
+from fits import small_fit
+
+import fieldguide as fg
+from fieldguide import combine, files, metrics, outside
+from fieldguide.classifier import Classifier
+from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.inference import Machine
+from fieldguide.outside import CROSS_FITTED, FLATTERED, Worth
+
+CPU = Machine("cpu", workers=0)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are measured on few photos."""
+    monkeypatch.setattr(outside, "TIMED_PHOTOS", 8)
+
+
+@pytest.fixture
+def own(trained: fg.Run, tmp_path: Path) -> fg.Run:
+    """A copy of the run to write into."""
+    return fg.Run(shutil.copytree(trained.folder, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def rows(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Worth]:
+    """What each classifier is worth on the run's own photos, with all kinds of soups merged."""
+    run = fg.Run(shutil.copytree(trained.folder, tmp_path_factory.mktemp("merged") / "run"))
+    for rule in combine.RULES:
+        outside.merge_into_run(run, rule, machine=CPU)
+    outside.merge_into_run(run, "soup", batch_norm="average", machine=CPU)
+    return {row.name: row for row in outside.worths(run, CPU)}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that outside photos were looked at."""
+    seen: list[int] = []
+    original = combine.outside_logits
+
+    def outside_logits(*arguments: Any) -> object:
+        seen.append(len(arguments[2]))
+        return original(*arguments)
+
+    monkeypatch.setattr(combine, "outside_logits", outside_logits)
+    return seen
+
+
+def others(folder: Path, each: int = 2) -> Path:
+    """Photos that nobody has seen."""
+    for number, (name, color) in enumerate(COLORS.items()):
+        for index in range(each):
+            draw_photo(folder / name / f"new{index}.jpg", color, 7000 + 100 * number + index)
+    return folder
+
+
+def predicted(run: fg.Run, combine: str | int) -> np.ndarray:
+    paths = [run.catalog.file(run.catalog.photos[row]) for row in run.outside]
+    return run.classifier(combine, machine=CPU).predict(paths, machine=CPU).probabilities
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_there_is_a_row_for_each_fold_their_mean_the_ensemble_and_each_soup(
+    rows: dict[str, Worth],
+) -> None:
+    folds = ["fold 0", "fold 1", "fold 2", "mean of folds", "ensemble"]
+    assert list(rows) == [*folds, "greedy", "soup", "soup-average", "stock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "combine"), [("fold 1", 1), ("ensemble", "ensemble"), ("soup", "soup")]
+)
+def test_scores_are_those_of_what_predict_says(
+    name: str, combine: str | int, rows: dict[str, Worth], trained: fg.Run
+) -> None:
+    probabilities, row = predicted(trained, combine), rows[name]
+    targets = trained.targets[trained.outside]
+    assert row.accuracy == metrics.accuracy(probabilities, targets)
+    assert row.log_loss == pytest.approx(metrics.log_loss(probabilities, targets), abs=1e-5)
+    error = metrics.calibration_error(probabilities, targets)
+    assert row.calibration_error == pytest.approx(error, abs=1e-5)
+    low, high = row.interval
+    assert low <= row.accuracy <= high
+    model = trained.classifier(combine, machine=CPU)
+    assert (row.parameters, row.bytes) == (model.parameters, model.nbytes)
+    assert row.photos_per_second > 0
+
+
+def test_the_unscaled_error_is_that_without_the_temperature(
+    rows: dict[str, Worth], trained: fg.Run
+) -> None:
+    paths = [trained.catalog.file(trained.catalog.photos[row]) for row in trained.outside]
+    plain = trained.classifier("ensemble").predict(paths, calibrated=False, machine=CPU)
+    targets = trained.targets[trained.outside]
+    expected = metrics.calibration_error(plain.probabilities, targets)
+    assert rows["ensemble"].unscaled_error == pytest.approx(expected, abs=1e-5)
+    assert rows["ensemble"].unscaled_error != pytest.approx(rows["ensemble"].calibration_error)
+
+
+def test_the_mean_of_folds_is_the_mean_of_their_rows(rows: dict[str, Worth]) -> None:
+    folds = [rows[f"fold {fold}"] for fold in range(3)]
+    for score in ("accuracy", "log_loss", "calibration_error", "unscaled_error", "parameters"):
+        expected = np.mean([getattr(row, score) for row in folds])
+        assert getattr(rows["mean of folds"], score) == pytest.approx(expected), score
+    low, high = rows["mean of folds"].interval
+    assert low <= rows["mean of folds"].accuracy <= high
+
+
+def test_a_soup_costs_what_a_fold_costs_and_an_ensemble_as_much_as_all(
+    rows: dict[str, Worth],
+) -> None:
+    for name in ("soup", "greedy", "stock", "soup-average"):
+        assert rows[name].parameters == rows["fold 0"].parameters
+        assert rows[name].bytes == rows["fold 0"].bytes
+    assert rows["ensemble"].parameters == 3 * rows["fold 0"].parameters
+
+
+def test_intervals_draw_whole_groups(trained: fg.Run) -> None:
+    one = trained.ingredients().outside
+    alone = {row.name: row for row in outside.worths_on(trained, one, CPU)}
+    assert alone["fold 1"].interval[0] < alone["fold 1"].interval[1]
+    grouped = replace(one, groups=("specimen",) * len(one))
+    for row in outside.worths_on(trained, grouped, CPU):
+        assert row.interval == pytest.approx((row.accuracy, row.accuracy))
+        assert row.accuracy == alone[row.name].accuracy
+
+
+def test_a_run_without_photos_outside_has_no_rows(discs: Path, tmp_path: Path) -> None:
+    run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0, replicas=1)
+    assert outside.worths(run, CPU) == []
+    assert not (run.folder / outside.SCORES).exists()
+
+
+def test_an_unfinished_run_is_judged_by_the_folds_that_are_done(own: fg.Run) -> None:
+    (own.folder / files.MANIFEST).unlink()
+    (own.fold_folder(1) / files.MANIFEST).unlink()
+    names = [row.name for row in outside.worths(fg.Run(own.folder), CPU)]
+    assert names == ["fold 0", "fold 2", "mean of folds", "ensemble"]
+
+
+# --- the table is kept ----------------------------------------------------------------------------
+
+
+def test_the_table_is_read_again_while_nothing_changes(own: fg.Run, looks: list[int]) -> None:
+    first = outside.worths(own, CPU)
+    assert looks
+    looks.clear()
+    assert outside.worths(fg.Run(own.folder), CPU) == first
+    assert outside.worths(own, replace(CPU, batch_size=3)) == first
+    assert looks == []
+    record = json.loads((own.folder / outside.SCORES).read_bytes())
+    assert record["photos"] == 12
+    assert [row["name"] for row in record["rows"]] == [row.name for row in first]
+
+
+def merged(run: fg.Run) -> None:
+    outside.merge_into_run(run, "soup", batch_norm="average", machine=CPU)
+
+
+def cut(run: fg.Run) -> None:
+    place = run.folder / outside.SCORES
+    place.write_text(place.read_text("utf-8")[:-20])
+
+
+def of_another_version(run: fg.Run) -> None:
+    place = run.folder / outside.SCORES
+    record = json.loads(place.read_bytes())
+    record["rows"][0]["beauty"] = 1.0
+    files.write_json(place, record)
+
+
+def of_no_table(run: fg.Run) -> None:
+    (run.folder / outside.SCORES).write_text("[]")
+
+
+@pytest.mark.parametrize("change", [merged, cut, of_another_version, of_no_table])
+def test_the_table_is_made_anew_where_something_changed(
+    change: Callable[[fg.Run], None], own: fg.Run, looks: list[int]
+) -> None:
+    before = outside.worths(own, CPU)
+    change(own)
+    looks.clear()
+    after = outside.worths(own, CPU)
+    assert looks
+    assert [row.name for row in after[:5]] == [row.name for row in before]
+    assert ("soup-average" in {row.name for row in after}) == (change is merged)
+
+
+def test_another_precision_is_another_table(own: fg.Run, looks: list[int]) -> None:
+    outside.worths(own, CPU)
+    looks.clear()
+    outside.worths(own, replace(CPU, precision="bfloat16"))
+    assert looks
+
+
+def test_a_run_that_cannot_be_written_to_is_scored_all_the_same(
+    own: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise ResourceError(f"cannot write {path}")
+
+    monkeypatch.setattr(files, "write_json", refuse)
+    assert len(outside.worths(own, CPU)) == 5
+
+
+# --- merged models --------------------------------------------------------------------------------
+
+
+def test_a_merged_model_is_kept_in_the_run_and_answers_by_its_name(own: fg.Run) -> None:
+    expected = predicted(own, "stock")
+    folder = outside.merge_into_run(own, "stock", machine=CPU)
+    assert folder == own.folder / "models" / "stock"
+    assert own.models() == {"stock": folder}
+    np.testing.assert_array_equal(predicted(own, "stock"), expected)
+    found = Classifier.load(folder).card.provenance["made"]
+    assert found == {"rule": "stock", "batch_norm": "recalibrate", "folds": [0, 1, 2]}
+    assert own.complete and fg.Run(own.folder).scores == own.scores
+
+
+def test_merging_twice_leaves_the_first(own: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = outside.merge_into_run(own, "soup", machine=CPU)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(combine, "soup", None)  # not even begun
+    assert outside.merge_into_run(own, "soup", machine=CPU) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_merge_left_is_replaced(own: fg.Run) -> None:
+    folder = outside.merge_into_run(own, "soup", batch_norm="average", machine=CPU)
+    (folder / files.MANIFEST).unlink()
+    (folder / "member-0.safetensors").write_bytes(b"half")
+    (folder / "rest.tmp").write_bytes(b"half")
+    assert own.models() == {}
+    outside.merge_into_run(own, "soup", batch_norm="average", machine=CPU)
+    Classifier.load(folder)
+    assert not (folder / "rest.tmp").exists()
+
+
+def test_both_kinds_of_batch_norm_stand_side_by_side(own: fg.Run) -> None:
+    expected = {
+        kind: combine.soup(own.ingredients(), "soup", batch_norm=kind, machine=CPU).members[0]
+        for kind in ("recalibrate", "average")  # type: ignore[arg-type]
+    }
+    for kind in expected:
+        outside.merge_into_run(own, "soup", batch_norm=kind, machine=CPU)  # type: ignore[arg-type]
+    assert list(own.models()) == ["soup", "soup-average"]
+    for kind, weights in expected.items():
+        found = own.classifier("soup", batch_norm=kind, machine=CPU).members[0]  # type: ignore[arg-type]
+        assert all((found[name] == tensor).all() for name, tensor in weights.items()), kind
+
+
+def test_a_soup_waits_for_all_folds(own: fg.Run) -> None:
+    (own.folder / files.MANIFEST).unlink()
+    (own.fold_folder(2) / files.MANIFEST).unlink()
+    run = fg.Run(own.folder)
+    with pytest.raises(UsageError, match="2 of 3 folds are done") as error:
+        outside.merge_into_run(run, "soup", machine=CPU)
+    assert "same fit command" in error.value.hint
+    assert not (run.folder / "models").exists()
+
+
+def test_nothing_is_merged_into_a_run_that_another_process_holds(own: fg.Run) -> None:
+    with files.lock(own.folder), pytest.raises(ResourceError, match="in use"):
+        outside.merge_into_run(own, "soup", batch_norm="average", machine=CPU)
+    assert own.models() == {}
+
+
+# --- greedy soups and the photos that chose them --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def greedy(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """A run with a greedy soup whose cross-fitted worth differs from the one where it was chosen.
+
+    By hand: with twelve photos, honest and flattering scores are often the same.
+    """
+    run = fg.Run(shutil.copytree(trained.folder, tmp_path_factory.mktemp("greedy") / "run"))
+    original = combine.greedy
+
+    def worse(*arguments: Any, **options: Any) -> combine.Greedy:
+        found = original(*arguments, **options)
+        return replace(found, logits=np.roll(found.logits, 1, axis=1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(combine, "greedy", worse)
+        outside.merge_into_run(run, "greedy", batch_norm="average", machine=CPU)
+    return run
+
+
+def greedy_row(rows: list[Worth]) -> Worth:
+    return next(row for row in rows if row.name == "greedy-average")
+
+
+def test_a_greedy_soup_is_judged_by_the_choice_of_other_photos(
+    greedy: fg.Run, trained: fg.Run, tmp_path: Path
+) -> None:
+    found = combine.greedy(trained.ingredients(), batch_norm="average", machine=CPU)
+    targets = trained.targets[trained.outside]
+    row = greedy_row(outside.worths(greedy, CPU))
+    assert row.note == CROSS_FITTED
+    assert row.accuracy == metrics.accuracy(np.roll(found.logits, 1, axis=1), targets)
+    assert row.accuracy != metrics.accuracy(predicted(greedy, "greedy-average"), targets)
+    own = outside.worths_on(greedy, greedy.ingredients().outside, CPU)
+    assert replace(greedy_row(own), photos_per_second=0.0) == replace(row, photos_per_second=0.0)
+
+
+def test_giving_the_choosers_by_hand_flatters_no_greedy_soup(greedy: fg.Run, parts: Path) -> None:
+    given = outside.unseen(greedy, fg.scan(parts / "val"))
+    row = greedy_row(outside.worths_on(greedy, given, CPU))
+    expected = greedy_row(outside.worths(greedy, CPU))
+    assert (row.accuracy, row.note) == (expected.accuracy, CROSS_FITTED)
+
+
+def test_a_greedy_soup_judged_on_some_of_its_choosers_is_marked(
+    greedy: fg.Run, parts: Path, tmp_path: Path
+) -> None:
+    fewer = shutil.copytree(parts / "val", tmp_path / "fewer")
+    for path in fewer.glob("*/02[23].jpg"):
+        path.unlink()
+    more = others(shutil.copytree(fewer, tmp_path / "more"))
+    for folder, count in ((fewer, 6), (more, 12)):
+        given = outside.unseen(greedy, fg.scan(folder))
+        assert len(given) == count
+        row = greedy_row(outside.worths_on(greedy, given, CPU))
+        probabilities = (
+            greedy.classifier("greedy-average").predict(given.files, machine=CPU).probabilities
+        )
+        assert row.note == FLATTERED
+        assert row.accuracy == metrics.accuracy(probabilities, given.targets)
+
+
+def test_on_photos_that_chose_nothing_a_greedy_soup_is_like_any_other(
+    greedy: fg.Run, tmp_path: Path
+) -> None:
+    given = outside.unseen(greedy, fg.scan(others(tmp_path / "others", each=4)))
+    row = greedy_row(outside.worths_on(greedy, given, CPU))
+    probabilities = (
+        greedy.classifier("greedy-average").predict(given.files, machine=CPU).probabilities
+    )
+    assert row.note == ""
+    assert row.accuracy == metrics.accuracy(probabilities, given.targets)
+
+
+# --- other photos ---------------------------------------------------------------------------------
+
+
+def test_photos_that_no_fold_has_seen_come_with_their_classes(
+    trained: fg.Run, tmp_path: Path
+) -> None:
+    found = outside.unseen(trained, fg.scan(others(tmp_path / "others")))
+    assert [path.parent.name for path in found.files] == [
+        trained.classes[target] for target in found.targets
+    ]
+    assert len(found) == len(set(found.groups)) == 6
+    assert found.hashes == tuple(files.sha256(path) for path in found.files)
+    assert len(outside.worths_on(trained, found, CPU)) == 5
+
+
+@pytest.mark.parametrize("name", ["000.jpg", "renamed.jpg"])
+def test_a_photo_that_was_trained_on_is_refused_by_its_content(
+    name: str, trained: fg.Run, parts: Path, tmp_path: Path
+) -> None:
+    folder = others(tmp_path / "others")
+    shutil.copy(parts / "train" / "blue" / "000.jpg", folder / "blue" / name)
+    with pytest.raises(DataError, match="1 of 7 photos were trained on") as error:
+        outside.unseen(trained, fg.scan(folder))
+    assert f"blue/{name}" in error.value.message
+    assert "train/blue/000.jpg" in error.value.message
+
+
+def test_photos_that_chose_epochs_are_refused(parts: Path, tmp_path: Path) -> None:
+    watching: dict[str, Any] = {"stop": "fold", "watch_val": True, "epochs": 1, "warmup": 0.0}
+    run = small_fit(parts, tmp_path / "run", fold=0, replicas=1, merge="none", **watching)
+    assert outside.worths(run, CPU) == []
+    with pytest.raises(DataError, match="12 of 12 photos chose the epochs"):
+        outside.unseen(run, fg.scan(parts / "val"))
+    assert len(outside.unseen(run, fg.scan(others(tmp_path / "others")))) == 6
+
+
+def test_a_class_that_no_network_knows_is_refused(trained: fg.Run, tmp_path: Path) -> None:
+    folder = others(tmp_path / "others")
+    draw_photo(folder / "teal" / "000.jpg", (0, 120, 120), 1)
+    with pytest.raises(DataError, match=r"none of the run's 3 classes: .*teal"):
+        outside.unseen(trained, fg.scan(folder))
+
+
+def test_a_photo_that_cannot_be_read_is_named(trained: fg.Run, tmp_path: Path) -> None:
+    folder = others(tmp_path / "others")
+    (folder / "blue" / "bad.jpg").write_bytes(b"")
+    given = outside.unseen(trained, fg.scan(folder))
+    with pytest.raises(DataError, match=r"1 of 7 photos .* cannot be read, .*bad\.jpg"):
+        outside.worths_on(trained, given, CPU)
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 4096])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_the_speed_is_measured_with_any_number_of_photos_at_once(
+    batch_size: int, count: int, trained: fg.Run, parts: Path
+) -> None:
+    photos = sorted((parts / "val").glob("*/*.jpg"))[:count]
+    machine = replace(CPU, batch_size=batch_size)
+    assert outside.speed(trained.classifier(0), photos, machine) > 0
+
+
+def test_the_first_batch_does_not_count(
+    trained: fg.Run, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that ticks once a batch, and a first batch of an hour."""
+    clock = iter([0.0, 2.0])
+    asked: list[int] = []
+
+    def logits(
+        architecture: object, members: object, paths: list[Path], *rest: Any
+    ) -> Iterator[Any]:
+        asked.append(len(paths))
+        for _ in range(0, len(paths), rest[0].batch_size):
+            yield type("Batch", (), {"photos": range(rest[0].batch_size)})
+
+    monkeypatch.setattr("fieldguide.inference.logits", logits)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    photos = sorted((parts / "val").glob("*/*.jpg"))
+    assert outside.speed(trained.classifier(0), photos, replace(CPU, batch_size=2)) == 8 / 2.0
+    assert asked == [10]
+
+
+def test_a_row_survives_its_file(rows: dict[str, Worth]) -> None:
+    for row in rows.values():
+        again = json.loads(json.dumps(asdict(row)))
+        assert Worth(**{**again, "interval": tuple(again["interval"])}) == row
