@@ -18,6 +18,8 @@ import torch
 
 import fieldguide as fg
 from fieldguide import metrics, outside
+from fieldguide.analysis import calibration as calibrations
+from fieldguide.analysis import conformal
 from fieldguide.analysis.conformal import Sets
 from fieldguide.classifier import Classifier
 from fieldguide.combine import RULES, Outside
@@ -93,6 +95,48 @@ def coverage(run: fg.Run) -> None:
         )
 
 
+def coverage_out_of_fold(run: fg.Run) -> None:
+    """The same on each fold's photos, calibrated by those of the other folds: photos alike."""
+    folds, targets = list(run.judged), [run.targets[run.folds[fold].test] for fold in run.judged]
+    temperature = run.scores.temperature
+    scaled = [calibrations.scaled(run.judged[fold], temperature) for fold in folds]
+    for share, method, per_class in itertools.product(
+        (0.9, 0.95), ("split", "adaptive"), (False, True)
+    ):
+        every = [conformal.nonconformity(values, method) for values in scaled]
+        own = [
+            np.take_along_axis(values, true[:, None], axis=1)[:, 0]
+            for values, true in zip(every, targets, strict=True)
+        ]
+        held, sizes = [], []
+        for fold in range(len(folds)):
+            others = [other for other in range(len(folds)) if other != fold]
+            known = np.concatenate([own[other] for other in others])
+            sets = conformal.prediction_sets(
+                every[fold][None],
+                known,
+                np.zeros(len(known), dtype=np.int64),
+                np.concatenate([targets[other] for other in others]),
+                coverage=share,
+                per_class=per_class,
+            )
+            held.append(sets[np.arange(len(sets)), targets[fold]])
+            sizes.append(sets.sum(axis=1))
+        photos, size = np.concatenate(held), np.concatenate(sizes)
+        spread = 1.96 * (share * (1 - share) / len(photos)) ** 0.5
+        tell(
+            "coverage out of fold",
+            coverage=share,
+            method=method,
+            per_class=per_class,
+            held=float(photos.mean()),
+            limits=(share - spread, share + spread),
+            size=float(size.mean()),
+            empty=float((size == 0).mean()),
+            single=float((size == 1).mean()),
+        )
+
+
 def tolerance(run: fg.Run) -> None:
     """Largest difference of any probability: to the run's own, and between precisions."""
     rows = run.folds[0].test
@@ -159,6 +203,7 @@ PARTS = {
     "calibration": calibration,
     "views": views,
     "coverage": coverage,
+    "coverage_out_of_fold": coverage_out_of_fold,
     "tolerance": tolerance,
     "speed": speed,
 }

@@ -191,6 +191,99 @@ def test_a_picture_of_one_row_needs_no_gigabytes() -> None:
     assert (image == torch.tensor([9, 8, 7])[:, None, None]).all()
 
 
+# --- views ----------------------------------------------------------------------------------------
+
+VIEWS: list[tuple[tuple[View, ...], int]] = [
+    (("flips",), 2),
+    (("crops",), 5),
+    (("scales",), 2),
+    (("flips", "crops"), 10),
+    (("flips", "scales"), 4),
+    (("crops", "scales"), 10),
+    (("flips", "crops", "scales"), 20),
+]
+
+
+def views_of(picture: Image.Image, views: tuple[View, ...], resize: int = 20) -> Tensor:
+    found: Tensor = view_transform(16, resize, "bilinear", views)(picture)
+    return found
+
+
+@pytest.mark.parametrize(("views", "count"), VIEWS)
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1), (31, 17), (64, 48)])
+def test_views_are_so_many_and_the_plain_one_is_the_first(
+    views: tuple[View, ...], count: int, size: tuple[int, int]
+) -> None:
+    picture = photograph(2, size)
+    found = views_of(picture, views)
+    assert (found.shape, found.dtype) == ((count, 3, 16, 16), torch.uint8)
+    assert torch.equal(found[0], evaluation_transform(16, 20, "bilinear")(picture))
+    assert torch.equal(found, views_of(picture, tuple(reversed(views))))
+
+
+@pytest.mark.parametrize(("views", "count"), VIEWS)
+def test_all_views_of_one_colour_are_equal(views: tuple[View, ...], count: int) -> None:
+    found = views_of(Image.new("RGB", (50, 40), (20, 160, 90)), views)
+    assert (found == found[:1]).all()
+
+
+@pytest.mark.parametrize(("views", "count"), [each for each in VIEWS if "flips" in each[0]])
+def test_the_second_half_of_flips_mirrors_the_first(views: tuple[View, ...], count: int) -> None:
+    found = views_of(photograph(3, (45, 30)), views)
+    assert torch.equal(found[count // 2 :], found[: count // 2].flip(-1))
+    half = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
+    symmetric = Image.fromarray(np.concatenate([half, half[:, ::-1]], axis=1))
+    plain, mirrored = views_of(symmetric, ("flips",))
+    assert torch.equal(plain, mirrored)
+
+
+def test_crops_are_the_centre_and_the_corners() -> None:
+    """Of a picture whose shorter side needs no resizing."""
+    picture = photograph(4, (30, 20))
+    whole = pixels(picture)
+    expected = [(2, 7), (0, 0), (0, 14), (4, 0), (4, 14)]
+    for view, (top, left) in zip(views_of(picture, ("crops",)), expected, strict=True):
+        assert torch.equal(view, whole[:, top : top + 16, left : left + 16])
+
+
+def test_scales_show_the_picture_once_more_and_larger() -> None:
+    picture = photograph(5, (60, 40))
+    plain, larger = views_of(picture, ("scales",))
+    side = round(SECOND_SCALE * 20)
+    assert side > 20
+    assert torch.equal(larger, evaluation_transform(16, side, "bilinear")(picture))
+    assert not torch.equal(plain, larger)
+
+
+def test_the_decoder_leaves_enough_for_the_largest_view() -> None:
+    assert decoded_side(20) == decoded_side(20, ("flips", "crops")) >= 20
+    assert decoded_side(20, ("scales",)) == decoded_side(round(SECOND_SCALE * 20))
+
+
+# --- normalising ----------------------------------------------------------------------------------
+
+
+def test_normalising_is_that_of_torchvision_for_any_number_of_axes() -> None:
+    std = (0.229, 0.224, 0.225)
+    images = torch.stack([pixels(photograph(seed, (9, 7))) for seed in range(6)])
+    scale = v2.ToDtype(torch.float32, scale=True)
+    expected = v2.Normalize(MEAN, std)(scale(images))
+    found = normalise(images, MEAN, std)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normalise(images[0], MEAN, std), expected[0], atol=1e-5, rtol=1e-5)
+    views = normalise(images.reshape(2, 3, *images.shape[1:]), MEAN, std)
+    assert torch.equal(views.flatten(0, 1), found)
+
+
+def test_the_mean_becomes_nothing_and_a_deviation_from_it_one() -> None:
+    mean, std = (0.2, 0.4, 0.6), (0.2, 0.4, 0.2)
+    ends = torch.tensor([[51, 102, 153], [102, 204, 204], [0, 0, 102]], dtype=torch.uint8)
+    found = normalise(ends[:, :, None, None], mean, std)[:, :, 0, 0]
+    expected = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
+    torch.testing.assert_close(found, expected)
+
+
 # --- mixing ---------------------------------------------------------------------------------------
 
 

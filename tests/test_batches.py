@@ -306,6 +306,53 @@ def test_a_vanished_evaluation_photo_is_an_error_that_names_it(
     assert caught.value.exit_code == 3
 
 
+# --- photos that cannot be read, where that is allowed --------------------------------------------
+
+
+def reasons(batches: list[Batch]) -> dict[int, str]:
+    return dict(each for batch in batches for each in batch.unreadable)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_what_cannot_be_read_is_left_out_and_named_and_the_rest_stays(
+    fragile: Pictures, workers: int, batch_size: int
+) -> None:
+    draws = evaluation_plan(ROWS, batch_size)
+    whole = pixels(fragile, draws)
+    fragile.files[0].write_bytes(b"")
+    fragile.files[3].unlink()
+    fragile.files[8].write_bytes(b"<html></html>")
+    batches = list(Loader(replace(fragile, lenient=True), workers).batches(draws))
+    assert len(batches) == len(draws)
+    told = {0: "empty file", 3: "file not found", 8: "not an image (HTML)"}
+    assert reasons(batches) == told
+    left = [number for number in range(PHOTOS) if number not in told]
+    assert torch.cat([batch.photos for batch in batches]).tolist() == left
+    for batch, part in zip(batches, draws, strict=True):
+        assert batch.missing == 0 and batch.error == ""
+        assert len(batch.photos) + len(batch.unreadable) == len(part)
+        assert len(batch.images) == len(batch.photos)
+        for photo, image in zip(batch.photos.tolist(), batch.images, strict=True):
+            assert torch.equal(image, whole[photo])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_lenient_batch_may_be_empty(fragile: Pictures, workers: int) -> None:
+    for path in fragile.files:
+        path.unlink()
+    batches = list(Loader(replace(fragile, lenient=True), workers).batches(plan()))
+    assert sorted(reasons(batches)) == list(range(PHOTOS))
+    assert all(len(batch.photos) == len(batch.images) == 0 for batch in batches)
+
+
+def test_lenient_pictures_that_can_all_be_read_are_as_any(pictures: Pictures) -> None:
+    lenient = replace(pictures, lenient=True)
+    draws = evaluation_plan(ROWS, 4)
+    assert equal(pixels(lenient, draws), pixels(pictures, draws))
+    assert reasons(list(Loader(lenient, 0).batches(draws))) == {}
+
+
 # --- processes that die ---------------------------------------------------------------------------
 
 

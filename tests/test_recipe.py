@@ -94,6 +94,8 @@ def test_a_setting_like_no_other_is_refused_without_a_guess() -> None:
         ("dropout", 1.0),
         ("label_smoothing", 1.0),
         ("inner_share", 0.9),
+        ("holdout", -0.1),
+        ("holdout", 0.9),
         ("mix_alpha", 0.0),
         ("flip", 1.5),
         ("erasing", -0.1),
@@ -168,6 +170,7 @@ def test_every_fault_is_told_at_once_and_where() -> None:
         ({"mix": "mixup", "batch_size": 1}, ("`mix` = 'mixup'", "`batch_size`")),
         ({"accumulate": 65, "batch_size": 64}, ("`accumulate` = 65", "`batch_size` = 64")),
         ({"watch_val": True}, ("`watch_val`", "`stop` = 'none'")),
+        ({"holdout": 0.1, "watch_val": True, "stop": "fold"}, ("`watch_val`", "`holdout`")),
         ({"warmup": 3.0, "epochs": 3}, ("`warmup` = 3.0", "`epochs` = 3")),
     ],
 )
@@ -182,6 +185,8 @@ def test_settings_at_the_edge_agree() -> None:
     edge = {"size": 64, "eval_resize": 64, "accumulate": 4, "batch_size": 4, "std": [1.0, 1.0, 1.0]}
     assert build(edge | {"mean": [0.0, 0.0, 1.0]}).eval_resize == 64
     assert build({"merge": "none", "replicas": 1, "mix": "none", "batch_size": 1}).replicas == 1
+    assert build({"holdout": 0.0, "watch_val": True, "stop": "fold"}).watch_val
+    assert build({"holdout": 0.89, "stop": "fold"}).holdout == 0.89
 
 
 def test_a_recipe_does_not_change_and_its_variants_are_checked() -> None:

@@ -24,7 +24,7 @@ from fieldguide import combine, files, inference, metrics
 from fieldguide.catalog import Catalog, listed
 from fieldguide.classifier import Classifier, combined, member_probabilities
 from fieldguide.combine import BatchNorm, Outside, Rule
-from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.errors import DataError, ResourceError
 from fieldguide.inference import Machine
 from fieldguide.runs import MODELS, Run
 
@@ -65,11 +65,7 @@ def merge_into_run(
     A model that is there already is left as it is. Raises `UsageError` for a run with folds to
     come, and what `combine.soup` raises.
     """
-    if not run.complete:
-        raise UsageError(
-            f"`{run.folder}` is not complete: {len(run.done)} of {run.recipe.folds} folds are done",
-            hint="finish it with the same fit command; a soup is made of all folds",
-        )
+    run.require_complete()
     name = combine.model_name(rule, batch_norm)
     folder = run.folder / MODELS / name
     if name in run.models():

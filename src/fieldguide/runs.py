@@ -183,6 +183,15 @@ class Run:
         """Whether every fold is trained and the results are written."""
         return (self.folder / files.MANIFEST).is_file()
 
+    def require_complete(self) -> None:
+        """Raises `UsageError` where folds are still to be trained."""
+        if not self.complete:
+            raise UsageError(
+                f"`{self.folder}` is not complete: {len(self.done)} of {self.recipe.folds} folds"
+                " are done",
+                hint="finish it with the same fit command",
+            )
+
     @property
     def done(self) -> list[int]:
         """The folds that are trained."""

@@ -142,6 +142,9 @@ def merge(
         _refuse_given(of_files, "for checkpoints, and a run is given")
         _merge_run(sources[0], rule, batch_norm or "recalibrate", photos_root, machine)
         return
+    for source in sources:
+        if not source.is_file():
+            raise UsageError(f"`{source}` is neither a run's folder nor a checkpoint")
     _refuse_given(of_run, "for runs, and checkpoints are given")
     if out is None:
         raise UsageError("merged checkpoints need a file to go to: --out merged.safetensors")
@@ -358,6 +361,8 @@ class _Table:
             raise UsageError("--id is for submissions: --submission or --columns")
         if not submission and self.top is not None and self.top < 1:
             raise UsageError(f"--top is below 1: {self.top}", hint="1 writes the label alone")
+        if self.sample is not None and self.columns is not None:
+            raise UsageError("--columns has no place beside --submission, whose columns are used")
         if self.columns is not None and len(self.columns.split(",")) != 2:
             raise UsageError(
                 f"--columns = {self.columns!r} is not two names",
@@ -503,6 +508,7 @@ def _merge_run(
     from fieldguide.runs import Run
 
     opened = Run(run, photos=photos_root)
+    opened.require_complete()
     from fieldguide import outside  # brings torch
 
     folder = outside.merge_into_run(opened, rule, batch_norm=batch_norm, machine=machine.chosen())
