@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from fits import SMALL, results, small_fit
-from rich.console import Console
 
 import fieldguide as fg
 from fieldguide import cli, train
-from fieldguide.cli import terminal
 from fieldguide.recipe import RECIPES
+
+pytestmark = pytest.mark.usefixtures("plain_consoles")
 
 
 def flags(**settings: object) -> list[str]:
@@ -25,16 +25,6 @@ def flags(**settings: object) -> list[str]:
 
 def fit_flags(photos: Path, run: Path, **settings: object) -> list[str]:
     return ["fit", str(photos), "--out", str(run), *flags(**settings)]
-
-
-@pytest.fixture(autouse=True)
-def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Consoles look up the captured streams, and see no settings of the tester's own."""
-    monkeypatch.setattr(terminal, "stdout", Console(highlight=False, soft_wrap=True, markup=False))
-    monkeypatch.setattr(terminal, "stderr", Console(stderr=True, highlight=False, markup=False))
-    for name in list(os.environ):
-        if name.startswith("FIELDGUIDE_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

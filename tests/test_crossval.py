@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -520,6 +521,90 @@ def test_the_users_folds_are_obeyed(discs: Path, tmp_path: Path) -> None:
     watcher = Watcher(notice=notices.append)
     small_fit(catalog, tmp_path / "run", epochs=1, warmup=0.0, folds=5, watcher=watcher)
     assert any("complete" in notice for notice in notices)
+
+
+def set_aside(run: fg.Run) -> set[str]:
+    return {run.catalog.photos[row].path for row in run.outside}
+
+
+ONE_EPOCH: dict[str, Any] = {"epochs": 1, "warmup": 0.0, "replicas": 1, "merge": "none"}
+
+
+def test_holdout_sets_a_share_of_each_class_aside_that_no_fold_sees(
+    discs: Path, tmp_path: Path
+) -> None:
+    run = small_fit(discs, tmp_path / "run", holdout=0.25, **ONE_EPOCH)
+    aside = set_aside(run)
+    assert Counter(path.split("/")[0] for path in aside) == {"amber": 2, "blue": 2, "crimson": 2}
+    assert len(run.catalog) == 24
+    for fold in run.folds:
+        rows = np.concatenate([fold.train, fold.test])
+        assert not {run.catalog.photos[row].path for row in rows} & aside
+        assert len(rows) == 18
+    assert run.scores.photos == 18
+    with (run.folder / "oof.csv").open(newline="") as file:
+        assert not {row["path"] for row in csv.DictReader(file)} & aside
+    job = crossval.fold_jobs(run, discs)(0)
+    assert not {*job.train.tolist(), *job.test.tolist(), *job.watch.tolist()} & {*run.outside}
+    again = small_fit(discs, tmp_path / "other", fold=0, holdout=0.25, seed=5, **ONE_EPOCH)
+    assert set_aside(again) != aside
+
+
+def test_what_is_set_aside_does_not_depend_on_the_order_of_files(
+    discs: Path, tmp_path: Path
+) -> None:
+    catalog = fg.scan(discs)
+    backwards = fg.Catalog(catalog.root, catalog.photos[::-1])
+    one, other = (
+        small_fit(each, tmp_path / name, fold=0, holdout=0.3, **ONE_EPOCH)
+        for name, each in (("one", catalog), ("other", backwards))
+    )
+    assert set_aside(one) == set_aside(other)
+    fold_of = [{p.path: p.fold for p in run.catalog.photos} for run in (one, other)]
+    assert fold_of[0] == fold_of[1]
+
+
+def test_holdout_keeps_groups_whole(discs: Path, tmp_path: Path) -> None:
+    catalog = fg.read_table(
+        table(tmp_path, discs), path="file", label="species", fold=None, group="site"
+    )
+    run = small_fit(catalog, tmp_path / "run", fold=0, holdout=0.25, **ONE_EPOCH)
+    outside = {run.catalog.photos[row].group for row in run.outside}
+    inside = {photo.group for photo in run.catalog.photos if photo.split == "train"}
+    assert len(run.outside) == 6 and len(outside) == 3  # pairs
+    assert not outside & inside
+
+
+def test_the_users_folds_go_with_photos_set_aside(discs: Path, tmp_path: Path) -> None:
+    catalog = fg.read_table(
+        table(tmp_path, discs), path="file", label="species", fold="part", group=None
+    )
+    run = small_fit(catalog, tmp_path / "run", holdout=0.25, **ONE_EPOCH)
+    assert run.recipe.folds == 4
+    assert len(run.outside) == 6
+    for row, photo in enumerate(run.catalog.photos):
+        expected = None if row in run.outside else int(Path(photo.path).stem) % 4
+        assert photo.fold == expected
+    again = small_fit(catalog, tmp_path / "run", holdout=0.25, **ONE_EPOCH)
+    assert again.complete
+
+
+def test_a_killed_fit_with_photos_set_aside_goes_on(discs: Path, tmp_path: Path) -> None:
+    whole = small_fit(discs, tmp_path / "whole", holdout=0.25)
+    with pytest.raises(Killed):
+        small_fit(discs, tmp_path / "run", holdout=0.25, watcher=Watcher(on_step=killer(6)))
+    run = small_fit(discs, tmp_path / "run", holdout=0.25)
+    assert results(run) == results(whole)
+    assert set_aside(run) == set_aside(whole)
+    with pytest.raises(UsageError, match=r"holdout: 0\.25 there, 0\.5 now"):
+        small_fit(discs, tmp_path / "run", holdout=0.5)
+
+
+def test_photos_set_aside_join_the_collections_own(parts: Path, tmp_path: Path) -> None:
+    run = small_fit(parts, tmp_path / "run", fold=0, holdout=0.25, **ONE_EPOCH)
+    own = {path for path in set_aside(run) if path.startswith("val/")}
+    assert len(own) == 12
+    assert len(set_aside(run)) == 18
 
 
 def test_groups_are_kept_whole(discs: Path, tmp_path: Path) -> None:

@@ -102,9 +102,7 @@ def logits(
     not fit into the device's memory.
     """
     device = choose_device(machine.device)
-    networks = _Networks(
-        architecture, members, device, precision_used(architecture, machine, device)
-    )
+    networks = _Networks(architecture, members, device, precision_used(architecture, machine))
     loader = _loader(architecture, files, machine, device, views)
     plan = evaluation_plan(np.arange(len(files)), machine.batch_size)
     with training_threads(count_threads(loader.workers)):
@@ -140,7 +138,7 @@ def recalibrated(
     if has_batch_norm(network):
         loader = _loader(architecture, files, machine, device, ())
         plan = evaluation_plan(np.arange(len(files)), RECALIBRATION_BATCH)
-        precision = precision_used(architecture, machine, device)
+        precision = precision_used(architecture, machine)
         with training_threads(count_threads(loader.workers)), autocast(device, precision):
             batches = (
                 batch.images.to(device) for batch in loader.batches(plan) if len(batch.photos)
@@ -217,8 +215,9 @@ def _built(architecture: Architecture) -> torch.nn.Module:
     )
 
 
-def precision_used(architecture: Architecture, machine: Machine, device: torch.device) -> Precision:
-    """That asked for; else the network's own where this device has it, else float32."""
+def precision_used(architecture: Architecture, machine: Machine) -> Precision:
+    """That asked for; else the network's own where the device has it, else float32."""
+    device = choose_device(machine.device)
     if machine.precision != "auto":
         return choose_precision(machine.precision, device)
     own = architecture.precision

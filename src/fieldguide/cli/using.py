@@ -286,6 +286,7 @@ def predict(
     )
     classifier = _classifier(model, combine, photos_root, machine)
     layout, found = table.layout(classifier.classes, found)
+    _tell_precision(classifier, machine)
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(found))
         chunks = classifier.stream(
@@ -437,6 +438,19 @@ def _classifier(
     from fieldguide.classifier import Classifier
 
     return Classifier.load(model)
+
+
+def _tell_precision(classifier: "Classifier", machine: Computer) -> None:
+    """Says so where this device lacks the precision that the network was trained and judged in."""
+    from fieldguide.inference import precision_used
+
+    own = classifier.card.architecture.precision
+    used = precision_used(classifier.card.architecture, machine.chosen())
+    if used != own and machine.check().precision == "auto":
+        terminal.stderr.print(
+            f"this device has no {own}, in which the folds were judged: {used} is used",
+            soft_wrap=True,
+        )
 
 
 def _reported(
