@@ -266,19 +266,16 @@ def test_other_errors_of_torch_stay_what_they_are(
 def test_auto_precision_is_that_of_training_where_the_device_has_it(
     architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpu = torch.device("cpu")
     fast = replace(architecture, precision="bfloat16")
     half = replace(architecture, precision="float16")
     for has_it in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
-        assert inference.precision_used(architecture, Machine(), cpu) == "float32"
-        own = "bfloat16" if has_it else "float32"
-        assert inference.precision_used(fast, Machine(), cpu) == own
-        assert inference.precision_used(half, Machine(), cpu) == "float32"
-    asked = Machine(precision="bfloat16")
-    assert inference.precision_used(architecture, asked, cpu) == "bfloat16"
+        assert inference.precision_used(architecture, CPU) == "float32"
+        assert inference.precision_used(fast, CPU) == ("bfloat16" if has_it else "float32")
+        assert inference.precision_used(half, CPU) == "float32"
+    assert inference.precision_used(architecture, replace(CPU, precision="bfloat16")) == "bfloat16"
     with pytest.raises(UsageError, match="GPU only"):
-        inference.precision_used(architecture, Machine(precision="float16"), cpu)
+        inference.precision_used(architecture, replace(CPU, precision="float16"))
 
 
 def test_precision_changes_rounding_alone(

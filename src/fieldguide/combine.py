@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -112,6 +112,19 @@ class Greedy:
     folds: tuple[int, ...]
     accuracy: float
     logits: Float[np.ndarray, "n classes"]
+
+
+def by_name(
+    ingredients: Ingredients, name: str, *, batch_norm: BatchNorm, machine: Machine
+) -> Classifier:
+    """The classifier that `name` stands for: a way to answer together, a rule, or `fold-0`."""
+    for together in get_args(Together):
+        if name == together:
+            return ensemble(ingredients, together)
+    for rule in RULES:
+        if name == rule:
+            return soup(ingredients, rule, batch_norm=batch_norm, machine=machine)
+    return one_fold(ingredients, int(name.removeprefix("fold-")))
 
 
 def ensemble(ingredients: Ingredients, together: Together = "ensemble") -> Classifier:

@@ -17,6 +17,7 @@ torch: scores are read back without importing it.
 """
 
 import csv
+import difflib
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -51,6 +52,7 @@ SETUP = "setup.json"
 SETUP_FILES = ("recipe.toml", "catalog.csv", "environment.json", "start.safetensors")
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
+COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
 MODELS = "models"  # folder of merged models, written after the run
 
 HISTORY = (
@@ -310,28 +312,30 @@ class Run:
         `fieldguide merge` wrote into the run is read from there, by its name.
         Raises `UsageError` for anything else.
         """
+        name = self.combination(combine)
         from fieldguide import combine as combining
-        from fieldguide.classifier import Classifier, Combine
+        from fieldguide.classifier import Classifier
         from fieldguide.inference import Machine
 
-        name = f"fold-{combine}" if isinstance(combine, int) else combine
         kept = self.models().get(combining.model_name(name, batch_norm))
         if kept:
             return Classifier.load(kept)
-        for together in get_args(Combine):
-            if name == together:
-                return combining.ensemble(self.ingredients(), together)
-        for rule in combining.RULES:
-            if name == rule:
-                return combining.soup(
-                    self.ingredients(), rule, batch_norm=batch_norm, machine=machine or Machine()
-                )
-        if name.startswith("fold-") and name.removeprefix("fold-").isdecimal():
-            return combining.one_fold(self.ingredients(), int(name.removeprefix("fold-")))
-        raise UsageError(
-            f"there is no way to combine folds called `{combine}`",
-            hint="ensemble, logits, geometric, soup, greedy, stock, or fold-0, fold-1, …",
+        return combining.by_name(
+            self.ingredients(), name, batch_norm=batch_norm, machine=machine or Machine()
         )
+
+    def combination(self, combine: str | int) -> str:
+        """The name of a way to combine folds; raises `UsageError` for none, without torch."""
+        name = f"fold-{combine}" if isinstance(combine, int) else combine
+        known = [*COMBINATIONS, *(f"fold-{fold}" for fold in self.done), *self.models()]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" (did you mean `{close[0]}`?)" if close else ""
+            raise UsageError(
+                f"folds cannot be combined by `{combine}`{meant}",
+                hint=f"one of {', '.join(dict.fromkeys(known))}",
+            )
+        return name
 
     @cached_property
     def scores(self) -> Scores:

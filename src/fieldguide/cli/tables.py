@@ -121,6 +121,7 @@ def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None
         *("accuracy", "interval", "log loss", "calib."),
         *("weights", "photos/s", "size"),
         box=None,
+        padding=(0, 1, 0, 0),  # the usual two blanks would not fit into 80 columns
     )
     for row in rows:
         low, high = row.interval

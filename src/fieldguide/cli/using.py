@@ -1,5 +1,7 @@
 """Commands that use a run: score, merge, save, predict, labels."""
 
+import difflib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -184,6 +186,7 @@ def save(
     machine.check()
     _require_new(out)
     opened = Run(run, photos=photos_root)
+    opened.combination(combine)
     with Display(terminal.stderr) as display:
         display.notice(f"combining folds: {combine}")
         classifier = opened.classifier(combine, machine=machine.chosen())
@@ -269,6 +272,7 @@ def predict(
     """
     from fieldguide import inputs, predictions
 
+    _refuse_unknown_flags(photos)
     table = _Table(top, probabilities, coverage is not None, spreadsheet, submission, columns, id)
     table.refuse_contradictions()
     machine.check()
@@ -284,8 +288,8 @@ def predict(
         root=lists.root,
         encoding=lists.encoding,
     )
+    layout, found = table.layout(_classes_of(model), found)
     classifier = _classifier(model, combine, photos_root, machine)
-    layout, found = table.layout(classifier.classes, found)
     _tell_precision(classifier, machine)
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(found))
@@ -302,7 +306,8 @@ def predict(
     if zip:
         predictions.write_zip(out, overwrite=overwrite)
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
-    terminal.stderr.print(f"{counts.photos:,} photos{lost}: {out}", soft_wrap=True)
+    photo = "photo" if counts.photos == 1 else "photos"
+    terminal.stderr.print(f"{counts.photos:,} {photo}{lost}: {out}", soft_wrap=True)
     if strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)
 
@@ -329,6 +334,19 @@ def labels(run: Path, *, photos_root: Path | None = None) -> None:
             display.notice(note)
     suspicious.write(run / suspicious.TABLE, found)
     tables.print_doubts(terminal.stdout, opened, found, run / suspicious.TABLE)
+
+
+def _refuse_unknown_flags(photos: Sequence[str]) -> None:
+    """`-` is a source, which the parser must let through; flags with typing mistakes are none."""
+    odd = [text for text in photos if text.startswith("-") and text != "-"]
+    if odd:
+        known = [f"--{name.replace('_', '-')}" for name in inspect.signature(predict).parameters]
+        close = difflib.get_close_matches(odd[0].split("=")[0], known, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"unknown option: {odd[0]}{meant}",
+            hint="--help lists what there is; a photo of that name is given as ./NAME",
+        )
 
 
 @dataclass(frozen=True)
@@ -416,6 +434,19 @@ def _views(text: str) -> "tuple[View, ...]":
     return tuple(view for view in known if view in names)
 
 
+def _classes_of(model: Path) -> Sequence[str]:
+    """The classes of a run or of a saved classifier, read without torch."""
+    if (model / "setup.json").is_file():
+        from fieldguide.runs import Run
+
+        return Run(model).classes
+    try:
+        classes: list[str] = json.loads((model / "classifier.json").read_bytes())["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's") from error
+    return classes
+
+
 def _classifier(
     model: Path, combine: str | None, photos_root: Path | None, machine: Computer
 ) -> "Classifier":
@@ -424,6 +455,7 @@ def _classifier(
         from fieldguide.runs import Run
 
         opened = Run(model, photos=photos_root)
+        opened.combination(combine or "ensemble")
         if not opened.complete:
             terminal.stderr.print(
                 f"{len(opened.done)} of {opened.recipe.folds} folds are done: these answer",
@@ -433,8 +465,6 @@ def _classifier(
     for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
         if value is not None:
             raise UsageError(f"{flag} is for runs, and `{model}` is none", hint="leave it out")
-    if not model.is_dir():
-        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's")
     from fieldguide.classifier import Classifier
 
     return Classifier.load(model)
