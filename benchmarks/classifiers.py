@@ -46,7 +46,7 @@ def scores(run: fg.Run) -> None:
         folder = outside.merge_into_run(run, rule, batch_norm=batch_norm)
         made = Classifier.load(folder).card.provenance["made"]
         tell("merged", name=folder.name, made={k: made[k] for k in made if k != "cross_fitted"})
-    for row in outside.worths(run):
+    for row in outside.worths(run).rows:
         tell("score", **vars(row))
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fieldguide import metrics
 
@@ -342,9 +343,17 @@ def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> N
     assert metrics.bootstrap_interval(values, groups, draws=100) == whole
 
 
+def test_all_right_and_all_wrong_have_exact_limits() -> None:
+    right, wrong = np.ones(9, dtype=bool), np.zeros(9, dtype=bool)
+    low, high = metrics.bootstrap_interval(right, np.arange(9))
+    assert (low, high) == (pytest.approx(stats.beta.ppf(0.025, 9, 1)), 1)
+    assert metrics.bootstrap_interval(wrong, np.arange(9)) == (0, pytest.approx(1 - low))
+    three_groups = metrics.bootstrap_interval(right, np.arange(9) // 3)
+    assert three_groups == (pytest.approx(stats.beta.ppf(0.025, 3, 1)), 1)
+
+
 def test_intervals_without_width() -> None:
-    assert metrics.bootstrap_interval(np.ones(9, dtype=bool), np.arange(9)) == (1, 1)
-    assert metrics.bootstrap_interval(np.zeros(1, dtype=bool), np.arange(1)) == (0, 0)
+    assert metrics.bootstrap_interval(np.ones(9), np.arange(9)) == (1, 1)
     one_group = metrics.bootstrap_interval(np.array([True, False]), np.zeros(2, dtype=np.int64))
     assert one_group == (0.5, 0.5)
 
@@ -463,7 +472,8 @@ def test_intervals_of_one_group_and_of_one_photo_have_no_width() -> None:
     balanced = metrics.balanced_accuracy(probabilities, targets)
     assert found["balanced_accuracy"] == pytest.approx((balanced, balanced))
     alone = metrics.score_intervals(np.eye(2)[:1], np.array([1]), np.array([4]), draws=9)
-    assert alone["balanced_accuracy"] == alone["macro_f1"] == alone["accuracy"] == (0, 0)
+    assert alone["balanced_accuracy"] == alone["macro_f1"] == (0, 0)
+    assert alone["accuracy"] == (0, pytest.approx(0.975))
 
 
 def test_narrow_targets_of_many_classes() -> None:

@@ -182,6 +182,8 @@ def require_new(path: Path) -> None:
         )
     if path.exists() or path.is_symlink():
         raise UsageError(f"`{path}` is there already", hint="name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder `{path.parent}`", hint="create it first")
 
 
 def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:

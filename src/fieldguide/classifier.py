@@ -7,7 +7,7 @@ hash is checked when it is read. Knows nothing of runs or of how members came ab
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -78,8 +78,8 @@ class Classifier:
     """Members of one architecture that answer together. `Classifier.load` reads a saved one."""
 
     card: Card
-    members: tuple[Weights, ...]
-    out_of_fold: OutOfFold
+    members: tuple[Weights, ...] = field(repr=False)
+    out_of_fold: OutOfFold = field(repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:

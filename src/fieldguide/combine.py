@@ -59,6 +59,15 @@ class Outside:
         """The number of photos."""
         return len(self.files)
 
+    def part(self, rows: NDArray[np.int64]) -> "Outside":
+        """Some of the photos, by number."""
+        return Outside(
+            tuple(self.files[row] for row in rows),
+            self.targets[rows],
+            tuple(self.groups[row] for row in rows),
+            tuple(self.hashes[row] for row in rows),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Ingredients:
@@ -179,7 +188,9 @@ def soup(
 
 
 def model_name(rule: str, batch_norm: BatchNorm) -> str:
-    """What a merged model is called in a run's folder."""
+    """What a merged model is called in a run's folder; `UsageError` for another `batch_norm`."""
+    if batch_norm not in get_args(BatchNorm):
+        raise UsageError(f"`batch_norm` is none of {', '.join(get_args(BatchNorm))}: {batch_norm}")
     plain = batch_norm == "recalibrate" or rule not in RULES
     return rule if plain else f"{rule}-{batch_norm}"
 

@@ -8,7 +8,7 @@ Knows nothing of runs, folds or what becomes of the logits.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from fieldguide.device import (
     is_out_of_memory,
     training_threads,
 )
-from fieldguide.errors import ResourceError
+from fieldguide.errors import ResourceError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
@@ -79,6 +79,10 @@ class Machine:
     precision: Precision | Literal["auto"] = "auto"
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"`batch_size` is below 1: {self.batch_size}")
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -101,6 +105,9 @@ def logits(
     Memory does not grow with the number of photos. Raises `ResourceError` where a single photo does
     not fit into the device's memory.
     """
+    odd = [view for view in views if view not in get_args(View)]
+    if odd:
+        raise UsageError(f"there is no view `{odd[0]}`", hint=f"one of {', '.join(get_args(View))}")
     device = choose_device(machine.device)
     networks = _Networks(architecture, members, device, precision_used(architecture, machine))
     loader = _loader(architecture, files, machine, device, views)

@@ -164,9 +164,13 @@ def bootstrap_interval(
     bootstrap of clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13;
     Field and Welsh, JRSS B 69, 2007). Too narrow for few groups (below about 30).
 
-    With one group, or all values equal, every draw gives one mean: the interval has no width, which
-    says nothing of the doubt that remains. Time and memory follow the number of *different* groups
-    (by size and sum): few if values are right and wrong, whatever the number of photos.
+    Where all photos are right, or all are wrong, every draw gives one mean; then the exact limits
+    for as many independent photos as there are groups stand in (Clopper and Pearson, Biometrika 26,
+    1934): 0.69 to 1 for ten right ones. With one group, or other values that are all equal, the
+    interval has no width, which says nothing of the doubt that remains.
+
+    Time and memory follow the number of *different* groups (by size and sum): few if values are
+    right and wrong, whatever the number of photos.
 
     Raises ValueError for no values, a value that is not finite, a share outside 0 … 1 (both
     excluded), or fewer than one draw.
@@ -175,6 +179,9 @@ def bootstrap_interval(
         raise ValueError(f"share must lie between 0 and 1: {share}, draws be at least 1: {draws}")
     if len(correct) == 0 or len(correct) != len(groups):
         raise ValueError(f"need as many groups as values, and one: {len(groups)}, {len(correct)}")
+    if correct.dtype == np.bool_ and correct.all() == correct.any():
+        edge = float(((1 - share) / 2) ** (1 / len(np.unique(groups))))
+        return (edge, 1.0) if correct[0] else (0.0, 1 - edge)
     values = correct.astype(np.float64)
     _refuse_infinite(values)
     return _middle(_bootstrap_means(values, groups, draws, np.random.default_rng(seed)), share)

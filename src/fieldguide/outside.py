@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from fieldguide import combine, files, inference, metrics
+from fieldguide import check, combine, files, inference, metrics
 from fieldguide.catalog import Catalog, listed
 from fieldguide.classifier import Classifier, combined, member_probabilities
-from fieldguide.combine import BatchNorm, Outside, Rule
+from fieldguide.combine import BatchNorm, Ingredients, Outside, Rule
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.inference import Machine
 from fieldguide.runs import MODELS, Run
@@ -57,6 +57,15 @@ class Worth:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Worths:
+    """Classifiers side by side on the same `photos`; `unreadable` ones were left out."""
+
+    rows: tuple[Worth, ...]
+    photos: int
+    unreadable: int = 0
+
+
 def merge_into_run(
     run: Run, rule: Rule, *, batch_norm: BatchNorm = "recalibrate", machine: Machine = Machine()
 ) -> Path:
@@ -86,60 +95,90 @@ def merge_into_run(
     return folder
 
 
-def worths(run: Run, machine: Machine = Machine()) -> list[Worth]:
+def worths(run: Run, machine: Machine = Machine()) -> Worths:
     """Each fold, their mean, ensemble and merged models, on the run's own outside photos.
 
-    Empty where there are none. The table is kept in the run and read again while nothing changes.
+    No rows where there are none. The table is kept in the run and read again while nothing changes.
     """
-    ingredients = run.ingredients()
-    if not len(ingredients.outside):
-        return []
+    outside = run.ingredients().outside
+    if not len(outside):
+        return Worths((), 0)
     key = _key(run, machine)
     kept = _kept(run.folder / SCORES, key)
     if kept:
         return kept
-    rows = worths_on(run, ingredients.outside, machine)
-    record = {"key": key, "photos": len(ingredients.outside), "rows": [asdict(row) for row in rows]}
-    with suppress(ResourceError):  # a run that cannot be written to has scores all the same
-        files.write_json(run.folder / SCORES, record)
-    return rows
+    found = worths_on(run, outside, machine)
+    if not found.unreadable:
+        with suppress(ResourceError):  # a run that cannot be written to has scores all the same
+            files.write_json(run.folder / SCORES, {"key": key, **asdict(found)})
+    return found
 
 
-def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> list[Worth]:
+def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worths:
     """The same on any labelled photos that no fold has seen (`unseen`).
 
-    A greedy soup is judged cross-fitted where these are the photos that chose it, and marked where
-    some of them are.
+    Photos that cannot be read are left out and counted. A greedy soup is judged cross-fitted where
+    these are the photos that chose it, and marked where some of them are. Raises `DataError` where
+    no photo can be read.
     """
     ingredients = run.ingredients()
+    readable = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)
+    _require_some(outside, readable)
     ensemble = combine.ensemble(ingredients)
-    logits = combine.outside_logits(ingredients, ensemble.members, outside, machine)
+    files_there = [outside.files[row] for row in readable]
+    logits, seen = inference.all_logits(
+        ingredients.architecture, ensemble.members, files_there, machine
+    )
+    _require_some(outside, seen)
+    photos = outside.part(readable[seen])
+    rows = _rows(run, ingredients, ensemble, logits, photos, machine)
+    return Worths(tuple(rows), len(photos), len(outside) - len(photos))
+
+
+def _require_some(outside: Outside, rows: NDArray[np.int64]) -> None:
+    if not len(rows):
+        raise DataError(
+            f"none of {len(outside)} labelled photos outside the folds can be read, such as"
+            f" `{outside.files[0]}`",
+            hint="if the run's photos lie elsewhere now, name their folder with --photos-root",
+        )
+
+
+def _rows(
+    run: Run,
+    ingredients: Ingredients,
+    ensemble: Classifier,
+    logits: Float[np.ndarray, "members n classes"],
+    photos: Outside,
+    machine: Machine,
+) -> Iterator[Worth]:
+    """Folds, their mean and the ensemble from its members' logits; then each merged model."""
     folds = [combine.one_fold(ingredients, fold) for fold in ingredients.judged]
-    one, all_of_them = (speed(model, outside.files, machine) for model in (folds[0], ensemble))
+    one, all_of_them = (speed(model, photos.files, machine) for model in (folds[0], ensemble))
     rows = [
-        _worth(model.card.members[0], model, logits[[n]], outside, one)
+        _worth(model.card.members[0], model, logits[[n]], photos, one)
         for n, model in enumerate(folds)
     ]
-    rows.append(_mean(rows, logits, outside))
-    rows.append(_worth("ensemble", ensemble, logits, outside, all_of_them))
+    yield from rows
+    yield _mean(rows, logits, photos)
+    yield _worth("ensemble", ensemble, logits, photos, all_of_them)
     for name, folder in run.models().items():
         model = Classifier.load(folder)
         record = model.card.provenance["made"].get("cross_fitted")
-        choosers = set(ingredients.outside.hashes if record else ())
-        if choosers and choosers == set(outside.hashes):
-            rows.append(replace(_parsed(record), photos_per_second=one, note=CROSS_FITTED))
+        choosers = _labelled(ingredients.outside) if record else set()
+        if choosers and choosers == _labelled(photos):
+            yield replace(_parsed(record), photos_per_second=one, note=CROSS_FITTED)
         else:
-            found = combine.outside_logits(ingredients, model.members, outside, machine)
-            row = _worth(name, model, found, outside, one)
-            rows.append(replace(row, note=FLATTERED) if choosers & set(outside.hashes) else row)
-    return rows
+            found = combine.outside_logits(ingredients, model.members, photos, machine)
+            row = _worth(name, model, found, photos, one)
+            yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
 
 
-def unseen(run: Run, catalog: Catalog) -> Outside:
-    """The labelled photos of another collection, if no fold has seen one of them.
+def unseen(run: Run, catalog: Catalog, progress: Callable[[int], None] | None = None) -> Outside:
+    """The labelled photos of another collection, if no fold has seen one of them, or a copy.
 
-    Raises `DataError` for photos that the run trained on, by content, and for labels that are none
-    of its classes.
+    Raises `DataError` for photos that the run trained on and for labels that are none of its
+    classes. `progress` is called with the number of photos compared so far, of both collections.
     """
     photos = [photo for photo in catalog.photos if photo.label is not None]
     if not photos:
@@ -151,10 +190,10 @@ def unseen(run: Run, catalog: Catalog) -> Outside:
             f"labels that are none of the run's {len(numbers)} classes: {listed(unknown)}",
             hint="leave these photos out: no answer could be right",
         )
+    _refuse_known(run, replace(catalog, photos=tuple(photos)), progress)
     paths = tuple(catalog.file(photo) for photo in photos)
     with ThreadPoolExecutor() as pool:
         hashes = tuple(pool.map(_sha256, paths))
-    _refuse_known(run, paths, hashes)
     return Outside(
         paths,
         np.array([numbers[str(photo.label)] for photo in photos]),
@@ -164,14 +203,17 @@ def unseen(run: Run, catalog: Catalog) -> Outside:
 
 
 def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Machine()) -> float:
-    """Photos a second from file to logits, after a first batch that starts whatever must start."""
+    """Photos a second from file to logits, in one process, after a first batch that warms it up.
+
+    Loader processes would have batches ready when the clock starts, so none are used.
+    """
     batch = min(machine.batch_size, TIMED_PHOTOS // 4)
     timed = (list(photos) * (1 + TIMED_PHOTOS // len(photos)))[:TIMED_PHOTOS]
     seen = inference.logits(
         classifier.card.architecture,
         classifier.members,
         timed[:batch] + timed,
-        replace(machine, batch_size=batch),
+        replace(machine, batch_size=batch, workers=0),
     )
     next(seen)
     started, done = time.perf_counter(), 0
@@ -180,26 +222,38 @@ def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Mac
     return done / (time.perf_counter() - started)
 
 
-def _refuse_known(run: Run, paths: Sequence[Path], hashes: Sequence[str]) -> None:
-    """Raises `DataError` for photos that the folds trained on, or that chose their epochs."""
-    used = {"train": "were trained on by the folds"}
-    if run.recipe.watch_val:
-        used["val"] = "chose the epochs of the folds"
-    for split, what in used.items():
-        known = {p.sha256: p.path for p in run.catalog.photos if p.split == split}
-        seen = [
-            (path, known[digest])
-            for path, digest in zip(paths, hashes, strict=True)
-            if digest in known
-        ]
-        if seen:
-            path, other = seen[0]
-            raise DataError(
-                f"{len(seen)} of {len(paths)} photos {what}, such as `{path}`, which is the run's"
-                f" `{other}`: a score on them would flatter",
-                hint="leave them out; without PHOTOS, each photo of the folds is judged by the fold"
-                " that did not see it",
-            )
+def _labelled(photos: Outside) -> set[tuple[str, int]]:
+    """Photos by content and class."""
+    return set(zip(photos.hashes, photos.targets.tolist(), strict=True))
+
+
+def _refuse_known(run: Run, catalog: Catalog, progress: Callable[[int], None] | None) -> None:
+    """Raises `DataError` for photos that the folds trained on, or that chose their epochs.
+
+    Also for what only looks like one of them: re-encoded, resized or mirrored (`check`). Photos of
+    the run that are gone cannot be compared.
+    """
+    used = {"train", "val"} if run.recipe.watch_val else {"train"}
+    own = [replace(p, path=str(run.catalog.file(p))) for p in run.catalog.photos if p.split in used]
+    given = [replace(p, path=str(catalog.file(p))) for p in catalog.photos]
+    both = Catalog(catalog.root, (*own, *given))
+    clusters = check.duplicates(both, check.inspect(both, progress=progress))
+    seen = [
+        (rows[0], row)
+        for rows in clusters
+        for row in rows
+        if rows[0] < len(own) <= row  # ascending: a photo of the run comes first
+    ]
+    if seen:
+        other, row = seen[0]
+        how = "trained on" if both.photos[other].split == "train" else "chose their epochs by"
+        raise DataError(
+            f"{len(seen)} of {len(given)} photos are, or look like, photos that the folds {how},"
+            f" such as"
+            f" `{both.photos[row].path}`: compare `{both.photos[other].path}`",
+            hint="leave them out: a score on them would flatter. Without PHOTOS, each photo of the"
+            " folds is judged by the fold that did not see it",
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -275,12 +329,14 @@ def _key(run: Run, machine: Machine) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _kept(path: Path, key: str) -> list[Worth]:
+def _kept(path: Path, key: str) -> Worths | None:
     try:
         content = json.loads(path.read_bytes())
-        return [_parsed(row) for row in content["rows"]] if content["key"] == key else []
+        if content["key"] != key:
+            return None
+        return Worths(tuple(_parsed(row) for row in content["rows"]), content["photos"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or none that can be read
-        return []
+        return None
 
 
 def _parsed(record: Mapping[str, Any]) -> Worth:

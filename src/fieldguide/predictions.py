@@ -10,7 +10,7 @@ import shutil
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -40,10 +40,10 @@ class Predictions:
     """
 
     names: tuple[str, ...]
-    problems: tuple[str, ...]
-    classes: tuple[str, ...]
-    probabilities: Float[np.ndarray, "n classes"]
-    sets: Bool[np.ndarray, "n classes"] | None = None
+    problems: tuple[str, ...] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+    probabilities: Float[np.ndarray, "n classes"] = field(repr=False)
+    sets: Bool[np.ndarray, "n classes"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = len(self.names), len(self.classes)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from fieldguide import metrics
+from fieldguide.errors import UsageError
 
 Method: TypeAlias = Literal["split", "adaptive"]
 
@@ -30,12 +31,20 @@ class Sets:
     """Which sets to draw: they hold the true class of a share `coverage` of photos like these.
 
     `method` says by which score (`nonconformity`); `per_class` calibrates each class by its own
-    photos, so that each is covered.
+    photos, so that each is covered. Calibration looked at each photo once: with several views of a
+    photo the coverage is not promised. Raises `UsageError` for a share outside 0 … 1 (both
+    excluded) and an unknown method.
     """
 
     coverage: float
     method: Method = "split"
     per_class: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise UsageError(f"`coverage` is not between 0 and 1: {self.coverage}")
+        if self.method not in get_args(Method):
+            raise UsageError(f"`method` is none of {', '.join(get_args(Method))}: {self.method!r}")
 
 
 def nonconformity(

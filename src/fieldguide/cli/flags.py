@@ -1,7 +1,7 @@
 """Groups of flags that several commands share: a recipe's settings, tables, lists, the machine."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -134,20 +134,20 @@ class Computer:
     precision
         Of the network's arithmetic; auto: that of its training, where the device has it.
     batch_size
-        Photos at once.
+        Photos at once; 64 if not given.
     """
 
     device: str | None = None
     workers: int | Literal["auto"] | None = None
     precision: Literal["float32", "bfloat16", "float16", "auto"] | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
 
     def check(self) -> Recipe:
         """Raises `UsageError` for values that cannot be; without torch.
 
         What is not given comes from FIELDGUIDE_DEVICE, FIELDGUIDE_WORKERS, FIELDGUIDE_PRECISION.
         """
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size is below 1: {self.batch_size}")
         names = ("device", "workers", "precision")
         surroundings = recipes.from_environment(os.environ)
@@ -160,7 +160,8 @@ class Computer:
         from fieldguide.inference import Machine
 
         chosen = self.check()
-        return Machine(chosen.device, chosen.workers, chosen.precision, self.batch_size)
+        machine = Machine(chosen.device, chosen.workers, chosen.precision)
+        return replace(machine, batch_size=self.batch_size) if self.batch_size else machine
 
 
 MachineFlags = Annotated[Computer, Parameter(name="*", group=Group("Machine", sort_key=91))]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fieldguide.check import Facts, Finding
     from fieldguide.checkpoints import Barrier
     from fieldguide.labels import Doubts
-    from fieldguide.outside import Worth
+    from fieldguide.outside import Worths
     from fieldguide.runs import Run
 
 SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
@@ -113,9 +113,11 @@ def print_classes(console: Console, run: "Run") -> None:
     console.print(table)
 
 
-def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None:
+def print_worths(console: Console, found: "Worths") -> None:
     """Classifiers side by side on photos outside all folds, with what they cost."""
-    console.print(f"\non {photos:,} photos outside all folds (calib.: calibration error, scaled):")
+    console.print(
+        f"\non {found.photos:,} photos outside all folds (calib.: calibration error, scaled):"
+    )
     table = Table(
         Column("classifier", no_wrap=True),
         *("accuracy", "interval", "log loss", "calib."),
@@ -123,7 +125,7 @@ def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None
         box=None,
         padding=(0, 1, 0, 0),  # the usual two blanks would not fit into 80 columns
     )
-    for row in rows:
+    for row in found.rows:
         low, high = row.interval
         table.add_row(
             row.name + ("*" if row.note else ""),
@@ -136,7 +138,7 @@ def print_worths(console: Console, rows: "Sequence[Worth]", photos: int) -> None
             f"{row.bytes / 1e6:.0f} MB",
         )
     console.print(table)
-    for note in dict.fromkeys(row.note for row in rows if row.note):
+    for note in dict.fromkeys(row.note for row in found.rows if row.note):
         console.print(f"* {note}")
 
 

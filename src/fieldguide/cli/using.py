@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fieldguide.combine import BatchNorm
     from fieldguide.combine import Rule as RunRule
     from fieldguide.inputs import Input
-    from fieldguide.outside import Worth
+    from fieldguide.outside import Worths
     from fieldguide.predictions import Layout, Predictions, Submission
     from fieldguide.runs import Run
 
@@ -72,17 +72,13 @@ def score(
         tables.print_scores(terminal.stdout, opened)
         if per_class:
             tables.print_classes(terminal.stdout, opened)
-    rows, count = _worths(opened, catalog, machine)
+    found, lost = _worths(opened, catalog, machine)
     if as_json:
-        print(json.dumps(_score_record(opened, rows, count, per_class), indent=2))
-    elif rows:
-        tables.print_worths(terminal.stdout, rows, count)
-    elif opened.complete:
-        terminal.stderr.print(
-            "an ensemble or a merged model is scored on photos outside all folds, and the run has"
-            " none: give a labelled set, or begin a run with --holdout 0.1",
-            soft_wrap=True,
-        )
+        print(json.dumps(_score_record(opened, found, per_class), indent=2))
+    elif found and found.rows:
+        tables.print_worths(terminal.stdout, found)
+    if lost:
+        raise lost  # out-of-fold scores are told before
 
 
 @app.command
@@ -145,6 +141,8 @@ def merge(
         _merge_run(sources[0], rule, batch_norm or "recalibrate", photos_root, machine)
         return
     for source in sources:
+        if source.is_dir():
+            raise UsageError(f"`{source}` is a folder: give one run, or the files of checkpoints")
         if not source.is_file():
             raise UsageError(f"`{source}` is neither a run's folder nor a checkpoint")
     _refuse_given(of_run, "for runs, and checkpoints are given")
@@ -153,7 +151,13 @@ def merge(
     if rule == "greedy":
         raise UsageError("--rule greedy is for runs", hint="use soup or stock")
     if photos is None:
-        _refuse_given({"--size": size, "--eval-resize": eval_resize}, "idle without --photos")
+        looking: dict[str, object] = {
+            "--backbone": backbone,
+            "--size": size,
+            "--eval-resize": eval_resize,
+        }
+        looking |= {f"--{name.replace('_', '-')}": value for name, value in vars(machine).items()}
+        _refuse_given(looking, "of no use without --photos")
     if backbone is not None:
         require_backbone(backbone)
     _merge_files(sources, rule, anchor, out, photos, backbone, size, eval_resize, machine)
@@ -491,43 +495,65 @@ def _reported(
         yield chunk
 
 
-def _worths(run: "Run", catalog: "Catalog | None", machine: Computer) -> "tuple[list[Worth], int]":
-    """The table of classifiers and the number of photos it is about."""
+def _worths(
+    run: "Run", catalog: "Catalog | None", machine: Computer
+) -> "tuple[Worths | None, DataError | None]":
+    """The table of classifiers, or why there is none."""
     if catalog is None and not len(run.outside):
-        return [], 0
-    from fieldguide import outside  # brings torch
-
-    if catalog is None:
-        related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
-        if related:
+        if run.complete:
             terminal.stderr.print(
-                f"{related} photos of the val part are left out: copies of training photos, of"
-                " their groups, or without a class",
+                "an ensemble or a merged model is scored on photos outside all folds, and the run"
+                " has none: give a labelled set, or begin a run with --holdout 0.1",
                 soft_wrap=True,
             )
-        return outside.worths(run, machine.chosen()), len(run.outside)
-    photos = outside.unseen(run, catalog)
-    return outside.worths_on(run, photos, machine.chosen()), len(photos)
+        return None, None
+    from fieldguide import outside  # brings torch
+
+    try:
+        if catalog is None:
+            _tell_related(run)
+            found = outside.worths(run, machine.chosen())
+        else:
+            with Display(terminal.stderr) as display:
+                display.begin("comparing photos", len(run.catalog) + len(catalog))
+                photos = outside.unseen(run, catalog, display.reach)
+            found = outside.worths_on(run, photos, machine.chosen())
+    except DataError as error:
+        return None, error
+    if found.unreadable:
+        terminal.stderr.print(
+            f"{found.unreadable} photos cannot be read and are left out", soft_wrap=True
+        )
+    return found, None
 
 
-def _score_record(
-    run: "Run", rows: "Sequence[Worth]", photos: int, per_class: bool
-) -> dict[str, Any]:
+def _tell_related(run: "Run") -> None:
+    """Says how many photos of the val part would flatter."""
+    related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
+    if related:
+        terminal.stderr.print(
+            f"{related} photos of the val part are left out: copies of training photos, of their"
+            " groups, or without a class",
+            soft_wrap=True,
+        )
+
+
+def _score_record(run: "Run", found: "Worths | None", per_class: bool) -> dict[str, Any]:
     from fieldguide import runs
 
-    record = {"out_of_fold": runs.summary(run)}
+    record: dict[str, Any] = {"out_of_fold": runs.summary(run)}
     if per_class:
-        found = run.per_class
+        scores = run.per_class
         record["classes"] = {
             name: {
-                "photos": int(found.support[number]),
-                "precision": float(found.precision[number]),
-                "recall": float(found.recall[number]),
-                "f1": float(found.f1[number]),
+                "photos": int(scores.support[number]),
+                "precision": float(scores.precision[number]),
+                "recall": float(scores.recall[number]),
+                "f1": float(scores.f1[number]),
             }
             for number, name in enumerate(run.classes)
         }
-    record["outside"] = {"photos": photos, "classifiers": [asdict(row) for row in rows]}
+    record["outside"] = asdict(found) if found else None
     return record
 
 
