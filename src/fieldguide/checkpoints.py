@@ -33,7 +33,7 @@ from fieldguide.device import Precision
 from fieldguide.errors import DataError, UsageError
 from fieldguide.inference import Architecture, Machine, Rgb
 from fieldguide.merge import Move, Weights, average, model_stock, moves
-from fieldguide.network import RECALIBRATION_BATCH, build, input_config
+from fieldguide.network import RECALIBRATION_BATCH, RECALIBRATION_PHOTOS, build, input_config
 from fieldguide.pretrained import NESTED, WRAPPERS, read_weights
 from fieldguide.seeds import derive_seed
 
@@ -64,9 +64,6 @@ NOTHING_IN_COMMON = 80.0
 # Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020,
 # section 2: an instability below 2 % is stable.
 BARRIER = 0.02
-
-# Batch-norm statistics settle with a thousand photos, as in training.
-RECALIBRATION_PHOTOS = 1024
 
 # Photos that accuracy is judged on: the standard error of a share is then half a point at most.
 JUDGED_PHOTOS = 10_000

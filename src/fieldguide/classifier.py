@@ -25,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from fieldguide import files, inference, inputs, metrics
 from fieldguide.analysis import calibration, conformal
 from fieldguide.augment import View
+from fieldguide.catalog import Catalog
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.inference import Architecture, Machine, Seen
 from fieldguide.inputs import Input
@@ -108,19 +109,19 @@ class Classifier:
 
     def predict(
         self,
-        photos: str | Path | Sequence[str | Path],
+        photos: str | Path | Sequence[str | Path] | Catalog,
         *,
         views: Sequence[View] = (),
         sets: conformal.Sets | None = None,
         calibrated: bool = True,
         machine: Machine = Machine(),
     ) -> Predictions:
-        """What the photos show, in memory: a folder, a table, a list of files, or several of these.
+        """What photos show, in memory: of a folder, a table, files, several of these, or a catalog.
 
         One row for every photo, in the order of `inputs.read`; one that cannot be read has the
         reason in place of a result. See `stream` for the rest.
         """
-        found = inputs.read(photos)
+        found = _of_catalog(photos) if isinstance(photos, Catalog) else inputs.read(photos)
         chunks = self.stream(found, views=views, sets=sets, calibrated=calibrated, machine=machine)
         nothing = self._answered([], range(0), [], None, 1.0, sets)
         return Predictions.concatenate([nothing, *chunks])
@@ -229,6 +230,10 @@ class Classifier:
             coverage=sets.coverage,
             per_class=sets.per_class,
         )
+
+
+def _of_catalog(catalog: Catalog) -> list[Input]:
+    return [Input(photo.path, catalog.file(photo)) for photo in catalog.photos]
 
 
 def member_probabilities(

@@ -28,16 +28,13 @@ from fieldguide.classifier import Combine as Together
 from fieldguide.errors import DataError, UsageError
 from fieldguide.inference import Architecture, Machine
 from fieldguide.merge import Weights
-from fieldguide.network import backbone_anchor, build
+from fieldguide.network import RECALIBRATION_PHOTOS
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
 
 Rule = Literal["soup", "greedy", "stock"]
 BatchNorm = Literal["recalibrate", "average"]
 RULES: tuple[Rule, ...] = ("soup", "greedy", "stock")
-
-# Batch-norm statistics settle with a thousand photos, as in training.
-RECALIBRATION_PHOTOS = 1024
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -74,7 +71,8 @@ class Ingredients:
     """What a run gives to make a classifier from.
 
     `weights` reads those of a fold, or (None) of the common start; `judged` and `targets` are each
-    done fold's out-of-fold logits and classes; `training` are the files of all folds.
+    done fold's out-of-fold logits, under these weights, and classes; `training` are the files of
+    all folds.
     """
 
     recipe: Recipe
@@ -299,16 +297,12 @@ def outside_logits(
 
 def anchor(ingredients: Ingredients) -> Weights:
     """The backbone's trained tensors as all folds began with them."""
-    recipe = ingredients.recipe
-    network = build(
-        recipe.backbone,
-        weights="none",
-        head=recipe.head,
-        classes=len(ingredients.classes),
-        dropout=0.0,
-        seed=0,
-    )
-    return backbone_anchor(network, as_tensors(ingredients.weights(None)))
+    start = as_tensors(ingredients.weights(None))
+    return {
+        name: tensor
+        for name, tensor in start.items()
+        if name.startswith("backbone.") and tensor.is_floating_point() and ".running_" not in name
+    }
 
 
 def _calibration_photos(ingredients: Ingredients) -> list[Path]:
@@ -322,7 +316,7 @@ def _calibration_photos(ingredients: Ingredients) -> list[Path]:
             f"batch norm is measured on training photos, and {len(gone)} of {len(photos)} are gone,"
             f" such as `{gone[0]}`",
             hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
-            " statistics with --batch-norm average",
+            " statistics: `fieldguide merge RUN --batch-norm average`",
         )
     return photos
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
@@ -82,6 +82,8 @@ class Machine:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"`batch_size` is below 1: {self.batch_size}")
+        if isinstance(self.workers, int) and self.workers < 0:
+            raise UsageError(f"`workers` is below 0: {self.workers}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,28 +180,36 @@ class _Networks:
         count, views = len(batch.photos), _views_in(batch)
         if count == 0:
             return np.empty((len(self.members), 0, 1, self.architecture.classes), np.float32)
-        images = batch.images.flatten(0, -4).to(self.device, non_blocking=True)
-        images = normalise(images, self.architecture.mean, self.architecture.std)
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            found = torch.stack([self.forward(weights, images) for weights in self.members])
-        return found.cpu().numpy().reshape(len(self.members), count, views, -1)
+        found = self.logits(batch.images.flatten(0, -4))
+        return found.numpy().reshape(len(self.members), count, views, -1)
 
-    def forward(
-        self, weights: Weights, images: Float[Tensor, "n 3 height width"]
-    ) -> Float[Tensor, "n classes"]:
-        """One member's logits; where memory runs out, in halves."""
+    def logits(
+        self, images: UInt8[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "members n classes"]:
+        """Every member's logits, in main memory; where the device's runs out, in halves."""
         try:
-            found: Tensor = torch.func.functional_call(self.network, dict(weights), (images,))
-            return found.float()
+            return self._logits(images)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if len(images) == 1:
-                raise self.too_large() from error
-        return torch.cat([self.forward(weights, half) for half in images.tensor_split(2)])
+                raise self._too_large() from error
+        return torch.cat([self.logits(half) for half in images.tensor_split(2)], dim=1)
 
-    def too_large(self) -> ResourceError:
-        """The error of a photo that does not fit."""
+    def _logits(
+        self, images: UInt8[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "members n classes"]:
+        seen = normalise(
+            images.to(self.device, non_blocking=True), self.architecture.mean, self.architecture.std
+        )
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            found = [
+                torch.func.functional_call(self.network, dict(weights), (seen,), strict=True)
+                for weights in self.members
+            ]
+            return torch.stack(found).float().cpu()
+
+    def _too_large(self) -> ResourceError:
         return ResourceError(
             f"memory ran out on `{self.device}` for a single photo of {self.architecture.size}"
             f" pixels with {self.architecture.backbone}",

@@ -23,6 +23,9 @@ from fieldguide.heads import HEADS
 from fieldguide.pretrained import download, read_weights
 from fieldguide.seeds import derive_seed
 
+# Batch-norm statistics settle with a thousand photos; more cost time at every merge.
+RECALIBRATION_PHOTOS = 1024
+
 # Photos of a batch while batch norm is measured: fixed, so that `batch_size` does not change the
 # result.
 RECALIBRATION_BATCH = 64

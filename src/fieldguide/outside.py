@@ -21,9 +21,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from fieldguide import check, combine, files, inference, metrics
-from fieldguide.catalog import Catalog, listed
+from fieldguide.catalog import Catalog, Photo, listed
 from fieldguide.classifier import Classifier, combined, member_probabilities
 from fieldguide.combine import BatchNorm, Ingredients, Outside, Rule
+from fieldguide.device import choose_device, device_name
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.inference import Machine
 from fieldguide.runs import MODELS, Run
@@ -79,20 +80,22 @@ def merge_into_run(
     folder = run.folder / MODELS / name
     if name in run.models():
         return folder
-    ingredients = run.ingredients()
-    greedy = (
-        combine.greedy(ingredients, batch_norm=batch_norm, machine=machine)
-        if rule == "greedy"
-        else None
-    )
-    model = combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine, chosen=greedy)
-    if greedy is not None:
-        worth = _worth(name, model, greedy.logits[None], ingredients.outside)
-        model = _with_record(model, {"cross_fitted": asdict(worth)})
-    with files.lock(run.folder):
-        shutil.rmtree(folder, ignore_errors=True)  # of a merge that was killed
-        model.save(folder)
+    with files.lock(run.folder):  # first: what cannot be written is told before long work
+        if name not in run.models():
+            shutil.rmtree(folder, ignore_errors=True)  # of a merge that was killed
+            _merged(run, name, rule, batch_norm, machine).save(folder)
     return folder
+
+
+def _merged(run: Run, name: str, rule: Rule, batch_norm: BatchNorm, machine: Machine) -> Classifier:
+    """The merged model; a greedy soup keeps with it what its choice is worth."""
+    ingredients = run.ingredients()
+    if rule != "greedy":
+        return combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine)
+    greedy = combine.greedy(ingredients, batch_norm=batch_norm, machine=machine)
+    model = combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine, chosen=greedy)
+    worth = _worth(name, model, greedy.logits[None], ingredients.outside)
+    return _with_record(model, {"cross_fitted": asdict(worth)})
 
 
 def worths(run: Run, machine: Machine = Machine()) -> Worths:
@@ -174,11 +177,19 @@ def _rows(
             yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
 
 
-def unseen(run: Run, catalog: Catalog, progress: Callable[[int], None] | None = None) -> Outside:
-    """The labelled photos of another collection, if no fold has seen one of them, or a copy.
+def unseen(
+    run: Run,
+    catalog: Catalog,
+    *,
+    notice: Callable[[str], None] = lambda message: None,
+    progress: Callable[[int], None] | None = None,
+) -> Outside:
+    """The labelled photos of another collection, if no fold has seen one of them.
 
-    Raises `DataError` for photos that the run trained on and for labels that are none of its
-    classes. `progress` is called with the number of photos compared so far, of both collections.
+    Photos that only look like a training photo (re-encoded, resized, mirrored: `check`) are left
+    out and told. Raises `DataError` for the very files that the run trained on, or that chose its
+    epochs, and for labels that are none of its classes. `progress` is called with the number of
+    photos looked at so far, of both collections (`compared`).
     """
     photos = [photo for photo in catalog.photos if photo.label is not None]
     if not photos:
@@ -190,16 +201,25 @@ def unseen(run: Run, catalog: Catalog, progress: Callable[[int], None] | None = 
             f"labels that are none of the run's {len(numbers)} classes: {listed(unknown)}",
             hint="leave these photos out: no answer could be right",
         )
-    _refuse_known(run, replace(catalog, photos=tuple(photos)), progress)
-    paths = tuple(catalog.file(photo) for photo in photos)
+    labelled = replace(catalog, photos=tuple(photos))
     with ThreadPoolExecutor() as pool:
-        hashes = tuple(pool.map(_sha256, paths))
+        hashes = list(pool.map(lambda photo: _sha256(catalog.file(photo)), photos))
+    _refuse_known(run, labelled, hashes)
+    alike = _look_alikes(run, labelled, notice, progress)
+    if alike:
+        notice(f"{len(alike)} photos look like training photos and are left out")
+    kept = [row for row in range(len(photos)) if row not in alike]
     return Outside(
-        paths,
-        np.array([numbers[str(photo.label)] for photo in photos]),
-        tuple(photo.group or photo.path for photo in photos),
-        hashes,
+        tuple(catalog.file(photos[row]) for row in kept),
+        np.array([numbers[str(photos[row].label)] for row in kept], dtype=np.int64),
+        tuple(photos[row].group or photos[row].path for row in kept),
+        tuple(hashes[row] for row in kept),
     )
+
+
+def compared(run: Run, catalog: Catalog) -> int:
+    """How many photos `unseen` looks at."""
+    return len(_used(run)) + sum(photo.label is not None for photo in catalog.photos)
 
 
 def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Machine()) -> float:
@@ -227,33 +247,48 @@ def _labelled(photos: Outside) -> set[tuple[str, int]]:
     return set(zip(photos.hashes, photos.targets.tolist(), strict=True))
 
 
-def _refuse_known(run: Run, catalog: Catalog, progress: Callable[[int], None] | None) -> None:
-    """Raises `DataError` for photos that the folds trained on, or that chose their epochs.
-
-    Also for what only looks like one of them: re-encoded, resized or mirrored (`check`). Photos of
-    the run that are gone cannot be compared.
-    """
+def _used(run: Run) -> list[Photo]:
+    """The photos that the folds trained on or, where they watched `val`, chose their epochs by."""
     used = {"train", "val"} if run.recipe.watch_val else {"train"}
-    own = [replace(p, path=str(run.catalog.file(p))) for p in run.catalog.photos if p.split in used]
-    given = [replace(p, path=str(catalog.file(p))) for p in catalog.photos]
-    both = Catalog(catalog.root, (*own, *given))
-    clusters = check.duplicates(both, check.inspect(both, progress=progress))
+    return [photo for photo in run.catalog.photos if photo.split in used]
+
+
+def _refuse_known(run: Run, catalog: Catalog, hashes: Sequence[str]) -> None:
+    known = {photo.sha256: photo.path for photo in _used(run)}
     seen = [
-        (rows[0], row)
-        for rows in clusters
-        for row in rows
-        if rows[0] < len(own) <= row  # ascending: a photo of the run comes first
+        (photo.path, known[digest])
+        for photo, digest in zip(catalog.photos, hashes, strict=True)
+        if digest in known
     ]
     if seen:
-        other, row = seen[0]
-        how = "trained on" if both.photos[other].split == "train" else "chose their epochs by"
         raise DataError(
-            f"{len(seen)} of {len(given)} photos are, or look like, photos that the folds {how},"
-            f" such as"
-            f" `{both.photos[row].path}`: compare `{both.photos[other].path}`",
+            f"{len(seen)} of {len(hashes)} photos were used by the folds in training:"
+            f" {listed([path for path, _ in seen])}, the first as `{seen[0][1]}`",
             hint="leave them out: a score on them would flatter. Without PHOTOS, each photo of the"
             " folds is judged by the fold that did not see it",
         )
+
+
+def _look_alikes(
+    run: Run,
+    catalog: Catalog,
+    notice: Callable[[str], None],
+    progress: Callable[[int], None] | None,
+) -> set[int]:
+    """Photos, by number, that look like one that the folds used."""
+    own = [replace(photo, path=str(run.catalog.file(photo))) for photo in _used(run)]
+    given = [replace(photo, path=str(catalog.file(photo))) for photo in catalog.photos]
+    both = Catalog(catalog.root, (*own, *given))
+    facts = check.inspect(both, progress=progress)
+    gone = sum(not fact.sha256 for fact in facts[: len(own)])
+    if gone:
+        notice(f"{gone} of {len(own)} training photos are gone: copies of them are not recognised")
+    return {
+        row - len(own)
+        for rows in check.duplicates(both, facts)
+        for row in rows
+        if rows[0] < len(own) <= row  # ascending: a photo of the run comes first
+    }
 
 
 def _sha256(path: Path) -> str:
@@ -321,11 +356,12 @@ def _with_record(model: Classifier, record: Mapping[str, Any]) -> Classifier:
 
 
 def _key(run: Run, machine: Machine) -> str:
-    """What the table depends on: the photos, the folds, the merged models, the precision."""
+    """What the table depends on: photos, folds, merged models, and where they are looked at."""
     photos = [run.catalog.photos[row].sha256 for row in run.outside]
     places = [run.fold_folder(fold) for fold in run.done] + list(run.models().values())
     manifests = [(place / files.MANIFEST).read_text("utf-8") for place in places]
-    text = "\0".join([*photos, *manifests, str(machine.precision)])
+    place = device_name(choose_device(machine.device))
+    text = "\0".join([*photos, *manifests, place, machine.precision, str(machine.batch_size)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -226,7 +226,10 @@ def require_free(out: Path, overwrite: bool = False) -> None:
     if out.is_dir():
         raise UsageError(f"this is a folder: {out}", hint="give the name of a file")
     if not overwrite and (out.exists() or out.is_symlink()):
-        raise UsageError(f"this file exists: {out}", hint="choose another name, or --overwrite it")
+        raise UsageError(
+            f"this file exists: {out}",
+            hint="choose another name, or say that it may be overwritten (--overwrite)",
+        )
     if not out.parent.is_dir():
         raise ResourceError(f"no such folder: {out.parent}", hint="create the folder first")
 
@@ -432,7 +435,9 @@ def _rows_of(inputs: Sequence[Input], kind: str) -> dict[str, int]:
         if first != row:
             raise DataError(
                 f"two photos have the id `{key}`: {inputs[first].name} and {each.name}",
-                hint="give each photo once" if kind == "path" else "use the whole path as id",
+                hint="give each photo once"
+                if inputs[first].name == each.name
+                else "use the whole path as id",
             )
     return row_of
 

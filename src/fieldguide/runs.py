@@ -275,7 +275,11 @@ class Run:
         }
 
     def ingredients(self) -> "Ingredients":
-        """What classifiers are made from. Raises `ResourceError` where no fold is done."""
+        """What classifiers are made from. Raises `ResourceError` where no fold is done.
+
+        Logits are those of the saved weights, also where `stop = fold` chose their epoch by the
+        same photos: then they flatter a little, and differ from those that `scores` judges.
+        """
         from fieldguide.combine import Ingredients, Outside
 
         _require_some_fold(self)
@@ -285,7 +289,7 @@ class Run:
             recipe=self.recipe,
             classes=self.classes,
             weights=self.weights,
-            judged=self.judged,
+            judged={fold: self.logits(fold) for fold in self.done},
             targets={fold: self.targets[self.folds[fold].test] for fold in self.done},
             training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
             outside=Outside(
@@ -458,6 +462,9 @@ def _require_some_fold(run: Run) -> None:
 def _provenance(run: Run) -> dict[str, Any]:
     """Where a classifier comes from, without paths of this machine."""
     known = run.environment
+    rows = np.concatenate([run.folds[fold].test for fold in run.done])
+    predicted = np.concatenate([logits.argmax(axis=1) for logits in run.judged.values()])
+    correct = predicted == run.targets[rows]
     photos = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
     weights = run.recipe.weights
     return {
@@ -466,8 +473,10 @@ def _provenance(run: Run) -> dict[str, Any]:
         "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),
         "versions": known["versions"],
         "weights_sha256": known["weights_sha256"],
-        "out_of_fold_accuracy": run.scores.accuracy,
-        "out_of_fold_interval": list(run.scores.interval),
+        "out_of_fold_accuracy": float(correct.mean()),
+        "out_of_fold_interval": list(
+            metrics.bootstrap_interval(correct, _group_numbers(run)[rows])
+        ),
     }
 
 

@@ -36,6 +36,7 @@ from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
+    RECALIBRATION_PHOTOS,
     Network,
     backbone_anchor,
     has_batch_norm,
@@ -57,9 +58,6 @@ from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
 
 IntArray = NDArray[np.int64]
-
-# Batch-norm statistics settle with a thousand photos; more cost time at every merge.
-RECALIBRATION_PHOTOS = 1024
 
 # Photos that vanish during an epoch are replaced; with more than this share missing, the fit stops.
 MISSING_SHARE = 0.01

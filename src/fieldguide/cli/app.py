@@ -1,5 +1,6 @@
 """The command line's frame: runs one command and turns errors into exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -19,11 +20,15 @@ app = App(
     version=lambda: metadata.version("fieldguide"),
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack a name's characters
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

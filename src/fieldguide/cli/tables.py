@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
+from fieldguide.cli.terminal import cell
 from fieldguide.display import duration
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | Non
         first = alike[0]
         example = f"{first.path}: {first.message}" if first.path else first.message
         stops = "yes" if any(finding.fatal for finding in alike) else "no"
-        table.add_row(kind, str(len(alike)), stops, Text(example))
+        table.add_row(kind, str(len(alike)), stops, cell(example))
     console.print(table)
     if csv is None:
         console.print("--csv FILE lists them all")
@@ -100,11 +100,11 @@ def print_scores(console: Console, run: "Run") -> None:
 
 def print_classes(console: Console, run: "Run") -> None:
     """Precision, recall and F1 of each class, out of fold."""
-    table = Table("class", "photos", "precision", "recall", "F1", box=None)
+    table = Table(Column("class", overflow="fold"), "photos", "precision", "recall", "F1", box=None)
     found = run.per_class
-    for number, name in enumerate(run.classes):
+    for number, label in enumerate(run.classes):
         table.add_row(
-            Text(name),
+            cell(label),
             f"{found.support[number]:,}",
             f"{found.precision[number]:.1%}",
             f"{found.recall[number]:.1%}",
@@ -145,8 +145,8 @@ def print_worths(console: Console, found: "Worths") -> None:
 def print_barrier(console: Console, copies: Sequence[str], barrier: "Barrier") -> None:
     """Accuracies of checkpoints and of what they were merged to."""
     table = Table(f"on {barrier.photos:,} photos", "accuracy", box=None)
-    for name, accuracy in zip(copies, barrier.copies, strict=True):
-        table.add_row(Text(name), f"{accuracy:.1%}")
+    for copy, accuracy in zip(copies, barrier.copies, strict=True):
+        table.add_row(cell(copy), f"{accuracy:.1%}")
     table.add_row("merged", f"{barrier.merged:.1%}")
     console.print(table)
 
@@ -190,7 +190,7 @@ def _print_ranked(console: Console, header: Sequence[str], rows: Sequence[Sequen
         return
     table = Table(*(Column(name, overflow="fold") for name in header), box=None)
     for row in rows[:SHOWN]:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(cell, row))
     console.print(table)
     if len(rows) > SHOWN:
         console.print(f"and {len(rows) - SHOWN:,} more")

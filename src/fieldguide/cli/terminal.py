@@ -1,25 +1,45 @@
 """The two streams: data go to stdout, messages to stderr. Names are text, never markup."""
 
 import sys
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 # Columns of a table that goes to a file or another program, where no terminal says how many fit.
 PIPED_WIDTH = 160
 
 
 class Terminal(Console):
-    """A console that leaves a closed pipe to `app.run`."""
+    """A console that shows control characters of names, and leaves a closed pipe to `app.run`."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints; what comes as plain text is made harmless first."""
+        super().print(
+            *(shown(each) if isinstance(each, str) else each for each in objects), **options
+        )
 
     def on_broken_pipe(self) -> None:
         """Called by rich while it handles the error; its own way ends with exit code 1."""
         raise BrokenPipeError
 
 
+def shown(text: str) -> str:
+    """The text with control characters other than line ends and tabs written out, as `\\x1b`."""
+    return "".join(
+        each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text
+    )
+
+
+def cell(text: str) -> Text:
+    """A name of a class or file as a table's cell: one line, no markup, no control characters."""
+    return Text(shown(text).replace("\n", "\\n").replace("\t", "\\t"))
+
+
 stdout = Terminal(
     highlight=False,
     soft_wrap=True,
     markup=False,
-    width=None if sys.stdout.isatty() else PIPED_WIDTH,
+    width=None if sys.stdout is not None and sys.stdout.isatty() else PIPED_WIDTH,
 )
 stderr = Terminal(stderr=True, highlight=False, markup=False)

@@ -1,7 +1,6 @@
 """Commands that use a run: score, merge, save, predict, labels."""
 
 import difflib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -295,6 +294,8 @@ def predict(
     layout, found = table.layout(_classes_of(model), found)
     classifier = _classifier(model, combine, photos_root, machine)
     _tell_precision(classifier, machine)
+    if asked_sets and asked_views:
+        terminal.stderr.print("sets are calibrated on one view: with several, coverage may differ")
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(found))
         chunks = classifier.stream(
@@ -304,9 +305,13 @@ def predict(
             calibrated=calibrated,
             machine=machine.chosen(),
         )
-        counts = predictions.write(
-            out, _reported(chunks, display.advance), layout, overwrite=overwrite
-        )
+        try:
+            counts = predictions.write(
+                out, _reported(chunks, display.advance), layout, overwrite=overwrite
+            )
+        except KeyboardInterrupt:
+            display.notice(f"the rows so far are in {out}.part")
+            raise
     if zip:
         predictions.write_zip(out, overwrite=overwrite)
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
@@ -317,13 +322,15 @@ def predict(
 
 
 @app.command
-def labels(run: Path, *, photos_root: Path | None = None) -> None:
-    """List photos whose label looks wrong, and why, in RUN/labels.csv.
+def labels(run: Path, *, out: Path | None = None, photos_root: Path | None = None) -> None:
+    """List photos whose label looks wrong, and why.
 
     Parameters
     ----------
     run
         A run's folder.
+    out
+        The table to write; RUN/labels.csv if not given.
     photos_root
         Where the run's own photos lie, if they were moved.
     """
@@ -336,15 +343,18 @@ def labels(run: Path, *, photos_root: Path | None = None) -> None:
         found = suspicious.doubts(opened, progress=display.reach)
         for note in found.notes:
             display.notice(note)
-    suspicious.write(run / suspicious.TABLE, found)
-    tables.print_doubts(terminal.stdout, opened, found, run / suspicious.TABLE)
+    table = out or run / suspicious.TABLE
+    tables.print_doubts(terminal.stdout, opened, found, table)
+    suspicious.write(table, found)
 
 
 def _refuse_unknown_flags(photos: Sequence[str]) -> None:
     """`-` is a source, which the parser must let through; flags with typing mistakes are none."""
     odd = [text for text in photos if text.startswith("-") and text != "-"]
     if odd:
-        known = [f"--{name.replace('_', '-')}" for name in inspect.signature(predict).parameters]
+        known = [
+            name for each in app["predict"].assemble_argument_collection() for name in each.names
+        ]
         close = difflib.get_close_matches(odd[0].split("=")[0], known, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
@@ -515,8 +525,8 @@ def _worths(
             found = outside.worths(run, machine.chosen())
         else:
             with Display(terminal.stderr) as display:
-                display.begin("comparing photos", len(run.catalog) + len(catalog))
-                photos = outside.unseen(run, catalog, display.reach)
+                display.begin("comparing photos", outside.compared(run, catalog))
+                photos = outside.unseen(run, catalog, notice=display.notice, progress=display.reach)
             found = outside.worths_on(run, photos, machine.chosen())
     except DataError as error:
         return None, error
@@ -614,9 +624,15 @@ def _merge_files(
         )
     for note in merged.notes:
         terminal.stderr.print(f"note: {note}", soft_wrap=True)
-    named = [*sources, anchor] if anchor else list(sources)
-    sha256 = {path.name: files.sha256(path) for path in named}
-    checkpoints.write(out, merged, {"rule": rule, "sha256": sha256})
+    checkpoints.write(
+        out,
+        merged,
+        {
+            "rule": rule,
+            "copies": [{"file": str(path), "sha256": files.sha256(path)} for path in sources],
+            "anchor": {"file": str(anchor), "sha256": files.sha256(anchor)} if anchor else None,
+        },
+    )
     terminal.stdout.print(f"mean cosine between the weights, at least: {merged.cosine:.3f}")
     if merged.moves:
         terminal.stdout.print(f"mean angle between movements from the anchor: {merged.angle:.0f}°")
