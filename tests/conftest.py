@@ -3,14 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 from PIL import Image
-from rich.console import Console
 
 if TYPE_CHECKING:
     import fieldguide as fg
@@ -104,8 +103,10 @@ def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     """Consoles look up the captured streams, and see no settings of the tester's own."""
     from fieldguide.cli import terminal
 
-    monkeypatch.setattr(terminal, "stdout", Console(highlight=False, soft_wrap=True, markup=False))
-    monkeypatch.setattr(terminal, "stderr", Console(stderr=True, highlight=False, markup=False))
+    plain: dict[str, Any] = {"highlight": False, "markup": False}
+    out = terminal.Terminal(**plain, soft_wrap=True, width=terminal.PIPED_WIDTH)
+    monkeypatch.setattr(terminal, "stdout", out)
+    monkeypatch.setattr(terminal, "stderr", terminal.Terminal(**plain, stderr=True))
     for name in list(os.environ):
         if name.startswith("FIELDGUIDE_"):
             monkeypatch.delenv(name)

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import COLORS, draw_photo
 from fits import small_fit
+from PIL import Image, ImageOps
 
 import fieldguide as fg
-from fieldguide import combine, files, metrics, outside
+from fieldguide import catalog, combine, files, inference, metrics, outside
 from fieldguide.classifier import Classifier
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.inference import Machine
-from fieldguide.outside import CROSS_FITTED, FLATTERED, Worth
+from fieldguide.outside import CROSS_FITTED, FLATTERED, Worth, Worths
 
 CPU = Machine("cpu", workers=0)
 
@@ -39,20 +41,22 @@ def rows(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for rule in combine.RULES:
         outside.merge_into_run(run, rule, machine=CPU)
     outside.merge_into_run(run, "soup", batch_norm="average", machine=CPU)
-    return {row.name: row for row in outside.worths(run, CPU)}
+    found = outside.worths(run, CPU)
+    assert (found.photos, found.unreadable) == (12, 0)
+    return {row.name: row for row in found.rows}
 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that outside photos were looked at."""
     seen: list[int] = []
-    original = combine.outside_logits
+    original = inference.all_logits
 
-    def outside_logits(*arguments: Any) -> object:
+    def all_logits(*arguments: Any) -> object:
         seen.append(len(arguments[2]))
         return original(*arguments)
 
-    monkeypatch.setattr(combine, "outside_logits", outside_logits)
+    monkeypatch.setattr(inference, "all_logits", all_logits)
     return seen
 
 
@@ -129,24 +133,25 @@ def test_a_soup_costs_what_a_fold_costs_and_an_ensemble_as_much_as_all(
 
 def test_intervals_draw_whole_groups(trained: fg.Run) -> None:
     one = trained.ingredients().outside
-    alone = {row.name: row for row in outside.worths_on(trained, one, CPU)}
+    alone = {row.name: row for row in outside.worths_on(trained, one, CPU).rows}
     assert alone["fold 1"].interval[0] < alone["fold 1"].interval[1]
     grouped = replace(one, groups=("specimen",) * len(one))
-    for row in outside.worths_on(trained, grouped, CPU):
-        assert row.interval == pytest.approx((row.accuracy, row.accuracy))
+    for row in outside.worths_on(trained, grouped, CPU).rows:
+        if 0 < row.accuracy < 1:
+            assert row.interval == pytest.approx((row.accuracy, row.accuracy))
         assert row.accuracy == alone[row.name].accuracy
 
 
 def test_a_run_without_photos_outside_has_no_rows(discs: Path, tmp_path: Path) -> None:
     run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0, replicas=1)
-    assert outside.worths(run, CPU) == []
+    assert outside.worths(run, CPU) == Worths((), 0)
     assert not (run.folder / outside.SCORES).exists()
 
 
 def test_an_unfinished_run_is_judged_by_the_folds_that_are_done(own: fg.Run) -> None:
     (own.folder / files.MANIFEST).unlink()
     (own.fold_folder(1) / files.MANIFEST).unlink()
-    names = [row.name for row in outside.worths(fg.Run(own.folder), CPU)]
+    names = [row.name for row in outside.worths(fg.Run(own.folder), CPU).rows]
     assert names == ["fold 0", "fold 2", "mean of folds", "ensemble"]
 
 
@@ -158,11 +163,12 @@ def test_the_table_is_read_again_while_nothing_changes(own: fg.Run, looks: list[
     assert looks
     looks.clear()
     assert outside.worths(fg.Run(own.folder), CPU) == first
-    assert outside.worths(own, replace(CPU, batch_size=3)) == first
+    assert outside.worths(own, replace(CPU, workers=1)) == first
     assert looks == []
     record = json.loads((own.folder / outside.SCORES).read_bytes())
-    assert record["photos"] == 12
-    assert [row["name"] for row in record["rows"]] == [row.name for row in first]
+    assert list(record) == ["key", "rows", "photos", "unreadable"]
+    assert record == {"key": record["key"], **json.loads(json.dumps(asdict(first)))}
+    assert (record["photos"], record["unreadable"]) == (12, 0)
 
 
 def merged(run: fg.Run) -> None:
@@ -194,15 +200,43 @@ def test_the_table_is_made_anew_where_something_changed(
     looks.clear()
     after = outside.worths(own, CPU)
     assert looks
-    assert [row.name for row in after[:5]] == [row.name for row in before]
-    assert ("soup-average" in {row.name for row in after}) == (change is merged)
+    assert [row.name for row in after.rows[:5]] == [row.name for row in before.rows]
+    assert ("soup-average" in {row.name for row in after.rows}) == (change is merged)
 
 
-def test_another_precision_is_another_table(own: fg.Run, looks: list[int]) -> None:
+@pytest.mark.parametrize(
+    "machine", [replace(CPU, precision="bfloat16"), replace(CPU, batch_size=3)]
+)
+def test_another_precision_or_batch_is_another_table(
+    machine: Machine, own: fg.Run, looks: list[int]
+) -> None:
     outside.worths(own, CPU)
     looks.clear()
-    outside.worths(own, replace(CPU, precision="bfloat16"))
+    outside.worths(own, machine)
     assert looks
+
+
+def test_a_table_of_another_device_is_not_shown_for_this_one(
+    own: fg.Run, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside.worths(own, CPU)
+    looks.clear()
+    monkeypatch.setattr(outside, "device_name", lambda device: "another chip")
+    outside.worths(own, CPU)
+    assert looks
+
+
+def test_photos_that_came_back_are_looked_at(own: fg.Run, parts: Path, tmp_path: Path) -> None:
+    """The table of a part of the photos is not kept: they may be there the next time."""
+    moved = shutil.copytree(parts, tmp_path / "moved")
+    lost = moved / "val" / "blue" / "021.jpg"
+    lost.rename(tmp_path / "lost.jpg")
+    found = outside.worths(fg.Run(own.folder, photos=moved), CPU)
+    assert (found.photos, found.unreadable) == (11, 1)
+    assert not (own.folder / outside.SCORES).exists()
+    (tmp_path / "lost.jpg").rename(lost)
+    found = outside.worths(fg.Run(own.folder, photos=moved), CPU)
+    assert (found.photos, found.unreadable) == (12, 0)
 
 
 def test_a_run_that_cannot_be_written_to_is_scored_all_the_same(
@@ -212,7 +246,7 @@ def test_a_run_that_cannot_be_written_to_is_scored_all_the_same(
         raise ResourceError(f"cannot write {path}")
 
     monkeypatch.setattr(files, "write_json", refuse)
-    assert len(outside.worths(own, CPU)) == 5
+    assert len(outside.worths(own, CPU).rows) == 5
 
 
 # --- merged models --------------------------------------------------------------------------------
@@ -271,10 +305,53 @@ def test_a_soup_waits_for_all_folds(own: fg.Run) -> None:
     assert not (run.folder / "models").exists()
 
 
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be merged: who begins to work fails."""
+
+    def begun(*arguments: object, **options: object) -> None:
+        raise AssertionError("the work has begun")
+
+    for name in ("soup", "greedy", "merged"):
+        monkeypatch.setattr(combine, name, begun)
+
+
+@pytest.mark.usefixtures("idle")
 def test_nothing_is_merged_into_a_run_that_another_process_holds(own: fg.Run) -> None:
     with files.lock(own.folder), pytest.raises(ResourceError, match="in use"):
         outside.merge_into_run(own, "soup", batch_norm="average", machine=CPU)
     assert own.models() == {}
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_run_that_cannot_be_written_to_is_told_before_the_work(own: fg.Run) -> None:
+    (own.folder / ".lock").unlink(missing_ok=True)
+    (own.folder / ".lock").mkdir()  # like a folder that is read only, for administrators too
+    with pytest.raises(ResourceError, match="cannot write"):
+        outside.merge_into_run(own, "soup", machine=CPU)
+    assert own.models() == {}
+
+
+def test_a_model_that_another_process_merged_meanwhile_is_left(
+    own: fg.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    model = own.classifier("soup", batch_norm="average", machine=CPU)
+    before: dict[Path, int] = {}
+    original = files.lock
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        place = model.save(folder / "models" / "soup-average")
+        before.update({path: path.stat().st_mtime_ns for path in place.iterdir()})
+        with original(folder):
+            yield
+
+    monkeypatch.setattr(files, "lock", late)
+    request.getfixturevalue("idle")
+    place = outside.merge_into_run(own, "soup", batch_norm="average", machine=CPU)
+    assert place == own.models()["soup-average"]
+    assert before
+    assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
 
 
 # --- greedy soups and the photos that chose them --------------------------------------------------
@@ -299,8 +376,8 @@ def greedy(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
     return run
 
 
-def greedy_row(rows: list[Worth]) -> Worth:
-    return next(row for row in rows if row.name == "greedy-average")
+def greedy_row(found: Worths) -> Worth:
+    return next(row for row in found.rows if row.name == "greedy-average")
 
 
 def test_a_greedy_soup_is_judged_by_the_choice_of_other_photos(
@@ -365,7 +442,7 @@ def test_photos_that_no_fold_has_seen_come_with_their_classes(
     ]
     assert len(found) == len(set(found.groups)) == 6
     assert found.hashes == tuple(files.sha256(path) for path in found.files)
-    assert len(outside.worths_on(trained, found, CPU)) == 5
+    assert len(outside.worths_on(trained, found, CPU).rows) == 5
 
 
 @pytest.mark.parametrize("name", ["000.jpg", "renamed.jpg"])
@@ -374,19 +451,106 @@ def test_a_photo_that_was_trained_on_is_refused_by_its_content(
 ) -> None:
     folder = others(tmp_path / "others")
     shutil.copy(parts / "train" / "blue" / "000.jpg", folder / "blue" / name)
-    with pytest.raises(DataError, match="1 of 7 photos were trained on") as error:
+    with pytest.raises(DataError, match="1 of 7 photos were used by the folds") as error:
         outside.unseen(trained, fg.scan(folder))
-    assert f"blue/{name}" in error.value.message
-    assert "train/blue/000.jpg" in error.value.message
+    assert f"`blue/{name}`" in error.value.message
+    assert "`train/blue/000.jpg`" in error.value.message
+    assert "leave them out" in error.value.hint
+
+
+def test_up_to_five_photos_that_were_trained_on_are_named(trained: fg.Run, parts: Path) -> None:
+    with pytest.raises(DataError, match="24 of 24 photos were used by the folds") as error:
+        outside.unseen(trained, fg.scan(parts / "train"))
+    for number in range(8):
+        assert (f"`amber/00{number}.jpg`" in error.value.message) == (number < 5)
+    assert "and 19 more" in error.value.message
+    assert "the first as `train/amber/000.jpg`" in error.value.message
 
 
 def test_photos_that_chose_epochs_are_refused(parts: Path, tmp_path: Path) -> None:
     watching: dict[str, Any] = {"stop": "fold", "watch_val": True, "epochs": 1, "warmup": 0.0}
     run = small_fit(parts, tmp_path / "run", fold=0, replicas=1, merge="none", **watching)
-    assert outside.worths(run, CPU) == []
-    with pytest.raises(DataError, match="12 of 12 photos chose the epochs"):
+    assert outside.worths(run, CPU) == Worths((), 0)
+    with pytest.raises(DataError, match="12 of 12 photos were used by the folds"):
         outside.unseen(run, fg.scan(parts / "val"))
     assert len(outside.unseen(run, fg.scan(others(tmp_path / "others")))) == 6
+
+
+def reencoded(image: Image.Image, place: Path) -> None:
+    image.save(place.with_suffix(".jpg"), quality=70)
+
+
+def enlarged(image: Image.Image, place: Path) -> None:
+    image.resize((80, 80)).save(place.with_suffix(".png"))
+
+
+def mirrored(image: Image.Image, place: Path) -> None:
+    ImageOps.mirror(image).save(place.with_suffix(".png"))
+
+
+@pytest.mark.parametrize("change", [reencoded, enlarged, mirrored])
+def test_photos_that_look_like_training_photos_are_left_out_and_told(
+    change: Callable[[Image.Image, Path], None], trained: fg.Run, parts: Path, tmp_path: Path
+) -> None:
+    folder = others(tmp_path / "others")
+    expected = outside.unseen(trained, fg.scan(folder))
+    for number in (0, 5):
+        with Image.open(parts / "train" / "blue" / f"00{number}.jpg") as picture:
+            change(picture, folder / "blue" / f"again{number}")
+    told: list[str] = []
+    found = outside.unseen(trained, fg.scan(folder), notice=told.append)
+    assert len(expected) == 6
+    assert (found.files, found.groups, found.hashes) == (
+        expected.files,
+        expected.groups,
+        expected.hashes,
+    )
+    np.testing.assert_array_equal(found.targets, expected.targets)
+    assert told == ["2 photos look like training photos and are left out"]
+
+
+def test_look_alikes_among_the_given_photos_stay(trained: fg.Run, tmp_path: Path) -> None:
+    folder = others(tmp_path / "others")
+    shutil.copy(folder / "blue" / "new0.jpg", folder / "blue" / "same.jpg")
+    told: list[str] = []
+    assert len(outside.unseen(trained, fg.scan(folder), notice=told.append)) == 7
+    assert told == []
+
+
+def test_where_all_photos_look_like_training_photos_nothing_is_scored(
+    trained: fg.Run, parts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "again"
+    for path in (parts / "train").glob("*/00[03].jpg"):
+        place = folder / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            reencoded(picture, place)
+    with pytest.raises(DataError, match="look like training photos"):
+        outside.worths_on(trained, outside.unseen(trained, fg.scan(folder)), CPU)
+
+
+def test_where_training_photos_are_gone_copies_are_known_by_content_alone(
+    trained: fg.Run, parts: Path, tmp_path: Path
+) -> None:
+    gone = fg.Run(trained.folder, photos=tmp_path / "nowhere")
+    folder = others(tmp_path / "others")
+    told: list[str] = []
+    assert len(outside.unseen(gone, fg.scan(folder), notice=told.append)) == 6
+    assert told == ["24 of 24 training photos are gone: copies of them are not recognised"]
+    shutil.copy(parts / "train" / "amber" / "003.jpg", folder / "amber" / "other.jpg")
+    with pytest.raises(DataError, match=r"`amber/other\.jpg`, the first as `train/amber/003\.jpg`"):
+        outside.unseen(gone, fg.scan(folder))
+
+
+def test_progress_ends_at_the_number_of_photos_that_are_compared(
+    trained: fg.Run, tmp_path: Path
+) -> None:
+    given = fg.scan(others(tmp_path / "others"))
+    done: list[int] = []
+    outside.unseen(trained, given, progress=done.append)
+    assert done == sorted(done)
+    assert done[-1] == outside.compared(trained, given) == 24 + 6
 
 
 def test_a_class_that_no_network_knows_is_refused(trained: fg.Run, tmp_path: Path) -> None:
@@ -396,12 +560,41 @@ def test_a_class_that_no_network_knows_is_refused(trained: fg.Run, tmp_path: Pat
         outside.unseen(trained, fg.scan(folder))
 
 
-def test_a_photo_that_cannot_be_read_is_named(trained: fg.Run, tmp_path: Path) -> None:
+def test_photos_without_any_label_are_refused(trained: fg.Run, parts: Path) -> None:
+    unlabelled = catalog.scan_unlabelled(parts / "val")
+    with pytest.raises(DataError, match=r"no photo of .* has a label"):
+        outside.unseen(trained, unlabelled)
+
+
+def test_photos_that_cannot_be_read_are_left_out_and_counted(
+    trained: fg.Run, tmp_path: Path
+) -> None:
     folder = others(tmp_path / "others")
-    (folder / "blue" / "bad.jpg").write_bytes(b"")
+    expected = outside.worths_on(trained, outside.unseen(trained, fg.scan(folder)), CPU)
+    (folder / "blue" / "bad.jpg").write_bytes(b"")  # between others
+    (folder / "amber" / "gone.jpg").write_bytes(b"")
     given = outside.unseen(trained, fg.scan(folder))
-    with pytest.raises(DataError, match=r"1 of 7 photos .* cannot be read, .*bad\.jpg"):
+    (folder / "amber" / "gone.jpg").unlink()
+    found = outside.worths_on(trained, given, CPU)
+    assert (found.photos, found.unreadable) == (6, 2)
+    for one, other in zip(found.rows, expected.rows, strict=True):
+        assert replace(one, photos_per_second=0.0) == replace(other, photos_per_second=0.0)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_photos_of_which_none_can_be_read_are_an_error(
+    gone: bool, trained: fg.Run, tmp_path: Path
+) -> None:
+    folder = others(tmp_path / "others")
+    for path in folder.glob("*/*.jpg"):
+        path.write_bytes(b"<html></html>")
+    given = outside.unseen(trained, fg.scan(folder))
+    if gone:
+        shutil.rmtree(folder)
+    with pytest.raises(DataError, match="none of 6 labelled photos") as error:
         outside.worths_on(trained, given, CPU)
+    assert str(given.files[0]) in error.value.message
+    assert "--photos-root" in error.value.hint
 
 
 # --- speed ----------------------------------------------------------------------------------------
@@ -423,19 +616,23 @@ def test_the_first_batch_does_not_count(
     """A clock that ticks once a batch, and a first batch of an hour."""
     clock = iter([0.0, 2.0])
     asked: list[int] = []
+    machines: list[Machine] = []
 
     def logits(
         architecture: object, members: object, paths: list[Path], *rest: Any
     ) -> Iterator[Any]:
         asked.append(len(paths))
+        machines.append(rest[0])
         for _ in range(0, len(paths), rest[0].batch_size):
             yield type("Batch", (), {"photos": range(rest[0].batch_size)})
 
     monkeypatch.setattr("fieldguide.inference.logits", logits)
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     photos = sorted((parts / "val").glob("*/*.jpg"))
-    assert outside.speed(trained.classifier(0), photos, replace(CPU, batch_size=2)) == 8 / 2.0
+    machine = Machine("cpu", workers=2, batch_size=2)
+    assert outside.speed(trained.classifier(0), photos, machine) == 8 / 2.0
     assert asked == [10]
+    assert machines == [replace(machine, workers=0)]  # others would work before the clock starts
 
 
 def test_a_row_survives_its_file(rows: dict[str, Worth]) -> None:

@@ -12,7 +12,9 @@ import fieldguide as fg
 from fieldguide import metrics, runs
 from fieldguide.analysis import calibration
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.inference import Machine
 
+CPU = Machine("cpu", workers=0)
 SHORT: dict[str, Any] = {"epochs": 1, "warmup": 0.0, "replicas": 1, "merge": "none"}
 
 
@@ -79,6 +81,27 @@ def test_with_early_stopping_folds_are_judged_at_the_epoch_that_others_chose(
         np.testing.assert_array_equal(run.judged[fold], run.epoch_logits(fold)[best])
 
 
+def test_classifiers_are_made_from_logits_of_their_own_weights(discs: Path, tmp_path: Path) -> None:
+    """Also with early stopping, where the scores judge other epochs than were saved."""
+    settings = SHORT | {"epochs": 4, "stop": "fold", "patience": 4, "head_rate": 0.02}
+    run = small_fit(discs, tmp_path / "run", **settings)
+    ingredients = run.ingredients()
+    assert list(ingredients.judged) == run.done
+    assert any((run.judged[fold] != run.logits(fold)).any() for fold in run.done)
+    for fold, logits in ingredients.judged.items():
+        np.testing.assert_array_equal(logits, run.logits(fold))
+        photos = [run.catalog.file(run.catalog.photos[row]) for row in run.folds[fold].test]
+        said = run.classifier(fold).predict(photos, calibrated=False, machine=CPU).probabilities
+        np.testing.assert_allclose(said, metrics.softmax(logits), atol=1e-5)
+    every = [
+        np.concatenate(list(part.values())) for part in (ingredients.judged, ingredients.targets)
+    ]
+    assert ingredients.temperature == calibration.fit_temperature(*every)
+    provenance = run.classifier().card.provenance
+    assert provenance["out_of_fold_accuracy"] == run.scores.accuracy  # what was not chosen by
+    assert provenance["out_of_fold_interval"] == list(run.scores.interval)
+
+
 # --- classifiers ----------------------------------------------------------------------------------
 
 
@@ -117,8 +140,30 @@ def test_an_unknown_way_to_combine_folds_is_answered_with_those_there_are(
 def test_a_fold_that_is_not_there_is_answered_with_those_that_are(
     combine: str | int, trained: fg.Run
 ) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=rf"`{combine}`") as error:
         trained.classifier(combine)
+    assert "fold-0, fold-1, fold-2" in error.value.hint
+    assert "fold-3" not in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("ensembel", "ensemble"), ("stok", "stock"), ("fold1", "fold-1")]
+)
+def test_a_typing_mistake_is_answered_with_the_nearest(
+    typed: str, meant: str, trained: fg.Run
+) -> None:
+    with pytest.raises(UsageError, match=f"did you mean `{meant}`"):
+        trained.combination(typed)
+
+
+def test_ways_to_combine_have_one_name_each(trained: fg.Run) -> None:
+    assert trained.combination(2) == trained.combination("fold-2") == "fold-2"
+    assert {trained.combination(name) for name in runs.COMBINATIONS} == set(runs.COMBINATIONS)
+
+
+def test_an_unknown_batch_norm_is_refused(trained: fg.Run) -> None:
+    with pytest.raises(UsageError, match="`batch_norm` is none of recalibrate, average: keep"):
+        trained.classifier("soup", batch_norm="keep")  # type: ignore[arg-type]
 
 
 def test_a_run_without_a_trained_fold_makes_no_classifier(trained: fg.Run, tmp_path: Path) -> None:

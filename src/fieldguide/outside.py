@@ -209,6 +209,11 @@ def unseen(
     if alike:
         notice(f"{len(alike)} photos look like training photos and are left out")
     kept = [row for row in range(len(photos)) if row not in alike]
+    if not kept:
+        raise DataError(
+            f"all {len(photos)} photos look like training photos: none is left to be scored",
+            hint="give photos that the run was not trained on",
+        )
     return Outside(
         tuple(catalog.file(photos[row]) for row in kept),
         np.array([numbers[str(photos[row].label)] for row in kept], dtype=np.int64),
