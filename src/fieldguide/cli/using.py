@@ -335,7 +335,11 @@ def labels(run: Path, *, out: Path | None = None, photos_root: Path | None = Non
         Where the run's own photos lie, if they were moved.
     """
     from fieldguide import labels as suspicious
+    from fieldguide import predictions
     from fieldguide.runs import Run
+
+    if out is not None:
+        predictions.require_free(out)
 
     opened = Run(run, photos=photos_root)
     with Display(terminal.stderr) as display:
@@ -629,8 +633,8 @@ def _merge_files(
         merged,
         {
             "rule": rule,
-            "copies": [{"file": str(path), "sha256": files.sha256(path)} for path in sources],
-            "anchor": {"file": str(anchor), "sha256": files.sha256(anchor)} if anchor else None,
+            "copies": [{"file": path.name, "sha256": files.sha256(path)} for path in sources],
+            "anchor": {"file": anchor.name, "sha256": files.sha256(anchor)} if anchor else None,
         },
     )
     terminal.stdout.print(f"mean cosine between the weights, at least: {merged.cosine:.3f}")
