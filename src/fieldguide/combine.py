@@ -185,7 +185,7 @@ def soup(
     )
 
 
-def model_name(rule: str, batch_norm: BatchNorm) -> str:
+def model_name(rule: str, batch_norm: str) -> str:
     """What a merged model is called in a run's folder; `UsageError` for another `batch_norm`."""
     if batch_norm not in get_args(BatchNorm):
         raise UsageError(f"`batch_norm` is none of {', '.join(get_args(BatchNorm))}: {batch_norm}")
