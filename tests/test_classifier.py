@@ -219,6 +219,20 @@ def test_a_folder_a_table_and_a_photo_can_be_asked_about(
     np.testing.assert_allclose(folder.probabilities[row], alone.probabilities[0], atol=1e-6)
 
 
+def test_a_catalog_can_be_asked_about_as_it_is(ensemble: Classifier, parts: Path) -> None:
+    catalog = fg.scan(parts / "val")
+    found = ensemble.predict(catalog, machine=CPU)
+    assert found.names == tuple(photo.path for photo in catalog.photos)
+    files = [catalog.file(photo) for photo in catalog.photos]
+    expected = ensemble.predict(files, machine=CPU).probabilities
+    np.testing.assert_array_equal(found.probabilities, expected)
+
+
+def test_a_classifier_is_told_without_its_numbers(ensemble: Classifier) -> None:
+    assert "fold 0" in repr(ensemble)
+    assert "tensor" not in repr(ensemble) and "array" not in repr(ensemble)
+
+
 # --- rows, whatever can be read -------------------------------------------------------------------
 
 CLASSES = 3

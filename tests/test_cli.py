@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import os
@@ -7,13 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fits import SMALL, results, small_fit
 
 import fieldguide as fg
 from fieldguide import cli, train
+from fieldguide.cli import tables, terminal
+from fieldguide.outside import Worth, Worths
 from fieldguide.recipe import RECIPES
 
 pytestmark = pytest.mark.usefixtures("plain_consoles")
@@ -226,6 +231,130 @@ def test_every_recipe_is_printed_as_toml_that_reads_back(
             text.splitlines()[1:] for text in (place.read_text("utf-8"), capsys.readouterr().out)
         )
         assert own == back
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+ODD = "bl\x1b[2Ju\ne\t"  # clears a screen where it is printed as it is
+
+
+@pytest.fixture
+def odd(discs: Path, tmp_path: Path) -> Path:
+    """The discs, with a class and a file whose names hold control characters."""
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    (photos / "blue").rename(photos / ODD)
+    (photos / ODD / "b\x07d\n.jpg").write_bytes(b"")
+    return photos
+
+
+def test_control_characters_of_names_are_written_out(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["check", str(odd)]) == 0
+    found = capsys.readouterr()
+    run = tmp_path / "run"
+    assert cli.run([*fit_flags(odd, run, epochs=1, warmup=0, replicas=1), "--fold=0"]) == 0
+    capsys.readouterr()
+    assert cli.run(["score", str(run), "--per-class"]) == 0
+    scores = capsys.readouterr()
+    assert "bl\\x1b[2Ju\\ne\\t/b\\x07d\\n.jpg: empty file" in found.out
+    assert re.search(r"^ *bl\\x1b\[2Ju\\ne\\t +4 ", scores.out, re.MULTILINE)
+    for text in (*found, *scores):
+        assert all(each == "\n" or each.isprintable() for each in text)
+
+
+def test_errors_write_control_characters_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["check", str(tmp_path / "no\x1b]0;title\x07")]) == 3
+    said = capsys.readouterr().err
+    assert "no\\x1b]0;title\\x07" in said
+    assert "\x1b" not in said and "\x07" not in said
+
+
+@pytest.mark.parametrize("text", ["plain", "é 猫 – × ‘x’", "[red]bold[/red]", "", "a b"])
+def test_other_text_is_shown_as_it_is(text: str) -> None:
+    assert terminal.shown(text) == text
+    assert terminal.cell(text).plain == text
+
+
+def test_a_cell_is_one_line_and_other_text_may_be_several() -> None:
+    assert terminal.cell("a\nb\tc").plain == "a\\nb\\tc"
+    assert terminal.shown("a\nb\tc\rd\x9be") == "a\nb\tc\\rd\\x9be"
+
+
+def test_tables_that_go_to_a_file_are_not_cut_to_a_screen(odd: Path, tmp_path: Path) -> None:
+    long = "-".join(["name"] * 20)
+    (odd / ODD).rename(odd / long)
+    done = subprocess.run(
+        [sys.executable, "-m", "fieldguide", "check", str(odd)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "60"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{long}/b\\x07d\\n.jpg" in done.stdout
+
+
+def test_the_table_of_classifiers_fits_into_80_columns() -> None:
+    names = ["fold 0", "mean of folds", "ensemble", "greedy-average", "soup-average"]
+    figures: dict[str, Any] = {
+        "accuracy": 0.994,
+        "interval": (0.981, 1.0),
+        "log_loss": 0.023,
+        "calibration_error": 0.011,
+        "unscaled_error": 0.2,
+        "parameters": 682_000_000,  # ten folds of resnest200e
+        "bytes": 2_728_000_000,
+        "photos_per_second": 1234.5,
+    }
+    rows = [Worth(name, **figures) for name in names]
+    rows[3] = replace(rows[3], note="because")
+    said = io.StringIO()
+    tables.print_worths(
+        terminal.Terminal(file=said, width=80, markup=False), Worths(tuple(rows), 5000)
+    )
+    lines = said.getvalue().splitlines()[2:]
+    assert len(lines) == 1 + len(rows) + 1
+    names[3] += "*"
+    for line, name in zip(lines[1:], names, strict=False):
+        cells = ["99.4%", "98.1–100.0%", "0.023", "0.011", "682.0", "M", "1234", "2728", "MB"]
+        assert line.split() == [*name.split(), *cells]
+    assert lines[-1] == "* because"
+
+
+@pytest.mark.parametrize("command", ["check", "recipe"])
+def test_a_closed_pipe_ends_a_command_without_words(command: str, discs: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [command, str(discs)] if command == "check" else [command]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "fieldguide", *arguments],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr and "rror" not in done.stderr
+
+
+def test_names_that_a_stream_cannot_hold_are_written_out(discs: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    (photos / "blue").rename(photos / "Bläuling")
+    (photos / "Bläuling" / "猫.jpg").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "fieldguide", "check", str(photos)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Bl\\xe4uling/\\u732b.jpg: empty file" in done.stdout
 
 
 def test_a_closed_pipe_is_no_error() -> None:

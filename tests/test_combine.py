@@ -1,3 +1,4 @@
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -448,3 +449,23 @@ def test_a_model_is_called_by_its_rule_and_what_became_of_batch_norm() -> None:
     assert combine.model_name("soup", "recalibrate") == "soup"
     assert combine.model_name("soup", "average") == "soup-average"
     assert combine.model_name("ensemble", "average") == "ensemble"
+
+
+def test_an_unknown_batch_norm_is_refused() -> None:
+    """As users meet it: their types are not checked."""
+    unchecked = inspect.unwrap(combine.model_name)
+    with pytest.raises(UsageError, match="`batch_norm` is none of recalibrate, average: keep"):
+        unchecked("soup", "keep")
+
+
+def test_a_part_of_the_outside_photos_is_theirs_in_the_order_asked_for(
+    ingredients: Ingredients,
+) -> None:
+    whole, rows = ingredients.outside, np.array([7, 0, 11])
+    part = whole.part(rows)
+    assert len(part) == 3
+    assert part.files == tuple(whole.files[row] for row in (7, 0, 11))
+    assert part.targets.tolist() == [whole.targets[row] for row in (7, 0, 11)]
+    assert part.groups == tuple(whole.groups[row] for row in (7, 0, 11))
+    assert part.hashes == tuple(whole.hashes[row] for row in (7, 0, 11))
+    assert len(whole.part(np.arange(0))) == 0

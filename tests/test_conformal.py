@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fieldguide import metrics
 from fieldguide.analysis import conformal
-from fieldguide.analysis.conformal import Method, nonconformity, prediction_sets
+from fieldguide.analysis.conformal import Method, Sets, nonconformity, prediction_sets
+from fieldguide.errors import UsageError
 
 METHODS: tuple[Method, ...] = ("split", "adaptive")
 
@@ -435,3 +436,17 @@ def test_lengths_that_differ() -> None:
     case.members = case.members[:-1]
     with pytest.raises((ValueError, TypeError)):  # TypeError where shapes are checked while testing
         case.sets(0.9)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, -0.5, 1.5, float("nan")])
+def test_a_coverage_that_cannot_be_is_refused(coverage: float) -> None:
+    with pytest.raises(UsageError, match=f"`coverage` is not between 0 and 1: {coverage}"):
+        Sets(coverage)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    """As users meet it: their types are not checked."""
+    odd = object.__new__(Sets)
+    vars(odd).update(coverage=0.9, method="guess")
+    with pytest.raises(UsageError, match="`method` is none of split, adaptive: 'guess'"):
+        Sets.__post_init__(odd)

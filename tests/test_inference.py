@@ -1,3 +1,5 @@
+import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,11 +213,11 @@ def limited(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """
     original, went = torch.func.functional_call, list[int]()
 
-    def call(module: object, weights: object, arguments: tuple[Tensor]) -> Tensor:
+    def call(module: object, weights: object, arguments: tuple[Tensor], *, strict: bool) -> Tensor:
         if len(arguments[0]) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         went.append(len(arguments[0]))
-        return original(module, weights, arguments)  # type: ignore[arg-type,no-any-return]
+        return original(module, weights, arguments, strict=strict)  # type: ignore[arg-type,no-any-return]
 
     monkeypatch.setattr(torch.func, "functional_call", call)
     return went
@@ -252,12 +254,46 @@ def test_other_errors_of_torch_stay_what_they_are(
     photos: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def call(*arguments: object) -> None:
+    def call(*arguments: object, strict: bool) -> None:
         raise RuntimeError("my mistake")
 
     monkeypatch.setattr(torch.func, "functional_call", call)
     with pytest.raises(RuntimeError, match="my mistake"):
         list(inference.logits(architecture, members, photos, CPU))
+
+
+def test_weights_that_lack_a_tensor_do_not_answer_with_random_ones(
+    architecture: Architecture, members: list[Weights], photos: list[Path]
+) -> None:
+    for name in ("backbone.bn1.weight", "backbone.bn1.running_mean", max(members[0])):
+        part = {key: tensor for key, tensor in members[0].items() if key != name}
+        with pytest.raises(RuntimeError, match=re.escape(name)):
+            list(inference.logits(architecture, [members[1], part], photos[:2], CPU))
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 0}, "`batch_size` is below 1: 0"),
+        ({"workers": -1}, "`workers` is below 0: -1"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(settings: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(CPU, **settings)  # type: ignore[arg-type]
+
+
+def test_an_unknown_view_is_answered_with_those_there_are(
+    architecture: Architecture, members: list[Weights], photos: list[Path]
+) -> None:
+    """As users meet it: their types are not checked."""
+    unchecked = inspect.unwrap(inference.logits)
+    with pytest.raises(UsageError, match="no view `tilts`") as error:
+        next(unchecked(architecture, members, photos, CPU, ("flips", "tilts")))
+    assert "flips, crops, scales" in error.value.hint
 
 
 # --- precision ------------------------------------------------------------------------------------

@@ -108,6 +108,13 @@ def test_concatenating_undoes_cutting(case: tuple[int, set[int]], places: list[i
     np.testing.assert_array_equal(joined.sets, whole.sets)
 
 
+def test_predictions_are_named_in_a_line_without_their_numbers() -> None:
+    many = Predictions(
+        ("a", "b"), ("", ""), ("x", "y"), np.full((2, 2), 0.125), np.ones((2, 2), bool)
+    )
+    assert repr(many) == "Predictions(names=('a', 'b'))"
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     values = np.full((2, 3), 1 / 3)
     with pytest.raises(AssertionError):
@@ -590,7 +597,10 @@ def test_ids_that_stand_twice(tmp_path: Path) -> None:
     for options in ({"sample": sample}, {"columns": ("id", "label"), "id": "stem"}):
         error = refused(DataError, photos, CLASSES, **options)
         assert error.message == "two photos have the id `a`: one/a.jpg and two/a.png"
+        assert error.hint == "use the whole path as id"
     error = refused(DataError, asked("a", "a"), CLASSES, columns=("i", "l"), id="path")
+    assert error.hint == "give each photo once"
+    error = refused(DataError, asked("x/a.jpg", "x/a.jpg"), CLASSES, sample=sample)
     assert error.hint == "give each photo once"
 
 

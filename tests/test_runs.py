@@ -68,37 +68,50 @@ def test_folds_are_judged_by_their_saved_weights(trained: fg.Run) -> None:
         np.testing.assert_array_equal(logits, trained.logits(fold))
 
 
+# With this seed the folds choose different epochs.
+STOPPING = SHORT | {"epochs": 4, "stop": "fold", "patience": 4, "head_rate": 0.02, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def stopping(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """Two folds that stopped by their own test parts; read only."""
+    return small_fit(discs, tmp_path_factory.mktemp("stopping") / "run", **STOPPING)
+
+
 def test_with_early_stopping_folds_are_judged_at_the_epoch_that_others_chose(
-    discs: Path, tmp_path: Path
+    stopping: fg.Run,
 ) -> None:
-    settings = SHORT | {"epochs": 4, "stop": "fold", "patience": 4, "head_rate": 0.02}
-    run = small_fit(discs, tmp_path / "run", **settings)
     for fold, other in ((0, 1), (1, 0)):
-        targets = run.targets[run.folds[other].test]
+        targets = stopping.targets[stopping.folds[other].test]
         best = int(
-            np.argmax([metrics.accuracy(logits, targets) for logits in run.epoch_logits(other)])
+            np.argmax(
+                [metrics.accuracy(logits, targets) for logits in stopping.epoch_logits(other)]
+            )
         )
-        np.testing.assert_array_equal(run.judged[fold], run.epoch_logits(fold)[best])
+        np.testing.assert_array_equal(stopping.judged[fold], stopping.epoch_logits(fold)[best])
 
 
-def test_classifiers_are_made_from_logits_of_their_own_weights(discs: Path, tmp_path: Path) -> None:
-    """Also with early stopping, where the scores judge other epochs than were saved."""
-    settings = SHORT | {"epochs": 4, "stop": "fold", "patience": 4, "head_rate": 0.02}
-    run = small_fit(discs, tmp_path / "run", **settings)
+def test_classifiers_are_made_from_logits_of_their_own_weights(stopping: fg.Run) -> None:
+    """Also with early stopping, where scores judge what was not chosen by these photos."""
+    run = fg.Run(stopping.folder)
+    vars(run)["judged"] = {fold: -run.logits(fold) for fold in run.done}  # surely others
     ingredients = run.ingredients()
-    assert list(ingredients.judged) == run.done
-    assert any((run.judged[fold] != run.logits(fold)).any() for fold in run.done)
+    assert list(ingredients.judged) == run.done == [0, 1]
     for fold, logits in ingredients.judged.items():
         np.testing.assert_array_equal(logits, run.logits(fold))
         photos = [run.catalog.file(run.catalog.photos[row]) for row in run.folds[fold].test]
         said = run.classifier(fold).predict(photos, calibrated=False, machine=CPU).probabilities
         np.testing.assert_allclose(said, metrics.softmax(logits), atol=1e-5)
-    every = [
-        np.concatenate(list(part.values())) for part in (ingredients.judged, ingredients.targets)
-    ]
-    assert ingredients.temperature == calibration.fit_temperature(*every)
+    logits = np.concatenate([run.logits(fold) for fold in run.done])
+    targets = np.concatenate(list(ingredients.targets.values()))
+    assert ingredients.temperature == calibration.fit_temperature(logits, targets)
     provenance = run.classifier().card.provenance
-    assert provenance["out_of_fold_accuracy"] == run.scores.accuracy  # what was not chosen by
+    assert provenance["out_of_fold_accuracy"] == metrics.accuracy(-logits, targets)
+    assert (
+        provenance["out_of_fold_accuracy"]
+        == run.scores.accuracy
+        != metrics.accuracy(logits, targets)
+    )
     assert provenance["out_of_fold_interval"] == list(run.scores.interval)
 
 
@@ -159,11 +172,6 @@ def test_a_typing_mistake_is_answered_with_the_nearest(
 def test_ways_to_combine_have_one_name_each(trained: fg.Run) -> None:
     assert trained.combination(2) == trained.combination("fold-2") == "fold-2"
     assert {trained.combination(name) for name in runs.COMBINATIONS} == set(runs.COMBINATIONS)
-
-
-def test_an_unknown_batch_norm_is_refused(trained: fg.Run) -> None:
-    with pytest.raises(UsageError, match="`batch_norm` is none of recalibrate, average: keep"):
-        trained.classifier("soup", batch_norm="keep")  # type: ignore[arg-type]
 
 
 def test_a_run_without_a_trained_fold_makes_no_classifier(trained: fg.Run, tmp_path: Path) -> None:

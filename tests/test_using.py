@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from conftest import COLORS, draw_photo
 from fits import small_fit
+from PIL import Image
+from safetensors import safe_open
 
 import fieldguide as fg
-from fieldguide import catalog, cli, combine, outside
+from fieldguide import catalog, cli, combine, files, inference, outside, runs
 from fieldguide.classifier import Classifier
 from fieldguide.inference import Machine
 
@@ -102,7 +105,19 @@ QUICK: list[tuple[list[str], int, str]] = [
     (["predict", "RUN", "GONE"], 3, "no such file or folder"),
     (["predict", "RUN", "VAL", "--root", "VAL"], 2, "`root` is for tables and lists"),
     (["predict", "RUN", "VAL/blue/020.jpg", "--no-recursive"], 2, "`recursive` is for folders"),
-    (["predict", "VAL", "VAL", "--combine", "soup"], 2, "--combine is for runs"),
+    (["predict", "SAVED", "VAL", "--combine", "soup"], 2, "--combine is for runs"),
+    (["predict", "SAVED", "VAL", "--photos-root", "VAL"], 2, "--photos-root is for runs"),
+    (["predict", "VAL", "VAL"], 2, "neither a run's folder nor a classifier's"),
+    (["predict", "RUN", "VAL", "--combine", "stok"], 2, "did you mean `stock`?"),
+    (["predict", "RUN", "VAL", "--toop", "3"], 2, "unknown option: --toop (did you mean --top?)"),
+    (["predict", "RUN", "--overwrit", "VAL"], 2, "(did you mean --overwrite?)"),
+    (["predict", "RUN", "VAL", "--batch-sise=8"], 2, "--batch-sise=8 (did you mean --batch-size?)"),
+    (["predict", "RUN", "VAL", "--wrokers", "0"], 2, "(did you mean --workers?)"),
+    (["predict", "RUN", "VAL", "--devise", "cpu"], 2, "(did you mean --device?)"),
+    (["predict", "RUN", "VAL", "--path-colum", "file"], 2, "(did you mean --path-column?)"),
+    (["predict", "RUN", "VAL", "--zzzzzz"], 2, "unknown option: --zzzzzz  hint:"),
+    (["predict", "RUN", "VAL", "--zzzzzz"], 2, "./NAME"),
+    (["save", "RUN", "--out", "NEW", "--combine", "soop"], 2, "did you mean `soup`?"),
     (["predict", "GONE", "VAL"], 2, "neither a run's folder nor a classifier's"),
     (["save", "RUN", "--out", "VAL"], 2, "is there already"),
     (["save", "GONE", "--out", "NEW"], 2, "no run folder"),
@@ -129,6 +144,7 @@ def quick(
     for place in ("manifest.json", "folds/2/manifest.json"):
         (folder / "UNFINISHED" / place).unlink()
     (folder / "RUN").symlink_to(trained.folder)
+    trained.classifier(0).save(folder / "SAVED")
     (folder / "VAL").symlink_to(parts / "val")
     script = (
         "import contextlib, io, json, sys\n"
@@ -322,6 +338,23 @@ def test_views_change_probabilities_and_not_rows(
     np.testing.assert_allclose(shown, expected.confidences, atol=1e-5)
 
 
+def test_an_interrupted_prediction_says_where_its_rows_are(
+    trained: fg.Run, parts: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = inference.logits
+
+    def logits(*arguments: Any) -> Any:
+        yield next(original(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "logits", logits)
+    out = tmp_path / "p.csv"
+    assert predict(trained.folder, parts / "val", out=out, more=("--batch-size", "4")) == 130
+    assert f"the rows so far are in {out}.part" in capsys.readouterr().err.replace("\n", "")
+    assert not out.exists()
+    assert len(table(tmp_path / "p.csv.part")) == 4
+
+
 @pytest.mark.parametrize("combine", ["folds", "fold-9", "soup-average", "7"])
 def test_an_unknown_way_to_combine_folds_is_refused(
     combine: str, trained: fg.Run, parts: Path, tmp_path: Path, capsys: Captured
@@ -508,10 +541,27 @@ def test_soups_find_photos_that_were_moved(
     assert predict(run, moved / "val", out=out, more=(*more, "--photos-root", str(moved))) == 0
 
 
+def test_merged_checkpoints_name_each_file_they_come_from(
+    own: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Here all have one name, in folders of their own, which are nobody else's business."""
+    copies = [own / "folds" / str(fold) / "weights.safetensors" for fold in range(3)]
+    start, out = own / "start.safetensors", tmp_path / "merged.safetensors"
+    more = ["--anchor", str(start), "--rule", "stock", "--out", str(out)]
+    assert cli.run(["merge", *map(str, copies), *more]) == 0
+    assert str(out) in capsys.readouterr().out
+    with safe_open(out, "pt") as file:
+        record = json.loads(file.metadata()["provenance"])
+    assert record["rule"] == "stock"
+    assert [each["file"] for each in record["copies"]] == ["weights.safetensors"] * 3
+    assert [each["sha256"] for each in record["copies"]] == [files.sha256(each) for each in copies]
+    assert record["anchor"] == {"file": "start.safetensors", "sha256": files.sha256(start)}
+    assert cli.run(["merge", *map(str, copies), *more]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
 def relocated(run: Path, place: Path) -> Path:
     """Changes the run: its photos are said to lie elsewhere."""
-    from fieldguide import files, runs
-
     environment = json.loads((run / "environment.json").read_bytes())
     files.write_json(run / "environment.json", environment | {"photos": str(place)})
     files.write_manifest(run, runs.SETUP_FILES, name=runs.SETUP)
@@ -525,13 +575,13 @@ def relocated(run: Path, place: Path) -> Path:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that outside photos were looked at."""
     seen: list[int] = []
-    original: Callable[..., Any] = combine.outside_logits
+    original: Callable[..., Any] = inference.all_logits
 
-    def outside_logits(*arguments: Any) -> Any:
+    def all_logits(*arguments: Any) -> Any:
         seen.append(len(arguments[2]))
         return original(*arguments)
 
-    monkeypatch.setattr(combine, "outside_logits", outside_logits)
+    monkeypatch.setattr(inference, "all_logits", all_logits)
     return seen
 
 
@@ -563,8 +613,11 @@ def test_scores_as_json_hold_all_that_is_printed(own: Path, capsys: Captured) ->
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert found["out_of_fold"] == json.loads((own / "summary.json").read_bytes())
+    table = outside.worths(fg.Run(own), CPU)  # the one that was kept
+    assert found["outside"] == json.loads(json.dumps(asdict(table)))
+    assert list(found["outside"]) == ["rows", "photos", "unreadable"]
     assert found["outside"]["photos"] == 12
-    names = [row["name"] for row in found["outside"]["classifiers"]]
+    names = [row["name"] for row in found["outside"]["rows"]]
     assert names == ["fold 0", "fold 1", "fold 2", "mean of folds", "ensemble"]
     assert list(found["classes"]) == list(CLASSES)
     assert sum(each["photos"] for each in found["classes"].values()) == 24
@@ -572,15 +625,58 @@ def test_scores_as_json_hold_all_that_is_printed(own: Path, capsys: Captured) ->
     assert sum(shares) / 24 == pytest.approx(found["out_of_fold"]["accuracy"])
 
 
-def test_score_refuses_photos_that_were_trained_on(
-    trained: fg.Run, parts: Path, tmp_path: Path, capsys: Captured
+@pytest.mark.parametrize("as_json", [False, True])
+def test_score_refuses_photos_that_were_trained_on_and_tells_the_folds_scores_all_the_same(
+    as_json: bool, trained: fg.Run, parts: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     photos = shutil.copytree(parts / "val", tmp_path / "photos")
     shutil.copy(parts / "train" / "blue" / "003.jpg", photos / "blue" / "other.jpg")
-    assert cli.run(["score", str(trained.folder), str(photos), *ON_CPU]) == 3
-    said = capsys.readouterr().err
-    assert "1 of 13 photos were trained on" in said.replace("\n", " ")
-    assert "other.jpg" in said and "003.jpg" in said
+    more = ["--json"] if as_json else []
+    assert cli.run(["score", str(trained.folder), str(photos), *more, *ON_CPU]) == 3
+    said = capsys.readouterr()
+    assert "1 of 13 photos were used by the folds in training" in said.err.replace("\n", " ")
+    assert "other.jpg" in said.err and "003.jpg" in said.err
+    if as_json:
+        found = json.loads(said.out)
+        assert found["out_of_fold"]["accuracy"] == trained.scores.accuracy
+        assert found["outside"] is None
+    else:
+        assert f"out-of-fold accuracy {trained.scores.accuracy:.1%}" in said.out
+        assert "outside" not in said.out
+
+
+def test_score_tells_what_looks_like_a_training_photo(
+    trained: fg.Run, parts: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    photos = shutil.copytree(parts / "val", tmp_path / "photos")
+    with Image.open(parts / "train" / "blue" / "003.jpg") as picture:
+        picture.save(photos / "blue" / "again.jpg", quality=70)
+    assert cli.run(["score", str(trained.folder), str(photos), *ON_CPU]) == 0
+    said = capsys.readouterr()
+    assert "1 photos look like training photos and are left out" in said.err.replace("\n", " ")
+    assert "on 12 photos outside all folds" in said.out
+
+
+def test_score_leaves_out_what_cannot_be_read(
+    own: Path, parts: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    moved = shutil.copytree(parts, tmp_path / "moved")
+    (moved / "val" / "blue" / "021.jpg").unlink()
+    (moved / "val" / "amber" / "022.jpg").write_bytes(b"")
+    score = ["score", str(own), "--photos-root", str(moved), *ON_CPU]
+    assert cli.run(score) == 0
+    said = capsys.readouterr()
+    assert "on 10 photos outside all folds" in said.out
+    assert "2 photos cannot be read and are left out" in said.err.replace("\n", " ")
+    assert cli.run([*score, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["outside"]
+    assert (found["photos"], found["unreadable"]) == (10, 2)
+    shutil.rmtree(moved / "val")
+    assert cli.run(score) == 3
+    said = capsys.readouterr()
+    assert "out-of-fold accuracy" in said.out and "outside" not in said.out
+    assert "none of 12 labelled photos outside the folds can be read" in said.err
+    assert "--photos-root" in said.err
 
 
 def test_score_judges_other_photos_and_leaves_no_table_of_them(
@@ -600,7 +696,7 @@ def test_score_judges_other_photos_and_leaves_no_table_of_them(
     expected = catalog.read(listed, label="species")
     right = fg.Run(own).classifier().predict([expected.file(p) for p in expected.photos])
     accuracy = np.mean([a == p.label for a, p in zip(right.labels, expected.photos, strict=True)])
-    ensemble = next(row for row in found["classifiers"] if row["name"] == "ensemble")
+    ensemble = next(row for row in found["rows"] if row["name"] == "ensemble")
     assert ensemble["accuracy"] == pytest.approx(accuracy)
     assert not (own / "scores.json").exists()
 
@@ -611,7 +707,7 @@ def test_score_says_how_to_come_by_photos_outside_the_folds(
     run = small_fit(discs, tmp_path / "run", epochs=1, warmup=0.0, replicas=1, merge="none")
     assert cli.run(["score", str(run.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["outside"] == {"photos": 0, "classifiers": []}
+    assert found["outside"] is None
     assert cli.run(["score", str(run.folder)]) == 0
     said = capsys.readouterr()
     assert "--holdout" in said.err.replace("\n", " ")
@@ -638,5 +734,26 @@ def test_labels_lists_what_looks_wrong_in_the_run(parts: Path, own: Path, capsys
     assert {"path", "label", "reason"} <= set(header)
     training = {photo.path for photo in fg.Run(own).catalog.photos if photo.split == "train"}
     assert {row["path"] for row in rows} <= training
-    assert str(own / "labels.csv") in said.out
+    assert str(own / "labels.csv") in said.out.replace("\n", "")
     assert sorted(path.suffix for path in parts.rglob("*") if path.is_file()) == [".jpg"] * 36
+
+
+def test_labels_can_go_to_another_file(own: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "odd.csv"
+    before = sorted(own.rglob("*"))
+    assert cli.run(["labels", str(own), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert sorted(own.rglob("*")) == before
+    assert cli.run(["labels", str(own)]) == 0
+    assert out.read_bytes() == (own / "labels.csv").read_bytes()
+    assert cli.run(["labels", str(own)]) == 0  # its own table is made again
+
+
+def test_labels_overwrites_no_file_of_somebody_else(
+    own: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "mine.csv"
+    out.write_text("mine")
+    assert cli.run(["labels", str(own), "--out", str(out)]) == 2
+    assert str(out) in capsys.readouterr().err
+    assert out.read_text() == "mine"
