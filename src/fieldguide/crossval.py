@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fieldguide import check, files, runs
+from fieldguide import check, files, runs, tracking
 from fieldguide import recipe as recipes
 from fieldguide.augment import (
     Augmentation,
@@ -53,6 +53,7 @@ from fieldguide.network import (
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run, Trained
 from fieldguide.seeds import derive_seed
+from fieldguide.tracking import Tracker
 from fieldguide.train import Controls, FoldJob, train_fold
 
 # Packages whose version can change results.
@@ -77,6 +78,7 @@ class Watcher(Controls):
 
     on_checking: Callable[[int], None] = lambda photos: None  # so many are to be checked
     on_check: Callable[[int], None] = lambda photos: None  # so many have been by now
+    on_findings: Callable[[Sequence[check.Finding]], None] = lambda found: None  # of the check
     on_plan: Callable[[Plan], None] = lambda plan: None
 
 
@@ -87,20 +89,23 @@ def fit(
     *,
     fold: int | None = None,
     force: bool = False,
+    prepared: bool = False,
     command: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> Run:
     """Trains every fold that is not done yet (or `fold` alone) and returns the run.
 
     The same call resumes; a finished run is returned untouched. `force` resumes although the
-    version of torch differs. Raises `UsageError` where `out` holds a run of another recipe,
-    or of other photos, `DataError` where the photos cannot be used, `ResourceError`,
-    `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
+    version of torch differs. With `prepared` the catalog is one that `prepare` made: no photo is
+    checked, and its groups, folds and parts are those of the run. Raises `UsageError` where `out`
+    holds a run of another recipe, or of other photos, `DataError` where the photos cannot be used,
+    `ResourceError`, `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
     """
     watcher = watcher or Watcher()
     folder = Path(out)
     _require_usable(folder)
     # What the machine cannot do is told before long work.
+    tracker = tracking.start(recipe.track, folder, watcher.notice)
     choose_precision(recipe.precision, choose_device(recipe.device))
     if not _has_folds(catalog):
         _require_fold(fold, recipe.folds)
@@ -111,12 +116,12 @@ def fit(
         if (folder / runs.SETUP).is_file():
             run = _reopen(folder, catalog, recipe, force, watcher)
         else:
-            run = _create(folder, catalog, recipe, command, watcher)
+            run = create(folder, catalog, recipe, command, watcher, prepared=prepared)
         _require_fold(fold, run.recipe.folds)
         wanted = range(run.recipe.folds) if fold is None else [fold]
         todo = tuple(index for index in wanted if index not in run.done)
         if todo:
-            _train_folds(run, recipe, catalog.root, todo, watcher)
+            _train_folds(run, recipe, catalog.root, todo, watcher, tracker)
         if not run.complete and len(run.done) == run.recipe.folds:
             runs.finish(run)
     return run
@@ -125,7 +130,7 @@ def fit(
 def _require_usable(folder: Path) -> None:
     """Creates the folder; refuses one that holds something that is no run."""
     files.make_folder(folder)
-    known = {*runs.SETUP_FILES, runs.SETUP, files.LOCK, "folds"}
+    known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, files.LOCK, "folds"}
     names = {path.name for path in folder.iterdir() if not files.is_temporary(path.name)}
     strange = sorted(names - known)
     if strange and not (folder / runs.SETUP).is_file():
@@ -153,15 +158,25 @@ def _require_fold(fold: int | None, folds: int) -> None:
         raise UsageError(f"`fold` = {fold} is none of 0 to {folds - 1}")
 
 
-def _create(
-    folder: Path, catalog: Catalog, recipe: Recipe, command: Sequence[str], watcher: Watcher
+def create(
+    folder: Path,
+    catalog: Catalog,
+    recipe: Recipe,
+    command: Sequence[str],
+    watcher: Watcher,
+    *,
+    prepared: bool = False,
 ) -> Run:
     """A run at its start: photos checked and put into folds, settings resolved, first weights."""
     backbone = build_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
     resolved = resolve(recipe, backbone)
     for message in recipes.without_effect(recipe):
         watcher.notice(message)
-    used = _used_photos(catalog, recipe, watcher)
+    found: list[check.Finding] = []
+    watcher = replace(watcher, on_findings=found.extend)
+    used = catalog if prepared else prepare(catalog, recipe, watcher)
+    if not prepared:
+        check.write_findings(folder / runs.FINDINGS, found)
     resolved = resolved.replace(folds=1 + max(photo.fold or 0 for photo in used.photos))
     network = with_head(
         backbone,
@@ -198,7 +213,7 @@ def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher
         watcher.notice(f"the run `{folder}` is complete: nothing is left to do")
         return run
     _compare_versions(run, force, watcher)
-    _require_same_photos(run, catalog)
+    require_same_photos(run.catalog, catalog, folder)
     return run
 
 
@@ -228,10 +243,13 @@ def _compare_versions(run: Run, force: bool, watcher: Watcher) -> None:
         watcher.notice(message)
 
 
-def _require_same_photos(run: Run, catalog: Catalog) -> None:
-    """Every photo that the folds use must still be there, with the same label and content."""
+def require_same_photos(stored: Catalog, catalog: Catalog, folder: Path) -> None:
+    """Every photo that the folds use must still be there, with the same label and content.
+
+    `stored` are the photos that the work in `folder` was begun with. Raises `UsageError`.
+    """
     now = {photo.path: photo for photo in catalog.photos}
-    used = [photo for photo in run.catalog.photos if photo.split != "test"]
+    used = [photo for photo in stored.photos if photo.split != "test"]
     lost = [photo.path for photo in used if photo.path not in now]
     kept = [photo for photo in used if photo.path in now]
     relabelled = [p.path for p in kept if p.label != now[p.path].label]
@@ -241,19 +259,23 @@ def _require_same_photos(run: Run, catalog: Catalog) -> None:
     for paths, what in ((lost, "are gone"), (relabelled, "changed label"), (changed, "changed")):
         if paths:
             raise UsageError(
-                f"{len(paths)} photos {what} since `{run.folder}` was begun, such as `{paths[0]}`",
+                f"{len(paths)} photos {what} since `{folder}` was begun, such as `{paths[0]}`",
                 hint="bring them back, or begin a new run with another --out",
             )
 
 
-def _used_photos(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
-    """The photos that can be read, with content hash, group and fold."""
+def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
+    """The photos that can be read, with content hash, group and fold.
+
+    Raises `DataError` where they cannot be trained on.
+    """
     catalog = _without_thin_classes(catalog, recipe.min_per_class, watcher)
     require_trainable(catalog)
     watcher.on_checking(len(catalog))
     facts = check.inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
     found = check.findings(catalog, facts, folds=recipe.folds)
     _refuse_fatal(found, recipe)
+    watcher.on_findings(found)
     _tell(found, watcher)
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
     used, facts = check.usable(catalog, facts, conflicts=conflicts)
@@ -438,26 +460,43 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
 
 
 def _train_folds(
-    run: Run, asked: Recipe, root: Path, todo: tuple[int, ...], watcher: Watcher
+    run: Run,
+    asked: Recipe,
+    root: Path,
+    todo: tuple[int, ...],
+    watcher: Watcher,
+    tracker: Tracker,
 ) -> None:
     """Trains folds one after another in this process."""
+
+    def on_row(row: dict[str, Any]) -> None:
+        watcher.on_row(row)
+        tracker.row(row)
+
     job_of = fold_jobs(run, root, asked)
     watcher.on_plan(_plan(run, todo))
-    for index in todo:
-        watcher.check_stop()
-        job = job_of(index)
-        with training_threads(run.environment["threads"]):
-            result = train_fold(job, run.fold_folder(index) / "checkpoint", watcher)
-        trained = Trained(
-            weights=_arrays(result.weights),
-            chosen_epoch=result.chosen_epoch,
-            logits=result.logits,
-            epoch_logits=result.epoch_logits,
-            history=result.history,
-            merges=result.merges,
-            replicas=[_arrays(weights) for weights in result.replicas],
-        )
-        runs.save_fold(run, index, trained)
+    try:
+        for index in todo:
+            watcher.check_stop()
+            _train_fold(run, job_of(index), replace(watcher, on_row=on_row))
+    finally:
+        tracker.close()
+
+
+def _train_fold(run: Run, job: FoldJob, watcher: Watcher) -> None:
+    """Trains one fold and saves it."""
+    with training_threads(run.environment["threads"]):
+        result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", watcher)
+    trained = Trained(
+        weights=_arrays(result.weights),
+        chosen_epoch=result.chosen_epoch,
+        logits=result.logits,
+        epoch_logits=result.epoch_logits,
+        history=result.history,
+        merges=result.merges,
+        replicas=[_arrays(weights) for weights in result.replicas],
+    )
+    runs.save_fold(run, job.fold, trained)
 
 
 def _arrays(weights: Weights) -> dict[str, NDArray[Any]]:

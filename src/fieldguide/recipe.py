@@ -25,7 +25,7 @@ ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 
 # Settings that may differ when a run is resumed: where and how fast it runs. On the same kind of device
 # the results are the same to the bit.
-HARMLESS = frozenset({"device", "workers", "checkpoint_minutes"})
+HARMLESS = frozenset({"device", "workers", "checkpoint_minutes", "track"})
 
 
 def _setting(section: str, default: Any, description: str, **bounds: Any) -> Any:
@@ -113,6 +113,8 @@ class Recipe(BaseModel):
     device: str = _setting("Machine", "auto", "auto, cpu, cuda, cuda:1, mps")
     workers: Count | Auto = _setting("Machine", "auto", "processes that prepare photos; 0: the training process")
     checkpoint_minutes: float = _setting("Machine", 10.0, "time between checkpoints inside an epoch", gt=0)
+    track: Literal["none", "tensorboard", "mlflow", "wandb"] = _setting("Machine", "none",
+        "who else is told of every epoch, by the extra `track`; events.jsonl is always written")
     # fmt: on
 
     @model_validator(mode="after")
@@ -238,7 +240,7 @@ def build(settings: Mapping[str, Any], *, where: str = "") -> Recipe:
     and settings that contradict each other.
     """
     for name in settings:
-        _require_known(name, where)
+        require_known(name, where)
     values = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
@@ -279,7 +281,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if name.startswith(ENVIRONMENT_PREFIX)
     }
     for name in given:
-        _require_known(name, "the environment")
+        require_known(name, "the environment")
     return {name: from_text(name, value) for name, value in given.items()}
 
 
@@ -321,8 +323,34 @@ def _as_toml(value: Any) -> str:
 def without_effect(recipe: Recipe) -> list[str]:
     """What to tell of settings that were changed from the default but do nothing beside the others."""
     default = Recipe()
+    return [
+        f"`{name}` = {getattr(recipe, name)!r} has no effect with {cause}"
+        for name, cause in _idle(recipe)
+        if getattr(recipe, name) != getattr(default, name)
+    ]
+
+
+def effective(recipe: Recipe) -> Recipe:
+    """The recipe with its default for every setting that has no say in what the fit predicts.
+
+    Recipes whose effective ones are equal train the same networks, on the same kind of device.
+    `auto` stays: what it stands for hangs on weights and device.
+    """
+    silent = {name for name, _ in _idle(recipe)} | HARMLESS | {"keep_replicas"}
+    if recipe.merge != "model_stock":  # the anchor is only measured from
+        silent |= {"anchor"}
+    default = Recipe()
+    found = recipe.replace(**{name: getattr(default, name) for name in silent})
+    # One replica is its own mean, and at one replica Model Stock's ratio is 1.
+    if recipe.merge != "none" and recipe.replicas == 1 and recipe.batch_norm == "average":
+        return effective(found.replace(merge="none"))
+    return found
+
+
+def _idle(recipe: Recipe) -> list[tuple[str, str]]:
+    """Settings that do nothing beside the others, each with the setting that makes it so."""
     idle = {
-        "merge": ("merge_every", "anchor", "batch_norm", "moments", "keep_replicas"),
+        "merge": ("anchor", "batch_norm", "keep_replicas", *_idle_without_merge(recipe)),
         "stop": ("patience", "inner_share"),
         "mix": ("mix_alpha",),
     }
@@ -334,11 +362,14 @@ def without_effect(recipe: Recipe) -> list[str]:
     ]
     found += [("inner_share", "stop = 'fold'")] if recipe.stop == "fold" else []
     found += [("jitter", "color_jitter = 0")] if recipe.color_jitter == 0 else []
-    return [
-        f"`{name}` = {getattr(recipe, name)!r} has no effect with {cause}"
-        for name, cause in found
-        if getattr(recipe, name) != getattr(default, name)
-    ]
+    return found
+
+
+def _idle_without_merge(recipe: Recipe) -> tuple[str, ...]:
+    """Where nothing is merged, moments are still reset, and epochs chosen, as often as merges are."""
+    if recipe.moments == "reset":
+        return ()
+    return ("moments",) if recipe.stop != "none" else ("moments", "merge_every")
 
 
 def _comment(name: str, description: str | None) -> str:
@@ -353,8 +384,11 @@ def _choices(annotation: Any) -> list[str]:
     ]
 
 
-def from_text(name: str, value: str) -> Any:
-    """The value that `value` stands for, as `build` would have it."""
+def from_text(name: str, value: str, *, called: str = "") -> Any:
+    """The value that `value` stands for, as `build` would have it.
+
+    `called` is the setting's name in messages, that of its environment variable if empty.
+    """
     parts: Any = value
     if name in {"mean", "std", "jitter", "crop_scale"} and value != "auto":
         parts = tuple(value.replace(",", " ").split())
@@ -363,9 +397,8 @@ def from_text(name: str, value: str) -> Any:
         return TypeAdapter(annotation).validate_python(parts, strict=False)
     except ValidationError as error:
         reasons = dict.fromkeys(reason for _, reason in _by_setting(error).values())
-        raise UsageError(
-            f"{ENVIRONMENT_PREFIX}{name.upper()} = {value!r}: {', or '.join(reasons)}"
-        ) from error
+        shown = called or f"{ENVIRONMENT_PREFIX}{name.upper()}"
+        raise UsageError(f"{shown} = {value!r}: {', or '.join(reasons)}") from error
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
@@ -373,7 +406,8 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f" (did you mean {' or '.join(f'`{match}`' for match in close)}?)" if close else ""
 
 
-def _require_known(name: str, where: str) -> None:
+def require_known(name: str, where: str = "") -> None:
+    """Raises `UsageError`, with the nearest, for what is no setting; `where` it was read."""
     if name not in Recipe.model_fields:
         place = f" in {where}" if where else ""
         raise UsageError(

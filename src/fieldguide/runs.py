@@ -53,6 +53,7 @@ SETUP_FILES = ("recipe.toml", "catalog.csv", "environment.json", "start.safetens
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
+FINDINGS = "findings.csv"  # what the check found when the run was begun
 MODELS = "models"  # folder of merged models, written after the run
 
 HISTORY = (
