@@ -1,0 +1,135 @@
+"""What sets of classes, and answering only where the model is sure, bring on photos out of fold.
+
+Each fold's photos are judged by what the *other* folds' photos give: their temperature, their
+quantile of nonconformity. So nothing is judged by a number that was chosen on it, and all photos
+are of one kind. Arrays in, numbers out. Knows nothing of runs, models or how results are shown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+
+from fieldguide import metrics
+from fieldguide.analysis import calibration, conformal
+from fieldguide.analysis.conformal import Method
+from fieldguide.metrics import Scores, Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How often sets held the true class and how large they were, over all photos.
+
+    `asked` is the coverage that was asked for; `held` the share of photos whose set holds their
+    class; `size` the mean number of classes; `empty` and `single` the shares of sets with none and
+    with one.
+    """
+
+    asked: float
+    held: float
+    size: float
+    empty: float
+    single: float
+
+
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
+class Answered:
+    """What answering the surest photos alone brings, from the surest few to all of them.
+
+    At each point, all photos with at least this `confidence` are answered: a `share` of all, of
+    which the share `accuracy` is right.
+    """
+
+    share: Float[np.ndarray, " points"]
+    accuracy: Float[np.ndarray, " points"]
+    confidence: Float[np.ndarray, " points"]
+
+
+def out_of_fold(
+    logits: Scores,
+    targets: Targets,
+    fold_of: Int[np.ndarray, " n"],
+    *,
+    coverages: Sequence[float],
+    method: Method = "split",
+) -> list[Coverage]:
+    """Sets of each fold's photos, calibrated by the photos of the other folds, by coverage asked.
+
+    This is split conformal prediction (`conformal.prediction_sets` with one member) once a fold:
+    photos of all folds are exchangeable as far as the folds' networks are alike, so `held` is what
+    was asked, but for the luck of the draw. Logits are divided by the temperature that fits the
+    other folds. `fold_of` holds any integers, one a photo. With one fold there are no others: the
+    list is empty. Raises ValueError as `calibration.cross_fitted` and `prediction_sets` do.
+    """
+    metrics.check_scores(logits, targets)
+    folds = np.unique(fold_of)
+    if len(folds) < 2:
+        return []
+    held = np.empty((len(coverages), len(targets)), dtype=bool)
+    size = np.empty((len(coverages), len(targets)), dtype=np.int64)
+    for fold in folds:
+        inside = fold_of == fold
+        temperature = calibration.fit_temperature(logits[~inside], targets[~inside])
+        scores = conformal.nonconformity(calibration.scaled(logits, temperature), method)
+        known = _own(scores[~inside], targets[~inside])
+        for number, asked in enumerate(coverages):
+            sets = conformal.prediction_sets(
+                scores[inside][None],
+                known,
+                np.zeros(len(known), dtype=np.int64),
+                targets[~inside],
+                coverage=asked,
+            )
+            held[number, inside] = _own(sets, targets[inside])
+            size[number, inside] = sets.sum(axis=1)
+    return [
+        Coverage(
+            asked=asked,
+            held=float(held[number].mean()),
+            size=float(size[number].mean()),
+            empty=float((size[number] == 0).mean()),
+            single=float((size[number] == 1).mean()),
+        )
+        for number, asked in enumerate(coverages)
+    ]
+
+
+def answered(
+    confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], *, points: int = 200
+) -> Answered:
+    """Accuracy against the share of photos answered, the surest first.
+
+    Photos of equal confidence are answered together: no rule could tell them apart. Of more than
+    `points` points, that many are kept, evenly over the share, always with the last: all photos.
+    Source: El-Yaniv, Wiener, On the Foundations of Noise-free Selective Classification, JMLR 11,
+    2010 (the risk–coverage curve; here 1 - risk). Raises ValueError for no photos, as many values
+    of one as of the other missing, or confidence that is not finite.
+    """
+    if len(confidence) == 0 or len(confidence) != len(correct):
+        raise ValueError(f"{len(confidence)} values of confidence for {len(correct)} photos")
+    if not np.isfinite(confidence).all():
+        raise ValueError("confidence is not finite")
+    order = np.argsort(-confidence, kind="stable")
+    falling = confidence[order].astype(np.float64)
+    right = np.cumsum(correct[order])
+    last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+    kept = _evenly(last_of_equals, points)
+    return Answered(
+        share=(kept + 1) / len(falling),
+        accuracy=right[kept] / (kept + 1),
+        confidence=falling[kept],
+    )
+
+
+def _own(values: NDArray, targets: NDArray[np.int64]) -> NDArray:  # type: ignore[type-arg]
+    """Each row's value in the column of its class, whatever its type."""
+    return np.take_along_axis(values, targets[:, None], axis=1)[:, 0]
+
+
+def _evenly(values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
+    """At most so many of the values, evenly spaced by rank, the last among them."""
+    if len(values) <= points:
+        return values
+    return values[np.linspace(len(values) - 1, 0, points).round().astype(np.int64)[::-1]]

@@ -1,0 +1,87 @@
+"""From a run to its report: one page that needs no network, of sections that know a topic each.
+
+A run may be unfinished or failed, its photos gone: a section then says what is missing. What goes
+wrong in one section is told in its place, and the others are shown all the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fieldguide import files
+from fieldguide.errors import FieldguideError
+from fieldguide.report import (
+    classes,
+    collection,
+    confusion,
+    curves,
+    merging,
+    mistakes,
+    page,
+    repeat,
+    trust,
+    verdict,
+)
+from fieldguide.report.page import Section
+from fieldguide.runs import Run
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A section to be: its anchor and heading where it cannot be made, and what makes it."""
+
+    id: str
+    title: str
+    make: Callable[[Run], Section]
+
+
+def topics(heat_maps: bool = True) -> tuple[Topic, ...]:
+    """The sections in their order."""
+    return (
+        Topic("verdict", "Verdict", verdict.section),
+        Topic("curves", "Learning curves", curves.section),
+        Topic("merging", "Merging", merging.section),
+        Topic("confusion", "Confusion", confusion.section),
+        Topic("classes", "Classes", classes.section),
+        Topic("mistakes", "Mistakes", partial(mistakes.section, heat_maps=heat_maps)),
+        Topic("trust", "Trust", trust.section),
+        Topic("collection", "Collection", collection.section),
+        Topic("repeat", "To repeat this", repeat.section),
+    )
+
+
+def build(
+    run: Run,
+    out: Path | None = None,
+    *,
+    heat_maps: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Writes the report (RUN/report.html, or `out`) whole or not at all; returns where it is.
+
+    `heat_maps` shows where the networks looked, for which the folds' weights look at photos again.
+    `progress` is called with the number of sections made, of `len(topics())`. Raises
+    `ResourceError` where the file cannot be written.
+    """
+    sections = []
+    for topic in topics(heat_maps):
+        sections.append(_made(topic, run))
+        if progress is not None:
+            progress(len(sections))
+    title = f"Report of the run {run.folder.resolve().name}"
+    text = page.page(title, sections, page.chart_libraries())
+    place = out if out is not None else run.folder / REPORT
+    files.write_text(place, text)
+    return place
+
+
+def _made(topic: Topic, run: Run) -> Section:
+    """The section, or in its place what went wrong."""
+    try:
+        return topic.make(run)
+    except FieldguideError as error:
+        body = page.fragment("failed.html", message=error.message, hint=error.hint)
+        return Section(topic.id, topic.title, body)

@@ -1,0 +1,234 @@
+"""Every class in one table: how well it is found, what it is taken for, what it looks like.
+
+Numbers first, from classes as numbers alone; then the table. Knows nothing of single mistakes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float, Int
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from fieldguide import metrics
+from fieldguide.report import pictures
+from fieldguide.report.page import Section, fragment
+from fieldguide.runs import Run
+
+TITLE = "Classes"
+
+# All thumbnails of the table: 1.5 MB at 64 pixels, with those of the other sections far below the
+# 15 MB that a page may have.
+PICTURES = 600
+MOST_PICTURES = 3  # of one class (taste)
+SIDE = 64
+
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share, and the interval that holds the true one 95 times in 100."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confused:
+    """The class that one is confused with most: photos of it taken for the other, and back."""
+
+    other: int
+    taken_for: int
+    taken_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """One class. A share is None where there is no photo to take it of, never 0."""
+
+    number: int
+    photos: int  # of the class, among those that are judged
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    confused: Confused | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    name: str
+    row: ClassRow
+    pictures: tuple[Markup, ...]
+    confused_name: str
+
+
+def section(run: Run) -> Section:
+    """The table of all classes."""
+    if not run.done:
+        return Section("classes", TITLE, fragment("classes.html", photos=0))
+    photos = np.concatenate([run.folds[fold].test for fold in run.judged])
+    groups = _groups(run, photos)
+    targets = run.targets[photos]
+    predicted = np.concatenate([logits.argmax(axis=1) for logits in run.judged.values()])
+    rows = class_rows(targets, predicted, len(run.classes))
+    each, pictured = shown_classes(rows)
+    typical = typical_photos(targets, _own_probabilities(run), groups, each)
+    shown = {number: _pictures(run, photos[typical[number]]) for number in pictured}
+    body = fragment(
+        "classes.html",
+        lines=[_line(run, row, shown) for row in rows],
+        photos=len(photos),
+        folds=len(run.done),
+        planned=run.recipe.folds,
+        pictured=len(pictured),
+        each=each,
+        grouped=len(set(groups)) < len(photos),
+    )
+    return Section("classes", TITLE, body)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def class_rows(
+    targets: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int
+) -> list[ClassRow]:
+    """One row for each class, by number."""
+    true = np.bincount(targets, minlength=classes).tolist()
+    called = np.bincount(predicted, minlength=classes).tolist()
+    right = np.bincount(targets[targets == predicted], minlength=classes).tolist()
+    confused = most_confused(targets, predicted)
+    return [
+        ClassRow(
+            number,
+            true[number],
+            share(right[number], called[number]),
+            share(right[number], true[number]),
+            f1_share(right[number], called[number], true[number]),
+            confused.get(number),
+        )
+        for number in range(classes)
+    ]
+
+
+def share(right: int, of: int) -> Share | None:
+    """right / of with Wilson's interval; None of nothing.
+
+    The shares p whose own standard error explains what was seen: |right/of - p| ≤ z √(p(1-p)/of).
+    Never empty and never beyond 0 and 1, but narrower than the truth where photos come in groups.
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal
+    of the American Statistical Association 22, 1927.
+    """
+    if not of:
+        return None
+    value, z2 = right / of, _Z * _Z
+    centre = (value + z2 / (2 * of)) / (1 + z2 / of)
+    reach = _Z * math.sqrt(value * (1 - value) / of + z2 / (4 * of * of)) / (1 + z2 / of)
+    # At the ends rounding could leave the value outside of its interval.
+    return Share(value, min(max(centre - reach, 0.0), value), max(min(centre + reach, 1.0), value))
+
+
+def f1_share(right: int, called: int, true: int) -> Share | None:
+    """F1 = 2 · right / (called + true) with an interval; None where no photo is of or called it.
+
+    F1 = 2 j / (1 + j) rises with j = right / (called + true - right), the share right of the photos
+    that are of the class or called so. So Wilson's interval for j, bent in the same way, is one
+    for F1: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1 Score: A
+    Comparison of Four Methods", 2023, arXiv 2309.14621. Unlike a bootstrap's, it keeps its width
+    where a class has few photos that are all right or all wrong.
+    """
+    either = share(right, called + true - right)
+    if either is None:
+        return None
+    value, low, high = (2 * j / (1 + j) for j in (either.value, either.low, either.high))
+    return Share(value, low, high)
+
+
+def most_confused(
+    targets: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"]
+) -> dict[int, Confused]:
+    """For each class that is confused at all, with which most, both ways taken together.
+
+    Of equal ones the smallest number. Never holds a table of classes².
+    """
+    wrong = np.flatnonzero(targets != predicted)
+    pairs, counts = np.unique(
+        np.stack([targets[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True
+    )
+    times = {(int(one), int(other)): int(n) for (one, other), n in zip(pairs, counts, strict=True)}
+    found: dict[int, list[Confused]] = defaultdict(list)
+    for one, other in {pair for key in times for pair in (key, key[::-1])}:
+        there, back = times.get((one, other), 0), times.get((other, one), 0)
+        found[one].append(Confused(other, there, back))
+    return {
+        number: min(several, key=lambda c: (-(c.taken_for + c.taken_from), c.other))
+        for number, several in found.items()
+    }
+
+
+def typical_photos(
+    targets: Int[np.ndarray, " n"],
+    own: Float[np.ndarray, " n"],
+    groups: Sequence[str],
+    each: int,
+) -> Mapping[int, list[int]]:
+    """For each class the rows of up to `each` photos whose own class is most probable.
+
+    Only one of a group, as copies would show the same twice.
+    """
+    found: dict[int, list[int]] = defaultdict(list)
+    seen: dict[int, set[str]] = defaultdict(set)
+    for row in np.argsort(-own, kind="stable").tolist():
+        number, group = int(targets[row]), groups[row]
+        if len(found[number]) < each and group not in seen[number]:
+            found[number].append(row)
+            seen[number].add(group)
+    return found
+
+
+def shown_classes(rows: Sequence[ClassRow], most: int = PICTURES) -> tuple[int, list[int]]:
+    """How many thumbnails a class gets, and which classes: with too many, those of lowest F1."""
+    each = max(min(MOST_PICTURES, most // len(rows)), 1)
+    worst = sorted(rows, key=lambda row: (row.f1.value if row.f1 else 2.0, row.number))
+    return each, [row.number for row in worst[: most // each]]
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _line(run: Run, row: ClassRow, shown: Mapping[int, tuple[Markup, ...]]) -> _Line:
+    return _Line(
+        name=run.classes[row.number],
+        row=row,
+        pictures=shown.get(row.number, ()),
+        confused_name=run.classes[row.confused.other] if row.confused else "",
+    )
+
+
+def _pictures(run: Run, photos: NDArray[np.int64]) -> tuple[Markup, ...]:
+    """Thumbnails of what can be read of the class; they are decoration, and silent."""
+    chosen = [run.catalog.photos[number] for number in photos]
+    found = [
+        pictures.picture(run.catalog.file(photo), SIDE, sha256=photo.sha256) for photo in chosen
+    ]
+    return tuple(pictures.image(shown, "") for shown in found if shown.uri)
+
+
+def _own_probabilities(run: Run) -> Float[np.ndarray, " n"]:
+    """Of each judged photo's own class; a fold at a time, as tables of many classes are large."""
+    found = [
+        metrics.softmax(logits)[np.arange(len(logits)), run.targets[run.folds[fold].test]]
+        for fold, logits in run.judged.items()
+    ]
+    return np.concatenate(found)
+
+
+def _groups(run: Run, photos: NDArray[np.int64]) -> list[str]:
+    chosen = [run.catalog.photos[number] for number in photos]
+    return [photo.group or photo.path for photo in chosen]

@@ -1,0 +1,436 @@
+"""The collection: how many photos of what, how large, what the check found, how folds share them.
+
+And the photos as training saw them: the first batch of the first epoch, drawn again. Counting is
+done in pure functions; charts and words come after. Knows nothing of predictions.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from markupsafe import Markup
+
+from fieldguide import catalog as catalogs
+from fieldguide import pixels
+from fieldguide.catalog import Catalog, Photo
+from fieldguide.errors import DataError, FieldguideError, UnreadablePhoto
+from fieldguide.report import pictures
+from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.runs import Run
+from fieldguide.seeds import derive_seed
+
+TITLE = "Collection"
+FINDINGS = "findings.csv"  # what the check found when the fit began
+_FINDING_COLUMNS = ("kind", "path", "reason", "hint")
+
+NAMED_BARS = 40  # classes whose bars can carry their names (taste)
+LONG_TAIL = 20  # times fewer photos than the largest class: then bars need a logarithm (taste)
+LOOKED_AT = 1000  # photos whose size is looked up: about a second, and enough for a histogram
+BINS = 24
+EXAMPLES = 24  # photos of the batch
+EXAMPLE_SIDE = 112
+NAMED_FILES = 10  # of one kind of finding
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Shorter sides in pixels of the photos looked at, and why some could not be read."""
+
+    shorter_sides: tuple[int, ...]
+    asked: int
+    unreadable: Mapping[str, int]  # reason: photos
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One kind of thing that the check found, how often, and where: paths with reasons."""
+
+    kind: str
+    times: int
+    such_as: tuple[tuple[str, str], ...]
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a fold tests: photos and groups, and of how many classes how few and how many."""
+
+    fold: int
+    photos: int
+    groups: int
+    classes: int  # with at least one photo
+    fewest: int  # photos of a class
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture of a training batch with the classes it counts as, and to what share."""
+
+    picture: Markup
+    shares: tuple[tuple[str, str], ...]
+
+
+def section(run: Run) -> Section:
+    """Counts, sizes, findings, folds and a training batch."""
+    counts = class_counts(run.catalog)
+    sizes = look_at(run)
+    found, told = findings(run)
+    table = fold_table(run.catalog, run.classes, run.recipe.folds)
+    examples, why_none = _examples(run)
+    body = fragment(
+        "collection.html",
+        parts=part_counts(run.catalog),
+        counts_chart=_counts_figure(counts),
+        thin=counts[-1:-6:-1] if len(counts) > NAMED_BARS else [],
+        sizes=sizes,
+        sizes_chart=_sizes_figure(sizes, run) if sizes.shorter_sides else "",
+        median=int(np.median(sizes.shorter_sides)) if sizes.shorter_sides else 0,
+        found=found,
+        told=told,
+        shares=fold_shares(run.catalog, table),
+        apart=_apart(run.classes, table),
+        examples=examples,
+        why_none=why_none,
+        recipe=run.recipe,
+    )
+    return Section("collection", TITLE, body)
+
+
+# --- counts ---------------------------------------------------------------------------------------
+
+
+def class_counts(catalog: Catalog) -> list[tuple[str, int]]:
+    """Classes with their training photos, the most first; of equal ones by name."""
+    counts = Counter(photo.label or "" for photo in catalog.photos if photo.split == "train")
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def part_counts(catalog: Catalog) -> list[tuple[str, int, int]]:
+    """Each part of the collection that has photos, how many, and of how many classes."""
+    parts = [(split, catalog.part(split)) for split in ("train", "val", "test")]
+    return [
+        (split, len(part), len({photo.label for photo in part.photos if photo.label is not None}))
+        for split, part in parts
+        if part.photos
+    ]
+
+
+def _counts_figure(counts: Sequence[tuple[str, int]]) -> Markup:
+    most, least = counts[0], counts[-1]
+    few = len(counts) <= NAMED_BARS
+    return figure(
+        counts_chart(counts),
+        caption="Training photos of each class"
+        + ("" if few else ", the largest class first; point at one for its name")
+        + (" (logarithmic)" if _long_tailed(counts) else ""),
+        description=f"Training photos of {len(counts)} classes, from {most[1]:,} of {most[0]}"
+        f" down to {least[1]:,} of {least[0]}",
+    )
+
+
+def _long_tailed(counts: Sequence[tuple[str, int]]) -> bool:
+    return counts[0][1] >= LONG_TAIL * counts[-1][1]
+
+
+def counts_chart(counts: Sequence[tuple[str, int]]) -> alt.TopLevelMixin:
+    """Bars with names, or for many classes by rank; points on a logarithm for a long tail."""
+    rows = [
+        {"class": name, "photos": count, "rank": rank}
+        for rank, (name, count) in enumerate(counts, start=1)
+    ]
+    long = _long_tailed(counts)
+    scale = alt.Scale(type="log", nice=False, padding=8) if long else alt.Scale(zero=True)
+    chart = alt.Chart(inline(rows))
+    marked = chart.mark_point(filled=True, size=30) if long else chart.mark_bar()
+    tooltip = [alt.Tooltip("class:N"), alt.Tooltip("photos:Q", format=",")]
+    if len(counts) <= NAMED_BARS:
+        named: alt.TopLevelMixin = marked.encode(
+            x=alt.X("photos:Q", title="training photos", scale=scale),
+            y=alt.Y("class:N", title=None, sort=None, axis=alt.Axis(labelLimit=160)),
+            tooltip=tooltip,
+        ).properties(height=alt.Step(18))
+        return named
+    ranks = alt.X(
+        "rank:O",
+        title="class, by number of photos",
+        axis=alt.Axis(labels=False, ticks=False),
+        scale=alt.Scale(paddingInner=0.1 if len(counts) <= 5 * NAMED_BARS else 0),
+    )
+    ranked: alt.TopLevelMixin = marked.encode(
+        x=ranks, y=alt.Y("photos:Q", title="training photos", scale=scale), tooltip=tooltip
+    ).properties(height=240)
+    return ranked
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
+    """The shorter sides of all photos, or of `most` drawn at random."""
+    photos = run.catalog.photos
+    chosen = np.arange(len(photos))
+    if len(photos) > most:
+        draw = np.random.default_rng(derive_seed(run.recipe.seed, "sizes"))
+        chosen = np.sort(draw.choice(len(photos), most, replace=False))
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(_shorter_side, (run.catalog.file(photos[n]) for n in chosen)))
+    return Sizes(
+        tuple(side for side in found if isinstance(side, int)),
+        len(chosen),
+        Counter(reason for reason in found if isinstance(reason, str)),
+    )
+
+
+def _shorter_side(path: Path) -> int | str:
+    """Pixels of the upright picture, or why it cannot be read."""
+    try:
+        frame = pixels.decode(pixels.read(path), shorter_side=1, truncated="keep")
+    except UnreadablePhoto as error:
+        return error.message
+    return min(frame.width, frame.height)
+
+
+def binned(values: Sequence[int], bins: int = BINS) -> list[tuple[int, int, int]]:
+    """(first, beyond the last, how many) for ranges of whole numbers of about equal width."""
+    low, high = min(values), max(values) + 1
+    edges = np.unique(np.linspace(low, high, min(bins, high - low) + 1).round().astype(np.int64))
+    counts, _ = np.histogram(np.array(values), edges)
+    return [
+        (int(first), int(beyond), int(count))
+        for first, beyond, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+
+
+def _sizes_figure(sizes: Sizes, run: Run) -> Markup:
+    sides, resize = sizes.shorter_sides, run.recipe.eval_resize
+    assert resize != "auto", "the recipe of a run is resolved"
+    of = "all" if len(sides) == len(run.catalog) else f"{len(sides):,} of the"
+    return figure(
+        sizes_chart(sides, resize),
+        caption=f"Shorter side of {of} {len(run.catalog):,} photos; dashed: the {resize} pixels"
+        " that it is resized to for evaluation",
+        description=f"Shorter sides from {min(sides):,} to {max(sides):,} pixels,"
+        f" half of them below {int(np.median(sides)):,}",
+    )
+
+
+def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
+    """A histogram of shorter sides, and where the network's own size lies in it."""
+    rows = [
+        {"from": first, "below": beyond, "photos": count}
+        for first, beyond, count in binned(sides)
+        if count
+    ]
+    bars = (
+        alt.Chart(inline(rows))
+        .mark_bar(binSpacing=1)
+        .encode(
+            x=alt.X("from:Q", bin="binned", title="shorter side in pixels"),
+            x2="below:Q",
+            y=alt.Y("photos:Q", title="photos"),
+            tooltip=["from:Q", "below:Q", alt.Tooltip("photos:Q", format=",")],
+        )
+    )
+    rule = (
+        alt.Chart(inline([{"resize": resize}]))
+        .mark_rule(strokeDash=[6, 4], size=2)
+        .encode(x="resize:Q")
+    )
+    both: alt.TopLevelMixin = (bars + rule).properties(height=200)
+    return both
+
+
+# --- what the check found -------------------------------------------------------------------------
+
+
+def findings(run: Run) -> tuple[list[Found], str]:
+    """What was found before training, by kind, and from where it is known."""
+    place = run.folder / FINDINGS
+    if place.is_file():
+        try:
+            return read_findings(place), ""
+        except DataError as error:
+            why = f"{FINDINGS} cannot be used: {error.message}"
+    else:
+        why = f"the run holds no {FINDINGS}"
+    return known_findings(run.catalog, run.environment["photos_found"]), why
+
+
+def read_findings(place: Path) -> list[Found]:
+    """The table of findings by kind, in its order; raises `DataError` where it is none."""
+    table = catalogs.read_cells(place)
+    if table.header != _FINDING_COLUMNS:
+        raise DataError(f"its columns are not {', '.join(_FINDING_COLUMNS)}")
+    alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for _, cells in table.rows:
+        alike[cells[0]].append(cells)
+    return [
+        Found(
+            kind,
+            len(rows),
+            tuple((path, reason) for _, path, reason, _ in rows[:NAMED_FILES]),
+            rows[0][3],
+        )
+        for kind, rows in alike.items()
+    ]
+
+
+def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
+    """What the catalog of a run tells by itself: what was left out, copies, groups, leaks."""
+    left_out = photos_found - len(catalog)
+    found = [Found("left-out", left_out, (), "their names were not kept")] if left_out > 0 else []
+    found += _copies(catalog)
+    groups: dict[str, list[Photo]] = defaultdict(list)
+    for photo in catalog.photos:
+        groups[photo.group or photo.path].append(photo)
+    several = {name: photos for name, photos in groups.items() if len(photos) > 1}
+    leaking = [photos for photos in several.values() if _leaks(photos)]
+    if several:
+        found.append(
+            Found(
+                "groups",
+                len(several),
+                _named(list(several.values())),
+                "photos of one group, such as copies, are tested by one fold",
+            )
+        )
+    if leaking:
+        hint = "scores on these parts would flatter: such photos are left out of them"
+        found.append(Found("leaks", len(leaking), _named(leaking), hint))
+    return found
+
+
+def _copies(catalog: Catalog) -> list[Found]:
+    """Files that are there more than once, and those of them with several labels."""
+    same: dict[str, list[Photo]] = defaultdict(list)
+    for photo in catalog.photos:
+        if photo.sha256:
+            same[photo.sha256].append(photo)
+    copies = [photos for photos in same.values() if len(photos) > 1]
+    at_odds = [photos for photos in copies if len({p.label for p in photos if p.label}) > 1]
+    found = [Found("same-file", len(copies), _named(copies))] if copies else []
+    return found + (
+        [Found("same-file-two-labels", len(at_odds), _named(at_odds))] if at_odds else []
+    )
+
+
+def _leaks(photos: Sequence[Photo]) -> bool:
+    """Whether a photo that is trained on is akin to one of another part."""
+    return any(p.split == "train" for p in photos) and any(p.split != "train" for p in photos)
+
+
+def _named(clusters: Sequence[Sequence[Photo]]) -> tuple[tuple[str, str], ...]:
+    """The first photo of each cluster, and how it is said what else is in it."""
+    return tuple(
+        (photos[0].path, f"and {photos[1].path}" + (", …" if len(photos) > 2 else ""))
+        for photos in clusters[:NAMED_FILES]
+    )
+
+
+# --- folds ----------------------------------------------------------------------------------------
+
+
+def fold_table(
+    catalog: Catalog, classes: Sequence[str], folds: int
+) -> Int[np.ndarray, "folds classes"]:
+    """How many photos of each class each fold tests."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    table = np.zeros((folds, len(classes)), dtype=np.int64)
+    for photo in catalog.photos:
+        if photo.split == "train" and photo.fold is not None and photo.label is not None:
+            table[photo.fold, numbers[photo.label]] += 1
+    return table
+
+
+def fold_shares(catalog: Catalog, table: Int[np.ndarray, "folds classes"]) -> list[Share]:
+    """One row for each fold."""
+    groups: dict[int, set[str]] = defaultdict(set)
+    for photo in catalog.photos:
+        if photo.split == "train" and photo.fold is not None:
+            groups[photo.fold].add(photo.group or photo.path)
+    return [
+        Share(
+            fold,
+            int(row.sum()),
+            len(groups[fold]),
+            int(np.count_nonzero(row)),
+            int(row.min()),
+            int(row.max()),
+        )
+        for fold, row in enumerate(table)
+    ]
+
+
+def _apart(classes: Sequence[str], table: Int[np.ndarray, "folds classes"]) -> tuple[str, int, int]:
+    """The class that folds share most unevenly, its fewest and its most photos in a fold."""
+    number = int((table.max(axis=0) - table.min(axis=0)).argmax())
+    return classes[number], int(table[:, number].min()), int(table[:, number].max())
+
+
+# --- a training batch -----------------------------------------------------------------------------
+
+
+def _examples(run: Run) -> tuple[list[Example], str]:
+    """The first pictures that fold 0 trained on, and why there are none."""
+    try:
+        images, shares = training_batch(run)
+    except FieldguideError as error:
+        return [], error.message
+    shown = zip(images[:EXAMPLES], shares[:EXAMPLES], strict=True)
+    return [_example(values, share, run.classes) for values, share in shown], ""
+
+
+def training_batch(
+    run: Run,
+) -> tuple[UInt8[np.ndarray, "n size size 3"], Float[np.ndarray, "n classes"]]:
+    """The first batch of fold 0, replica 1, epoch 1, to the pixel, and the classes it counts as.
+
+    Drawn again from the run's seed: crops, colours, policy and mixing. Raises `FieldguideError`
+    where photos are gone or the run's start cannot be read.
+    """
+    import torch  # takes seconds, and so do the modules that need it
+
+    from fieldguide.augment import mix_batch
+    from fieldguide.batches import training_plan
+    from fieldguide.crossval import fold_jobs
+    from fieldguide.train import normalised
+
+    recipe = run.recipe
+    # Neither a GPU nor loader processes are worth starting for one batch.
+    job = fold_jobs(run, run.catalog.root, recipe.replace(device="cpu", workers=0))(0)
+    plan = training_plan(job.train, recipe.batch_size, seed=recipe.seed, replica=0, epoch=0)
+    with torch.random.fork_rng(devices=[]):
+        batch = next(job.loader.batches(plan[:1]))
+        torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", 0, 0, 0))
+        images, shares = mix_batch(
+            normalised(job, batch.images),
+            torch.from_numpy(job.targets)[batch.photos],
+            classes=job.classes,
+            mix=recipe.mix if len(batch.photos) > 1 else "none",
+            alpha=recipe.mix_alpha,
+        )
+    assert recipe.mean != "auto" and recipe.std != "auto"
+    mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
+    seen = (255 * (images * std + mean)).round().clamp(0, 255).byte()
+    return seen.permute(0, 2, 3, 1).numpy(), shares.numpy()
+
+
+def _example(
+    values: UInt8[np.ndarray, "size size 3"],
+    shares: Float[np.ndarray, " classes"],
+    classes: Sequence[str],
+) -> Example:
+    picture = pictures.from_pixels(values, EXAMPLE_SIDE)
+    named = [
+        (classes[n], f"{100 * shares[n]:.0f}\N{NO-BREAK SPACE}%")
+        for n in np.argsort(-shares)
+        if shares[n] > 0
+    ]
+    alt_text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
+    return Example(pictures.image(picture, alt_text), tuple(named))

@@ -1,0 +1,434 @@
+"""A comparison of recipes as a page and as figures: the table, accuracy by epoch, the differences.
+
+The records at the top are what is known of a comparison, finished or not; `fieldguide.compare`
+fills them in. Knows nothing of runs, photos or how trials are trained.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+from fieldguide import files
+from fieldguide.analysis.paired import LEVEL, Contrast
+from fieldguide.report import curves, page
+from fieldguide.report.curves import Mean
+from fieldguide.report.page import Section, figure, fragment, inline, percent
+
+TITLE = "Comparison"
+BASE = "base"  # what the base is called, unless it is an experiment of its own
+PAGE = "compare.html"
+FIGURE = "compare"  # .png and .svg
+
+Status = Literal["complete", "unfinished", "failed", "not begun"]
+
+# Groups below which a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
+FEW_GROUPS = 30
+
+LETTERS = 44  # of a trial's name in a chart; tables have all of it (taste)
+HEIGHT = 380
+ROW = 30  # pixels of a difference
+WIDTH, SCALE = 760, 2  # of the figures for papers, and pixels of a PNG for each of theirs
+
+# Of Okabe and Ito. Six colours and seven shapes: no two of 42 trials look alike.
+COLORS = (curves.MERGED_COLOR, *curves.COLORS)
+SHAPES = (
+    *("diamond", "square", "triangle-up", "triangle-down", "cross"),
+    *("triangle-right", "triangle-left"),
+)
+DASHES = ([1, 0], [6, 3], [2, 3])  # a further help to the eye, from the seventh trial on
+BETTER, WORSE = "#0072B2", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial. What is not known yet is None.
+
+    `changes` are the settings in which it differs from the base; `folder` that of its run, below
+    the comparison's. Accuracy, its 95 % interval, log loss and the seconds of training are over
+    the folds that are done; `contrast` is against the base, once both are complete.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    folder: str
+    status: Status
+    folds: int = 0
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    log_loss: float | None = None
+    seconds: float | None = None
+    contrast: Contrast | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The complete trial that is right most often, of so many.
+
+    Its own `accuracy` is optimistic, as it was chosen on the same photos; `corrected` is what
+    choosing the best in this way is worth on photos that had no say
+    (`analysis.paired.bias_corrected_best`).
+    """
+
+    name: str
+    accuracy: float
+    corrected: float
+    trials: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Trials on the same photos and folds, the base first.
+
+    `curves` are accuracies of the merged models on test photos, by trial and epoch; `stop` is how
+    the base chooses epochs; `notes` is what else must be told of this comparison.
+    """
+
+    rows: tuple[Row, ...]
+    photos: int
+    groups: int
+    folds: int
+    stop: str = "none"
+    curves: Mapping[str, tuple[Mean, ...]] = field(default_factory=dict)
+    winner: Winner | None = None
+    notes: tuple[str, ...] = ()
+
+
+def build(comparison: Comparison, folder: Path) -> Path:
+    """Writes compare.html into `folder`, and the chart as compare.png and .svg; the page's path."""
+    title = f"Comparison of recipes: {folder.resolve().name}"
+    text = page.page(title, [section(comparison)], page.chart_libraries())
+    files.write_text(folder / PAGE, text)
+    if any(comparison.curves.values()):
+        for ending, content in figures(comparison).items():
+            files.write_bytes(folder / f"{FIGURE}.{ending}", content)
+    return folder / PAGE
+
+
+def section(comparison: Comparison) -> Section:
+    """The page's only section."""
+    body = fragment(
+        "comparison.html",
+        of=comparison,
+        base=comparison.rows[0],
+        lead=lead(comparison),
+        warning=warning(comparison),
+        luck=luck(comparison),
+        lines=[_line(row, row is comparison.rows[0]) for row in comparison.rows],
+        epochs=_epochs_figure(comparison),
+        differences=_differences_figure(comparison),
+        few_groups=FEW_GROUPS,
+        level=LEVEL,
+        longer=_different_lengths(comparison),
+    )
+    return Section("comparison", TITLE, body)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def lead(comparison: Comparison) -> str:
+    """What came out, in a sentence or two."""
+    base, *others = comparison.rows
+    if base.accuracy is None or base.status != "complete":
+        return f"{_base(base)} is not complete yet, so that nothing can be compared to it."
+    said = f"{_base(base)} names {percent(base.accuracy)} of photos rightly."
+    compared = [(row.name, row.contrast) for row in others if row.contrast]
+    alike = [name for name, found in compared if found.verdict == "no difference shown"]
+    if not compared:
+        return f"{said} No other trial is complete yet."
+    if len(alike) == len(compared):
+        which = "the other trial" if len(alike) == 1 else f"any of {len(alike)} other trials"
+        return f"{said} No difference to it is shown for {which}."
+    parts = [
+        f"Shown to be {verdict}: {_listed(named)}."
+        for verdict in ("better", "worse")
+        if (
+            named := [
+                f"{name} ({signed(found.difference)} points)"
+                for name, found in compared
+                if found.verdict == verdict
+            ]
+        )
+    ]
+    parts += [f"No difference is shown for {_listed(alike)}."] if alike else []
+    return " ".join([said, *parts])
+
+
+def warning(comparison: Comparison) -> str:
+    """That the winner's own score flatters, and what choosing it is worth."""
+    winner = comparison.winner
+    if winner is None:
+        return ""
+    return (
+        f"{winner.name} is right most often of {winner.trials} trials. Its own"
+        f" {percent(winner.accuracy)} is optimistic: it was chosen on the same photos that it is"
+        f" judged by. Choosing the best in this way is worth {percent(winner.corrected)}, where the"
+        " photos that judge had no say in the choice (bias-corrected by bootstrap)."
+    )
+
+
+def luck(comparison: Comparison) -> str:
+    """How much the base hangs on its seed, where it was tried with others; else nothing."""
+    base, *others = comparison.rows
+    seeds = [row for row in others if row.changes.keys() == {"seed"}]
+    tried = [row.accuracy for row in (base, *seeds) if row.status == "complete" and row.accuracy]
+    if len(tried) < 2 or base.status != "complete":
+        return ""
+    return (
+        f"With {len(tried)} seeds the base is right for {percent(min(tried))} to"
+        f" {percent(max(tried))} of photos. So large a difference between other trials can be the"
+        " luck of a seed too, also where it is shown that their networks differ."
+    )
+
+
+def signed(difference: float, digits: int = 1) -> str:
+    """A difference of shares in percentage points, such as `+2.1` or `−0.3`."""
+    text = f"{100 * difference:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def shown_p(p: float) -> str:
+    """A p-value with as many digits as matter."""
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def shown_time(seconds: float) -> str:
+    """Such as `12 s`, `8 min` or `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _base(base: Row) -> str:
+    return "The base" if base.name == BASE else f"The base, {base.name},"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+
+
+def _line(row: Row, is_base: bool) -> dict[str, Any]:
+    """A row of the table, as texts; what is not known is a dash."""
+    contrast = row.contrast
+    return {
+        "row": row,
+        "base": is_base,
+        "accuracy": _or_dash(row.accuracy, percent),
+        "interval": " to ".join(map(percent, row.interval)) if row.interval else "–",
+        "log_loss": _or_dash(row.log_loss, lambda value: f"{value:.3f}"),
+        "seconds": _or_dash(row.seconds, shown_time),
+        "difference": signed(contrast.difference) if contrast else "–",
+        "range": f"{signed(contrast.low)} to {signed(contrast.high)}" if contrast else "–",
+        "p": shown_p(contrast.p) if contrast else "–",
+        "adjusted": shown_p(contrast.adjusted) if contrast else "–",
+        "verdict": "base" if is_base else (contrast.verdict if contrast else "–"),
+    }
+
+
+def _or_dash(value: float | None, show: Any) -> str:
+    return "–" if value is None else str(show(value))
+
+
+def _different_lengths(comparison: Comparison) -> bool:
+    ends = {means[-1].epoch for means in comparison.curves.values() if means}
+    return len(ends) > 1
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def labels(rows: Sequence[Row], folds: int) -> dict[str, str]:
+    """What charts call each trial: cut to a length, no two alike, with the folds that are done."""
+    found: dict[str, str] = {}
+    for row in rows:
+        name = " ".join(row.name.split()) or "–"
+        short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+        label, number = short, 1
+        while label in found.values():
+            number += 1
+            label = f"{short} ({number})"
+        part = f" ({row.folds} of {folds} folds)" if 0 < row.folds < folds else ""
+        found[row.name] = label + part
+    return found
+
+
+def epochs_chart(comparison: Comparison) -> alt.LayerChart:
+    """Accuracy of every trial's merged model by epoch; the chart has no width of its own."""
+    names = labels(comparison.rows, comparison.folds)
+    drawn = [row for row in comparison.rows if comparison.curves.get(row.name)]
+    values = [
+        _point(names[row.name], mean) for row in drawn for mean in comparison.curves[row.name]
+    ]
+    x = curves.epochs(max(value["epoch"] for value in values))
+    y = alt.Y(
+        "accuracy:Q",
+        scale=alt.Scale(zero=False, padding=12),
+        axis=alt.Axis(title="accuracy on test photos", format=".1~%", tickCount=7),
+    )
+    looks = _looks([names[row.name] for row in drawn], names[comparison.rows[0].name])
+    chosen = alt.selection_point(name="chosen", fields=["trial"], bind="legend")
+    seen = alt.condition(chosen, alt.value(1.0), alt.value(0.15))
+    base = alt.Chart().encode(x=x, y=y, color=looks["color"], opacity=seen)
+    thick = alt.condition(
+        alt.datum.trial == names[comparison.rows[0].name], alt.value(3.5), alt.value(1.8)
+    )
+    lines = base.mark_line().encode(strokeDash=looks["dash"], strokeWidth=thick)
+    points = base.mark_point(filled=True, size=60).encode(
+        shape=looks["shape"],
+        tooltip=[
+            alt.Tooltip("trial:N"),
+            alt.Tooltip("epoch:Q", format="d"),
+            alt.Tooltip("accuracy:Q", format=".2%"),
+            alt.Tooltip("low:Q", title="lowest fold", format=".2%"),
+            alt.Tooltip("high:Q", title="highest fold", format=".2%"),
+            alt.Tooltip("folds:Q", format="d"),
+        ],
+    )
+    layers = (lines, points.add_params(chosen))
+    return alt.LayerChart(data=inline(values), layer=layers, height=HEIGHT)
+
+
+def differences_chart(comparison: Comparison) -> alt.LayerChart:
+    """Each difference to the base with its interval; no width of its own."""
+    names = labels(comparison.rows, comparison.folds)
+    values = [
+        {
+            "trial": names[row.name],
+            "difference": 100 * row.contrast.difference,
+            "low": 100 * row.contrast.low,
+            "high": 100 * row.contrast.high,
+            "p": shown_p(row.contrast.adjusted),
+            "verdict": row.contrast.verdict,
+        }
+        for row in comparison.rows
+        if row.contrast
+    ]
+    verdicts = ["better", "worse", "no difference shown"]
+    legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
+    color = alt.Color(
+        "verdict:N",
+        scale=alt.Scale(domain=verdicts, range=[BETTER, WORSE, curves.NEUTRAL]),
+        legend=legend,
+    )
+    shape = alt.Shape(
+        "verdict:N",
+        scale=alt.Scale(domain=verdicts, range=["triangle-right", "triangle-left", "circle"]),
+        legend=legend,
+    )
+    tooltip = [
+        alt.Tooltip("trial:N"),
+        alt.Tooltip("verdict:N"),
+        alt.Tooltip("difference:Q", title="points", format="+.2f"),
+        alt.Tooltip("low:Q", title="95 % from", format="+.2f"),
+        alt.Tooltip("high:Q", title="to", format="+.2f"),
+        alt.Tooltip("p:N", title="adjusted p"),
+    ]
+    y = alt.Y(
+        "trial:N",
+        sort=[names[row.name] for row in comparison.rows if row.contrast],
+        axis=alt.Axis(title=None, labelLimit=240, ticks=False, domain=False),
+    )
+    axis = alt.Axis(title="difference, percentage points", format="+~g", tickCount=8)
+    x = alt.X("low:Q", axis=axis, scale=alt.Scale(padding=16))
+    base = alt.Chart().encode(y=y, color=color, tooltip=tooltip)
+    zero = alt.Chart(inline([{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.8)
+    layers = (
+        zero.encode(x="zero:Q", color=alt.value(curves.NEUTRAL)),
+        base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q"),
+        base.mark_point(filled=True, size=130, opacity=1).encode(x="difference:Q", shape=shape),
+    )
+    return alt.LayerChart(data=inline(values), layer=layers, height=ROW * len(values) + 20)
+
+
+def figures(comparison: Comparison) -> dict[str, bytes]:
+    """The chart by epoch for papers, black on white, by the ending of its file."""
+    styled = (
+        epochs_chart(comparison)
+        .properties(width=WIDTH)
+        .configure(background="white", font="Helvetica, Arial, sans-serif")
+        .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
+        .configure_legend(labelFontSize=13, symbolSize=90, labelLimit=360)
+    )
+    spec = json.dumps(styled.to_dict())
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    return {
+        "png": vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE),
+        "svg": vl_convert.vegalite_to_svg(spec, vl_version=version).encode(),
+    }
+
+
+def _point(label: str, mean: Mean) -> dict[str, Any]:
+    return {
+        "trial": label,
+        "epoch": mean.epoch,
+        "accuracy": _rounded(mean.mean),
+        "low": _rounded(mean.low),
+        "high": _rounded(mean.high),
+        "folds": mean.folds,
+    }
+
+
+def _rounded(value: float) -> float:
+    assert math.isfinite(value)
+    return float(f"{value:.5g}")
+
+
+def _looks(names: Sequence[str], base: str) -> dict[str, Any]:
+    """Colour, shape and dashes of each trial, in one legend; the base is grey."""
+    others = [name for name in names if name != base]
+    colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(others)}
+    shapes = {name: SHAPES[n % len(SHAPES)] for n, name in enumerate(others)}
+    dashes = {name: DASHES[n // len(COLORS) % len(DASHES)] for n, name in enumerate(others)}
+    legend = alt.Legend(title=None, orient="top", symbolOpacity=1, columns=3, labelLimit=220)
+
+    def scale(of: Mapping[str, Any], base_value: Any) -> alt.Scale:
+        return alt.Scale(domain=list(names), range=[of.get(name, base_value) for name in names])
+
+    return {
+        "color": alt.Color("trial:N", scale=scale(colors, curves.NEUTRAL), legend=legend),
+        "shape": alt.Shape("trial:N", scale=scale(shapes, "circle"), legend=legend),
+        "dash": alt.StrokeDash("trial:N", scale=scale(dashes, [1, 0]), legend=None),
+    }
+
+
+def _epochs_figure(comparison: Comparison) -> Markup | None:
+    if not any(comparison.curves.values()):
+        return None
+    ends = [
+        f"{row.name}: {percent(means[-1].mean)}"
+        for row in comparison.rows
+        if (means := comparison.curves.get(row.name))
+    ]
+    return figure(
+        epochs_chart(comparison),
+        caption="Accuracy of the merged model on test photos by epoch, the mean of the folds."
+        " The base is grey and thick. Choose a trial in the legend to see it alone.",
+        description="Line chart of accuracy by epoch, a line for each trial. At the last epoch:"
+        f" {'; '.join(ends)}.",
+    )
+
+
+def _differences_figure(comparison: Comparison) -> Markup | None:
+    compared = [(row.name, row.contrast) for row in comparison.rows if row.contrast]
+    if not compared:
+        return None
+    said = [
+        f"{name}: {signed(found.difference)} ({signed(found.low)} to {signed(found.high)}),"
+        f" {found.verdict}"
+        for name, found in compared
+    ]
+    return figure(
+        differences_chart(comparison),
+        caption="Difference of each trial to the base on the same photos, with its 95 % interval.",
+        description=f"Differences in percentage points: {'; '.join(said)}.",
+    )

@@ -1,0 +1,389 @@
+"""Which classes are taken for which: the confusion matrix, in an order that shows it, and photos.
+
+Every photo is judged by the fold that did not train on it. Numbers first (`seriated`, `matrix`,
+`example`), then the chart and the pairs. Knows nothing of how folds are trained, nor of torch.
+"""
+
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+from jaxtyping import Float, Int
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from fieldguide import metrics
+from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
+from fieldguide.report import pictures
+from fieldguide.report.curves import COLORS, MERGED_COLOR
+from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.runs import Run
+
+# Classes in the matrix; of more, those with the most confusions. A thousand are ordered in about a
+# second, and take a pixel each (taste).
+DRAWN_CLASSES = 1000
+
+PAIRS = 12  # shown with photos (taste)
+SIDE = 128  # of their photos, in pixels
+NAME_LENGTH = 60  # letters of a class name
+LABEL_LENGTH = 18  # and where it stands beside the matrix
+HEIGHT = 620
+
+_JOINERS = "\u200c\u200d"  # between letters of Persian and parts of emoji: these are meant
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Photos of the folds that are done, by their numbers in the catalog, and what was said."""
+
+    rows: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n classes"]
+    targets: Int[np.ndarray, " n"]
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable class of each."""
+        numbers: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return numbers
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The confusion matrix without its zeros.
+
+    `order` are the classes drawn, in their order; `cells` are (given, predicted, photos) as numbers
+    of classes; `support` the photos of every class.
+    """
+
+    order: tuple[int, ...]
+    cells: tuple[tuple[int, int, int], ...]
+    support: tuple[int, ...]
+    left_out: int  # classes that are not drawn
+
+
+@dataclass(frozen=True)
+class Example:
+    """A photo of class `given` that was predicted as `predicted`, by its number in the catalog."""
+
+    row: int
+    given: int
+    predicted: int
+    probability: float
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def judged(run: Run) -> Judged:
+    """The out-of-fold predictions of the folds that are done; at least one must be."""
+    rows = np.concatenate([run.folds[fold].test for fold in run.judged])
+    probabilities = metrics.softmax(np.concatenate(list(run.judged.values())))
+    return Judged(rows, probabilities, run.targets[rows])
+
+
+def matrix(known: Judged, most: int = DRAWN_CLASSES) -> Matrix:
+    """The confusion matrix, its classes in the order of `seriated`, at most `most` of them."""
+    classes = known.probabilities.shape[1]
+    ways = known.targets * classes + known.predicted
+    numbers, counts = np.unique(ways, return_counts=True)
+    given, predicted = np.divmod(numbers, classes)
+    drawn = _most_confused(given, predicted, counts, classes, most)
+    place = np.full(classes, -1)
+    place[drawn] = np.arange(len(drawn))
+    within = (place[given] >= 0) & (place[predicted] >= 0)
+    given, predicted, counts = given[within], predicted[within], counts[within]
+    similar = np.zeros((len(drawn), len(drawn)))
+    np.add.at(similar, (place[given], place[predicted]), counts)
+    order = drawn[seriated(similar + similar.T)]
+    return Matrix(
+        order=tuple(order.tolist()),
+        cells=tuple(zip(given.tolist(), predicted.tolist(), counts.tolist(), strict=True)),
+        support=tuple(np.bincount(known.targets, minlength=classes).tolist()),
+        left_out=classes - len(drawn),
+    )
+
+
+def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
+    """An order of things in which similar ones stand together.
+
+    Groups are joined by average linkage (Sokal and Michener, 1958), the most similar two first, end
+    to end so that of the four ways the most similar things meet, as in Gruvaeus and Wainer, "Two
+    Additions to Hierarchical Cluster Analysis", 1972. What is similar to nothing comes last. Ties
+    go to the lower numbers, so the order is the same on every machine. `similar` is symmetric and
+    not negative; its diagonal does not count. On nature100 it puts half of all confusions next to
+    the diagonal, the Fiedler vector of the same graph a fifth.
+    """
+    count = len(similar)
+    link = similar.astype(np.float64)
+    np.fill_diagonal(link, 0)
+    between, sizes = link.copy(), np.ones(count)
+    orders: dict[int, list[int]] = {number: [number] for number in range(count)}
+    while count and between.max() > 0:
+        one, other = sorted(divmod(int(between.argmax()), count))
+        orders[one] = _end_to_end(orders[one], orders.pop(other), link)
+        joined = sizes[one] * between[one] + sizes[other] * between[other]
+        joined /= sizes[one] + sizes[other]
+        joined[one] = 0
+        between[one], between[:, one] = joined, joined
+        between[other], between[:, other] = 0, 0
+        sizes[one] += sizes[other]
+    groups = sorted(orders.values(), key=lambda group: (-len(group), min(group)))
+    return np.array([number for group in groups for number in group], dtype=np.int64)
+
+
+def example(known: Judged, given: int, predicted: int) -> Example | None:
+    """The most telling photo of class `given` for a confusion with `predicted`.
+
+    The one that is predicted so most surely; without any, the one most surely recognised; else the
+    one most surely predicted as anything. None where the class has no photo.
+    """
+    own = np.flatnonzero(known.targets == given)
+    answers = known.predicted[own]
+    for chosen in (own[answers == predicted], own[answers == given], own):
+        if len(chosen):
+            best = chosen[known.probabilities[chosen].max(axis=1).argmax()]
+            answer = int(known.predicted[best])
+            probability = float(known.probabilities[best, answer])
+            return Example(int(known.rows[best]), given, answer, probability)
+    return None
+
+
+def legible(name: str, length: int = NAME_LENGTH) -> str:
+    """A class name for a chart: one line, at most `length` letters wide, nothing invisible.
+
+    White space becomes a blank, and what has no glyph or turns the direction of the text a `�`.
+    Chinese letters and emoji are as wide as two.
+    """
+    line = "".join(_shown(letter) for letter in " ".join(name.split()))
+    ends = list(accumulate(2 if _wide(letter) else 1 for letter in line))
+    if not ends or ends[-1] <= length:
+        return line
+    return f"{line[: bisect_right(ends, length - 1)]}…"
+
+
+def _shown(letter: str) -> str:
+    hidden = unicodedata.category(letter).startswith("C") and letter not in _JOINERS
+    return "�" if hidden else letter
+
+
+def _wide(letter: str) -> bool:
+    return unicodedata.east_asian_width(letter) in "WF"
+
+
+def _most_confused(
+    given: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    classes: int,
+    most: int,
+) -> NDArray[np.int64]:
+    """The classes with the most wrong photos, given or predicted, in the order of their numbers."""
+    wrong = np.where(given == predicted, 0, counts)
+    of_class = np.bincount(given, wrong, classes) + np.bincount(predicted, wrong, classes)
+    return np.sort(np.argsort(-of_class, kind="stable")[:most])
+
+
+def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]) -> list[int]:
+    """Both in a row, either turned round or not, so that the most similar ends meet."""
+    ways = [(one, other), (one, other[::-1]), (one[::-1], other), (one[::-1], other[::-1])]
+    first, second = max(ways, key=lambda way: link[way[0][-1], way[1][0]])  # the first of equals
+    return first + second
+
+
+# --- the chart ------------------------------------------------------------------------------------
+
+
+def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH) -> alt.LayerChart:
+    """The matrix: a cell for each confusion that occurs, in one colour, the right ones in another.
+
+    Without width: as wide as the page. Places are numbers, so that it can be enlarged; their names
+    are looked up, of at most `letters` beside the matrix.
+    """
+    place = {number: position for position, number in enumerate(found.order)}
+    names = [legible(classes[number]) for number in found.order]
+    labels = [legible(classes[number], letters) for number in found.order]
+    values = [
+        {
+            "x": place[predicted],
+            "y": place[given],
+            "photos": photos,
+            "rate": float(f"{photos / found.support[given]:.4g}"),
+        }
+        for given, predicted, photos in found.cells
+    ]
+    shown = alt.param(
+        name="shown",
+        value="photos",
+        bind=alt.binding_select(
+            options=["photos", "rate"], labels=["photos", "share of the class"], name="Shade by "
+        ),
+    )
+    moved = alt.selection_interval(
+        name="moved", bind="scales", encodings=["x", "y"], zoom="wheel![event.shiftKey]"
+    )
+    right = _cells(len(names), COLORS[0], None).transform_filter("datum.x === datum.y")
+    legend = alt.Legend(title="wrong", orient="top", format=".3~g")
+    wrong = _cells(len(names), MERGED_COLOR, legend)
+    wrong = wrong.transform_filter("datum.x !== datum.y").add_params(moved)
+    drawn: alt.LayerChart = (
+        alt.LayerChart(data=inline(values), layer=(right, wrong))
+        .add_params(*_values(names=names, labels=labels), shown)
+        .transform_calculate(
+            given="names[datum.y]",
+            predicted="names[datum.x]",
+            value="datum[shown]",
+            left="datum.x - 0.5",
+            end="datum.x + 0.5",
+            top="datum.y - 0.5",
+            bottom="datum.y + 0.5",
+        )
+        .resolve_scale(opacity="independent")
+        .properties(height=HEIGHT)
+    )
+    return drawn
+
+
+def _values(**lists: Sequence[str]) -> list[alt.Parameter]:
+    """Lists that expressions of the chart look up."""
+    return [alt.param(name=name, value=list(values)) for name, values in lists.items()]
+
+
+def _cells(count: int, color: str, legend: alt.Legend | None) -> alt.Chart:
+    # The fainter a cell, the fewer photos; the faintest is still told from nothing. It is seen in
+    # light and dark alike, which no scale of colours is. A stroke keeps tiny cells visible.
+    opacity = alt.Opacity(
+        "value:Q", scale=alt.Scale(type="sqrt", range=[0.4, 1], zero=False), legend=legend
+    )
+    drawn: alt.Chart = (
+        alt.Chart()
+        .mark_rect(color=color, stroke=color, strokeWidth=0.6, clip=True)
+        .encode(
+            x=alt.X("left:Q", scale=_scale(count), axis=_axis("predicted", count, -90)),
+            x2="end:Q",
+            y=alt.Y("top:Q", scale=_scale(count, reverse=True), axis=_axis("given", count, 0)),
+            y2="bottom:Q",
+            opacity=opacity,
+            tooltip=[
+                alt.Tooltip("given:N"),
+                alt.Tooltip("predicted:N"),
+                alt.Tooltip("photos:Q"),
+                alt.Tooltip("rate:Q", title="share of the class", format=".1%"),
+            ],
+        )
+    )
+    return drawn
+
+
+def _scale(count: int, reverse: bool = False) -> alt.Scale:
+    return alt.Scale(domain=[-0.5, count - 0.5], nice=False, zero=False, reverse=reverse)
+
+
+def _axis(title: str, count: int, angle: int) -> alt.Axis:
+    """Names in place of numbers; as many as there is room for."""
+    return alt.Axis(
+        title=title,
+        labelExpr="labels[datum.value] || ''",
+        labelAngle=angle,
+        labelLimit=0,  # Vega would cut an emoji in two, which breaks the drawing as PNG
+        labelOverlap="greedy",
+        labelFontSize=10,
+        tickMinStep=1,
+        tickCount=min(count, 200),
+        ticks=False,
+        grid=False,
+    )
+
+
+# --- the section ----------------------------------------------------------------------------------
+
+
+def section(run: Run) -> Section:
+    """The confusion matrix and the most confused pairs, of the folds that are done."""
+    title = "Confusion"
+    if not run.done:
+        missing = fragment("confusion.html", notes=["No fold is done yet: nothing was judged."])
+        return Section("confusion", title, missing)
+    known = judged(run)
+    pairs = confused_pairs(known.probabilities, known.targets)
+    body = fragment(
+        "confusion.html",
+        notes=_notes(run, known, len(pairs)),
+        figure=_figure(run, known, pairs),
+        pairs=[_pair(run, known, pair) for pair in pairs[:PAIRS]],
+        other_pairs=max(0, len(pairs) - PAIRS),
+    )
+    return Section("confusion", title, body)
+
+
+def _notes(run: Run, known: Judged, pairs: int) -> list[str]:
+    wrong = int((known.predicted != known.targets).sum())
+    found = (
+        f"{wrong:,} of {len(known.rows):,} photos were taken for another class, in {pairs:,} pairs"
+        " of classes."
+        if wrong
+        else f"All {len(known.rows):,} photos were recognised."
+    )
+    notes = [f"{found} Each was judged by the fold that did not train on it."]
+    if len(run.done) < run.recipe.folds:
+        notes.append(
+            f"{len(run.done)} of {run.recipe.folds} folds are done: only their photos are counted."
+        )
+    return notes
+
+
+def _figure(run: Run, known: Judged, pairs: Sequence[ConfusedPair]) -> Markup:
+    found = matrix(known)
+    few = (
+        f" Of {len(run.classes):,} classes, the {len(found.order):,} most confused are drawn."
+        if found.left_out
+        else ""
+    )
+    most = "; ".join(_in_words(run, pair) for pair in pairs[:3])
+    return figure(
+        chart(found, run.classes),
+        caption="Given class down, predicted class across, confused classes side by side. Blue: "
+        "right; orange: wrong; the stronger, the more. Drag to move, turn the wheel with the shift"
+        f" key held to enlarge, double-click to go back.{few}",
+        description=f"Confusion matrix of {len(found.order)} classes. "
+        + (f"Most confused: {most}." if most else "Nothing was confused."),
+    )
+
+
+def _in_words(run: Run, pair: ConfusedPair) -> str:
+    one, other = legible(run.classes[pair.one]), legible(run.classes[pair.other])
+    return f"{one} and {other}, {pair.photos} photos"
+
+
+def _pair(run: Run, known: Judged, pair: ConfusedPair) -> Mapping[str, Any]:
+    """What the page tells of a pair."""
+    ways = ((pair.one, pair.other), (pair.other, pair.one))
+    examples = [example(known, given, predicted) for given, predicted in ways]
+    return {
+        "one": run.classes[pair.one],
+        "other": run.classes[pair.other],
+        "one_as_other": pair.one_as_other,
+        "other_as_one": pair.other_as_one,
+        "one_photos": pair.one_photos,
+        "other_photos": pair.other_photos,
+        "examples": [_shown_example(run, each) for each in examples if each is not None],
+    }
+
+
+def _shown_example(run: Run, found: Example) -> Mapping[str, Any]:
+    photo = run.catalog.photos[found.row]
+    path: Path = run.catalog.file(photo)
+    given, predicted = run.classes[found.given], run.classes[found.predicted]
+    picture = pictures.picture(path, SIDE, sha256=photo.sha256)
+    return {
+        "image": pictures.image(picture, alt=f"{photo.path}, given {given}, predicted {predicted}"),
+        "given": given,
+        "predicted": predicted,
+        "right": found.given == found.predicted,
+        "probability": found.probability,
+    }

@@ -1,0 +1,560 @@
+"""Learning curves: loss and accuracy by epoch, of every replica and of the merged model.
+
+Reads the folds' histories, also that of a fold that is not done from its newest checkpoint. Numbers
+first (`read`, `averaged`, `at_kept`), then the charts. Knows nothing of how folds are trained, nor
+of torch.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import altair as alt
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fieldguide import files
+from fieldguide.errors import ResourceError
+from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.runs import Run
+
+Measure: TypeAlias = Literal["train_loss", "test_loss", "test_accuracy"]
+
+MEASURES: tuple[Measure, ...] = ("train_loss", "test_loss", "test_accuracy")
+MERGED = "merged"
+MEAN = "mean of folds"
+
+# Okabe and Ito's colours (Color Universal Design, 2008) that are legible on white and on black.
+MERGED_COLOR = "#D55E00"
+COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SHAPES = ("circle", "square", "triangle-right", "triangle-left", "cross")
+NEUTRAL = "#808080"
+HEIGHT = 300
+
+_CHOSEN = "datum.view == folds"  # of the chart's parameter: what is shown
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model after one epoch (from 1) of a fold; None where it was not measured, or not finite.
+
+    A replica's is from before the merge. `distance` is how far the copies were from the anchor, in
+    the mean over tensors: a merged model's only.
+    """
+
+    fold: int
+    epoch: int
+    model: str
+    train_loss: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    distance: float | None
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A measure of one model after one epoch: its mean over folds, and the folds' extremes."""
+
+    epoch: int
+    model: str
+    measure: Measure
+    mean: float
+    low: float
+    high: float
+    folds: int
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The histories of a run: of the folds that are done, and of those under way.
+
+    `kept` is the epoch of each done fold whose weights were kept; `planned` the number of epochs
+    that the recipe asks for.
+    """
+
+    points: tuple[Point, ...]
+    kept: Mapping[int, int]
+    under_way: tuple[int, ...]
+    planned: int
+
+    @property
+    def models(self) -> list[str]:
+        """Replicas in their order, the merged model last."""
+        return sorted({point.model for point in self.points}, key=_model_order)
+
+    @property
+    def judged(self) -> list[Point]:
+        """What is averaged: the folds that are done, or while none is, those under way."""
+        return [point for point in self.points if not self.kept or point.fold in self.kept]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read(run: Run) -> Curves:
+    """The curves of a run, finished or not; `ResourceError` where a file is damaged."""
+    done = {fold: run.fold_folder(fold) for fold in run.done}
+    points = [point for folder in done.values() for point in read_history(folder / "history.csv")]
+    others = [fold for fold in range(run.recipe.folds) if fold not in done]
+    saved = {fold: checkpointed(run.fold_folder(fold) / "checkpoint") for fold in others}
+    points += [_point(row) for state in saved.values() for row in state.get("history", ())]
+    if run.recipe.merge == "none":  # the merged model is the one replica
+        points = [point for point in points if point.model != MERGED]
+    return Curves(
+        points=tuple(points),
+        kept={fold: _kept_epoch(folder) for fold, folder in done.items()},
+        under_way=tuple(fold for fold, state in saved.items() if state.get("history")),
+        planned=run.recipe.epochs,
+    )
+
+
+def read_history(path: Path) -> list[Point]:
+    """The rows of a fold's `history.csv`, its hash checked."""
+    return [_point(row) for row in read_table(path)]
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of a fold that is done, its hash checked."""
+    files.verify(path.parent, [path.name])
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpointed(folder: Path) -> Mapping[str, Any]:
+    """What the newest whole checkpoint of a fold tells in plain values; nothing without one.
+
+    Only its header is read: `history` and `merges` are rows as the fold's tables will hold them.
+    """
+    for path in sorted(folder.glob("*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                state: Mapping[str, Any] = json.loads(file.metadata()["state"])
+            return state
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            continue  # half written: the one before it is whole
+    return {}
+
+
+def number(value: object) -> float | None:
+    """A cell as a finite number; None where it is empty or not finite."""
+    if value is None or value == "":
+        return None
+    found = float(str(value))
+    return found if math.isfinite(found) else None
+
+
+def _point(row: Mapping[str, Any]) -> Point:
+    try:
+        return Point(
+            fold=int(row["fold"]),
+            epoch=int(row["epoch"]),
+            model=str(row["model"]),
+            train_loss=number(row["train_loss"]),
+            test_loss=number(row["test_loss"]),
+            test_accuracy=number(row["test_accuracy"]),
+            distance=number(row.get("distance_mean")),
+            diverged=str(row["diverged"]) == "True",
+        )
+    except (KeyError, ValueError) as error:
+        raise ResourceError(f"a history has a row that cannot be read: {error}") from error
+
+
+def _kept_epoch(folder: Path) -> int:
+    """The epoch, from 1, whose weights a done fold kept."""
+    files.verify(folder, ["predictions.npz"])
+    content = io.BytesIO((folder / "predictions.npz").read_bytes())
+    with np.load(content, allow_pickle=False) as arrays:
+        return int(arrays["chosen_epoch"]) + 1
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def averaged(points: Iterable[Point]) -> list[Mean]:
+    """Each measure of each model by epoch: mean, lowest and highest of the folds that have it.
+
+    A replica that diverged in a fold has no value there, and folds may stop early: `folds` says how
+    many were averaged. Sorted by measure, model (merged last) and epoch.
+    """
+    values: dict[tuple[Measure, str, int], list[float]] = defaultdict(list)
+    for point in points:
+        for measure in MEASURES:
+            value: float | None = getattr(point, measure)
+            if value is not None:
+                values[measure, point.model, point.epoch].append(value)
+
+    def order(key: tuple[Measure, str, int]) -> tuple[object, ...]:
+        measure, model, epoch = key
+        return MEASURES.index(measure), _model_order(model), epoch
+
+    return [_mean(key, values[key]) for key in sorted(values, key=order)]
+
+
+def at_kept(curves: Curves) -> list[Mean]:
+    """The same at the epoch that each fold kept, in place of each epoch; that epoch counts as 0.
+
+    Folds under way stand with their last epoch, while no fold is done.
+    """
+    points = curves.judged
+    last: dict[int, int] = {}
+    for point in points:
+        last[point.fold] = max(point.epoch, last.get(point.fold, 0))
+    kept = last | dict(curves.kept)
+    return averaged(replace(point, epoch=0) for point in points if point.epoch == kept[point.fold])
+
+
+def _mean(key: tuple[Measure, str, int], values: Sequence[float]) -> Mean:
+    measure, model, epoch = key
+    mean = math.fsum(values) / len(values)
+    return Mean(epoch, model, measure, mean, min(values), max(values), len(values))
+
+
+def _model_order(model: str) -> tuple[bool, int, str]:
+    suffix = model.rpartition("-")[2]
+    return model == MERGED, int(suffix) if suffix.isdecimal() else 0, model
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def loss_chart(curves: Curves) -> alt.LayerChart:
+    """Training and test loss by epoch; the chart has no width of its own."""
+    values = _values(curves, ("test_loss", "train_loss"))
+    scale, axis = _loss_scale(values)
+    return _chart(curves, values, scale, axis, "loss", ".4f")
+
+
+def accuracy_chart(curves: Curves) -> alt.LayerChart:
+    """Accuracy on the test photos by epoch; the chart has no width of its own."""
+    scale = alt.Scale(zero=False, padding=12)
+    axis = alt.Axis(title="accuracy on test photos", format=".1~%", tickCount=7)
+    return _chart(curves, _values(curves, ("test_accuracy",)), scale, axis, "accuracy", ".2%")
+
+
+def epochs(last: int) -> alt.X:
+    """The axis of epochs, from 1 to `last`: at most 13 of them are named."""
+    step = next(step for step in _steps() if last <= 12 * step)
+    named = sorted({1, *range(step, last + 1, step)})
+    axis = alt.Axis(title="epoch", format="d", values=named, grid=False)
+    return alt.X("epoch:Q", axis=axis, scale=alt.Scale(domain=[1, max(last, 2)], padding=14))
+
+
+def _steps() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50, …"""
+    return (digit * 10**power for power in count() for digit in (1, 2, 5))
+
+
+def _chart(
+    curves: Curves,
+    values: Sequence[Mapping[str, Any]],
+    scale: alt.Scale,
+    axis: alt.Axis,
+    what: str,
+    shown: str,
+) -> alt.LayerChart:
+    """Lines with a band and marks, for the mean or for one fold on choice."""
+    choice = alt.param(
+        name="folds", value=MEAN, bind=alt.binding_select(options=_views(curves), name="Show ")
+    )
+    x = epochs(max(point.epoch for point in curves.points))
+    layers = (
+        _band(curves, x, alt.Y("low:Q", scale=scale, axis=axis)),
+        *_lines(curves, x, alt.Y("value:Q", scale=scale, axis=axis), what, shown),
+        _marks(_kept(curves), x, alt.value(HEIGHT - 6)).mark_text(
+            text="▲", fontSize=13, color=NEUTRAL
+        ),
+        _marks(_diverged(curves), x, alt.value(9), _scales(curves)["color"]).mark_text(
+            text="✕", fontSize=17, fontWeight="bold"
+        ),
+    )
+    lines = alt.LayerChart(data=inline(values), layer=layers, height=HEIGHT)
+    return lines.add_params(choice).transform_filter(_CHOSEN)
+
+
+def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axis]:
+    """Logarithmic, as losses fall by orders of magnitude and what counts is at the low end."""
+    title = "loss (nats a photo)"
+    lowest = min((value["low"] for value in values), default=1.0)
+    if lowest <= 0:  # every photo right beyond all doubt
+        return alt.Scale(zero=False, padding=12), alt.Axis(title=title)
+    named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
+    scale = alt.Scale(type="log", nice=False, padding=12)
+    return scale, alt.Axis(title=title, values=named, format="~g", labelOverlap=False)
+
+
+def _views(curves: Curves) -> list[str]:
+    folds = sorted({point.fold for point in curves.points})
+    return [MEAN, *(_fold_view(fold) for fold in folds)]
+
+
+def _fold_view(fold: int) -> str:
+    return f"fold {fold}"
+
+
+def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    """One record a point of a line: of the mean, and of every fold."""
+    named = [(MEAN, mean) for mean in averaged(curves.judged)]
+    for fold in sorted({point.fold for point in curves.points}):
+        own = [point for point in curves.points if point.fold == fold]
+        named += [(_fold_view(fold), mean) for mean in averaged(own)]
+    return [
+        {
+            "view": view,
+            "epoch": mean.epoch,
+            "model": _label(mean.model),
+            "part": "training" if mean.measure == "train_loss" else "test",
+            "value": _rounded(mean.mean),
+            "low": _rounded(mean.low),
+            "high": _rounded(mean.high),
+            "n": mean.folds,
+        }
+        for view, mean in named
+        if mean.measure in measures
+    ]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _label(model: str) -> str:
+    return model.replace("-", " ")
+
+
+def _scales(curves: Curves) -> dict[str, Any]:
+    """Colour and shape of each model, in one legend."""
+    models = curves.models
+    replicas = len(models) - (MERGED in models)
+    colors = [COLORS[n % len(COLORS)] for n in range(replicas)] + [MERGED_COLOR]
+    shapes = [SHAPES[n % len(SHAPES)] for n in range(replicas)] + ["diamond"]
+    domain = [_label(model) for model in models]
+    legend = alt.Legend(title=None, orient="top", symbolOpacity=1, columns=3)
+
+    def scale(values: Sequence[str]) -> alt.Scale:
+        return alt.Scale(domain=domain, range=values[: len(models)])
+
+    return {
+        "color": alt.Color("model:N", scale=scale(colors), legend=legend),
+        "shape": alt.Shape("model:N", scale=scale(shapes), legend=legend),
+    }
+
+
+def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
+    """From the lowest to the highest fold."""
+    drawn: alt.Chart = (
+        alt.Chart()
+        .mark_area(opacity=0.16)
+        .encode(
+            x=x,
+            y=y,
+            y2="high:Q",
+            color=_scales(curves)["color"],
+            detail="part:N",
+        )
+        .transform_filter("datum.n > 1")
+    )
+    return drawn
+
+
+def _lines(
+    curves: Curves, x: alt.X, y: alt.Y, what: str, shown: str
+) -> tuple[alt.Chart, alt.Chart]:
+    """A line for each model and part, and points that tell their values."""
+    scales = _scales(curves)
+    base = alt.Chart().encode(x=x, y=y, color=scales["color"])
+    dash = alt.StrokeDash(
+        "part:N",
+        scale=alt.Scale(domain=["test", "training"], range=[[1, 0], [5, 4]]),
+        legend=alt.Legend(title=None, orient="top") if what == "loss" else None,
+    )
+    thick = alt.condition(alt.datum.model == MERGED, alt.value(3.5), alt.value(1.6))
+    near = alt.selection_point(
+        name=f"near_{what}",
+        on="pointerover",
+        nearest=True,
+        empty=False,
+        fields=["epoch", "model", "part"],
+    )
+    points = base.mark_point(filled=True, opacity=1).encode(
+        shape=scales["shape"],
+        size=alt.condition(near, alt.value(160), alt.value(45)),
+        tooltip=[
+            alt.Tooltip("model:N"),
+            alt.Tooltip("part:N", title="photos"),
+            alt.Tooltip("epoch:Q", format="d"),
+            alt.Tooltip("value:Q", title=what, format=shown),
+            alt.Tooltip("low:Q", title="lowest fold", format=shown),
+            alt.Tooltip("high:Q", title="highest fold", format=shown),
+            alt.Tooltip("n:Q", title="folds", format="d"),
+        ],
+    )
+    return base.mark_line().encode(strokeDash=dash, strokeWidth=thick), points.add_params(near)
+
+
+def _marks(
+    marks: Sequence[Mapping[str, Any]], x: alt.X, y: Any, color: Any = alt.Undefined
+) -> alt.Chart:
+    """Signs at epochs, at a height in pixels, that say what they mean."""
+    drawn: alt.Chart = (
+        alt.Chart(inline(marks))
+        .encode(x=x, y=y, color=color, tooltip=alt.Tooltip("what:N", title=" "))
+        .transform_filter(_CHOSEN)
+    )
+    return drawn
+
+
+def _kept(curves: Curves) -> list[dict[str, Any]]:
+    return [
+        {"view": view, "epoch": epoch, "what": f"fold {fold} kept the weights of this epoch"}
+        for fold, epoch in curves.kept.items()
+        for view in (MEAN, _fold_view(fold))
+    ]
+
+
+def _diverged(curves: Curves) -> list[dict[str, Any]]:
+    return [
+        {
+            "view": view,
+            "epoch": point.epoch,
+            "model": _label(point.model),
+            "what": f"{_label(point.model)} of fold {point.fold} diverged in this epoch",
+        }
+        for point in curves.points
+        if point.diverged
+        for view in (MEAN, _fold_view(point.fold))
+    ]
+
+
+# --- the section ----------------------------------------------------------------------------------
+
+
+def section(run: Run) -> Section:
+    """Learning curves of the folds that are done or under way."""
+    curves = read(run)
+    body = fragment(
+        "curves.html",
+        figures=_figures(curves) if curves.points else (),
+        rows=_table(curves),
+        notes=_notes(run, curves),
+        done=len(curves.kept),
+    )
+    return Section("curves", "Learning curves", body)
+
+
+def _figures(curves: Curves) -> list[Any]:
+    band = f"The band spans the lowest to the highest of {len(curves.kept)} folds. "
+    keys = (band if len(curves.kept) > 1 else "") + (
+        "▲ marks epochs whose weights were kept." if curves.kept else ""
+    )
+    if any(point.diverged for point in curves.points):
+        keys += " ✕ marks a replica that diverged; its merges are those of the others."
+    summary = spoken(curves)
+    return [
+        figure(
+            loss_chart(curves),
+            caption=f"Loss by epoch: on test photos (solid) and while training (dashed). {keys}",
+            description=f"Line chart of loss by epoch. {summary}",
+        ),
+        figure(
+            accuracy_chart(curves),
+            caption=f"Accuracy by epoch on the test photos of each fold. {keys}",
+            description=f"Line chart of accuracy by epoch. {summary}",
+        ),
+    ]
+
+
+def spoken(curves: Curves) -> str:
+    """What the charts show, in words."""
+    parts = [
+        f"{_label(mean.model)}: {mean.mean:.1%}"
+        for mean in at_kept(curves)
+        if mean.measure == "test_accuracy"
+    ]
+    return f"Mean accuracy at the last or the kept epoch: {'; '.join(parts)}." if parts else ""
+
+
+def _table(curves: Curves) -> list[dict[str, str]]:
+    """One row a model at the kept epoch."""
+    found = {(mean.model, mean.measure): mean for mean in at_kept(curves)}
+    return [
+        {"model": _label(model)}
+        | {measure: _cell(found.get((model, measure)), measure) for measure in MEASURES}
+        for model in curves.models
+    ]
+
+
+def _cell(mean: Mean | None, measure: Measure) -> str:
+    if mean is None:
+        return "–"
+    form = ".1%" if measure == "test_accuracy" else ".3f"
+    low, high = format(mean.low, form), format(mean.high, form)
+    return format(mean.mean, form) + (f" ({low} to {high})" if mean.folds > 1 else "")
+
+
+def _notes(run: Run, curves: Curves) -> list[str]:
+    """What must be known to read the charts rightly."""
+    recipe = run.recipe
+    notes = [*_unfinished(run, curves), *_lengths(curves)]
+    notes += [
+        f"Replica {point.model.rpartition('-')[2]} of fold {point.fold} diverged in epoch"
+        f" {point.epoch}: it was left out of the merge and began anew from the merged weights."
+        for point in curves.points
+        if point.diverged
+    ]
+    if recipe.stop == "fold":
+        notes.append(
+            "The epochs were chosen on these very test photos, so the accuracy at the kept epochs"
+            " flatters; the verdict judges each fold at the epoch that the others would choose."
+        )
+    if not curves.points:
+        return notes
+    if recipe.merge == "none":
+        notes.append("Nothing was merged: the recipe trains one replica in each fold.")
+    else:
+        notes.append(
+            "Replicas are judged before each merge. The merged model is not trained, so it has no"
+            " training loss of its own."
+        )
+    notes.append(
+        "Training loss is the mean over an epoch in which the weights keep changing, on photos that"
+        " are cropped, changed and perhaps mixed at random: it may lie above the test loss."
+        " Training accuracy is not recorded."
+    )
+    return notes
+
+
+def _unfinished(run: Run, curves: Curves) -> list[str]:
+    folds = run.recipe.folds
+    if len(curves.kept) == folds:
+        return []
+    if not curves.points:
+        return ["No epoch of any fold is finished yet: there are no curves."]
+    notes = [f"{len(curves.kept)} of {folds} folds are done."]
+    if curves.under_way:
+        names = ", ".join(map(str, curves.under_way))
+        mean = "" if curves.kept else ", and the mean is over them"
+        notes.append(f"Under way, shown as far as their checkpoints go{mean}: fold {names}.")
+    return notes
+
+
+def _lengths(curves: Curves) -> list[str]:
+    """Says where folds ended early, since fewer of them are averaged from there on."""
+    ends = [
+        max(point.epoch for point in curves.points if point.fold == fold) for fold in curves.kept
+    ]
+    if not ends or min(ends) == curves.planned:
+        return []
+    if min(ends) == max(ends):
+        return [f"Every fold stopped after {ends[0]} of {curves.planned} epochs."]
+    return [
+        f"Folds stopped after {min(ends)} to {max(ends)} of {curves.planned} epochs: from epoch"
+        f" {min(ends) + 1} on, the mean is over fewer of them."
+    ]

@@ -1,0 +1,314 @@
+"""What went wrong, photo by photo: sure mistakes with heat maps, doubtful labels, hopeless photos.
+
+Every photo is judged by the fold that did not train on it, and so is the heat over it: it is that
+fold's weights that looked. Knows nothing of how often classes are confused.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from markupsafe import Markup
+
+from fieldguide import catalog as catalogs
+from fieldguide import files, labels, metrics
+from fieldguide.analysis.suspects import HardPhoto, hard_photos, suspects
+from fieldguide.catalog import Photo
+from fieldguide.errors import DataError, FieldguideError
+from fieldguide.report import pictures
+from fieldguide.report.page import Section, fragment
+from fieldguide.report.pictures import Picture
+from fieldguide.runs import Run
+
+TITLE = "Mistakes"
+
+# How many are shown of each: what somebody looks through in one sitting (taste).
+MISTAKES = 48
+DOUBTS = 24
+HOPELESS = 24
+
+SIDE = 128  # pixels of the longest side of a photo with a heat map
+SMALL = 96  # of the others
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The photos of the folds that are done: numbers in the catalog, folds, classes, probabilities.
+
+    Probabilities are those of `oof.csv`, without the temperature.
+    """
+
+    photos: Int[np.ndarray, " n"]
+    fold_of: Int[np.ndarray, " n"]
+    targets: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n classes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """A label that looks wrong. Probabilities are the out-of-fold ones."""
+
+    photo: int  # number in the catalog
+    suggested: str
+    given_probability: float
+    suggested_probability: float
+    reason: str = ""  # where a look-alike casts the doubt
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One photo of a gallery."""
+
+    photo: Markup  # the picture, or why there is none
+    heat: Markup  # the same with heat over it; empty where there is none
+    name: str  # of the file
+    given: str
+    given_probability: str
+    other: str  # the class that was predicted, or that is suggested
+    other_probability: str
+    fold: int
+    remark: str = ""
+
+
+def section(run: Run, *, heat_maps: bool = True) -> Section:
+    """The galleries. Without `heat_maps`, or where they cannot be computed, they say so."""
+    if not run.done:
+        return Section("mistakes", TITLE, fragment("mistakes.html", judged=0))
+    judged = judge(run)
+    found = hard_photos(judged.probabilities, judged.targets)
+    surest = surest_mistakes(found)
+    heats, why_not = _heats(run, judged, surest) if heat_maps else ({}, "not asked for")
+    doubts, doubt_source = doubtful(run, judged)
+    top = first_places(len(run.classes))
+    beyond = hopeless(found, top)
+    body = fragment(
+        "mistakes.html",
+        judged=len(judged.photos),
+        folds=len(run.done),
+        planned=run.recipe.folds,
+        wrong=len(found),
+        mistakes=[_mistake(run, judged, hard, heats) for hard in surest],
+        why_no_heat="" if heats or not surest else why_not,
+        other_epoch=run.recipe.stop == "fold",
+        doubts=[_doubt(run, doubt) for doubt in doubts[:DOUBTS]],
+        doubted=len(doubts),
+        doubt_source=doubt_source,
+        hopeless=[_plain(run, judged, hard) for hard in beyond[:HOPELESS]],
+        hopeless_found=len(beyond),
+        top=top,
+        classes=len(run.classes),
+    )
+    return Section("mistakes", TITLE, body)
+
+
+# --- which photos ---------------------------------------------------------------------------------
+
+
+def judge(run: Run) -> Judged:
+    """The photos of the folds that are done; there must be one."""
+    tests = {fold: run.folds[fold].test for fold in run.judged}
+    photos = np.concatenate(list(tests.values()))
+    return Judged(
+        photos=photos,
+        fold_of=np.concatenate([np.full(len(test), fold) for fold, test in tests.items()]),
+        targets=run.targets[photos],
+        probabilities=metrics.softmax(np.concatenate(list(run.judged.values()))),
+    )
+
+
+def surest_mistakes(found: Sequence[HardPhoto], most: int = MISTAKES) -> list[HardPhoto]:
+    """Those predicted wrongly with the highest probability, the surest first."""
+    return sorted(found, key=lambda hard: (-hard.predicted_probability, hard.photo))[:most]
+
+
+def first_places(classes: int) -> int:
+    """Among how many of the most probable classes a photo's own must be, not to be hopeless.
+
+    Five, but never all: of five classes or fewer, a hopeless photo's own comes last.
+    """
+    return min(5, classes - 1)
+
+
+def hopeless(found: Sequence[HardPhoto], first: int) -> list[HardPhoto]:
+    """Those whose own class is not among the `first` most probable, the least probable first."""
+    return [hard for hard in found if hard.place > first]
+
+
+def doubtful(run: Run, judged: Judged) -> tuple[list[Doubtful], str]:
+    """The labels that look wrong, the most suspicious first, and where the list comes from.
+
+    From RUN/labels.csv, which also knows look-alikes, if it is there and fits; else by the model.
+    """
+    try:
+        listed = _listed(run)
+    except DataError as error:
+        return _suspected(run, judged), f"{labels.TABLE} cannot be used: {error.message}"
+    if listed is None:
+        return _suspected(run, judged), f"there is no {labels.TABLE} yet"
+    return listed, ""
+
+
+def _listed(run: Run) -> list[Doubtful] | None:
+    """What RUN/labels.csv lists of photos that are still labelled as they were; None: no file."""
+    place = run.folder / labels.TABLE
+    if not place.is_file():
+        return None
+    table = catalogs.read_cells(place)
+    if table.header != labels.HEADER:
+        raise DataError(f"its columns are not {', '.join(labels.HEADER)}")
+    numbers = {(photo.path, photo.label): n for n, photo in enumerate(run.catalog.photos)}
+    rows = [dict(zip(table.header, cells, strict=True)) for _, cells in table.rows]
+    return [
+        Doubtful(
+            number,
+            row["suggested"],
+            _probability(row["given_probability"]),
+            _probability(row["suggested_probability"]),
+            row["reason"] if row["other"] else "",
+        )
+        for row in rows
+        if (number := numbers.get((row["path"], row["label"]))) is not None
+    ]
+
+
+def _probability(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError as error:
+        raise DataError(f"`{cell}` is no probability") from error
+    if not 0 <= value <= 1:
+        raise DataError(f"`{cell}` is no probability")
+    return value
+
+
+def _suspected(run: Run, judged: Judged) -> list[Doubtful]:
+    return [
+        Doubtful(
+            int(judged.photos[suspect.photo]),
+            run.classes[suspect.suggested],
+            suspect.given_probability,
+            suspect.suggested_probability,
+        )
+        for suspect in suspects(judged.probabilities, judged.targets)
+    ]
+
+
+# --- heat -----------------------------------------------------------------------------------------
+
+
+def _heats(
+    run: Run, judged: Judged, surest: Sequence[HardPhoto]
+) -> tuple[Mapping[int, Picture], str]:
+    """By row of `judged`, the heat of the predicted class over the photo; and why there is none."""
+    rows_of: dict[int, list[HardPhoto]] = defaultdict(list)
+    for hard in surest:
+        if _is_there(run, run.catalog.photos[judged.photos[hard.photo]]):
+            rows_of[int(judged.fold_of[hard.photo])].append(hard)
+    if not rows_of:
+        return {}, "the photos are not there any more, or not as they were"
+    try:  # torch takes seconds to import, and a page can do without
+        return _computed(run, judged, rows_of), "the photos cannot be read"
+    except ImportError as error:
+        return {}, f"torch cannot be imported: {error}"
+    except FieldguideError as error:
+        return {}, error.message
+
+
+def _is_there(run: Run, photo: Photo) -> bool:
+    """Whether its file is the one that was judged; heat over another picture would mean nothing."""
+    try:
+        return files.sha256(run.catalog.file(photo)) == photo.sha256
+    except OSError:
+        return False
+
+
+def _computed(
+    run: Run, judged: Judged, rows_of: Mapping[int, Sequence[HardPhoto]]
+) -> dict[int, Picture]:
+    """One network for all folds; each fold's photos under its own weights."""
+    from fieldguide.activation import Activation
+
+    ingredients = run.ingredients()
+    activation = Activation(ingredients.architecture)
+    heats: dict[int, Picture] = {}
+    for fold, rows in sorted(rows_of.items()):
+        photos = [run.catalog.photos[judged.photos[hard.photo]] for hard in rows]
+        places = [run.catalog.file(photo) for photo in photos]
+        (weights,) = ingredients.fold_weights([fold])
+        for found in activation.heats(weights, places, [hard.predicted for hard in rows]):
+            heats[rows[found.photo].photo] = pictures.overlay(found.pixels, found.heat, SIDE)
+    return heats
+
+
+# --- cards ----------------------------------------------------------------------------------------
+
+
+def _mistake(run: Run, judged: Judged, hard: HardPhoto, heats: Mapping[int, Picture]) -> Card:
+    card = _plain(run, judged, hard, SIDE)
+    heat = heats.get(hard.photo)
+    alt = f"the same, bright where fold {card.fold} found what it took for {card.other}"
+    return replace(card, heat=pictures.image(heat, alt)) if heat else card
+
+
+def _plain(run: Run, judged: Judged, hard: HardPhoto, side: int = SMALL) -> Card:
+    return _card(
+        run,
+        int(judged.photos[hard.photo]),
+        hard.given_probability,
+        run.classes[hard.predicted],
+        hard.predicted_probability,
+        side=side,
+    )
+
+
+def _doubt(run: Run, doubt: Doubtful) -> Card:
+    return _card(
+        run,
+        doubt.photo,
+        doubt.given_probability,
+        doubt.suggested,
+        doubt.suggested_probability,
+        remark=doubt.reason,
+    )
+
+
+def _card(
+    run: Run,
+    number: int,
+    given_probability: float,
+    other: str,
+    other_probability: float,
+    *,
+    side: int = SMALL,
+    remark: str = "",
+) -> Card:
+    photo = run.catalog.photos[number]
+    file = run.catalog.file(photo)
+    return Card(
+        photo=pictures.image(
+            pictures.picture(file, side, sha256=photo.sha256),
+            f"a photo labelled {photo.label}",
+            href=pictures.link(file, run.folder),
+        ),
+        heat=Markup(),
+        name=Path(photo.path).name,
+        given=photo.label or "",
+        given_probability=percent(given_probability),
+        other=other,
+        other_probability=percent(other_probability),
+        fold=photo.fold if photo.fold is not None else -1,
+        remark=remark,
+    )
+
+
+def percent(probability: float) -> str:
+    """Such as `97 %` or `0.4 %`; never a certainty, as no model has one."""
+    if probability < 0.0001:
+        return "under\N{NO-BREAK SPACE}0.01\N{NO-BREAK SPACE}%"
+    if probability >= 0.995:
+        return "over\N{NO-BREAK SPACE}99\N{NO-BREAK SPACE}%"
+    digits = ".0f" if probability >= 0.01 else ".1g"
+    return f"{100 * probability:{digits}}\N{NO-BREAK SPACE}%"

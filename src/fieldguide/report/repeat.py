@@ -1,0 +1,115 @@
+"""What somebody needs to make the run again: recipe, command, versions, photos, weights, time.
+
+Tells what was recorded when the run was begun, and says so where something was not.
+"""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldguide import files
+from fieldguide import recipe as recipes
+from fieldguide.display import duration
+from fieldguide.report.page import Section, fragment
+from fieldguide.runs import SETUP, Run
+
+TITLE = "To repeat this"
+
+# Words of licences under which something may not be sold: CC BY-NC, "non-commercial", "research
+# only". Licences are matched word by word, as `nc` is also a part of other words.
+_NON_COMMERCIAL = re.compile(r"\bnc\b|non.?commercial|research", re.IGNORECASE)
+_UNTOLD = frozenset({"", "other", "unknown"})
+
+
+@dataclass(frozen=True)
+class License:
+    """The licence of a run's first weights in words, and a warning where one is due."""
+
+    text: str
+    warning: str = ""
+
+
+def section(run: Run) -> Section:
+    """What was recorded of the run."""
+    known = run.environment
+    used = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
+    body = fragment(
+        "repeat.html",
+        command=command_line(known["command"]),
+        toml=recipes.to_toml(run.recipe, comments=True),
+        license=weights_license(run.recipe.weights, known["weights_license"]),
+        weights=_name(run.recipe.weights),
+        weights_sha256=known["weights_sha256"],
+        photos=len(used),
+        photos_found=known["photos_found"],
+        photos_place=known["photos"],
+        photos_sha256=content_hash(used),
+        setup=_setup_hashes(run.folder),
+        environment=known,
+        seconds=duration(run.seconds) if run.done else "",
+        folds=len(run.done),
+        planned=run.recipe.folds,
+        replicas=run.recipe.replicas,
+        each=duration(run.seconds / len(run.done)) if run.done else "",
+    )
+    return Section("repeat", TITLE, body)
+
+
+def command_line(command: Sequence[str], **flags: object) -> str:
+    """The recorded command as it would be typed, with some flags set anew; empty for none.
+
+    `epochs=20` stands for `--epochs 20`, in place of what the command says of epochs.
+    """
+    if not command:
+        return ""
+    words = list(command[1:])
+    for name, value in flags.items():
+        words = _with_flag(words, f"--{name.replace('_', '-')}", str(value))
+    return shlex.join(["fieldguide", *words])
+
+
+def _with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
+    """The words with the flag's value replaced, or the flag added at the end."""
+    for place, word in enumerate(words):
+        if word == flag:
+            return [*words[: place + 1], value, *words[place + 2 :]]
+        if word.startswith(f"{flag}="):
+            return [*words[:place], f"{flag}={value}", *words[place + 1 :]]
+    return [*words, flag, value]
+
+
+def weights_license(weights: str, license: str) -> License:
+    """What is known of the licence of the weights that a run began with."""
+    if weights == "none":
+        return License("none is needed: the network began with random weights")
+    if license.lower() in _UNTOLD:
+        return License(
+            "unknown",
+            "The licence of the weights that this network was trained from is not known. What was"
+            " trained from them is bound by it: find it out before you give the network away or"
+            " sell what it does.",
+        )
+    if _NON_COMMERCIAL.search(license.replace("_", "-")):
+        return License(
+            license,
+            f"The weights that this network was trained from are under {license}, which does not"
+            " allow commercial use. That holds for the trained network too.",
+        )
+    return License(license)
+
+
+def content_hash(sha256: Sequence[str]) -> str:
+    """One SHA-256 for a set of files, in whatever order: as classifiers record it."""
+    return hashlib.sha256("".join(sorted(sha256)).encode()).hexdigest()
+
+
+def _name(weights: str) -> str:
+    return weights if weights in {"pretrained", "none"} else Path(weights).name
+
+
+def _setup_hashes(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of what the run starts from, by file."""
+    return {name: record.sha256 for name, record in files.read_manifest(folder, name=SETUP).items()}

@@ -1,0 +1,458 @@
+"""What the run is worth, in a sentence; what was chosen on what; what it costs; what to do next.
+
+Findings are collected from the run first, then turned into words by pure functions. Knows nothing
+of single classes or photos beyond their numbers.
+"""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+
+from fieldguide import labels, metrics
+from fieldguide.analysis.suspects import suspects
+from fieldguide.recipe import Recipe
+from fieldguide.report import curves, repeat
+from fieldguide.report.page import Section, figure, fragment, inline, percent
+from fieldguide.runs import Run, Scores
+
+if TYPE_CHECKING:
+    from fieldguide.outside import Worth
+
+TITLE = "Verdict"
+
+# Photos of a class below which more of them come before other advice (taste).
+FEW_PHOTOS = 10
+# Groups below which a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
+FEW_GROUPS = 30
+# A rise of accuracy in the last epoch that is worth another try, and a calibration error worth a
+# warning (both taste).
+RISE = 0.003
+LARGE_ERROR = 0.05
+
+SCORES = "scores.json"  # as `fieldguide.outside` calls it, which would bring torch
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One line of the table of scores; texts as they are shown."""
+
+    name: str
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the advice depends on.
+
+    run, fit, longer: the run's folder and the commands that go on with it and that train twice as
+    long, quoted (empty where the run was begun from Python). rise: by how much accuracy rose in the
+    last epoch, over what chance explains, else 0. thin: classes with few photos, and how many.
+    """
+
+    run: str
+    fit: str
+    longer: str
+    folds: int
+    done: int
+    recipe: Recipe
+    rise: float = 0.0
+    disturbed: int = 0  # replicas of some epoch that diverged or skipped steps
+    suspects: int = 0
+    labels_listed: bool = False
+    outside: int = 0
+    scored: bool = False
+    models: int = 0
+    thin: tuple[tuple[str, int], ...] = ()
+    error: float = 0.0  # of calibration, scaled
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do, and the command for it, if one does it."""
+
+    text: str
+    command: str = ""
+
+
+def section(run: Run) -> Section:
+    """The verdict on a run, as far as it has got."""
+    rows = outside_rows(run)
+    body = fragment(
+        "verdict.html",
+        folds=run.recipe.folds,
+        done=len(run.done),
+        planned=sum(photo.split == "train" for photo in run.catalog.photos),
+        scores=run.scores if run.done else None,
+        groups=_groups(run),
+        few_groups=FEW_GROUPS,
+        commonest=_commonest(run),
+        choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
+        score_rows=score_rows(run.scores) if run.done else [],
+        outside=len(run.outside),
+        rows=rows,
+        notes=list(dict.fromkeys(row.note for row in rows if row.note)),
+        comparison=comparison(rows),
+        chart=_cost_figure(rows, len(run.outside)),
+        run=shlex.quote(str(run.folder)),
+        watch_val=run.recipe.watch_val,
+        steps=advice(findings(run, scored=bool(rows))),
+    )
+    return Section("verdict", TITLE, body)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
+    """What was chosen on which photos, a sentence each."""
+    said = [_choice_of_epoch(recipe, scores)]
+    if recipe.watch_val:
+        said.append(
+            "The collection's val part helped to choose epochs, so it cannot judge ensembles or"
+            " merged models."
+        )
+    if recipe.holdout:
+        said.append(
+            f"{outside:,} photos ({percent(recipe.holdout, 0)} asked for) were set aside before"
+            " the folds were made; no fold has seen them."
+        )
+    return said
+
+
+def _choice_of_epoch(recipe: Recipe, scores: Scores | None) -> str:
+    if recipe.stop == "none":
+        return (
+            "Nothing was chosen on the photos that judge: each fold kept the weights of its last"
+            f" epoch, number {recipe.epochs}."
+        )
+    if recipe.stop == "inner":
+        return (
+            f"Each fold chose its epoch on {percent(recipe.inner_share, 0)} of its training photos,"
+            " set aside for that. The photos that judge it had no say."
+        )
+    if scores is None or scores.selected_accuracy is None:
+        return "Each fold chooses its epoch on its own test photos, which flatters it."
+    return (
+        "Each fold chose its epoch on its own test photos. At these epochs accuracy is"
+        f" {percent(scores.selected_accuracy)}, which flatters; the accuracy above is cross-fitted:"
+        " each fold is judged at the epoch that is best on average in the other folds."
+    )
+
+
+def score_rows(scores: Scores) -> list[ScoreRow]:
+    """The out-of-fold scores, with intervals where there are some."""
+    shown = {
+        "accuracy": ("accuracy", percent),
+        "balanced accuracy": ("balanced_accuracy", percent),
+        "macro F1": ("macro_f1", percent),
+        "right among the first five": ("top_5_accuracy", percent),
+        "log loss": ("log_loss", "{:.3f}".format),
+    }
+    rows = [
+        ScoreRow(
+            name, form(getattr(scores, field)), " to ".join(map(form, scores.intervals[field]))
+        )
+        for name, (field, form) in shown.items()
+        if getattr(scores, field) is not None
+    ]
+    rows += [
+        ScoreRow("calibration error", f"{scores.calibration_error:.3f}"),
+        ScoreRow("calibration error, scaled", f"{scores.scaled_calibration_error:.3f}"),
+    ]
+    rows += [
+        ScoreRow(f"accuracy of fold {fold}", percent(accuracy))
+        for fold, accuracy in scores.accuracy_per_fold.items()
+    ]
+    return rows
+
+
+def comparison(rows: Sequence["Worth"]) -> str:
+    """Whether the table shows one classifier to be better than the others; empty without rows."""
+    combined = [row for row in rows if not row.name.startswith("fold ")]
+    if not combined:
+        return ""
+    best = max(combined, key=lambda row: row.accuracy)
+    worse = [row.name for row in combined if row.interval[1] < best.interval[0]]
+    if not worse:
+        return (
+            "All intervals overlap: these photos do not show any of them to be better than"
+            " another, so that cost may decide."
+        )
+    return f"{best.name} is better than {', '.join(worse)}: their intervals do not overlap."
+
+
+# --- advice ---------------------------------------------------------------------------------------
+
+
+def advice(found: Findings) -> list[Step]:
+    """What to do next, the most urgent first; each step follows from a finding."""
+    if found.done < found.folds:
+        return [_finish(found), *_about_training(found)]
+    return [
+        *_about_training(found),
+        *_about_photos(found),
+        *_about_outside(found),
+        Step(
+            "Use it: probabilities are scaled, and sets of classes hold the true one as often as"
+            " asked.",
+            f"fieldguide predict {found.run} PHOTOS --out predictions.csv --coverage 0.95",
+        ),
+    ]
+
+
+def _finish(found: Findings) -> Step:
+    left = found.folds - found.done
+    folds = "fold is" if left == 1 else "folds are"
+    how = "This goes on with them" if found.fit else "The same call of fieldguide.fit goes on"
+    return Step(f"{left} of {found.folds} {folds} not trained yet. {how}:", found.fit)
+
+
+def _about_training(found: Findings) -> list[Step]:
+    steps = []
+    if found.disturbed:
+        steps.append(
+            Step(
+                f"In {found.disturbed} cases a replica's epoch skipped steps or diverged: lower"
+                " backbone_rate and head_rate, or train in float32."
+            )
+        )
+    if found.rise:
+        steps.append(
+            Step(
+                f"Accuracy still rose in the last epoch, by {100 * found.rise:.1f} points on"
+                " average: train longer.",
+                found.longer,
+            )
+        )
+    return steps
+
+
+def _about_photos(found: Findings) -> list[Step]:
+    steps = []
+    if found.suspects:
+        there = "they are listed in labels.csv" if found.labels_listed else "this lists them"
+        command = "" if found.labels_listed else f"fieldguide labels {found.run}"
+        number = "1 label looks" if found.suspects == 1 else f"{found.suspects:,} labels look"
+        steps.append(Step(f"{number} wrong to folds that did not train on them: {there}.", command))
+    if found.thin:
+        named = ", ".join(f"{name} ({photos})" for name, photos in found.thin[:3])
+        more = f" and {len(found.thin) - 3:,} more" if len(found.thin) > 3 else ""
+        steps.append(
+            Step(
+                f"Photos of these classes would help most, as there are fewer than {FEW_PHOTOS}:"
+                f" {named}{more}."
+            )
+        )
+    if found.error > LARGE_ERROR:
+        steps.append(
+            Step(
+                f"Even scaled, probabilities are off by {100 * found.error:.0f} points on average:"
+                " trust sets of classes more than percentages."
+            )
+        )
+    return steps
+
+
+def _about_outside(found: Findings) -> list[Step]:
+    if not found.outside:
+        return [
+            Step(
+                "No photos lie outside all folds, so that nobody can tell what the ensemble or a"
+                " merged model is worth. A labelled set of other photos can, or a new run with"
+                " --holdout 0.1:",
+                f"fieldguide score {found.run} LABELLED-PHOTOS",
+            )
+        ]
+    if not found.models:
+        return [
+            Step(
+                "Merge the folds into one network of one's cost, and see what it is worth:",
+                f"fieldguide merge {found.run} && fieldguide score {found.run}",
+            )
+        ]
+    if not found.scored:
+        return [
+            Step(
+                "See what the ensemble and the merged models are worth:",
+                f"fieldguide score {found.run}",
+            )
+        ]
+    return []
+
+
+# --- findings -------------------------------------------------------------------------------------
+
+
+def findings(run: Run, *, scored: bool) -> Findings:
+    """What a run's files say of it."""
+    tables = [run.fold_folder(fold) / "history.csv" for fold in run.done]
+    history = [row for table in tables for row in curves.read_table(table)]
+    folder, epochs = str(run.folder), 2 * run.recipe.epochs
+    command = run.environment["command"]
+    done = bool(run.done)
+    return Findings(
+        run=shlex.quote(folder),
+        fit=repeat.command_line(command),
+        longer=repeat.command_line(command, epochs=epochs, out=f"{folder}-{epochs}-epochs"),
+        folds=run.recipe.folds,
+        done=len(run.done),
+        recipe=run.recipe,
+        rise=last_rise(history),
+        disturbed=sum(
+            row["diverged"] == "True" or row["skipped"] not in {"", "0"} for row in history
+        ),
+        suspects=_suspects(run) if done else 0,
+        labels_listed=(run.folder / labels.TABLE).is_file(),
+        outside=len(run.outside),
+        scored=scored,
+        models=len(run.models()),
+        thin=_thin(run),
+        error=run.scores.scaled_calibration_error if done else 0.0,
+    )
+
+
+def last_rise(history: Sequence[Mapping[str, str]]) -> float:
+    """By how much merged models' accuracy rose in the last epoch, on average over the folds.
+
+    0 if that is less than `RISE`, or than two standard errors over the folds.
+    """
+    accuracies: dict[str, list[float]] = {}
+    for row in history:
+        if row["model"] == "merged" and row["test_accuracy"]:
+            accuracies.setdefault(row["fold"], []).append(float(row["test_accuracy"]))
+    rises = [values[-1] - values[-2] for values in accuracies.values() if len(values) > 1]
+    if len(rises) < 2:
+        return 0.0
+    mean, error = np.mean(rises), np.std(rises, ddof=1) / np.sqrt(len(rises))
+    return float(mean) if mean > max(RISE, 2 * error) else 0.0
+
+
+def outside_rows(run: Run) -> "list[Worth]":
+    """The table that `fieldguide score` left in the run; empty if it does not fit the run any more.
+
+    That is one of other folds or merged models, or of another number of photos.
+    """
+    try:
+        content = json.loads((run.folder / SCORES).read_bytes())
+    except (OSError, ValueError):
+        return []
+    from fieldguide.outside import Worth  # brings torch
+
+    try:
+        photos = content["photos"]
+        rows = [Worth(**{**row, "interval": tuple(row["interval"])}) for row in content["rows"]]
+    except (LookupError, TypeError):  # of another version
+        return []
+    expected = [f"fold {fold}" for fold in run.done] + ["mean of folds", "ensemble", *run.models()]
+    fits = photos == len(run.outside) and [row.name for row in rows] == expected
+    return rows if fits else []
+
+
+def _suspects(run: Run) -> int:
+    rows = np.concatenate([run.folds[fold].test for fold in run.judged])
+    probabilities = metrics.softmax(np.concatenate(list(run.judged.values())))
+    return len(suspects(probabilities, run.targets[rows]))
+
+
+def _training_counts(run: Run) -> Counter[str]:
+    return Counter(photo.label or "" for photo in run.catalog.photos if photo.split == "train")
+
+
+def _thin(run: Run) -> tuple[tuple[str, int], ...]:
+    counts = _training_counts(run)
+    thin = [(name, photos) for name, photos in counts.items() if photos < FEW_PHOTOS]
+    return tuple(sorted(thin, key=lambda each: (each[1], each[0])))
+
+
+def _commonest(run: Run) -> float:
+    """The share of the largest class: what always naming it would score."""
+    counts = _training_counts(run)
+    return max(counts.values()) / counts.total()
+
+
+def _groups(run: Run) -> int:
+    judged = [run.catalog.photos[row] for fold in run.done for row in run.folds[fold].test]
+    return len({photo.group or photo.path for photo in judged})
+
+
+# --- accuracy against cost ------------------------------------------------------------------------
+
+
+def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
+    """What the chart shows of each classifier but single folds: the cheapest first, then the best.
+
+    `networks` is how many networks' work it is, in multiples of the cheapest.
+    """
+    combined = [row for row in rows if not row.name.startswith("fold ")]
+    least = min((row.parameters for row in combined), default=1)
+    shown = [
+        {
+            "name": row.name,
+            "accuracy": row.accuracy,
+            "low": row.interval[0],
+            "high": row.interval[1],
+            "networks": _networks(round(row.parameters / least)),
+            "milliseconds": 1000 / row.photos_per_second if row.photos_per_second else None,
+            "megabytes": row.bytes / 1e6,
+            "parameters": row.parameters,
+        }
+        for row in combined
+    ]
+    return sorted(shown, key=lambda row: (row["parameters"], -row["accuracy"], row["name"]))
+
+
+def _networks(number: int) -> str:
+    return "1 network" if number == 1 else f"{number} networks"
+
+
+def _cost_figure(rows: Sequence["Worth"], photos: int) -> str:
+    if not rows:
+        return ""
+    shown = cost_rows(rows)
+    return figure(
+        cost_chart(shown),
+        caption=f"Accuracy on {photos:,} photos outside all folds, with 95 % intervals. What needs"
+        " fewer networks stands higher.",
+        description="Accuracy against cost. "
+        + "; ".join(
+            f"{row['name']}: {percent(row['accuracy'])}, {row['networks']}" for row in shown
+        ),
+    )
+
+
+def cost_chart(shown: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
+    """Accuracy with its interval, a line a classifier; colour and shape tell the networks."""
+    names = [row["name"] for row in shown]
+    cost: dict[str, Any] = {
+        "scale": alt.Scale(domain=list(dict.fromkeys(row["networks"] for row in shown))),
+        "title": "work of",
+        "legend": alt.Legend(orient="top"),
+    }
+    base = alt.Chart(inline(shown)).encode(
+        y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=160)),
+        color=alt.Color("networks:N", **cost),
+        tooltip=[
+            alt.Tooltip("name:N", title="classifier"),
+            alt.Tooltip("accuracy:Q", format=".1%"),
+            alt.Tooltip("low:Q", format=".1%", title="at least"),
+            alt.Tooltip("high:Q", format=".1%", title="at most"),
+            alt.Tooltip("milliseconds:Q", format=".1f", title="ms a photo"),
+            alt.Tooltip("megabytes:Q", format=",.0f", title="MB"),
+        ],
+    )
+    scale = alt.Scale(zero=False, padding=12)
+    axis = alt.Axis(format=".1~%", tickCount=6)
+    intervals = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", scale=scale, axis=axis, title="accuracy"), x2="high:Q"
+    )
+    points = base.mark_point(filled=True, size=110, opacity=1).encode(
+        x=alt.X("accuracy:Q", scale=scale), shape=alt.Shape("networks:N", **cost)
+    )
+    return alt.layer(intervals, points).properties(height=26 * len(names))

@@ -1,0 +1,244 @@
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import vl_convert
+from fits import Killed, killer, small_fit
+from hypothesis import given
+
+import fieldguide as fg
+from fieldguide import metrics
+from fieldguide.crossval import Watcher
+from fieldguide.report import confusion, page
+from fieldguide.report.confusion import Judged
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "two\nlines \"quoted\" & 'more'\u202e\x07",
+    "🦋" * 200,
+)
+
+
+def graph(seed: int, count: int, share: float = 0.1) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    half = np.triu(draw.integers(1, 9, (count, count)) * (draw.random((count, count)) < share), 1)
+    return (half + half.T).astype(np.float64)
+
+
+def some_judged(seed: int = 0, classes: int = 12, photos: int = 300) -> Judged:
+    draw = np.random.default_rng(seed)
+    targets = draw.integers(0, classes, photos)
+    probabilities = metrics.softmax(draw.normal(size=(photos, classes)) * 2)
+    return Judged(np.arange(photos) + 1000, probabilities, targets)
+
+
+def apart(similar: np.ndarray, order: np.ndarray) -> float:
+    """How far apart similar things stand, on average."""
+    place = np.argsort(order)
+    distance = np.abs(place[:, None] - place[None])
+    return float((similar * distance).sum() / similar.sum())
+
+
+# --- the order ------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_every_class_stands_in_the_order_once(seed: int, count: int) -> None:
+    assert sorted(confusion.seriated(graph(seed, count)).tolist()) == list(range(count))
+
+
+@given(st.integers(0, 1000))
+def test_the_scale_does_not_matter_and_arguments_are_left_unchanged(seed: int) -> None:
+    similar = graph(seed, 20)
+    order = confusion.seriated(similar)
+    assert np.array_equal(similar, graph(seed, 20))
+    assert np.array_equal(confusion.seriated(4 * similar), order)
+    assert np.array_equal(confusion.seriated(similar + np.diag(range(20))), order)
+
+
+def test_groups_that_are_never_confused_with_each_other_stay_together() -> None:
+    groups = np.random.default_rng(3).permutation(np.repeat(np.arange(4), 6))
+    similar = graph(1, 24, 0.9) * (groups[:, None] == groups[None])
+    in_order = groups[confusion.seriated(similar)]
+    assert len(list(itertools.groupby(in_order))) == 4
+
+
+def test_a_chain_is_found_again() -> None:
+    # Each is confused with its neighbours, less with every step.
+    chain = np.random.default_rng(0).permutation(9)
+    distance = np.abs(chain[:, None] - chain[None])
+    similar = np.where(distance == 1, 10.0 - np.minimum(chain[:, None], chain[None]), 0.0)
+    found = chain[confusion.seriated(similar)].tolist()
+    assert found in (list(range(9)), list(range(9))[::-1])
+
+
+def test_planted_groups_stand_closer_than_by_name() -> None:
+    draw = np.random.default_rng(5)
+    group = draw.permutation(np.repeat(np.arange(10), 5))
+    similar = graph(6, 50, 0.03) + 5 * graph(7, 50, 0.7) * (group[:, None] == group[None])
+    assert apart(similar, confusion.seriated(similar)) < 0.5 * apart(similar, np.arange(50))
+
+
+def test_what_is_confused_with_nothing_comes_last_by_name() -> None:
+    similar = np.zeros((6, 6))
+    similar[1, 4] = similar[4, 1] = 2
+    assert confusion.seriated(similar).tolist() == [1, 4, 0, 2, 3, 5]
+    assert confusion.seriated(np.zeros((0, 0))).tolist() == []
+
+
+# --- the matrix -----------------------------------------------------------------------------------
+
+
+def test_the_cells_are_the_confusion_matrix_without_its_zeros() -> None:
+    known = some_judged()
+    found = confusion.matrix(known)
+    expected = metrics.confusion(known.probabilities, known.targets)
+    dense = np.zeros_like(expected)
+    for row, column, photos in found.cells:
+        assert photos > 0
+        dense[row, column] += photos
+    assert np.array_equal(dense, expected)
+    assert found.support == tuple(expected.sum(axis=1))
+    assert (found.left_out, sorted(found.order)) == (0, list(range(12)))
+
+
+def test_of_too_many_classes_the_most_confused_are_drawn() -> None:
+    known = some_judged()
+    wrong = metrics.confusion(known.probabilities, known.targets)
+    np.fill_diagonal(wrong, 0)
+    by_class = wrong.sum(axis=0) + wrong.sum(axis=1)
+    found = confusion.matrix(known, most=4)
+    assert found.left_out == 8 and len(found.order) == 4
+    assert min(by_class[list(found.order)]) >= np.sort(by_class)[-4]
+    assert {number for cell in found.cells for number in cell[:2]} <= set(found.order)
+
+
+def test_an_example_is_the_surest_photo_of_the_confusion() -> None:
+    known = some_judged()
+    for one, other in itertools.product(range(12), repeat=2):
+        found = confusion.example(known, one, other)
+        assert found is not None
+        row = found.row - 1000
+        assert known.targets[row] == one == found.given
+        assert known.predicted[row] == found.predicted
+        assert found.probability == known.probabilities[row].max()
+        of_this = (known.targets == one) & (known.predicted == other)
+        if of_this.any():
+            assert found.predicted == other
+            assert found.probability == known.probabilities[of_this].max()
+
+
+def test_without_a_confusion_the_example_is_recognised_and_without_photos_there_is_none() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0]])
+    known = Judged(np.arange(3), probabilities, np.array([0, 0, 0]))
+    found = confusion.example(known, 0, 2)
+    assert found is not None and (found.row, found.predicted) == (0, 0)
+    assert confusion.example(known, 2, 0) is None
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_a_legible_name_is_one_short_visible_line(name: str) -> None:
+    shown = confusion.legible(name)
+    assert len(shown) <= confusion.NAME_LENGTH and len(shown.splitlines()) <= 1
+    shown.encode()  # raises for lone surrogates
+    assert confusion.legible(shown) == shown
+
+
+@pytest.mark.parametrize("name", ["Vanessa atalanta", "Étoile «bleue»", "蝶", "👩‍👧", "x" * 60])
+def test_a_name_that_is_legible_is_left_alone(name: str) -> None:
+    assert confusion.legible(name) == name
+
+
+# --- the chart and the section --------------------------------------------------------------------
+
+
+def test_the_chart_draws_the_cells_in_their_order() -> None:
+    known = some_judged()
+    found = confusion.matrix(known)
+    names = [f"class {number}" for number in range(12)]
+    spec = confusion.chart(found, names).to_dict()
+    rows = spec["datasets"][spec["data"]["name"]]
+    cells = {
+        (found.order[row["y"]], found.order[row["x"]]): (row["photos"], row["rate"]) for row in rows
+    }
+    assert cells.keys() == {cell[:2] for cell in found.cells}
+    for given_, predicted, photos in found.cells:
+        count, rate = cells[given_, predicted]
+        assert count == photos
+        assert rate == pytest.approx(photos / found.support[given_], rel=1e-3)
+    svg = vl_convert.vegalite_to_svg(json.dumps(spec))
+    assert all(f">{name}<" in svg for name in names)
+
+
+@pytest.mark.parametrize("classes", [2, 300])
+def test_few_and_many_classes_are_drawn(classes: int) -> None:
+    known = some_judged(classes=classes, photos=600)
+    names = [f"class {number}" for number in range(classes)]
+    spec = confusion.chart(confusion.matrix(known), names).to_dict()
+    assert vl_convert.vegalite_to_svg(json.dumps(spec)).count("<path") > 2
+
+
+@pytest.fixture(scope="module")
+def hostile(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """A run whose classes have names that want to break the page; read only."""
+    catalog = fg.scan(discs)
+    names = dict(zip(catalog.classes, HOSTILE, strict=True))
+    photos = tuple(replace(photo, label=names[photo.label or ""]) for photo in catalog.photos)
+    out = tmp_path_factory.mktemp("hostile") / "run"
+    return small_fit(replace(catalog, photos=photos), out, epochs=1, replicas=1, merge="none")
+
+
+def test_hostile_names_stay_text(hostile: fg.Run) -> None:
+    section = confusion.section(hostile)
+    assert "<script>alert" not in section.body
+    assert "alert(1)" in section.body  # legible all the same
+    assert section.body.count("<script") == section.body.count("</script") == 1  # the chart's data
+    assert "Most confused pairs" in section.body
+    text = page.page("title", [section], "")
+    assert "<script>alert" not in text
+    found = confusion.matrix(confusion.judged(hostile))
+    spec = confusion.chart(found, hostile.classes).to_dict()
+    ElementTree.fromstring(vl_convert.vegalite_to_svg(json.dumps(spec)))
+
+
+def test_pairs_come_with_a_photo_of_each_class(hostile: fg.Run) -> None:
+    body = confusion.section(hostile).body
+    known = confusion.judged(hostile)
+    pairs = confusion.confused_pairs(known.probabilities, known.targets)
+    assert pairs and body.count("<img ") == 2 * len(pairs)
+
+
+def test_without_the_photos_all_but_them_is_there(hostile: fg.Run, tmp_path: Path) -> None:
+    body = confusion.section(fg.Run(hostile.folder, tmp_path)).body
+    assert "<img " not in body and "no picture" in body and "Most confused pairs" in body
+
+
+def test_only_the_folds_that_are_done_are_counted(discs: Path, tmp_path: Path) -> None:
+    part = small_fit(discs, tmp_path / "run", fold=1, epochs=1)
+    body = confusion.section(part).body
+    assert "of 12 photos" in body and "1 of 2 folds are done" in body
+
+
+def test_before_any_fold_is_done_it_says_so(discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        small_fit(discs, tmp_path / "run", watcher=Watcher(on_step=killer(1)))
+    body = confusion.section(fg.Run(tmp_path / "run")).body
+    assert "No fold is done yet" in body and "<figure" not in body
+
+
+def test_when_nothing_was_confused_it_says_so(
+    trained: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = confusion.judged(trained)
+    perfect = np.eye(len(trained.classes))[known.targets]
+    monkeypatch.setattr(confusion, "judged", lambda run: replace(known, probabilities=perfect))
+    body = confusion.section(trained).body
+    assert "All 24 photos were recognised" in body and "Most confused pairs" not in body
