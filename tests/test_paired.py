@@ -1,0 +1,259 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binomtest, false_discovery_control
+
+from fieldguide import metrics
+from fieldguide.analysis import paired
+
+Answers = NDArray[np.bool_]
+
+
+def answers(*shape: int, share: float = 0.8, seed: int = 0) -> Answers:
+    return np.random.default_rng(seed).random(shape) < share
+
+
+def numbers(n: int, groups: int, seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, groups, n)
+
+
+@st.composite
+def three(draw: st.DrawFn) -> tuple[Answers, Answers, NDArray[np.int64]]:
+    """One's answers, the other's, and groups of one photo or more."""
+    n = draw(st.integers(1, 12))
+    bits = st.lists(st.booleans(), min_size=n, max_size=n)
+    groups = st.lists(st.integers(-2, 5), min_size=n, max_size=n)
+    return np.array(draw(bits)), np.array(draw(bits)), np.array(draw(groups))
+
+
+# --- the two tests --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 0), (0, 1), (3, 3), (1, 9), (40, 61), (700, 800)])
+def test_mcnemar_is_the_binomial_test_of_photos_that_one_alone_gets_right(
+    one: int, other: int
+) -> None:
+    first = np.repeat([True, False, True, False], [one, other, 50, 7])
+    second = np.repeat([False, True, True, False], [one, other, 50, 7])
+    expected = binomtest(one, one + other).pvalue if one + other else 1.0
+    assert paired.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+@given(three())
+def test_sign_flip_is_what_trying_all_signs_gives(
+    case: tuple[Answers, Answers, NDArray[np.int64]],
+) -> None:
+    one, other, groups = case
+    sums = [
+        int(one[groups == group].sum()) - int(other[groups == group].sum())
+        for group in np.unique(groups)
+    ]
+    all_signs = list(itertools.product((-1, 1), repeat=len(sums)))
+    totals = [abs(np.dot(signs, sums)) for signs in all_signs]
+    expected = np.mean([total >= abs(sum(sums)) for total in totals])
+    assert paired.sign_flip(one, other, groups) == pytest.approx(expected)
+
+
+@given(three())
+def test_alone_in_their_groups_photos_are_judged_by_mcnemar(
+    case: tuple[Answers, Answers, NDArray[np.int64]],
+) -> None:
+    one, other, _ = case
+    own = np.arange(len(one))[::-1].copy() * 7
+    assert paired.sign_flip(one, other, own) == paired.mcnemar(one, other)
+
+
+@given(three())
+def test_which_comes_first_and_in_what_order_does_not_matter(
+    case: tuple[Answers, Answers, NDArray[np.int64]],
+) -> None:
+    one, other, groups = case
+    p = paired.sign_flip(one, other, groups)
+    assert paired.sign_flip(other, one, groups) == pytest.approx(p)
+    assert paired.sign_flip(one[::-1].copy(), other[::-1].copy(), groups[::-1].copy()) == p
+    assert paired.sign_flip(one, other, -3 * groups) == pytest.approx(p)
+    assert 0 < p <= 1
+
+
+def test_copies_of_photos_are_no_evidence() -> None:
+    one, other = answers(40, seed=1), answers(40, share=0.5, seed=2)
+    groups = np.arange(40)
+    p = paired.sign_flip(one, other, groups)
+    copied = paired.sign_flip(np.repeat(one, 5), np.repeat(other, 5), np.repeat(groups, 5))
+    assert copied == pytest.approx(p)
+    assert paired.mcnemar(np.repeat(one, 5), np.repeat(other, 5)) < p / 10
+
+
+def test_of_few_groups_p_is_not_small() -> None:
+    one, groups = np.ones(500, dtype=bool), np.repeat(np.arange(5), 100)
+    assert paired.sign_flip(one, ~one, groups) == pytest.approx(2 / 2**5)
+
+
+def test_equal_answers_have_p_1() -> None:
+    one = answers(30)
+    assert paired.sign_flip(one, one.copy(), np.arange(30)) == 1
+
+
+def test_the_null_is_called_as_often_as_stated() -> None:
+    """Groups of one to six photos, whose answers are swapped whole or not: at most 5 %."""
+    random = np.random.default_rng(0)
+    groups = numbers(300, 90)
+    one, other = answers(300, seed=3), answers(300, seed=4)
+    called = 0
+    for _ in range(1000):
+        swapped = random.random(90)[groups] < 0.5
+        first, second = np.where(swapped, other, one), np.where(swapped, one, other)
+        called += paired.sign_flip(first, second, groups) <= paired.LEVEL
+    assert 20 <= called <= 50 + 3 * np.sqrt(1000 * 0.05 * 0.95)
+
+
+def test_a_hundred_thousand_photos_are_counted_exactly() -> None:
+    one, other = answers(100_000, seed=5), answers(100_000, share=0.799, seed=6)
+    expected = binomtest(int((one & ~other).sum()), int((one ^ other).sum())).pvalue
+    assert paired.sign_flip(one, other, np.arange(100_000)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_answers_nothing_is_compared() -> None:
+    with pytest.raises(ValueError, match="no answers"):
+        paired.mcnemar(answers(0), answers(0))
+
+
+# --- the difference -------------------------------------------------------------------------------
+
+
+def test_difference_is_that_of_the_accuracies_within_its_interval() -> None:
+    one, other, groups = answers(400, seed=1), answers(400, share=0.7, seed=2), numbers(400, 200)
+    mean, low, high = paired.difference(one, other, groups)
+    assert mean == pytest.approx(one.mean() - other.mean())
+    assert low < mean < high
+    back = paired.difference(other, one, groups)
+    assert back[0] == pytest.approx(-mean)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    one = answers(1000, seed=1)
+    other = one ^ answers(1000, share=0.02, seed=2)  # wrong on other photos than one, now and then
+    _, low, high = paired.difference(one, other, np.arange(1000))
+    alone = metrics.bootstrap_interval(one, np.arange(1000))
+    assert high - low < (alone[1] - alone[0]) / 2
+
+
+def test_copies_do_not_narrow_the_interval() -> None:
+    one, other, groups = answers(60, seed=1), answers(60, share=0.6, seed=2), np.arange(60)
+    single = paired.difference(one, other, groups)
+    copied = paired.difference(*(np.repeat(values, 9) for values in (one, other, groups)))
+    assert copied == pytest.approx(single)
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+def holm_step_by_step(p_values: list[float], level: float) -> list[bool]:
+    """Holm's procedure in his words: from the smallest on, until one is not small enough."""
+    rejected = [False] * len(p_values)
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[place] > level / (len(p_values) - rank):
+            break
+        rejected[place] = True
+    return rejected
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_what_his_procedure_rejects(p_values: list[float], level: float) -> None:
+    adjusted = paired.holm(p_values)
+    close = any(abs(p - level) < 1e-12 for p in adjusted)
+    assert close or [p <= level for p in adjusted] == holm_step_by_step(p_values, level)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+
+
+def test_holm_of_one_changes_nothing_and_is_stricter_than_controlling_false_discoveries() -> None:
+    assert paired.holm([]) == []
+    assert paired.holm([0.03]) == [0.03]
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert paired.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert all(np.array(paired.holm(p)) >= false_discovery_control(p) - 1e-12)
+
+
+def test_contrasts_are_corrected_for_each_other_and_say_which_way() -> None:
+    base = answers(2000, share=0.7, seed=1)
+    better, worse = base | answers(2000, share=0.2, seed=2), base & answers(2000, seed=3)
+    groups = np.arange(2000)
+    found = paired.contrasts(base, [better, base.copy(), worse], groups)
+    assert [each.verdict for each in found] == ["better", "no difference shown", "worse"]
+    assert [each.adjusted for each in found] == paired.holm([each.p for each in found])
+    assert found[0].p == paired.sign_flip(better, base, groups)
+    assert (found[0].difference, found[0].low, found[0].high) == paired.difference(
+        better, base, groups
+    )
+    assert paired.contrasts(base, [], groups) == []
+
+
+def test_a_difference_that_is_shown_alone_may_not_be_among_many() -> None:
+    base = np.zeros(200, dtype=bool)
+    one = base.copy()
+    one[:6] = True  # p = 2 / 2⁶
+    alone = paired.contrasts(base, [one], np.arange(200))
+    many = paired.contrasts(base, [one, base.copy(), base.copy()], np.arange(200))
+    assert alone[0].verdict == "better"
+    assert many[0].verdict == "no difference shown"
+
+
+# --- the winner -----------------------------------------------------------------------------------
+
+
+def test_the_best_is_the_first_of_equals() -> None:
+    right = answers(50)
+    assert paired.best(np.stack([~right, right, right])) == 1
+
+
+def test_choosing_from_one_is_worth_its_accuracy() -> None:
+    right = answers(1, 500)
+    found = paired.bias_corrected_best(right, np.arange(500))
+    assert found == pytest.approx(right.mean(), abs=0.003)
+    copies = np.repeat(right, 7, axis=0)
+    assert paired.bias_corrected_best(copies, np.arange(500)) == found
+
+
+def test_choosing_from_many_that_are_alike_is_worth_no_more_than_one_of_them() -> None:
+    """The best of 20 that guess half of 100 photos looks like 0.6; choosing it is worth 0.5."""
+    lucky, corrected = [], []
+    for seed in range(30):
+        right = answers(20, 100, share=0.5, seed=seed)
+        lucky.append(right.mean(axis=1).max())
+        corrected.append(paired.bias_corrected_best(right, np.arange(100), draws=100, seed=seed))
+    error = np.std(corrected) / np.sqrt(len(corrected))
+    assert np.mean(lucky) > 0.57
+    assert abs(np.mean(corrected) - 0.5) < 4 * error + 0.005
+
+
+def test_one_that_is_clearly_best_keeps_its_accuracy() -> None:
+    right = np.stack([answers(2000, share=0.5), answers(2000, share=0.9, seed=1)])
+    found = paired.bias_corrected_best(right, np.arange(2000), draws=200)
+    assert found == pytest.approx(right[1].mean(), abs=0.004)
+
+
+def test_what_is_chosen_is_judged_by_other_groups() -> None:
+    """Each trial knows one group by heart: chosen by it, it is wrong on all others."""
+    groups = np.repeat(np.arange(4), 10)
+    right = np.arange(4)[:, None] == groups
+    assert paired.bias_corrected_best(right, groups) == 0
+
+
+def test_the_seed_decides_the_draws() -> None:
+    right, groups = answers(3, 80, seed=2), numbers(80, 30)
+    first, again, other = (
+        paired.bias_corrected_best(right, groups, draws=50, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("trials", "groups", "draws"), [(0, 9, 10), (2, 1, 10), (2, 9, 0)], ids=str
+)
+def test_too_little_to_choose_from(trials: int, groups: int, draws: int) -> None:
+    with pytest.raises(ValueError, match="too few"):
+        paired.bias_corrected_best(answers(trials, 9), np.arange(9) % groups, draws=draws)
