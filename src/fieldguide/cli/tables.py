@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fieldguide.checkpoints import Barrier
     from fieldguide.labels import Doubts
     from fieldguide.outside import Worths
+    from fieldguide.report.comparison import Comparison
+    from fieldguide.report.comparison import Row as Trial
     from fieldguide.runs import Run
 
 SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
@@ -149,6 +151,47 @@ def print_barrier(console: Console, copies: Sequence[str], barrier: "Barrier") -
         table.add_row(cell(copy), f"{accuracy:.1%}")
     table.add_row("merged", f"{barrier.merged:.1%}")
     console.print(table)
+
+
+def print_comparison(console: Console, found: "Comparison") -> None:
+    """Trials side by side, each against the base, and what choosing the best is worth."""
+    table = Table(
+        Column("trial", overflow="fold"),
+        *("accuracy", "interval", "against the base", "verdict", "time"),
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for row in found.rows:
+        table.add_row(cell(row.name), *_trial_cells(row))
+    console.print(table)
+    winner = found.winner
+    if winner is not None and winner.trials > 1:
+        console.print(
+            f"best of {winner.trials}: `{winner.name}`; its {winner.accuracy:.1%} flatters, as it"
+            f" was chosen by it: choosing so is worth {winner.corrected:.1%}"
+        )
+    for note in found.notes:
+        console.print(note)
+
+
+def _trial_cells(row: "Trial") -> list[str]:
+    if row.accuracy is None or row.interval is None:
+        return ["", "", "", row.status, ""]
+    low, high = row.interval
+    contrast = row.contrast
+    against = (
+        f"{100 * contrast.difference:+.1f} [{100 * contrast.low:+.1f}, {100 * contrast.high:+.1f}]"
+        if contrast
+        else ""
+    )
+    verdict = contrast.verdict if contrast else row.status
+    return [
+        f"{row.accuracy:.1%}",
+        f"{100 * low:.1f}–{high:.1%}",
+        against,
+        verdict,
+        duration(row.seconds) if row.seconds else "",
+    ]
 
 
 def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> None:

@@ -1,29 +1,21 @@
 """Commands from photographs to a run: check, fit, demo, recipe."""
 
-import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Literal
 
 from fieldguide import recipe as recipes
-from fieldguide.backbones import require_backbone
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
-from fieldguide.cli.flags import TEXT_FLAGS, Columns, Flags, TableFlags
+from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
+from fieldguide.cli.flags import Columns, Flags, TableFlags
 from fieldguide.display import Display
-from fieldguide.errors import DataError, Stopped, UsageError
+from fieldguide.errors import DataError, TrainingError
 from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
     from fieldguide.catalog import Catalog
-    from fieldguide.crossval import Plan, Watcher
     from fieldguide.runs import Run
 
 DEMO_PHOTOS_EACH = 60
@@ -79,6 +71,7 @@ def fit(
     recipe: str = "default",
     fold: int | None = None,
     force: bool = False,
+    report: bool = True,
     columns: TableFlags = Columns(),
     settings: Flags | None = None,
 ) -> None:
@@ -96,17 +89,14 @@ def fit(
         Train this fold alone (0, 1, …).
     force
         Go on although the version of torch has changed.
+    report
+        Write RUN/report.html at the end.
     """
-    chosen = _recipe(recipe, settings)
-    _require_weights(chosen, out)
-    if photos.is_dir() and out.resolve().is_relative_to(photos.resolve()):
-        raise UsageError(
-            f"the run `{out}` would lie among the photos in `{photos}`",
-            hint="name a folder beside them with --out",
-        )
-    tables.print_scores(
-        terminal.stdout, _fit(columns.read(photos), chosen, out, fold=fold, force=force)
-    )
+    chosen = chosen_recipe(recipe, settings)
+    require_weights(chosen, out)
+    require_beside(out, photos)
+    run = _fit(columns.read(photos), chosen, out, fold=fold, force=force, report=report)
+    tables.print_scores(terminal.stdout, run)
 
 
 @app.command
@@ -120,7 +110,7 @@ def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) 
     """
     from fieldguide.catalog import scan
 
-    chosen = _recipe("demo", settings)
+    chosen = chosen_recipe("demo", settings)
     photos, run_folder = out / "photos", out / "run"
     if not photos.exists():
         _draw(photos)
@@ -128,6 +118,7 @@ def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) 
     tables.print_scores(terminal.stdout, run)
     terminal.stdout.print("\nnext:")
     for command in (
+        f"open {run_folder}/report.html",
         f"fieldguide predict {run_folder} {photos} --out predictions.csv",
         f"fieldguide labels {run_folder}",
         f"fieldguide check {photos}",
@@ -157,13 +148,38 @@ def _fit(
     *,
     fold: int | None = None,
     force: bool = False,
+    report: bool = True,
 ) -> "Run":
-    """A fit with progress on the terminal."""
-    with _watching() as watcher:
-        from fieldguide.crossval import fit
+    """A fit with progress on the terminal, and its report also where training failed."""
+    try:
+        with watching() as watcher:
+            from fieldguide.crossval import fit
 
-        return fit(
-            catalog, recipe, folder, fold=fold, force=force, command=sys.argv, watcher=watcher()
+            run = fit(
+                catalog, recipe, folder, fold=fold, force=force, command=sys.argv, watcher=watcher()
+            )
+    except TrainingError:
+        if report:
+            _report(folder)
+        raise
+    if report and not (run.complete and (folder / "report.html").is_file()):
+        _report(folder)
+    return run
+
+
+def _report(folder: Path) -> None:
+    """Writes a run's report; what goes wrong there must not hurt the run."""
+    from fieldguide.report import build, topics
+    from fieldguide.runs import Run
+
+    try:
+        with Display(terminal.stderr) as display:
+            display.begin("writing the report", len(topics()))
+            build(Run(folder), progress=display.reach)
+    except Exception as error:
+        terminal.stderr.print(
+            f"the report could not be written: {error}; `fieldguide report {folder}` tries again",
+            soft_wrap=True,
         )
 
 
@@ -177,78 +193,3 @@ def _draw(folder: Path) -> None:
         display.begin("drawing specimens", DEMO_PHOTOS_EACH * len(demo.SPECIES))
         demo.draw_collection(begun, photos_each=DEMO_PHOTOS_EACH, progress=display.reach)
     begun.rename(folder)
-
-
-def _recipe(name: str, settings: BaseModel | None) -> Recipe:
-    """The named recipe, over it the environment, over it the flags; checked without torch."""
-    recipes.load(name)  # its own mistakes are told with its name
-    flags = settings.model_dump(exclude_none=True) if settings else {}
-    flags |= {name: recipes.from_text(name, flags[name]) for name in TEXT_FLAGS if name in flags}
-    chosen = recipes.build(recipes.settings_of(name) | recipes.from_environment(os.environ) | flags)
-    require_backbone(chosen.backbone)
-    return chosen
-
-
-def _require_weights(recipe: Recipe, folder: Path) -> None:
-    """Refuses a weights file that is not there, where no run holds its content yet."""
-    named = recipe.weights not in {"pretrained", "none"}
-    if named and not Path(recipe.weights).is_file() and not (folder / "setup.json").is_file():
-        raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
-
-
-@contextmanager
-def _watching() -> "Iterator[Callable[[], Watcher]]":
-    """A display and signal handlers while a fit runs, and the maker of what ties them to it.
-
-    The first SIGINT or SIGTERM asks for a checkpoint and an orderly end, the second ends at once.
-    """
-    asked: list[int] = []
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if asked:
-            os._exit(128 + number)
-        asked.append(number)
-
-    def check_stop() -> None:
-        if asked:
-            raise Stopped(asked[0])
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with Display(terminal.stderr) as display:
-            yield lambda: _watcher(display, check_stop)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _watcher(display: Display, check_stop: "Callable[[], None]") -> "Watcher":
-    from fieldguide.crossval import Watcher
-
-    def on_plan(plan: "Plan") -> None:
-        recipe = plan.recipe
-        display.begin(
-            f"training {len(plan.folds)} folds × {recipe.replicas} replicas"
-            f" × {recipe.epochs} epochs",
-            plan.steps,
-        )
-
-    def on_check(photos: int) -> None:
-        display.reach(photos)
-        check_stop()
-
-    def on_row(row: dict[str, Any]) -> None:
-        display.row(row)
-        if row["model"] == "merged":  # the first time, all that an epoch consists of was done once
-            display.forecast()
-
-    return Watcher(
-        on_check=on_check,
-        on_checking=lambda photos: display.begin("checking photos", photos),
-        on_plan=on_plan,
-        on_resume=display.skip,
-        on_step=display.advance,
-        on_row=on_row,
-        notice=display.notice,
-        check_stop=check_stop,
-    )

@@ -1,0 +1,112 @@
+"""What commands that train share: the recipe that is asked for, checks, progress, signals."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from fieldguide import recipe as recipes
+from fieldguide.backbones import require_backbone
+from fieldguide.cli import terminal
+from fieldguide.cli.flags import TEXT_FLAGS
+from fieldguide.display import Display
+from fieldguide.errors import Stopped, UsageError
+from fieldguide.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fieldguide.crossval import Plan, Watcher
+
+
+def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
+    """The named recipe, over it the environment, over it the flags; checked without torch."""
+    recipes.load(name)  # its own mistakes are told with its name
+    chosen = recipes.build(recipes.settings_of(name) | given_settings(settings))
+    require_backbone(chosen.backbone)
+    return chosen
+
+
+def given_settings(settings: BaseModel | None) -> dict[str, Any]:
+    """What the environment and, over it, the flags set."""
+    flags = settings.model_dump(exclude_none=True) if settings else {}
+    flags |= {name: recipes.from_text(name, flags[name]) for name in TEXT_FLAGS if name in flags}
+    return recipes.from_environment(os.environ) | flags
+
+
+def require_weights(recipe: Recipe, folder: Path) -> None:
+    """Refuses a weights file that is not there, where no run holds its content yet."""
+    named = recipe.weights not in {"pretrained", "none"}
+    if named and not Path(recipe.weights).is_file() and not (folder / "setup.json").is_file():
+        raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
+
+
+def require_beside(folder: Path, photos: Path) -> None:
+    """Refuses a folder to write to that would lie among the photos."""
+    if photos.is_dir() and folder.resolve().is_relative_to(photos.resolve()):
+        raise UsageError(
+            f"`{folder}` would lie among the photos in `{photos}`",
+            hint="name a folder beside them with --out",
+        )
+
+
+@contextmanager
+def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
+    """A display and signal handlers while a fit runs, and the maker of what ties them to it.
+
+    `what` is being done, if it is no fit. The first SIGINT or SIGTERM asks for a checkpoint and an
+    orderly end, the second ends at once.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if asked:
+            os._exit(128 + number)
+        asked.append(number)
+
+    def check_stop() -> None:
+        if asked:
+            raise Stopped(asked[0])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Display(terminal.stderr) as display:
+            yield lambda: _watcher(display, check_stop, what)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "Watcher":
+    from fieldguide.crossval import Watcher
+
+    def on_plan(plan: "Plan") -> None:
+        recipe = plan.recipe
+        training = (
+            f"training {len(plan.folds)} folds × {recipe.replicas} replicas"
+            f" × {recipe.epochs} epochs"
+        )
+        display.begin(what or training, plan.steps)
+
+    def on_check(photos: int) -> None:
+        display.reach(photos)
+        check_stop()
+
+    def on_row(row: dict[str, Any]) -> None:
+        display.row(row)
+        if row["model"] == "merged":  # the first time, all that an epoch consists of was done once
+            display.forecast()
+
+    return Watcher(
+        on_check=on_check,
+        on_checking=lambda photos: display.begin("checking photos", photos),
+        on_plan=on_plan,
+        on_resume=display.skip,
+        on_step=display.advance,
+        on_row=on_row,
+        notice=display.notice,
+        check_stop=check_stop,
+    )

@@ -1,0 +1,231 @@
+"""Commands that show and compare: report, landscape, compare, preview, find-rate."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from fieldguide.cli import tables, terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.fitting import (
+    chosen_recipe,
+    given_settings,
+    require_beside,
+    require_weights,
+    watching,
+)
+from fieldguide.cli.flags import Columns, Computer, Flags, MachineFlags, TableFlags
+from fieldguide.display import Display
+from fieldguide.errors import UsageError
+
+LEAST_SWEEP_STEPS = 20  # fewer show no course of the loss: `find_rate` refuses them too
+
+
+@app.command
+def report(
+    run: Path,
+    *,
+    out: Path | None = None,
+    figures: Path | None = None,
+    heat_maps: bool = True,
+    photos_root: Path | None = None,
+) -> None:
+    """Write a run as one page that needs no network: RUN/report.html.
+
+    Parameters
+    ----------
+    run
+        A run's folder, finished or not.
+    out
+        The page to write, if not RUN/report.html.
+    figures
+        Also write charts as PNG and SVG into this folder.
+    heat_maps
+        Show where the networks looked, for which they look at some photos again.
+    photos_root
+        Where the run's own photos lie, if they were moved.
+    """
+    from fieldguide.report import build, save_figures, topics
+    from fieldguide.runs import Run
+
+    opened = Run(run, photos=photos_root)
+    with Display(terminal.stderr) as display:
+        display.begin("writing the report", len(topics()))
+        page = build(opened, out, heat_maps=heat_maps, progress=display.reach)
+    terminal.stdout.print(f"the report is {page}")
+    if figures is not None:
+        for path in save_figures(opened, figures):
+            terminal.stdout.print(f"  {path}")
+
+
+@app.command
+def landscape(
+    run: Path,
+    *,
+    fold: int = 0,
+    between: Literal["replicas", "folds"] = "replicas",
+    photos_root: Path | None = None,
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Measure loss and accuracy along the line between two networks, for the report.
+
+    Parameters
+    ----------
+    run
+        A run's folder.
+    fold
+        Its replicas, or it and the next fold.
+    between
+        Two replicas of the fold (of a run with --keep-replicas), or two folds.
+    photos_root
+        Where the run's own photos lie, if they were moved.
+    """
+    from fieldguide import landscape as landscapes
+    from fieldguide.runs import Run
+
+    machine.check()
+    opened = Run(run, photos=photos_root)
+    with Display(terminal.stderr) as display:
+        display.begin("looking along the line", len(landscapes.PLACES))
+        found = landscapes.measure(
+            opened, fold, between=between, machine=machine.chosen(), progress=display.reach
+        )
+    path = landscapes.write(opened, found)
+    terminal.stdout.print(f"the landscape is in {path}; fieldguide report {run} draws it")
+
+
+@app.command
+def compare(
+    photos: Path,
+    *,
+    out: Path,
+    vary: list[str] | None = None,
+    preset: Literal["reference"] | None = None,
+    one_at_a_time: bool = False,
+    budget: float | None = None,
+    recipe: str = "default",
+    columns: TableFlags = Columns(),
+    settings: Flags | None = None,
+) -> None:
+    """Fit several recipes on the same folds, and say which differ by more than chance.
+
+    The same command again goes on and skips what is done. OUT/compare.html shows it all.
+
+    Parameters
+    ----------
+    photos
+        A folder with one folder a class, or with train, val and test, or a CSV table.
+    out
+        The comparison's folder: new, or that of the comparison to go on with.
+    vary
+        A setting and its values, such as mix=none,cutmix; may be given several times.
+    preset
+        The course report's experiments in place of --vary.
+    one_at_a_time
+        Vary each setting alone, in place of all combinations.
+    budget
+        Hours; trials that would take longer by the forecast are left out.
+    recipe
+        The recipe that is varied: a name or a .toml file.
+    """
+    base = chosen_recipe(recipe, settings)
+    require_beside(out, photos)
+    if preset is None and not vary:
+        raise UsageError("nothing to compare", hint="such as --vary mix=none,cutmix")
+    if preset is not None and (vary or one_at_a_time or recipe != "default"):
+        raise UsageError("--preset says what is compared: leave --vary and --recipe out")
+    if budget is not None and budget <= 0:
+        raise UsageError(f"--budget is not above 0 hours: {budget}")
+    from fieldguide import compare as compares  # brings torch
+
+    trials = (
+        compares.reference(given_settings(settings))
+        if preset
+        else compares.trials(base, compares.parse_vary(vary or []), one_at_a_time=one_at_a_time)
+    )
+    for trial in trials:
+        require_weights(trial.recipe, out)
+    with watching() as watcher:
+        found = compares.compare(
+            columns.read(photos),
+            trials,
+            out,
+            budget_hours=budget,
+            command=sys.argv,
+            watcher=watcher(),
+        )
+    tables.print_comparison(terminal.stdout, found)
+    terminal.stdout.print(f"the page is {out / 'compare.html'}")
+
+
+@app.command
+def preview(
+    photos: Path,
+    *,
+    out: Path = Path("preview.png"),
+    recipe: str = "default",
+    columns: TableFlags = Columns(),
+    settings: Flags | None = None,
+) -> None:
+    """Draw what a recipe's augmentation and mixing make of photos, as one picture.
+
+    Parameters
+    ----------
+    photos
+        A folder with one folder a class, or with train, val and test, or a CSV table.
+    out
+        The picture to write.
+    recipe
+        A named recipe or a .toml file.
+    """
+    from fieldguide import predictions
+
+    chosen = chosen_recipe(recipe, settings)
+    predictions.require_free(out)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"the preview is a PNG picture: {out}", hint="call it preview.png")
+    catalog = columns.read(photos)
+    from fieldguide import preview as previews  # brings torch
+
+    terminal.stdout.print(f"the preview is {previews.preview(catalog, chosen, out)}")
+
+
+@app.command(name="find-rate")
+def find_rate(
+    photos: Path,
+    *,
+    out: Path,
+    recipe: str = "default",
+    steps: Annotated[int, Parameter(name="--sweep-steps")] = 100,
+    columns: TableFlags = Columns(),
+    settings: Flags | None = None,
+) -> None:
+    """Suggest learning rates for head and backbone by a range test on real batches.
+
+    Parameters
+    ----------
+    photos
+        A folder with one folder a class, or with train, val and test, or a CSV table.
+    out
+        A new folder for the chart and the numbers.
+    recipe
+        A named recipe or a .toml file.
+    steps
+        Steps of each sweep.
+    """
+    chosen = chosen_recipe(recipe, settings)
+    if out.exists():
+        raise UsageError(f"`{out}` is there already", hint="name a new folder with --out")
+    require_beside(out, photos)
+    if steps < LEAST_SWEEP_STEPS:
+        raise UsageError(f"--sweep-steps is below {LEAST_SWEEP_STEPS}: {steps}")
+    catalog = columns.read(photos)
+    from fieldguide import find_rate as rates  # brings torch
+
+    with watching(what="sweeping rates") as watcher:
+        found = rates.find_rate(catalog, chosen, steps=steps, watcher=watcher())
+    rates.write(found, out)
+    for line in rates.advice(found):
+        terminal.stdout.print(line)
+    terminal.stdout.print(f"the chart is {out / 'rates.html'}")
