@@ -31,7 +31,7 @@ Status = Literal["complete", "unfinished", "failed", "not begun"]
 # Groups below which a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
 FEW_GROUPS = 30
 
-LETTERS = 44  # of a trial's name in a chart; tables have all of it (taste)
+LETTERS = 44  # of a trial's name in charts and the table; the list has all of it (taste)
 HEIGHT = 380
 ROW = 30  # pixels of a difference
 WIDTH, SCALE = 760, 2  # of the figures for papers, and pixels of a PNG for each of theirs
@@ -42,7 +42,6 @@ SHAPES = (
     *("diamond", "square", "triangle-up", "triangle-down", "cross"),
     *("triangle-right", "triangle-left"),
 )
-DASHES = ([1, 0], [6, 3], [2, 3])  # a further help to the eye, from the seventh trial on
 BETTER, WORSE = "#0072B2", "#D55E00"
 
 
@@ -140,7 +139,7 @@ def lead(comparison: Comparison) -> str:
     if base.accuracy is None or base.status != "complete":
         return f"{_base(base)} is not complete yet, so that nothing can be compared to it."
     said = f"{_base(base)} names {percent(base.accuracy)} of photos rightly."
-    compared = [(row.name, row.contrast) for row in others if row.contrast]
+    compared = [(_short(row.name), row.contrast) for row in others if row.contrast]
     alike = [name for name, found in compared if found.verdict == "no difference shown"]
     if not compared:
         return f"{said} No other trial is complete yet."
@@ -168,7 +167,7 @@ def warning(comparison: Comparison) -> str:
     if winner is None:
         return ""
     return (
-        f"{winner.name} is right most often of {winner.trials} trials. Its own"
+        f"{_short(winner.name)} is right most often of {winner.trials} trials. Its own"
         f" {percent(winner.accuracy)} is optimistic: it was chosen on the same photos that it is"
         f" judged by. Choosing the best in this way is worth {percent(winner.corrected)}, where the"
         " photos that judge had no say in the choice (bias-corrected by bootstrap)."
@@ -222,6 +221,7 @@ def _line(row: Row, is_base: bool) -> dict[str, Any]:
     contrast = row.contrast
     return {
         "row": row,
+        "name": _short(row.name),
         "base": is_base,
         "accuracy": _or_dash(row.accuracy, percent),
         "interval": " to ".join(map(percent, row.interval)) if row.interval else "–",
@@ -251,8 +251,7 @@ def labels(rows: Sequence[Row], folds: int) -> dict[str, str]:
     """What charts call each trial: cut to a length, no two alike, with the folds that are done."""
     found: dict[str, str] = {}
     for row in rows:
-        name = " ".join(row.name.split()) or "–"
-        short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+        short = _short(row.name)
         label, number = short, 1
         while label in found.values():
             number += 1
@@ -260,6 +259,11 @@ def labels(rows: Sequence[Row], folds: int) -> dict[str, str]:
         part = f" ({row.folds} of {folds} folds)" if 0 < row.folds < folds else ""
         found[row.name] = label + part
     return found
+
+
+def _short(name: str) -> str:
+    plain = " ".join(name.split()) or "–"
+    return plain if len(plain) <= LETTERS else f"{plain[: LETTERS - 1]}…"
 
 
 def epochs_chart(comparison: Comparison) -> alt.LayerChart:
@@ -282,7 +286,7 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
     thick = alt.condition(
         alt.datum.trial == names[comparison.rows[0].name], alt.value(3.5), alt.value(1.8)
     )
-    lines = base.mark_line().encode(strokeDash=looks["dash"], strokeWidth=thick)
+    lines = base.mark_line().encode(strokeWidth=thick)
     points = base.mark_point(filled=True, size=60).encode(
         shape=looks["shape"],
         tooltip=[
@@ -384,11 +388,10 @@ def _rounded(value: float) -> float:
 
 
 def _looks(names: Sequence[str], base: str) -> dict[str, Any]:
-    """Colour, shape and dashes of each trial, in one legend; the base is grey."""
+    """Colour and shape of each trial, in one legend; the base is a grey circle."""
     others = [name for name in names if name != base]
     colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(others)}
     shapes = {name: SHAPES[n % len(SHAPES)] for n, name in enumerate(others)}
-    dashes = {name: DASHES[n // len(COLORS) % len(DASHES)] for n, name in enumerate(others)}
     legend = alt.Legend(title=None, orient="top", symbolOpacity=1, columns=3, labelLimit=220)
 
     def scale(of: Mapping[str, Any], base_value: Any) -> alt.Scale:
@@ -397,7 +400,6 @@ def _looks(names: Sequence[str], base: str) -> dict[str, Any]:
     return {
         "color": alt.Color("trial:N", scale=scale(colors, curves.NEUTRAL), legend=legend),
         "shape": alt.Shape("trial:N", scale=scale(shapes, "circle"), legend=legend),
-        "dash": alt.StrokeDash("trial:N", scale=scale(dashes, [1, 0]), legend=None),
     }
 
 
