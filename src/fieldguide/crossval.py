@@ -434,7 +434,7 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
     freeze(network, recipe.freeze)
     network.to(device)
     loader = Loader(
-        _pictures(run, root),
+        pictures(recipe, [root / photo.path for photo in run.catalog.photos]),
         count_workers(recipe.workers, device),
         pin_memory=device.type == "cuda",
     )
@@ -522,8 +522,8 @@ def _parts(run: Run, fold: Fold) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     )
 
 
-def _pictures(run: Run, root: Path) -> Pictures:
-    recipe = run.recipe
+def pictures(recipe: Recipe, photos: Sequence[Path]) -> Pictures:
+    """What training and evaluation make of the files, by a resolved recipe."""
     assert recipe.size != "auto" and recipe.eval_resize != "auto"
     assert recipe.interpolation != "auto" and recipe.mean != "auto"
     settings = Augmentation(
@@ -538,7 +538,7 @@ def _pictures(run: Run, root: Path) -> Pictures:
         erasing=recipe.erasing,
     )
     return Pictures(
-        files=[root / photo.path for photo in run.catalog.photos],
+        files=photos,
         training=training_transform(settings, recipe.mean),
         evaluation=evaluation_transform(recipe.size, recipe.eval_resize, recipe.interpolation),
         shorter_side=decoded_side(recipe.eval_resize),

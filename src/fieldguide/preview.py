@@ -19,18 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fieldguide import files, pixels
-from fieldguide.augment import (
-    Augmentation,
-    Mix,
-    Policy,
-    decoded_side,
-    evaluation_transform,
-    mix_batch,
-    training_transform,
-)
+from fieldguide.augment import Mix, Policy, mix_batch
 from fieldguide.batches import Draw, Pictures
 from fieldguide.catalog import Catalog, Photo
-from fieldguide.crossval import resolve
+from fieldguide.crossval import pictures, resolve
 from fieldguide.errors import DataError, UnreadablePhoto
 from fieldguide.network import build_backbone
 from fieldguide.recipe import Recipe
@@ -90,11 +82,12 @@ def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
     flip and colours come before it.
     """
     photo = _readable(catalog, recipe, 1)[0]
+    paths = [catalog.file(each) for each in catalog.photos]
     for policy in get_args(Policy):
-        pictures = _pictures(catalog, recipe, policy)
-        plain = _drawn(pictures, [Draw(photo, None)])
+        shown = pictures(recipe.replace(augment=policy), paths)
+        plain = _drawn(shown, [Draw(photo, None)])
         seeds = [derive_seed(recipe.seed, "preview", number) for number in range(DRAWS)]
-        changed = _drawn(pictures, [Draw(photo, seed) for seed in seeds])
+        changed = _drawn(shown, [Draw(photo, seed) for seed in seeds])
         cells = [_cell(plain[0], "as it is evaluated", _name(catalog.photos[photo]))]
         cells += [_cell(image, f"draw {n}") for n, image in enumerate(changed, start=1)]
         own = " (the recipe's)" if policy == recipe.augment else ""
@@ -108,7 +101,8 @@ def mix_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
     targets = torch.tensor([names.index(_name(catalog.photos[n])) for n in batch])
     seeds = [derive_seed(recipe.seed, "preview", "batch", photo) for photo in batch]
     draws = [Draw(photo, seed) for photo, seed in zip(batch, seeds, strict=True)]
-    images = _drawn(_pictures(catalog, recipe, recipe.augment), draws)
+    paths = [catalog.file(photo) for photo in catalog.photos]
+    images = _drawn(pictures(recipe, paths), draws)
     for mix in _MIXES if len(batch) > 1 else _MIXES[:1]:
         own = " (the recipe's)" if mix == recipe.mix else ""
         own = " (one of the recipe's two)" if mix != "none" and recipe.mix == "either" else own
@@ -172,32 +166,9 @@ def _varied(catalog: Catalog, seed: int) -> list[int]:
     return [number for _, number in sorted(zip(turns, order, strict=True), key=itemgetter(0))]
 
 
-def _pictures(catalog: Catalog, recipe: Recipe, policy: Policy) -> Pictures:
-    assert recipe.size != "auto" and recipe.eval_resize != "auto"
-    assert recipe.interpolation != "auto" and recipe.mean != "auto"
-    settings = Augmentation(
-        size=recipe.size,
-        interpolation=recipe.interpolation,
-        crop_scale=recipe.crop_scale,
-        flip=recipe.flip,
-        color_jitter=recipe.color_jitter,
-        jitter=recipe.jitter,
-        grayscale=recipe.grayscale,
-        policy=policy,
-        erasing=recipe.erasing,
-    )
-    return Pictures(
-        files=[catalog.file(photo) for photo in catalog.photos],
-        training=training_transform(settings, recipe.mean),
-        evaluation=evaluation_transform(recipe.size, recipe.eval_resize, recipe.interpolation),
-        shorter_side=decoded_side(recipe.eval_resize),
-        truncated=recipe.truncated,
-    )
-
-
-def _drawn(pictures: Pictures, draws: Sequence[Draw]) -> UInt8[Tensor, "n 3 size size"]:
+def _drawn(shown: Pictures, draws: Sequence[Draw]) -> UInt8[Tensor, "n 3 size size"]:
     with torch.random.fork_rng(devices=[]):
-        batch = pictures[draws]
+        batch = shown[draws]
     if batch.error:
         raise DataError(batch.error)
     return batch.images
