@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from fieldguide.augment import decoded_side, evaluation_transform, normalise
-from fieldguide.batches import Pictures, evaluation_plan
+from fieldguide.augment import normalise
+from fieldguide.batches import evaluation_plan
 from fieldguide.device import choose_device
-from fieldguide.inference import Architecture
+from fieldguide.inference import Architecture, pictures, template
 from fieldguide.merge import Weights
-from fieldguide.network import Network, build, load_weights
+from fieldguide.network import Network, load_weights
 
 # Photos at a time: feature maps are small, and few photos are asked for (taste).
 _BATCH = 8
@@ -43,14 +43,7 @@ class Activation:
     def __init__(self, architecture: Architecture, device: str = "auto") -> None:
         """Builds the network; photos are prepared as those that the folds were judged by."""
         self.architecture, self.device = architecture, choose_device(device)
-        self.network = build(
-            architecture.backbone,
-            weights="none",
-            head=architecture.head,
-            classes=architecture.classes,
-            dropout=0.0,
-            seed=0,
-        ).to(self.device)
+        self.network = template(architecture).to(self.device)
         self.network.eval()
 
     def heats(
@@ -58,9 +51,9 @@ class Activation:
     ) -> Iterator[Heat]:
         """The heat of one class (by number) in each file, without files that cannot be read."""
         load_weights(self.network, weights)
-        pictures, known = self._pictures(files), torch.tensor(classes, dtype=torch.int64)
+        shown, known = pictures(self.architecture, files), torch.tensor(classes, dtype=torch.int64)
         for draws in evaluation_plan(np.arange(len(files)), _BATCH):
-            batch = pictures[draws]
+            batch = shown[draws]
             if len(batch.photos):
                 found = self._heat(batch.images, known[batch.photos]).cpu().numpy()
                 pixels = batch.images.permute(0, 2, 3, 1).numpy()
@@ -72,20 +65,6 @@ class Activation:
         architecture = self.architecture
         ready = normalise(images.to(self.device), architecture.mean, architecture.std)
         return scaled(grad_cam(self.network, ready, classes.to(self.device)))
-
-    def _pictures(self, files: Sequence[Path]) -> Pictures:
-        architecture = self.architecture
-        transform = evaluation_transform(
-            architecture.size, architecture.eval_resize, architecture.interpolation
-        )
-        return Pictures(
-            files=files,
-            training=transform,
-            evaluation=transform,
-            shorter_side=decoded_side(architecture.eval_resize),
-            truncated=architecture.truncated,
-            lenient=True,
-        )
 
 
 def grad_cam(

@@ -40,6 +40,7 @@ from fieldguide.errors import ResourceError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
+    Network,
     build,
     has_batch_norm,
     load_weights,
@@ -142,7 +143,7 @@ def recalibrated(
     Give them in random order: photos of few classes at a time have statistics of their own.
     """
     device = choose_device(machine.device)
-    network = _built(architecture).to(device)
+    network = template(architecture).to(device)
     load_weights(network, weights)
     if has_batch_norm(network):
         loader = _loader(architecture, files, machine, device, ())
@@ -170,7 +171,7 @@ class _Networks:
         precision: Precision,
     ) -> None:
         self.architecture, self.device, self.precision = architecture, device, precision
-        self.network = _built(architecture).to(device).eval()
+        self.network = template(architecture).to(device).eval()
         self.members = [
             {name: tensor.to(device) for name, tensor in weights.items()} for weights in members
         ]
@@ -221,7 +222,8 @@ def _views_in(batch: Batch) -> int:
     return batch.images.shape[1] if batch.images.ndim == 5 else 1
 
 
-def _built(architecture: Architecture) -> torch.nn.Module:
+def template(architecture: Architecture) -> Network:
+    """A network of that architecture, whose weights are still to be put in."""
     return build(
         architecture.backbone,
         weights="none",
@@ -241,13 +243,10 @@ def precision_used(architecture: Architecture, machine: Machine) -> Precision:
     return own if own in {"float32", choose_precision("auto", device)} else "float32"
 
 
-def _loader(
-    architecture: Architecture,
-    files: Sequence[Path],
-    machine: Machine,
-    device: torch.device,
-    views: Sequence[View],
-) -> Loader:
+def pictures(
+    architecture: Architecture, files: Sequence[Path], views: Sequence[View] = ()
+) -> Pictures:
+    """The files as the network is shown them; those that cannot be read are left out and named."""
     size, resize = architecture.size, architecture.eval_resize
     interpolation = architecture.interpolation
     transform = (
@@ -255,7 +254,7 @@ def _loader(
         if views
         else evaluation_transform(size, resize, interpolation)
     )
-    pictures = Pictures(
+    return Pictures(
         files=files,
         training=v2.Compose([v2.Identity()]),
         evaluation=transform,
@@ -263,5 +262,15 @@ def _loader(
         truncated=architecture.truncated,
         lenient=True,
     )
+
+
+def _loader(
+    architecture: Architecture,
+    files: Sequence[Path],
+    machine: Machine,
+    device: torch.device,
+    views: Sequence[View],
+) -> Loader:
     workers = min(count_workers(machine.workers, device), len(files) // machine.batch_size)
-    return Loader(pictures, workers, pin_memory=device.type == "cuda")
+    shown = pictures(architecture, files, views)
+    return Loader(shown, workers, pin_memory=device.type == "cuda")
