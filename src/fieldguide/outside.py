@@ -156,7 +156,7 @@ def _rows(
     machine: Machine,
 ) -> Iterator[Worth]:
     """Folds, their mean and the ensemble from its members' logits; then each merged model."""
-    folds = [combine.one_fold(ingredients, fold) for fold in ingredients.judged]
+    folds = _one_by_one(ensemble)
     one, all_of_them = (speed(model, photos.files, machine) for model in (folds[0], ensemble))
     rows = [
         _worth(model.card.members[0], model, logits[[n]], photos, one)
@@ -175,6 +175,14 @@ def _rows(
             found = combine.outside_logits(ingredients, model.members, photos, machine)
             row = _worth(name, model, found, photos, one)
             yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
+
+
+def _one_by_one(ensemble: Classifier) -> list[Classifier]:
+    """Each member alone, with the ensemble's temperature."""
+    return [
+        replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
+        for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
+    ]
 
 
 def unseen(
