@@ -176,7 +176,7 @@ def test_a_run_without_a_fold_is_refused(tmp_path: Path, photos: Catalog) -> Non
     ],
 )
 def test_probabilities_in_words(probability: float, words: str) -> None:
-    assert labels._percent(probability) == words
+    assert labels.percent(probability) == words
 
 
 # --- look-alikes ----------------------------------------------------------------------------------

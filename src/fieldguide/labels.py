@@ -221,8 +221,8 @@ def _look_alike(judged: _Judged, facts: Sequence[Facts], row: int, other: int) -
 def _suspected(judged: _Judged) -> Iterator[Doubt]:
     for suspect in suspects(judged.probabilities, judged.targets):
         reason = (
-            f"`{judged.classes[suspect.suggested]}` at {_percent(suspect.suggested_probability)},"
-            f" its own label at {_percent(suspect.given_probability)}"
+            f"`{judged.classes[suspect.suggested]}` at {percent(suspect.suggested_probability)},"
+            f" its own label at {percent(suspect.given_probability)}"
         )
         yield _doubt(judged, suspect.photo, suspect.suggested, reason)
 
@@ -241,7 +241,7 @@ def _doubt(judged: _Judged, row: int, suggested: int, reason: str, other: str = 
     )
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
     """Such as `97 %` or `0.4 %`; never a certainty, as no model has one."""
     if probability < 0.0001:
         return "under 0.01 %"

@@ -305,10 +305,5 @@ def _card(
 
 
 def percent(probability: float) -> str:
-    """Such as `97 %` or `0.4 %`; never a certainty, as no model has one."""
-    if probability < 0.0001:
-        return "under\N{NO-BREAK SPACE}0.01\N{NO-BREAK SPACE}%"
-    if probability >= 0.995:
-        return "over\N{NO-BREAK SPACE}99\N{NO-BREAK SPACE}%"
-    digits = ".0f" if probability >= 0.01 else ".1g"
-    return f"{100 * probability:{digits}}\N{NO-BREAK SPACE}%"
+    """As in the list of labels, in one piece where lines are broken."""
+    return labels.percent(probability).replace(" ", "\N{NO-BREAK SPACE}")
