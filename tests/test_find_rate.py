@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import fieldguide as fg
 from fieldguide import find_rate as module
 from fieldguide.batches import training_plan
+from fieldguide.checkpoint import Step
 from fieldguide.crossval import Plan, Watcher, fold_jobs
 from fieldguide.errors import ResourceError, TrainingError, UsageError
 from fieldguide.find_rate import (
@@ -238,9 +239,14 @@ def test_a_backbone_that_is_frozen_is_not_swept(job: FoldJob) -> None:
     assert as_json(found)["backbone"] is None
 
 
-def fake_steps(losses: Callable[[int], float | None]) -> Callable[..., float | None]:
+def fake_steps(losses: Callable[[int], float | None]) -> Callable[..., Step | None]:
     calls = iter(range(10_000))
-    return lambda *args: losses(next(calls))
+
+    def step(*args: Any) -> Step | None:
+        loss = losses(next(calls))
+        return None if loss is None else Step(loss, 0.5)
+
+    return step
 
 
 def test_an_exploding_loss_ends_the_sweep(job: FoldJob, monkeypatch: pytest.MonkeyPatch) -> None:

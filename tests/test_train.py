@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,38 @@ def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.Monkey
     assert not torch.equal(job.network.state_dict()["head.linear.bias"], before["head.linear.bias"])
 
 
+@pytest.mark.parametrize("mix", ["none", "cutmix"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
+    job: FoldJob, mix: str, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(job, recipe=job.recipe.replace(mix=mix))
+    optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    batch = next(job.loader.batches([[Draw(row, row) for row in range(12)]]))
+    job.network.eval()  # so that parts are normalised alike
+    original, mixed = train.mix_batch, []
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        mixed.append(original(*args, **settings))
+        return mixed[-1]
+
+    monkeypatch.setattr(train, "mix_batch", spy)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        images, shares = original(
+            train.normalised(job, batch.images),
+            torch.from_numpy(job.targets)[batch.photos],
+            classes=job.classes,
+            mix=job.recipe.mix,
+            alpha=job.recipe.mix_alpha,
+        )
+        best = job.network(images).argmax(dim=1)
+    step = train.train_step(job, optimizer, scaler, batch, seed=1, parts=parts)
+    assert step is not None
+    assert torch.equal(mixed[0][1], shares)
+    assert step.accuracy == pytest.approx(float(shares[torch.arange(12), best].mean()))
+
+
 def test_a_diverged_replica_is_left_out_and_flagged(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +229,7 @@ def test_accumulated_gradients_equal_the_whole_batch(several: int, job: FoldJob)
     for parts in (1, several):
         job.network.eval()
         job.network.zero_grad()
-        loss = train._backward(job, torch.GradScaler("cpu", enabled=False), batch, parts)
+        loss, _ = train._backward(job, torch.GradScaler("cpu", enabled=False), batch, parts)
         gradients.append([p.grad.clone() for p in job.network.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(job.network.parameters()))
     for whole, parted in zip(*gradients, strict=True):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -27,11 +27,23 @@ Row = dict[str, Any]
 BAD_STEPS_IN_A_ROW = 10
 
 
+class Step(NamedTuple):
+    """What a training step measured on its batch, before it changed the network: means over photos.
+
+    `accuracy` is the share of the target that lies on the class of the highest logit: with mixing a
+    photo has shares of several classes, so it stays below what plain photos would give.
+    """
+
+    loss: float
+    accuracy: float
+
+
 @dataclass
 class Tally:
     """Running counts of one replica's epoch."""
 
     loss: float = 0.0  # summed over photos
+    right: float = 0.0  # share of the target that the highest logit had, summed over photos
     photos: int = 0
     steps: int = 0
     skipped: int = 0
@@ -39,15 +51,16 @@ class Tally:
     missing: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: float | None, photos: int) -> None:
-        """Counts a step of mean `loss`; None: it was not finite, and skipped."""
+    def add(self, step: Step | None, photos: int) -> None:
+        """Counts a step; None: its loss was not finite, and it was skipped."""
         self.steps += 1
-        if loss is None:
+        if step is None:
             self.skipped += 1
             self.skipped_in_a_row += 1
             return
         self.skipped_in_a_row = 0
-        self.loss += loss * photos
+        self.loss += step.loss * photos
+        self.right += step.accuracy * photos
         self.photos += photos
 
     @property

@@ -272,7 +272,8 @@ class _Training:
         seed = derive_seed(self.job.recipe.seed, "range test", next(self.steps))
         while True:
             try:
-                return train_step(self.job, self.optimizer, self.scaler, batch, seed, self.parts)
+                step = train_step(self.job, self.optimizer, self.scaler, batch, seed, self.parts)
+                return step and step.loss
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

@@ -61,6 +61,7 @@ HISTORY = (
     "epoch",
     "model",
     "train_loss",
+    "train_accuracy",
     "test_loss",
     "test_accuracy",
     "ratio_mean",

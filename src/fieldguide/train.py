@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from fieldguide import merge, metrics
 from fieldguide.augment import mix_batch, normalise
 from fieldguide.batches import Batch, Loader, evaluation_plan, steps_in_epoch, training_plan
-from fieldguide.checkpoint import FoldState, Row, Tally, load_state, save_state
+from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
 from fieldguide.device import Precision, autocast, is_out_of_memory
 from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.merge import Weights
@@ -211,7 +211,7 @@ class _Session:
             if state.step < len(plan):
                 self.checkpoint_within_epoch(started)
 
-    def step(self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> float | None:
+    def step(self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Step | None:
         """A step in as many parts as the memory demands: twice as many after each failure."""
         while True:
             try:
@@ -349,18 +349,18 @@ def train_step(
     batch: Batch,
     seed: int,
     parts: int = 1,
-) -> float | None:
-    """Changes the network by one step and returns the mean loss, or None if it was not finite.
+) -> Step | None:
+    """Changes the network by one step; None if its loss or a gradient was not finite.
 
-    A step that fails, or whose loss or gradient is not finite, changes nothing, batch-norm
-    statistics included. The batch is computed in `parts`, whose gradients are added up: the same
-    step, but that each part is normalised by its own statistics where there is batch norm.
+    A step that fails or is not finite changes nothing, batch-norm statistics included. The batch is
+    computed in `parts`, whose gradients are added up: the same step, but that each part is
+    normalised by its own statistics where there is batch norm.
     """
     network = job.network
     statistics = [buffer.clone() for buffer in network.buffers()]
     torch.manual_seed(seed)
     try:
-        loss = _backward(job, scaler, batch, parts)
+        loss, accuracy = _backward(job, scaler, batch, parts)
         scaler.unscale_(optimizer)
         gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
         finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
@@ -375,7 +375,7 @@ def train_step(
         _restore(network, statistics)
     scaler.update()
     optimizer.zero_grad()
-    return float(loss) if finite else None
+    return Step(float(loss), float(accuracy)) if finite else None
 
 
 def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
@@ -383,8 +383,10 @@ def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
         buffer.copy_(before)
 
 
-def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch, parts: int) -> Tensor:
-    """Changes the gradients; returns the batch's mean loss, computed in so many parts."""
+def _backward(
+    job: FoldJob, scaler: torch.GradScaler, batch: Batch, parts: int
+) -> tuple[Tensor, Tensor]:
+    """Changes the gradients; returns mean loss and accuracy of a batch computed in parts."""
     recipe = job.recipe
     targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
     images, shares = mix_batch(
@@ -395,7 +397,7 @@ def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch, parts: int) 
         alpha=recipe.mix_alpha,
     )
     weights = _class_weights(job)
-    total = torch.zeros((), device=job.device)
+    total, right = torch.zeros(2, device=job.device)
     for part, part_shares in zip(
         images.tensor_split(min(parts, len(images))),
         shares.tensor_split(min(parts, len(images))),
@@ -409,7 +411,9 @@ def _backward(job: FoldJob, scaler: torch.GradScaler, batch: Batch, parts: int) 
         loss = loss * (len(part) / len(images))
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    return total
+        best = logits.detach().argmax(dim=1, keepdim=True)
+        right += part_shares.gather(1, best).sum() / len(images)
+    return total, right
 
 
 def normalised(
@@ -566,6 +570,7 @@ def _row(
         "epoch": state.epoch + 1,
         "model": model,
         "train_loss": tally.loss / tally.photos if tally.photos else None,
+        "train_accuracy": tally.right / tally.photos if tally.photos else None,
         "test_loss": None,
         "test_accuracy": None,
         "steps": tally.steps,
