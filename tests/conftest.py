@@ -1,6 +1,7 @@
 """What every test shares: shapes checked at run time, one thread, pictures made on the spot."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Decoded photos are kept for this session alone, away from the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="fieldguide-tests-")
+os.environ["FIELDGUIDE_CACHE"] = _CACHE.name
 
 # Shapes and dtypes in signatures are checked while testing; users pay nothing.
 install_import_hook("fieldguide", "beartype.beartype")

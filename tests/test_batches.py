@@ -1,10 +1,6 @@
-import gc
-import multiprocessing
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import save
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.transforms import v2
+from torch import Tensor
 
-from fieldguide.augment import Augmentation, evaluation_transform, training_transform
+from fieldguide import batches as module
+from fieldguide import files
+from fieldguide.augment import Augmentation, evaluation_transform
 from fieldguide.batches import (
+    AHEAD,
     Batch,
+    Decoding,
     Draw,
     Loader,
     Pictures,
@@ -28,15 +27,13 @@ from fieldguide.batches import (
     steps_in_epoch,
     training_plan,
 )
-from fieldguide.errors import DataError, ResourceError
-
-# When a process has died, torch opens some files to see whether it still can, and leaves them so.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+from fieldguide.errors import DataError
+from fieldguide.store import Store
+from fieldguide.transforms import Picture, evaluation, training
 
 PHOTOS = 9
 ROWS = np.arange(PHOTOS)
 Plan = list[list[Draw]]
-Send = Callable[[signal.Signals], None]
 
 AUGMENTATION = Augmentation(
     size=16,
@@ -52,9 +49,13 @@ AUGMENTATION = Augmentation(
 
 
 def pictures_of(folder: Path, count: int = PHOTOS) -> Pictures:
-    files = [save(folder / f"{number}.jpg", seed=number, size=(24, 20)) for number in range(count)]
-    training = training_transform(AUGMENTATION, (0.5, 0.5, 0.5))
-    return Pictures(files, training, evaluation_transform(16, 18, "bilinear"), shorter_side=18)
+    found = [save(folder / f"{number}.jpg", seed=number, size=(24, 20)) for number in range(count)]
+    return Pictures(
+        found,
+        training(AUGMENTATION, (0.5, 0.5, 0.5)),
+        evaluation(16, 18, "bilinear"),
+        Decoding(18, 18, "bilinear", "refuse"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 def fragile(tmp_path: Path) -> Pictures:
     """Nine photos that a test may remove."""
     return pictures_of(tmp_path)
-
-
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Torch waits 5 s for each process of a loader that an error holds on to; here for less."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-    yield
-    gc.collect()  # now, not in a later test
 
 
 def plan(seed: int = 0, replica: int = 0, epoch: int = 0, batch_size: int = 4) -> Plan:
@@ -174,10 +167,10 @@ def test_batches_come_in_the_order_asked_for(pictures: Pictures, workers: int) -
     ]
     assert all(batch.images.shape[1:] == (3, 16, 16) for batch in batches)
     assert all(batch.images.dtype == torch.uint8 for batch in batches)
-    assert all((batch.missing, batch.error) == (0, "") for batch in batches)
+    assert all(batch.missing == 0 for batch in batches)
 
 
-def test_pixels_do_not_depend_on_the_number_of_processes(pictures: Pictures) -> None:
+def test_pixels_do_not_depend_on_the_number_of_threads(pictures: Pictures) -> None:
     here = pixels(pictures, plan())
     assert set(here) == set(ROWS.tolist())
     assert equal(here, pixels(pictures, plan(), workers=2))
@@ -208,7 +201,8 @@ def test_evaluation_shows_the_evaluation_transform(pictures: Pictures) -> None:
     shown = pixels(pictures, evaluation_plan(ROWS, 4))
     for photo, file in enumerate(pictures.files):
         with Image.open(file) as picture:
-            assert torch.equal(shown[photo], pictures.evaluation(picture.convert("RGB")))
+            plain = evaluation_transform(16, 18, "bilinear")(picture.convert("RGB"))
+            assert torch.equal(shown[photo], plain)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -277,7 +271,6 @@ def test_two_vanished_photos_in_a_row_are_both_replaced(fragile: Pictures) -> No
     assert batch.photos[:3].tolist() == [third, third, third]
 
 
-@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_of_vanished_photos_is_an_error_that_names_one(
     fragile: Pictures, workers: int
@@ -292,7 +285,6 @@ def test_a_batch_of_vanished_photos_is_an_error_that_names_one(
     assert f"`{fragile.files[draws[1][0].photo]}`: file not found" in caught.value.message
 
 
-@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_vanished_evaluation_photo_is_an_error_that_names_it(
     fragile: Pictures, workers: int
@@ -330,7 +322,7 @@ def test_what_cannot_be_read_is_left_out_and_named_and_the_rest_stays(
     left = [number for number in range(PHOTOS) if number not in told]
     assert torch.cat([batch.photos for batch in batches]).tolist() == left
     for batch, part in zip(batches, draws, strict=True):
-        assert batch.missing == 0 and batch.error == ""
+        assert batch.missing == 0
         assert len(batch.photos) + len(batch.unreadable) == len(part)
         assert len(batch.images) == len(batch.photos)
         for photo, image in zip(batch.photos.tolist(), batch.images, strict=True):
@@ -353,123 +345,69 @@ def test_lenient_pictures_that_can_all_be_read_are_as_any(pictures: Pictures) ->
     assert reasons(list(Loader(lenient, 0).batches(draws))) == {}
 
 
-# --- processes that die ---------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def send() -> Send:
-    """Sends a signal to one of the processes that the test has started."""
-    earlier = {child.pid for child in multiprocessing.active_children()}
-
-    def send(number: signal.Signals) -> None:
-        own = {child.pid for child in multiprocessing.active_children()} - earlier
-        os.kill(next(pid for pid in own if pid), number)
-
-    return send
-
-
-def go_on(batches: Iterator[Batch]) -> None:
-    for _ in batches:
-        pass
-
-
-def train_first(batches: Iterator[Batch]) -> None:
-    """The process dies in a training step, which is none of its business."""
-    time.sleep(0.3)
-    go_on(batches)
-
-
-@pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("then", [go_on, train_first])
-def test_a_killed_process_is_an_error_with_a_way_on_and_no_hang(
-    pictures: Pictures,
-    then: Callable[[Iterator[Batch]], None],
-    send: Send,
-) -> None:
-    batches = Loader(pictures, workers=2).batches(plan() * 200)
-    next(batches)
-    send(signal.SIGKILL)
-    with pytest.raises(ResourceError, match="a process that prepares photos has died") as caught:
-        then(batches)
-    assert "--workers 0" in caught.value.hint
-    assert caught.value.exit_code == 4
-
-
-@pytest.mark.usefixtures("brief")
-def test_a_process_killed_between_two_plans_is_noticed(pictures: Pictures, send: Send) -> None:
-    loader = Loader(pictures, workers=2)
-    go_on(loader.batches(plan()))
-    send(signal.SIGKILL)
-    time.sleep(0.3)
-    with pytest.raises(ResourceError, match="has died"):
-        go_on(loader.batches(plan()))
-
-
-@pytest.mark.usefixtures("brief")
-def test_a_new_loader_does_not_mourn_the_processes_of_another(
-    pictures: Pictures, send: Send
-) -> None:
-    left = Loader(pictures, workers=1).batches(plan())
-    next(left)
-    send(signal.SIGKILL)
-    time.sleep(0.3)
-    assert len(list(Loader(pictures, workers=1).batches(plan()))) == len(plan())
-
-
-@pytest.mark.usefixtures("brief")
-def test_a_killed_process_is_noticed_outside_the_main_thread_too(
-    pictures: Pictures, send: Send
-) -> None:
-    found: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            batches = Loader(pictures, workers=1).batches(plan() * 200)
-            next(batches)
-            send(signal.SIGKILL)
-            go_on(batches)
-        except ResourceError as error:
-            found.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(60)
-    assert len(found) == 1
-
-
-class Broken(nn.Module):
-    """A transform with a mistake in it."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    def forward(self, picture: Image.Image) -> Tensor:
-        raise self.error
-
-
-@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", [RuntimeError("my mistake"), FileNotFoundError("my mistake")])
 def test_a_mistake_in_a_transform_stays_what_it_is(
     pictures: Pictures, error: Exception, workers: int
 ) -> None:
-    broken = replace(pictures, training=v2.Compose([Broken(error)]))
+    def broken(picture: Picture, seed: int) -> Tensor:
+        raise error
+
     with pytest.raises(type(error), match="my mistake"):
-        next(Loader(broken, workers).batches(plan()))
+        next(Loader(replace(pictures, training=broken), workers).batches(plan()))
 
 
-def test_other_children_may_end_as_they_like(pictures: Pictures) -> None:
-    batches = Loader(pictures, workers=1).batches(plan())
+def test_threads_end_with_the_batches_or_with_whoever_wants_no_more(pictures: Pictures) -> None:
+    before = threading.active_count()
+    for _ in Loader(pictures, 2).batches(plan()):
+        pass
+    batches = Loader(pictures, 2).batches(plan() * 20)
     next(batches)
-    child = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
-    child.start()
-    child.join()
-    assert len(list(batches)) == len(plan()) - 1
+    assert before < threading.active_count() <= before + 2
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
 
 
-def test_loader_processes_leave_ctrl_c_to_the_parent(pictures: Pictures, send: Send) -> None:
-    batches = Loader(pictures, workers=1).batches(plan() * 20)
+def test_threads_are_no_further_ahead_than_memory_allows(pictures: Pictures) -> None:
+    asked: list[int] = []
+
+    def counted(picture: Picture, seed: int) -> Tensor:
+        asked.append(seed)
+        return pictures.training(picture, seed)
+
+    batches = Loader(replace(pictures, training=counted), 2).batches(plan(batch_size=1) * 50)
     next(batches)
-    send(signal.SIGINT)
-    assert len(list(batches)) == len(plan()) * 20 - 1
+    time.sleep(0.3)
+    assert 1 <= len(asked) <= 1 + 2 * AHEAD
+    batches.close()  # type: ignore[attr-defined]
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_changes_no_pixel_and_saves_every_later_decode(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    plain = pixels(pictures, plan())
+    store = Store(tmp_path / "store")
+    keys = [files.sha256(path) for path in pictures.files]
+    kept = replace(pictures, store=store, keys=keys)
+    assert equal(pixels(kept, plan(), workers), plain)
+    monkeypatch.setattr(module.pixels, "load", lambda *_, **__: pytest.fail("decoded again"))
+    assert equal(pixels(kept, plan(), workers), plain)
+    assert set(pixels(kept, evaluation_plan(ROWS, 4), workers)) == set(ROWS.tolist())
+    store.close()
+
+
+def test_photos_that_cannot_be_read_are_never_stored(fragile: Pictures, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    keys = [files.sha256(path) for path in fragile.files]
+    fragile.files[3].unlink()
+    batch = replace(fragile, store=store, keys=keys, lenient=True)[evaluation_plan(ROWS, 9)[0]]
+    assert [photo for photo, _ in batch.unreadable] == [3]
+    assert store.get(keys[3]) is None and store.get(keys[4]) is not None
+    store.close()

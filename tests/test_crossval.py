@@ -258,8 +258,9 @@ def test_photos_that_come_back_let_the_fit_go_on(
         if len(steps) == 8:
             (photos / "amber").rename(away)
 
+    settings = EVERY_STEP | {"cache": "none"}
     with pytest.raises(DataError, match="could not be read any more"):
-        small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=vanish), **EVERY_STEP)
+        small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=vanish), **settings)
     away.rename(photos / "amber")
     assert results(small_fit(photos, tmp_path / "run")) == results(undisturbed)
 

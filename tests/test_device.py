@@ -8,7 +8,10 @@ from fieldguide.device import (
     choose_device,
     choose_precision,
     count_cores,
+    count_jobs,
+    count_readers,
     count_threads,
+    count_threads_beside,
     count_workers,
     device_name,
     training_threads,
@@ -123,20 +126,30 @@ def test_a_number_of_processes_is_taken_at_its_word(asked: int, device: torch.de
     assert count_workers(asked, device) == asked
 
 
-@pytest.mark.parametrize(("count", "workers"), [(1, 1), (2, 1), (4, 3), (9, 8), (128, 8)])
+@pytest.mark.parametrize(("count", "workers"), [(1, 1), (2, 1), (4, 3), (9, 8), (128, 16)])
 def test_a_gpu_is_fed_by_all_cores_but_one(
     count: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cores(monkeypatch, count)
-    assert count_workers("auto", CUDA) == workers
+    assert count_workers("auto", CUDA) == count_readers("auto", CUDA) == workers
+    assert count_jobs("auto", CUDA) == count_jobs(5, CUDA) == 1
 
 
-@pytest.mark.parametrize(("count", "workers"), [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])
-def test_beside_training_on_a_cpu_one_process_does_for_four_cores(
-    count: int, workers: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_a_cpu_trains_a_fold_on_every_core(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, count)
+    assert count_workers("auto", CPU) == count_jobs("auto", CPU) == count
+    assert count_jobs(0, CPU) == 1
+    assert count_jobs(3, CPU) == 3
+
+
+@pytest.mark.parametrize(("count", "readers"), [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])
+def test_beside_predicting_on_a_cpu_one_thread_reads_for_four_cores(
+    count: int, readers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cores(monkeypatch, count)
-    assert count_workers("auto", CPU) == workers
+    assert count_readers("auto", CPU) == readers
+    assert count_readers(3, CPU) == 3
 
 
 def test_cores_are_counted_where_the_system_tells_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +163,24 @@ def test_cores_are_counted_where_the_system_tells_less(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("count", "workers", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
 )
-def test_threads_leave_a_core_to_each_process(
+def test_threads_leave_a_core_to_each_reader(
     count: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch was set to three threads, and is not given more."""
     cores(monkeypatch, count)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert count_threads(workers) == threads
+    assert count_threads_beside(workers) == threads
+
+
+@pytest.mark.parametrize(
+    ("count", "jobs", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
+)
+def test_processes_share_the_cores(
+    count: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores(monkeypatch, count)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert count_threads(jobs) == threads
 
 
 def test_threads_are_given_back() -> None:

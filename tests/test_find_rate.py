@@ -17,6 +17,7 @@ import fieldguide as fg
 from fieldguide import find_rate as module
 from fieldguide.batches import training_plan
 from fieldguide.checkpoint import Step
+from fieldguide.controls import Controls
 from fieldguide.crossval import Plan, Watcher, fold_jobs
 from fieldguide.errors import ResourceError, TrainingError, UsageError
 from fieldguide.find_rate import (
@@ -36,7 +37,7 @@ from fieldguide.find_rate import (
     write,
 )
 from fieldguide.network import freeze
-from fieldguide.train import Controls, FoldJob
+from fieldguide.train import FoldJob
 
 # Small pictures that do not change can be learned within a sweep.
 EASY: dict[str, Any] = {

@@ -13,10 +13,10 @@ SOURCE = ROOT / "src" / "fieldguide"
 # A module may import from lower rows only; docs/design.md draws the same table.
 ROWS = (
     {"errors"},
-    {"augment", "backbones", "device", "files", "folds", "heads", "merge", "metrics"}
+    {"augment", "backbones", "controls", "device", "files", "folds", "heads", "merge", "metrics"}
     | {"optimize", "pretrained", "recipe", "seeds"},
-    {"analysis", "catalog", "pixels", "tracking"},
-    {"batches", "check", "checkpoint", "inputs", "network"},
+    {"analysis", "catalog", "pixels", "side_by_side", "store", "tracking"} | {"transforms"},
+    {"batches", "check", "checkpoint", "folding", "inputs", "network"},
     {"inference", "predictions", "train"},
     {"classifier"},
     {"checkpoints", "combine"},

@@ -349,7 +349,14 @@ def test_what_is_asked_as_auto_agrees_with_anything() -> None:
 
 
 def test_settings_of_the_machine_do_not_matter() -> None:
-    values = {"device": "cuda", "workers": 3, "checkpoint_minutes": 1.0, "track": "wandb"}
+    values = {
+        "device": "cuda",
+        "workers": 3,
+        "checkpoint_minutes": 1.0,
+        "track": "wandb",
+        "cache": "elsewhere",
+        "cache_gb": 2.5,
+    }
     assert set(values) == HARMLESS
     assert differences(build(values), Recipe()) == {}
 

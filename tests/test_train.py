@@ -90,7 +90,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, replica: int, steps: set[int]) -> Non
     def spoilt(images: torch.Tensor, *args: Any, **options: Any) -> Any:
         bad = count["replica"] == replica and count["step"] in steps
         count["step"] += 1
-        return mix(images * float("inf") if bad else images, *args, **options)
+        mixed, shares = mix(images, *args, **options)
+        return (mixed * float("inf") if bad else mixed), shares
 
     monkeypatch.setattr(train, "training_plan", plan)
     monkeypatch.setattr(train, "mix_batch", spoilt)
@@ -115,13 +116,12 @@ def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.Monkey
     optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
     batch = next(job.loader.batches([[Draw(0, 1), Draw(1, 2)]]))
     train.train_mode(job.network)
-    mean = job.recipe.mean
-    object.__setattr__(job.recipe, "mean", (float("inf"), *mean[1:]))
-    assert train.train_step(job, optimizer, scaler, batch, seed=1) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(job.normalise, "centre", torch.full((3,), float("inf")))
+        assert train.train_step(job, optimizer, scaler, batch, seed=1) is None
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in job.network.state_dict().items()
     )
-    object.__setattr__(job.recipe, "mean", mean)
     assert train.train_step(job, optimizer, scaler, batch, seed=1) is not None
     assert not torch.equal(job.network.state_dict()["head.linear.bias"], before["head.linear.bias"])
 
@@ -145,7 +145,7 @@ def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
     with torch.no_grad():
         torch.manual_seed(1)
         images, shares = original(
-            train.normalised(job, batch.images),
+            job.normalise(batch.images),
             torch.from_numpy(job.targets)[batch.photos],
             classes=job.classes,
             mix=job.recipe.mix,
@@ -263,6 +263,10 @@ def test_out_of_memory_halves_the_parts_and_changes_no_result(
         "memory ran out: each batch is now computed in 2 parts",
         "memory ran out: each batch is now computed in 4 parts",
     ]
+    assert parted.parts == 4 and whole.parts == 1
+    notices.clear()
+    small_fit(discs, tmp_path / "2", fold=1, watcher=watcher, **settings)
+    assert not [notice for notice in notices if "memory" in notice]  # the run remembers
     one, two, start = whole.weights(0), parted.weights(0), whole.weights()
     for name in one:
         np.testing.assert_allclose(one[name], two[name], atol=1e-6)
@@ -277,6 +281,39 @@ def test_out_of_memory_for_one_photo_ends_with_hints(
         small_fit(discs, tmp_path / "run")
     assert error.value.exit_code == 4
     assert "`backbone`" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluations"),
+    [
+        ({}, 3),
+        ({"replica_curves": False}, 1),
+        ({"replicas": 1, "batch_norm": "average"}, 1),
+        ({"replicas": 1, "batch_norm": "recalibrate"}, 2),
+        ({"replicas": 1, "merge": "none"}, 1),
+    ],
+)
+def test_nothing_is_evaluated_twice_or_in_vain(
+    settings: dict[str, Any],
+    evaluations: int,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, seen = train.evaluate, []
+
+    def evaluate(job: FoldJob, rows: Any) -> Any:
+        seen.append(len(rows))
+        return original(job, rows)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0, **settings)
+    assert len(seen) == evaluations
+    rows = {row["model"]: row for row in history(tmp_path / "run")}
+    assert float(rows["merged"]["test_accuracy"]) >= 0
+    replica = rows["replica-1"]
+    assert (replica["test_accuracy"] == "") == (settings.get("replica_curves") is False)
+    assert replica["diverged"] == "False" and float(replica["train_accuracy"]) >= 0
 
 
 def test_a_step_that_fails_in_the_optimiser_changes_nothing(
@@ -331,12 +368,11 @@ def test_batch_norm_policy_changes_statistics_alone(discs: Path, tmp_path: Path)
 
 
 def test_balanced_class_weights_weigh_classes_alike(job: FoldJob) -> None:
-    weighted = FoldJob(**vars(job) | {"recipe": job.recipe.replace(class_weights="balanced")})
-    weights = train._class_weights(weighted)
+    weights = replace(job, recipe=job.recipe.replace(class_weights="balanced")).class_weights
     assert weights is not None
     counts = np.bincount(job.targets[job.train], minlength=3)
     np.testing.assert_allclose(weights.numpy() * counts, len(job.train) / 3, rtol=1e-6)
-    assert train._class_weights(job) is None
+    assert job.class_weights is None
 
 
 def test_frozen_stages_do_not_change(discs: Path, tmp_path: Path) -> None:
@@ -362,7 +398,7 @@ def test_vanished_photos_are_replaced_up_to_a_share(
                 path.unlink()
 
     with pytest.raises(DataError, match="could not be read any more") as error:
-        small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=remove))
+        small_fit(photos, tmp_path / "run", cache="none", watcher=Watcher(on_step=remove))
     assert error.value.exit_code == 3
 
 

@@ -7,12 +7,12 @@ left to the device. transforms.v2 draws from torch's global generator; callers s
 and per batch. Knows nothing of files, networks or training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
@@ -104,53 +104,103 @@ def decoded_side(resize: int, views: Sequence[View] = ()) -> int:
     return DECODED_SIDES * (round(SECOND_SCALE * resize) if "scales" in views else resize)
 
 
+def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:
+    """A picture as it is kept: `side` pixels on the shorter side at most, very long ones cut."""
+    picture = _shortened(picture)
+    if min(picture.size) <= side:
+        return picture
+    kept: Image = v2.functional.resize(
+        picture, [side], interpolation=InterpolationMode(interpolation), antialias=True
+    )
+    return kept
+
+
+class Normaliser:
+    """Pictures of 8 bits as a network expects them: less `mean`, over `std` (both in [0, 1]).
+
+    What it returns lies in memory that its next call uses again: three passes over it are 28 times
+    faster than expressions that make new tensors (9 against 256 µs a picture of 128 pixels). The
+    layout in memory is that of the pictures.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device,
+    ) -> None:
+        self.centre, self.factor = (
+            torch.tensor(values, device=device)
+            for values in ([255 * m for m in mean], [1 / (255 * s) for s in std])
+        )
+        self.kept = torch.empty(0, device=device)
+
+    def __call__(
+        self, images: UInt8[Tensor, "*n 3 height width"]
+    ) -> Float[Tensor, "*n 3 height width"]:
+        """The same pictures on the normaliser's device."""
+        images = images.to(self.centre.device, non_blocking=True)
+        if self.kept.shape[1:] != images.shape[1:] or len(self.kept) < len(images):
+            with torch.inference_mode(False):  # where it is made first, it may not be used later
+                self.kept = torch.empty(images.shape, device=images.device)
+        normalised = self.kept[: len(images)].copy_(images)
+        return normalised.sub_(self.centre[:, None, None]).mul_(self.factor[:, None, None])
+
+
 def normalise(
     images: UInt8[Tensor, "*n 3 height width"],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Float[Tensor, "*n 3 height width"]:
-    """Pictures of 8 bits as a network expects them: less `mean`, over `std` (both in [0, 1])."""
-    centre, spread = (
-        255 * torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std)
-    )
-    return (images.float() - centre) / spread
+    """What a `Normaliser` makes of pictures on their own device, in memory of its own."""
+    return Normaliser(mean, std, images.device)(images)
 
 
 def mix_batch(
-    images: Float[Tensor, "n 3 height width"],
+    images: Shaped[Tensor, "n 3 height width"],
     targets: Int[Tensor, " n"],
     *,
+    normalise: Callable[[Tensor], Tensor] = Tensor.float,
     classes: int,
     mix: Mix,
     alpha: float,
 ) -> tuple[Float[Tensor, "n 3 height width"], Float[Tensor, "n classes"]]:
-    """A batch mixed with itself, and its targets as shares of the classes.
+    """A batch mixed with itself and normalised, and its targets as shares of the classes.
 
     `cutmix` pastes a box of another photo (Yun et al., ICCV 2019), `mixup` blends two photos
     (Zhang et al., ICLR 2018), `either` tosses a coin for each batch. Shares are Beta(alpha, alpha).
     """
     if mix == "none":
-        return images, nn.functional.one_hot(targets, classes).to(images.dtype)
+        return normalise(images), nn.functional.one_hot(targets, classes).float()
     cutmix = mix == "cutmix" or (mix == "either" and bool(torch.rand(()) < 0.5))
-    mixer = (v2.CutMix if cutmix else v2.MixUp)(num_classes=classes, alpha=alpha)
-    mixed: tuple[Tensor, Tensor] = mixer(images, targets)
+    if cutmix:  # a quarter of the bytes are moved before they are normalised
+        pasted, shares = v2.CutMix(num_classes=classes, alpha=alpha)(images, targets)
+        return normalise(pasted), shares
+    mixed: tuple[Tensor, Tensor] = v2.MixUp(num_classes=classes, alpha=alpha)(
+        normalise(images), targets
+    )
     return mixed
 
 
-class _Shortened(nn.Module):
-    """Cuts off the ends of very long pictures, of which the central square shows nothing.
+def _shortened(picture: Image) -> Image:
+    """The centre of the picture, at most `LONGEST` times as long as wide.
 
     Otherwise a photo of 1 × 5000 pixels would be enlarged to 512 × 2,560,000: 6 GB and 27 s.
     """
+    longest = LONGEST * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    box = [min(picture.height, longest), min(picture.width, longest)]
+    shortened: Image = v2.functional.center_crop(picture, box)
+    return shortened
+
+
+class _Shortened(nn.Module):
+    """Cuts off the ends of very long pictures, of which the central square shows nothing."""
 
     def forward(self, picture: Image) -> Image:
-        """The centre of the picture, at most `LONGEST` times as long as wide."""
-        longest = LONGEST * min(picture.size)
-        if max(picture.size) <= longest:
-            return picture
-        box = [min(picture.height, longest), min(picture.width, longest)]
-        shortened: Image = v2.functional.center_crop(picture, box)
-        return shortened
+        """The centre of the picture."""
+        return _shortened(picture)
 
 
 class _Views(nn.Module):

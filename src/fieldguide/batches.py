@@ -1,30 +1,32 @@
 """Batches of photos whose content depends on what is asked for alone.
 
 A `Draw` names a photo and the seed of its random changes. Whoever asks for a batch says which draws
-it consists of; loader processes turn draws into pixels and know nothing of epochs, replicas or
-folds. So any number of loader processes and any resume give the same pixels.
+it consists of; threads turn draws into pixels and know nothing of epochs, replicas or folds. So any
+number of threads and any resume give the same pixels.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from fieldguide import pixels
-from fieldguide.errors import DataError, ResourceError, UnreadablePhoto
+from fieldguide.augment import Interpolation, shrink
+from fieldguide.errors import DataError, UnreadablePhoto
 from fieldguide.seeds import derive_seed
+from fieldguide.store import Store
+from fieldguide.transforms import Picture
 
-T = TypeVar("T")
+# Batches that each thread may be ahead of their use.
+AHEAD = 2
 
 _NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
 
@@ -39,39 +41,58 @@ class Draw(NamedTuple):
     seed: int | None
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pictures: all that decides the pixels that a store keeps.
+
+    `side`: pixels that the shorter side has at most; None: as in the file, or what the decoder
+    leaves of `decoded` (see `pixels.decode`).
+    """
+
+    decoded: int
+    side: int | None
+    interpolation: Interpolation
+    truncated: pixels.Truncated
+
+    def __call__(self, path: Path) -> Picture:
+        """The picture, upright; raises `UnreadablePhoto`."""
+        picture = pixels.load(path, shorter_side=self.decoded, truncated=self.truncated)
+        if self.side is not None:
+            picture = shrink(picture, self.side, self.interpolation)
+        return np.asarray(picture)
+
+
 @dataclass
 class Batch:
     """Photos of one step, in the order they were asked for.
 
     `photos`: numbers in the collection; `missing` counts training photos that could not be read any
-    more and were replaced by another of the batch; `error` says which photo failed where none may;
-    `unreadable` are photos that were left out, with the reason, where that is allowed.
+    more and were replaced by another of the batch; `unreadable` are photos that were left out, with
+    the reason, where that is allowed.
     """
 
     images: UInt8[Tensor, "n *views 3 size size"]
     photos: Int[Tensor, " n"]
     missing: int = 0
-    error: str = ""
     unreadable: tuple[tuple[int, str], ...] = ()
-
-    def pin_memory(self) -> "Batch":
-        """Called by the loader: copies to a GPU run beside its work."""
-        return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)
-class Pictures(Dataset[Batch]):
+class Pictures:
     """The photos of a collection as batches of pixels: `pictures[draws]`.
 
-    `lenient`: photos that cannot be read are left out of their batch and named in it.
+    `training` makes a picture and a seed into what the network is shown, `evaluation` a picture
+    alone. `lenient`: photos that cannot be read are left out of their batch and named in it. A
+    `store` keeps decoded photos under their `keys`, one for each file; it changes no pixel.
     """
 
     files: Sequence[Path]
-    training: v2.Compose
-    evaluation: v2.Compose
-    shorter_side: int
-    truncated: pixels.Truncated = "refuse"
+    training: Callable[[Picture, int], UInt8[Tensor, "3 size size"]]
+    evaluation: Callable[[Picture], UInt8[Tensor, "*views 3 size size"]]
+    decoding: Decoding
     lenient: bool = False
+    store: Store | None = None
+    keys: Sequence[str] = ()
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
         """One batch, of what can be read or of what was asked for."""
@@ -93,10 +114,7 @@ class Pictures(Dataset[Batch]):
         """A batch of all draws. A vanished training photo is replaced by its successor in it."""
         images, photos, missing = [], [], 0
         for position in range(len(draws)):
-            try:
-                draw, image = self._first_readable([*draws[position:], *draws[:position]])
-            except DataError as error:  # an exception of a loader process would lose its class
-                return _failed(str(error))
+            draw, image = self._first_readable([*draws[position:], *draws[:position]])
             images.append(image)
             photos.append(draw.photo)
             missing += draw != draws[position]
@@ -114,103 +132,57 @@ class Pictures(Dataset[Batch]):
         raise DataError(f"a photo cannot be read any more: {reasons[0]}")
 
     def _image(self, draw: Draw) -> Tensor:
-        path = self.files[draw.photo]
-        picture = pixels.load(path, shorter_side=self.shorter_side, truncated=self.truncated)
-        if draw.seed is None:
-            image: Tensor = self.evaluation(picture)
-        else:
-            torch.default_generator.manual_seed(draw.seed)  # leaves those of GPUs alone
-            image = self.training(picture)
-        return image
+        picture = self._decoded(draw.photo)
+        return self.evaluation(picture) if draw.seed is None else self.training(picture, draw.seed)
+
+    def _decoded(self, photo: int) -> Picture:
+        """The photo's pixels, from the store if it has them."""
+        if self.store is None:
+            return self.decoding(self.files[photo])
+        kept = self.store.get(self.keys[photo])
+        if kept is None:
+            kept = self.decoding(self.files[photo])
+            self.store.put(self.keys[photo], kept)
+        return kept
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loader:
     """Turns lists of draws into batches, ahead of their use.
 
-    `workers` processes do it, kept for all epochs; with none, the process that asks.
+    `workers` threads do it (what takes time in it lets go of Python's lock), each a batch at a
+    time; with none, whoever asks. `pin_memory`: copies to a GPU run beside its work.
     """
 
     pictures: Pictures
     workers: int
     pin_memory: bool = False
-    _plan: "_Plan" = field(init=False)
-    _loader: "DataLoader[Batch]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Starts no process yet."""
-        self._plan = _Plan()
-        self._loader = DataLoader(
-            self.pictures,
-            sampler=self._plan,
-            batch_size=None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            prefetch_factor=2 if self.workers else None,
-            worker_init_fn=_leave_signals_to_the_parent,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),
-        )
 
     def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
-        """One batch for each list of draws, in order."""
-        self._plan.draws = plan
-        iterator = self._explaining_deaths(lambda: iter(self._loader))
-        if self.workers:
-            _notice_deaths_when_waiting()
-        for _ in plan:
-            batch = self._explaining_deaths(lambda: next(iterator))
-            if batch.error:
-                raise DataError(batch.error)
-            yield batch
+        """One batch for each list of draws, in order; `DataError` for a photo that is gone."""
+        if not self.workers:
+            yield from map(self._batch, plan)
+            return
+        with ThreadPoolExecutor(self.workers, initializer=_one_thread_each) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for draws in plan:
+                    waiting.append(pool.submit(self._batch, draws))
+                    if len(waiting) > AHEAD * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:  # also where the caller wants no more
+                pool.shutdown(wait=True, cancel_futures=True)
 
-    def _explaining_deaths(self, get: Callable[[], T]) -> T:
-        """What `get` gives; what torch says of a dead process becomes our error."""
-        try:
-            with torch.random.fork_rng(devices=[]):
-                return get()
-        except (RuntimeError, EOFError, OSError) as error:
-            if not self.workers or not _tells_of_a_death(error):
-                raise
-            reason = str(error) or type(error).__name__
-            raise ResourceError(
-                f"a process that prepares photos has died: {reason.splitlines()[0]}",
-                hint="often memory ran out; the same command goes on from here,"
-                " with --workers 0 in one process",
-            ) from error
+    def _batch(self, draws: Sequence[Draw]) -> Batch:
+        batch = self.pictures[draws]
+        return replace(batch, images=batch.images.pin_memory()) if self.pin_memory else batch
 
 
-def _tells_of_a_death(error: Exception) -> bool:
-    """Torch's own words, or a connection lost while a batch was handed over.
-
-    An exception of a loader process that lives arrives with its class, as `Caught ...`.
-    """
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader ")
-    return not str(error).startswith("Caught ")
-
-
-def _notice_deaths_when_waiting() -> None:
-    """Takes torch's handler of SIGCHLD away.
-
-    It raises RuntimeError wherever the main thread is when a loader process dies, mostly in a
-    training step. Without it a death is noticed within 5 s, by whoever waits for a batch.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if main and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-class _Plan(Iterable[Sequence[Draw]]):
-    """What the loader's sampler yields; set before each pass."""
-
-    draws: Sequence[Sequence[Draw]] = ()
-
-    def __iter__(self) -> Iterator[Sequence[Draw]]:
-        return iter(self.draws)
-
-    def __len__(self) -> int:
-        return len(self.draws)
+def _one_thread_each() -> None:
+    """Torch's own threads would wait for each other over single pictures."""
+    torch.set_num_threads(1)  # of this thread alone, where torch uses OpenMP
 
 
 def training_plan(
@@ -245,13 +217,3 @@ def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]
     """
     parts = np.array_split(rows, steps_in_epoch(len(rows), batch_size)) if len(rows) else []
     return [[Draw(int(row), None) for row in part] for part in parts]
-
-
-def _failed(error: str) -> Batch:
-    return Batch(_NO_IMAGES, torch.empty(0, dtype=torch.int64), error=error)
-
-
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent ends its loaders itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -566,6 +566,7 @@ def architecture(
         classes=classes,
         size=side,
         eval_resize=resize,
+        stored_side=resize,
         mean=_given(mean, usual.mean),
         std=_given(std, usual.std),
         interpolation=_given(interpolation, usual.interpolation),

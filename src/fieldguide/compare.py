@@ -16,6 +16,7 @@ Knows nothing of how folds are trained, nor of the statistics (`analysis.paired`
 """
 
 import hashlib
+import heapq
 import itertools
 import json
 import re
@@ -36,8 +37,9 @@ from fieldguide import check, crossval, files, metrics, runs
 from fieldguide import recipe as recipes
 from fieldguide.analysis import paired
 from fieldguide.backbones import require_backbone
-from fieldguide.batches import steps_in_epoch
+from fieldguide.batches import AHEAD, steps_in_epoch
 from fieldguide.catalog import Catalog
+from fieldguide.controls import Controls
 from fieldguide.crossval import Watcher
 from fieldguide.device import training_threads
 from fieldguide.errors import Stopped, TrainingError, UsageError
@@ -46,7 +48,7 @@ from fieldguide.recipe import Recipe
 from fieldguide.report import comparison, curves
 from fieldguide.report.comparison import BASE, Comparison, Row, Winner, shown_time
 from fieldguide.runs import Run
-from fieldguide.train import Controls, FoldJob, evaluate, train_fold
+from fieldguide.train import FoldJob, evaluate, train_fold
 
 FORMAT = 1
 PREPARED = "prepared.json"
@@ -407,17 +409,21 @@ class Cost:
     photo: float
 
 
-def seconds_of(recipe: Recipe, sizes: Sequence[tuple[int, int]], cost: Cost) -> float:
-    """How long folds with so many training and test photos take; at most, where they may stop."""
+def seconds_of(
+    recipe: Recipe, sizes: Sequence[tuple[int, int]], cost: Cost, at_once: int = 1
+) -> float:
+    """How long folds with so many training and test photos take; at most, where they may stop.
+
+    `at_once` of them are trained at the same time, in this order.
+    """
     merges = 0 if recipe.merge == "none" else -(-recipe.epochs // recipe.merge_every)
     measured = RECALIBRATION_PHOTOS if recipe.batch_norm == "recalibrate" else 0
-    return sum(
-        recipe.epochs
-        * recipe.replicas
-        * (steps_in_epoch(train, recipe.batch_size) * cost.step + test * cost.photo)
-        + merges * (test + min(measured, train)) * cost.photo
-        for train, test in sizes
-    )
+    busy = [0.0] * at_once
+    for train, test in sizes:
+        epoch = steps_in_epoch(train, recipe.batch_size) * cost.step + test * cost.photo
+        merging = merges * (test + min(measured, train)) * cost.photo
+        heapq.heapreplace(busy, busy[0] + recipe.epochs * recipe.replicas * epoch + merging)
+    return max(busy)
 
 
 def _forecast(
@@ -432,7 +438,8 @@ def _forecast(
         if key not in known:
             known[key] = _measured(trial.recipe, used, watcher)
         left = _sizes_left(folder / trial.folder, used)
-        seconds[trial.name] = seconds_of(trial.recipe, left, known[key])
+        at_once = crossval.folds_at_once(trial.recipe)
+        seconds[trial.name] = seconds_of(trial.recipe, left, known[key], at_once)
         most = "" if trial.recipe.stop == "none" else "at most "
         watcher.notice(f"forecast: {trial.name}: {most}{shown_time(seconds[trial.name])}")
     if len(todo) > 1:
@@ -468,8 +475,8 @@ def _measured(recipe: Recipe, used: Catalog, watcher: Watcher) -> Cost:
 
 def _seconds_a_step(job: FoldJob, watcher: Watcher) -> float:
     """The mean of some steps after the first ones, which start whatever must start."""
-    # Loader processes have two batches each ready: these come faster than they can be made.
-    first = 1 + 2 * job.loader.workers
+    # Threads have batches ready: these come faster than they can be made.
+    first = 1 + AHEAD * job.loader.workers
     last = steps_in_epoch(len(job.train), job.recipe.batch_size)
     times = [time.perf_counter()]
 

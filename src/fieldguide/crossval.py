@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fieldguide import check, files, runs, tracking
+from fieldguide import check, files, folding, runs, store, tracking
 from fieldguide import recipe as recipes
 from fieldguide.augment import (
     Augmentation,
     decoded_side,
-    evaluation_transform,
-    training_transform,
 )
-from fieldguide.batches import Loader, Pictures, steps_in_epoch
+from fieldguide.batches import Decoding, Loader, Pictures, steps_in_epoch
 from fieldguide.catalog import Catalog, require_trainable
+from fieldguide.controls import Controls
 from fieldguide.device import (
     choose_device,
     choose_precision,
+    count_cores,
+    count_jobs,
     count_threads,
     count_workers,
     device_name,
@@ -53,8 +55,11 @@ from fieldguide.network import (
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run, Trained
 from fieldguide.seeds import derive_seed
+from fieldguide.side_by_side import train_side_by_side
+from fieldguide.store import Store
 from fieldguide.tracking import Tracker
-from fieldguide.train import Controls, FoldJob, train_fold
+from fieldguide.train import FoldJob, train_fold
+from fieldguide.transforms import evaluation, training
 
 # Packages whose version can change results.
 RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pillow")
@@ -372,6 +377,7 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
     return recipe.replace(
         size=size,
         eval_resize=resize if recipe.eval_resize == "auto" else recipe.eval_resize,
+        stored_side=_stored_side(recipe, resize),
         mean=config.mean if recipe.mean == "auto" else recipe.mean,
         std=config.std if recipe.std == "auto" else recipe.std,
         interpolation=(
@@ -381,6 +387,13 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
         precision=choose_precision(recipe.precision, device),
         workers=count_workers(recipe.workers, device),
     )
+
+
+def _stored_side(recipe: Recipe, resize: int) -> int:
+    """As evaluation wants it, which then resamples nothing more."""
+    if recipe.stored_side != "auto":
+        return recipe.stored_side
+    return resize if recipe.eval_resize == "auto" else recipe.eval_resize
 
 
 def _environment(
@@ -400,7 +413,7 @@ def _environment(
         },
         "platform": platform.platform(),
         "device": device_name(device),
-        "threads": count_threads(count_workers(recipe.workers, device)),
+        "threads": count_threads(min(count_jobs(recipe.workers, device), recipe.folds)),
         "seed": recipe.seed,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
         "weights": recipe.weights,
@@ -413,7 +426,12 @@ def _weights_sha256(weights: str) -> str:
     return "" if weights in {"pretrained", "none"} else files.sha256(Path(weights))
 
 
-def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[int], FoldJob]:
+def fold_jobs(
+    run: Run,
+    root: Path,
+    machine: Recipe | None = None,
+    notice: Callable[[str], None] = lambda message: None,
+) -> Callable[[int], FoldJob]:
     """From a fold's number to its job, all with one network object and one set of loaders.
 
     `root` is where the photos lie. What changes no result (device, workers) is taken from
@@ -433,9 +451,16 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
     )
     freeze(network, recipe.freeze)
     network.to(device)
+    folded = folding.fold(network)
+    photos = run.catalog.photos
     loader = Loader(
-        pictures(recipe, [root / photo.path for photo in run.catalog.photos]),
-        count_workers(recipe.workers, device),
+        pictures(
+            recipe,
+            [root / photo.path for photo in photos],
+            keys=[photo.sha256 for photo in photos],
+            notice=notice,
+        ),
+        0 if device.type == "cpu" else count_workers(recipe.workers, device),
         pin_memory=device.type == "cuda",
     )
 
@@ -445,6 +470,7 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
             fold=index,
             recipe=recipe,
             network=network,
+            folded=folded,
             start=start,
             loader=loader,
             device=device,
@@ -454,6 +480,7 @@ def fold_jobs(run: Run, root: Path, machine: Recipe | None = None) -> Callable[[
             train=train,
             test=run.folds[index].test,
             watch=watch,
+            parts=run.parts,
         )
 
     return job
@@ -467,26 +494,55 @@ def _train_folds(
     watcher: Watcher,
     tracker: Tracker,
 ) -> None:
-    """Trains folds one after another in this process."""
+    """Trains folds in this process one after another, or side by side in several."""
 
     def on_row(row: dict[str, Any]) -> None:
         watcher.on_row(row)
         tracker.row(row)
 
-    job_of = fold_jobs(run, root, asked)
+    make = partial(_fold_trainer, run.folder, root, asked)
+    told: set[str] = set()
+
+    def notice(message: str) -> None:
+        """Each message once: several processes may have the same to tell."""
+        if message not in told:
+            told.add(message)
+            watcher.notice(message)
+
+    at_once = min(folds_at_once(asked, run.environment["threads"]), len(todo))
+    telling = replace(watcher, on_row=on_row, notice=notice)
     watcher.on_plan(_plan(run, todo))
     try:
-        for index in todo:
-            watcher.check_stop()
-            _train_fold(run, job_of(index), replace(watcher, on_row=on_row))
+        if at_once > 1:
+            train_side_by_side(make, todo, at_once, telling)
+        else:
+            train = make(telling)
+            for index in todo:
+                watcher.check_stop()
+                train(index)
     finally:
         tracker.close()
 
 
-def _train_fold(run: Run, job: FoldJob, watcher: Watcher) -> None:
+def folds_at_once(asked: Recipe, threads: int = 1) -> int:
+    """How many folds are trained at the same time, with so many threads each."""
+    jobs = count_jobs(asked.workers, choose_device(asked.device))
+    return jobs if threads == 1 else min(jobs, max(count_cores() // threads, 1))
+
+
+def _fold_trainer(
+    folder: Path, root: Path, asked: Recipe, controls: Controls
+) -> Callable[[int], None]:
+    """What trains and saves a fold of a run, in whatever process this is called."""
+    run = Run(folder)
+    job_of = fold_jobs(run, root, asked, controls.notice)
+    return lambda index: _train_fold(run, job_of(index), controls)
+
+
+def _train_fold(run: Run, job: FoldJob, controls: Controls) -> None:
     """Trains one fold and saves it."""
     with training_threads(run.environment["threads"]):
-        result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", watcher)
+        result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", controls)
     trained = Trained(
         weights=_arrays(result.weights),
         chosen_epoch=result.chosen_epoch,
@@ -522,9 +578,18 @@ def _parts(run: Run, fold: Fold) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     )
 
 
-def pictures(recipe: Recipe, photos: Sequence[Path]) -> Pictures:
-    """What training and evaluation make of the files, by a resolved recipe."""
-    assert recipe.size != "auto" and recipe.eval_resize != "auto"
+def pictures(
+    recipe: Recipe,
+    photos: Sequence[Path],
+    *,
+    keys: Sequence[str] = (),
+    notice: Callable[[str], None] = lambda message: None,
+) -> Pictures:
+    """What training and evaluation make of the files, by a resolved recipe.
+
+    With `keys`, the SHA-256 of each file, decoded photos are kept where the recipe says.
+    """
+    assert recipe.size != "auto" and recipe.eval_resize != "auto" and recipe.stored_side != "auto"
     assert recipe.interpolation != "auto" and recipe.mean != "auto"
     settings = Augmentation(
         size=recipe.size,
@@ -537,13 +602,34 @@ def pictures(recipe: Recipe, photos: Sequence[Path]) -> Pictures:
         policy=recipe.augment,
         erasing=recipe.erasing,
     )
-    return Pictures(
-        files=photos,
-        training=training_transform(settings, recipe.mean),
-        evaluation=evaluation_transform(recipe.size, recipe.eval_resize, recipe.interpolation),
-        shorter_side=decoded_side(recipe.eval_resize),
+    decoding = Decoding(
+        decoded=decoded_side(max(recipe.stored_side, recipe.eval_resize)),
+        side=recipe.stored_side or None,
+        interpolation=recipe.interpolation,
         truncated=recipe.truncated,
     )
+    return Pictures(
+        files=photos,
+        training=training(settings, recipe.mean),
+        evaluation=evaluation(recipe.size, recipe.eval_resize, recipe.interpolation),
+        decoding=decoding,
+        store=_store(recipe, decoding, notice) if keys else None,
+        keys=keys,
+    )
+
+
+def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) -> Store | None:
+    """Where decoded photos are kept; none where the recipe wants them decoded each time."""
+    if recipe.cache == "none" or decoding.side is None:
+        return None
+    folder = store.folder_of(
+        store.root() if recipe.cache == "auto" else Path(recipe.cache),
+        side=decoding.side,
+        interpolation=decoding.interpolation,
+        truncated=decoding.truncated,
+    )
+    limit = None if recipe.cache_gb == "auto" else round(1e9 * recipe.cache_gb)
+    return Store(folder, limit=limit, notice=notice)
 
 
 def _plan(run: Run, todo: tuple[int, ...]) -> Plan:

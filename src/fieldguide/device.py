@@ -57,24 +57,43 @@ def count_cores() -> int:
 
 
 def count_workers(asked: int | str, device: torch.device) -> int:
-    """Processes that prepare photos; `auto` suits what the device leaves to the processor.
+    """How much goes on at the same time: folds on a CPU, threads that prepare photos on a GPU.
 
-    A GPU wants all cores but one to feed it, up to 8: more rarely help one training process
-    (taste). On a CPU training itself is the bottleneck: one process for four cores keeps up (a
-    step of resnet18 at 128 px takes 16 ms a photo and core, preparing one 3 ms).
+    `auto` is a fold for each core; a GPU is fed by all cores but one, up to 16 (taste).
     """
     if isinstance(asked, int):
         return asked
     cores = count_cores()
-    return max(cores // 4, 1) if device.type == "cpu" else min(max(cores - 1, 1), 8)
+    return cores if device.type == "cpu" else min(max(cores - 1, 1), 16)
 
 
-def count_threads(workers: int) -> int:
-    """Torch's threads that leave a core to each loader process; OMP_NUM_THREADS may set fewer.
+def count_jobs(asked: int | str, device: torch.device) -> int:
+    """Folds that are trained at the same time: as many as a CPU has workers, one on a GPU."""
+    return max(count_workers(asked, device), 1) if device.type == "cpu" else 1
+
+
+def count_threads(jobs: int) -> int:
+    """Torch's threads for each of so many processes; OMP_NUM_THREADS may set fewer.
 
     Threads of one step wait for each other, so one that has to share its core slows all of them.
     """
-    return max(min(torch.get_num_threads(), count_cores() - workers), 1)
+    return max(min(torch.get_num_threads(), count_cores() // max(jobs, 1)), 1)
+
+
+def count_readers(asked: int | str, device: torch.device) -> int:
+    """Threads that read photos for prediction; `auto`: all cores but one for a GPU, up to 16.
+
+    On a CPU the network is the bottleneck: one thread for four cores keeps up with it (a forward
+    pass of resnet18 at 128 px takes 4 ms a photo and core, reading one 0.4 ms).
+    """
+    if isinstance(asked, int):
+        return asked
+    return max(count_cores() // 4, 1) if device.type == "cpu" else count_workers("auto", device)
+
+
+def count_threads_beside(readers: int) -> int:
+    """Torch's threads that leave a core to each reader; OMP_NUM_THREADS may set fewer."""
+    return max(min(torch.get_num_threads(), count_cores() - readers), 1)
 
 
 @contextmanager

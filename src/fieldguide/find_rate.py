@@ -32,6 +32,7 @@ from torch import nn
 from fieldguide import crossval, files
 from fieldguide.batches import Batch, Draw, training_plan
 from fieldguide.catalog import Catalog
+from fieldguide.controls import Controls
 from fieldguide.crossval import Plan, Watcher, fold_jobs
 from fieldguide.device import is_out_of_memory, training_threads
 from fieldguide.errors import ResourceError, TrainingError, UsageError
@@ -39,7 +40,7 @@ from fieldguide.network import Network, load_weights, train_mode, weights_of
 from fieldguide.optimize import make_optimizer, parameter_groups
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
-from fieldguide.train import Controls, FoldJob, train_step
+from fieldguide.train import FoldJob, train_step
 
 Part = Literal["head", "backbone"]
 Ended = Literal["exploded", "not finite", "range"]

@@ -5,7 +5,7 @@ folds were judged by. A photo that cannot be read is named and never gets anothe
 Knows nothing of runs, folds or what becomes of the logits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,29 +14,29 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from fieldguide.augment import (
     Interpolation,
+    Normaliser,
     View,
     decoded_side,
-    evaluation_transform,
-    normalise,
     view_transform,
 )
-from fieldguide.batches import Batch, Loader, Pictures, evaluation_plan
+from fieldguide.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
 from fieldguide.device import (
     Precision,
     autocast,
     choose_device,
     choose_precision,
-    count_threads,
-    count_workers,
+    count_readers,
+    count_threads_beside,
     is_out_of_memory,
     training_threads,
 )
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.folding import fold
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
@@ -47,6 +47,7 @@ from fieldguide.network import (
     recalibrate,
     weights_of,
 )
+from fieldguide.transforms import Picture, evaluation
 
 Rgb = tuple[float, float, float]
 
@@ -55,8 +56,8 @@ Rgb = tuple[float, float, float]
 class Architecture:
     """A network without its weights, and what it expects of a picture.
 
-    `size` and `eval_resize` are pixels, `mean` and `std` shares of the range of each channel,
-    `precision` what it was trained and judged in.
+    `size`, `eval_resize` and `stored_side` are pixels (see `recipe`), `mean` and `std` shares of
+    the range of each channel, `precision` what it was trained and judged in.
     """
 
     backbone: str
@@ -64,6 +65,7 @@ class Architecture:
     classes: int
     size: int
     eval_resize: int
+    stored_side: int
     mean: Rgb
     std: Rgb
     interpolation: Interpolation
@@ -115,7 +117,7 @@ def logits(
     networks = _Networks(architecture, members, device, precision_used(architecture, machine))
     loader = _loader(architecture, files, machine, device, views)
     plan = evaluation_plan(np.arange(len(files)), machine.batch_size)
-    with training_threads(count_threads(loader.workers)):
+    with training_threads(count_threads_beside(loader.workers)):
         for batch in loader.batches(plan):
             yield Seen(batch.photos.numpy(), networks(batch), batch.unreadable)
 
@@ -149,19 +151,15 @@ def recalibrated(
         loader = _loader(architecture, files, machine, device, ())
         plan = evaluation_plan(np.arange(len(files)), RECALIBRATION_BATCH)
         precision = precision_used(architecture, machine)
-        with training_threads(count_threads(loader.workers)), autocast(device, precision):
-            batches = (
-                batch.images.to(device) for batch in loader.batches(plan) if len(batch.photos)
-            )
-            recalibrate(
-                network,
-                (normalise(images, architecture.mean, architecture.std) for images in batches),
-            )
+        with training_threads(count_threads_beside(loader.workers)), autocast(device, precision):
+            normalise = Normaliser(architecture.mean, architecture.std, device)
+            shown = (batch.images for batch in loader.batches(plan) if len(batch.photos))
+            recalibrate(network, (normalise(images) for images in shown))
     return {name: tensor.cpu() for name, tensor in weights_of(network).items()}
 
 
 class _Networks:
-    """The members as functions of a batch. One network object; weights are swapped, not copied."""
+    """The members as functions of a batch: one folded network, into which weights are swapped."""
 
     def __init__(
         self,
@@ -171,9 +169,11 @@ class _Networks:
         precision: Precision,
     ) -> None:
         self.architecture, self.device, self.precision = architecture, device, precision
-        self.network = template(architecture).to(device).eval()
+        self.folded = fold(template(architecture).to(device))
+        self.normalise = Normaliser(architecture.mean, architecture.std, device)
         self.members = [
-            {name: tensor.to(device) for name, tensor in weights.items()} for weights in members
+            self.folded.weights({name: tensor.to(device) for name, tensor in weights.items()})
+            for weights in members
         ]
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
@@ -200,12 +200,10 @@ class _Networks:
     def _logits(
         self, images: UInt8[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "members n classes"]:
-        seen = normalise(
-            images.to(self.device, non_blocking=True), self.architecture.mean, self.architecture.std
-        )
+        seen = self.normalise(images)
         with torch.inference_mode(), autocast(self.device, self.precision):
             found = [
-                torch.func.functional_call(self.network, dict(weights), (seen,), strict=True)
+                torch.func.functional_call(self.folded.network, weights, (seen,), strict=True)
                 for weights in self.members
             ]
             return torch.stack(found).float().cpu()
@@ -248,18 +246,24 @@ def pictures(
 ) -> Pictures:
     """The files as the network is shown them; those that cannot be read are left out and named."""
     size, resize = architecture.size, architecture.eval_resize
-    interpolation = architecture.interpolation
-    transform = (
-        view_transform(size, resize, interpolation, views)
-        if views
-        else evaluation_transform(size, resize, interpolation)
+    interpolation, side = architecture.interpolation, architecture.stored_side
+    decoding = Decoding(
+        decoded=decoded_side(max(side, resize), views),
+        # Several views are cut from more than is kept, unless that would change the plain one.
+        side=None if side == 0 or (views and side == resize) else side,
+        interpolation=interpolation,
+        truncated=architecture.truncated,
     )
+    if not views:
+        transform: Callable[[Picture], Tensor] = evaluation(size, resize, interpolation)
+    else:
+        several = view_transform(size, resize, interpolation, views)
+        transform = lambda picture: several(Image.fromarray(picture))  # noqa: E731
     return Pictures(
         files=files,
-        training=v2.Compose([v2.Identity()]),
+        training=lambda picture, _seed: transform(picture),
         evaluation=transform,
-        shorter_side=decoded_side(resize, views),
-        truncated=architecture.truncated,
+        decoding=decoding,
         lenient=True,
     )
 
@@ -271,6 +275,6 @@ def _loader(
     device: torch.device,
     views: Sequence[View],
 ) -> Loader:
-    workers = min(count_workers(machine.workers, device), len(files) // machine.batch_size)
+    workers = min(count_readers(machine.workers, device), len(files) // machine.batch_size)
     shown = pictures(architecture, files, views)
     return Loader(shown, workers, pin_memory=device.type == "cuda")

@@ -125,9 +125,7 @@ def _mixed(
 ) -> tuple[UInt8[Tensor, "n 3 size size"], Float[Tensor, "n classes"]]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "preview", mix, number))
-        mixed, shares = mix_batch(
-            images.float(), targets, classes=classes, mix=mix, alpha=recipe.mix_alpha
-        )
+        mixed, shares = mix_batch(images, targets, classes=classes, mix=mix, alpha=recipe.mix_alpha)
     return mixed.round().clamp(0, 255).byte(), shares
 
 
@@ -168,10 +166,7 @@ def _varied(catalog: Catalog, seed: int) -> list[int]:
 
 def _drawn(shown: Pictures, draws: Sequence[Draw]) -> UInt8[Tensor, "n 3 size size"]:
     with torch.random.fork_rng(devices=[]):
-        batch = shown[draws]
-    if batch.error:
-        raise DataError(batch.error)
-    return batch.images
+        return shown[draws].images
 
 
 def _name(photo: Photo) -> str:

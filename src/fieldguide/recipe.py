@@ -21,11 +21,12 @@ from fieldguide.errors import UsageError
 Auto = Literal["auto"]
 Pixels = Annotated[int, Field(ge=16)]
 Count = Annotated[int, Field(ge=0)]
+Gigabytes = Annotated[float, Field(gt=0)]
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 
 # Settings that may differ when a run is resumed: where and how fast it runs. On the same kind of device
 # the results are the same to the bit.
-HARMLESS = frozenset({"device", "workers", "checkpoint_minutes", "track"})
+HARMLESS = frozenset({"cache", "cache_gb", "device", "workers", "checkpoint_minutes", "track"})
 
 
 def _setting(section: str, default: Any, description: str, **bounds: Any) -> Any:
@@ -54,6 +55,9 @@ class Recipe(BaseModel):
     std: tuple[float, float, float] | Auto = _setting("Pictures", "auto", "deviation of each channel, 0 to 1")
     interpolation: Literal["nearest", "bilinear", "bicubic"] | Auto = _setting("Pictures", "auto",
         "how pictures are resized")
+    stored_side: Count | Auto = _setting("Pictures", "auto",
+        "photos are decoded once and kept with so many pixels on the shorter side, from which crops are cut;"
+        " auto: eval_resize, 0: decoded anew each time, larger")
     truncated: Literal["refuse", "keep"] = _setting("Pictures", "refuse",
         "photos cut short: leave them out, or use what can be read")
 
@@ -75,6 +79,8 @@ class Recipe(BaseModel):
         "statistics of merged weights: the replicas' mean, or measured anew on training photos")
     moments: Literal["keep", "average", "reset"] = _setting("Merging", "keep",
         "what becomes of the optimisers' moments at a merge")
+    replica_curves: bool = _setting("Merging", True,
+        "evaluate each replica too, after every epoch; without, merged models alone")
     keep_replicas: bool = _setting("Merging", False,
         "save each replica's weights as they were before the last merge")
 
@@ -111,8 +117,13 @@ class Recipe(BaseModel):
     precision: Literal["float32", "bfloat16", "float16"] | Auto = _setting("Machine", "auto",
         "of the network's arithmetic; auto: bfloat16 where the hardware has it")
     device: str = _setting("Machine", "auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: Count | Auto = _setting("Machine", "auto", "processes that prepare photos; 0: the training process")
+    workers: Count | Auto = _setting("Machine", "auto",
+        "folds trained at the same time on a CPU, threads that prepare photos for a GPU")
     checkpoint_minutes: float = _setting("Machine", 10.0, "time between checkpoints inside an epoch", gt=0)
+    cache: str = _setting("Machine", "auto",
+        "folder of decoded photos; auto: the user's cache folder, none: decode them every time")
+    cache_gb: Gigabytes | Auto = _setting("Machine", "auto",
+        "gigabytes that decoded photos may take; auto: what leaves the disk 5 % free")
     track: Literal["none", "tensorboard", "mlflow", "wandb"] = _setting("Machine", "none",
         "who else is told of every epoch, by the extra `track`; events.jsonl is always written")
     # fmt: on
@@ -127,7 +138,12 @@ class Recipe(BaseModel):
     def _conflicts(self) -> list[tuple[bool, str]]:
         size, resize = self.size, self.eval_resize
         low, high = self.crop_scale
+        stored = self.stored_side
         return [
+            (
+                isinstance(stored, int) and isinstance(resize, int) and 0 < stored < resize,
+                f"`stored_side` = {stored} is smaller than `eval_resize` = {resize}",
+            ),
             (
                 isinstance(size, int) and isinstance(resize, int) and resize < size,
                 f"`eval_resize` = {resize} is smaller than `size` = {size}",
@@ -336,7 +352,7 @@ def effective(recipe: Recipe) -> Recipe:
     Recipes whose effective ones are equal train the same networks, on the same kind of device.
     `auto` stays: what it stands for hangs on weights and device.
     """
-    silent = {name for name, _ in _idle(recipe)} | HARMLESS | {"keep_replicas"}
+    silent = {name for name, _ in _idle(recipe)} | HARMLESS | {"keep_replicas", "replica_curves"}
     if recipe.merge != "model_stock":  # the anchor is only measured from
         silent |= {"anchor"}
     default = Recipe()

@@ -71,6 +71,7 @@ HISTORY = (
     "skipped",
     "missing",
     "diverged",
+    "parts",
     "seconds",
 )
 MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
@@ -234,9 +235,16 @@ class Run:
     @property
     def seconds(self) -> float:
         """Time spent in training, evaluating and merging the folds that are done."""
+        return round(sum(float(row["seconds"]) for row in self._history()), 1)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts batches had to be split, as memory ran out in folds that are done."""
+        return max((int(row["parts"]) for row in self._history()), default=1)
+
+    def _history(self) -> list[dict[str, str]]:
         texts = [self._read("history.csv", self.fold_folder(fold)).decode() for fold in self.done]
-        rows = [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
-        return round(sum(float(row["seconds"]) for row in rows), 1)
+        return [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
 
     @cached_property
     def judged(self) -> dict[int, Float[np.ndarray, "n classes"]]:

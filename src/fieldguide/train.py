@@ -17,22 +17,25 @@ in sequence. Knows nothing of run folders.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fieldguide import merge, metrics
-from fieldguide.augment import mix_batch, normalise
+from fieldguide.augment import Normaliser, mix_batch
 from fieldguide.batches import Batch, Loader, evaluation_plan, steps_in_epoch, training_plan
 from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
+from fieldguide.controls import Controls
 from fieldguide.device import Precision, autocast, is_out_of_memory
 from fieldguide.errors import DataError, ResourceError, TrainingError
+from fieldguide.folding import Folded
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
@@ -65,16 +68,19 @@ MISSING_SHARE = 0.01
 
 @dataclass(frozen=True)
 class FoldJob:
-    """What a fold's training needs and does not change.
+    """What a fold's training needs and does not change, but for its two networks' weights.
+
+    `network` is trained, `folded` is the same for evaluation.
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
-    is resolved.
+    is resolved. `parts` are those that batches are computed in from the start.
     """
 
     fold: int
     recipe: Recipe
     network: Network
+    folded: Folded
     start: Weights
     loader: Loader
     device: torch.device
@@ -84,17 +90,22 @@ class FoldJob:
     train: IntArray
     test: IntArray
     watch: IntArray
+    parts: int = 1
 
+    @cached_property
+    def normalise(self) -> Normaliser:
+        """Makes pictures into what the network expects, on the job's device."""
+        assert self.recipe.mean != "auto" and self.recipe.std != "auto"
+        return Normaliser(self.recipe.mean, self.recipe.std, self.device)
 
-@dataclass(frozen=True)
-class Controls:
-    """How the outside world follows and steers a fold's training."""
-
-    on_resume: Callable[[int], None] = lambda steps: None  # steps that a checkpoint holds
-    on_step: Callable[[], None] = lambda: None
-    on_row: Callable[[Row], None] = lambda row: None
-    notice: Callable[[str], None] = lambda message: None
-    check_stop: Callable[[], None] = lambda: None  # raises to stop, after a checkpoint
+    @cached_property
+    def class_weights(self) -> Float[Tensor, " classes"] | None:
+        """`balanced`: photos / (classes · photos of the class): every class weighs the same."""
+        if self.recipe.class_weights == "none":
+            return None
+        counts = np.bincount(self.targets[self.train], minlength=self.classes).clip(1)
+        weights = counts.sum() / (self.classes * counts)
+        return torch.from_numpy(weights).float().to(self.device)
 
 
 @dataclass(frozen=True)
@@ -177,9 +188,9 @@ class _Session:
         load_weights(network, state.copies[state.replica])
         self.train_epoch(started)
         state.copies[state.replica] = weights_of(network)
-        logits = None if state.tally.diverged else evaluate(self.job, evaluated_rows(self.job))
-        self.replica_logits = logits
-        row = _row(self.job, state, f"replica-{state.replica + 1}", logits)
+        self.replica_logits = self.replica_evaluated()
+        row = _row(self.job, state, f"replica-{state.replica + 1}", self.replica_logits)
+        row["diverged"] |= state.tally.diverged
         if row["diverged"]:
             state.diverged.append(state.replica)
             self.controls.notice(
@@ -188,6 +199,14 @@ class _Session:
             )
         row |= {"seconds": round(time.monotonic() - started, 3)}
         self.record(row)
+
+    def replica_evaluated(self) -> Float[np.ndarray, "n classes"] | None:
+        """The logits of the replica under way, where its curve or the merged model's needs them."""
+        recipe = self.job.recipe
+        wanted = recipe.replica_curves or _merged_is_the_replica(recipe)
+        if self.state.tally.diverged or not wanted:
+            return None
+        return evaluate(self.job, evaluated_rows(self.job))
 
     def train_epoch(self, started: float) -> None:
         """The steps of one replica's epoch that are still to do."""
@@ -240,7 +259,7 @@ class _Session:
         state.merged = weights_of(job.network)
         state.copies = [state.merged] * recipe.replicas
         self.merge_moments(healthy)
-        logits = self.replica_logits if recipe.merge == "none" else None
+        logits = self.replica_logits if _merged_is_the_replica(recipe) else None
         logits = evaluate(job, evaluated_rows(job)) if logits is None else logits
         row = _row(job, state, "merged", logits) | _means(moves)
         self.record(row | {"seconds": round(time.monotonic() - started, 3)})
@@ -390,13 +409,13 @@ def _backward(
     recipe = job.recipe
     targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
     images, shares = mix_batch(
-        normalised(job, batch.images),
+        batch.images.to(job.device, non_blocking=True),
         targets,
+        normalise=job.normalise,
         classes=job.classes,
         mix=recipe.mix if len(targets) > 1 else "none",
         alpha=recipe.mix_alpha,
     )
-    weights = _class_weights(job)
     total, right = torch.zeros(2, device=job.device)
     for part, part_shares in zip(
         images.tensor_split(min(parts, len(images))),
@@ -406,7 +425,10 @@ def _backward(
         with autocast(job.device, job.precision):
             logits = job.network(part)
         loss = nn.functional.cross_entropy(
-            logits.float(), part_shares, weight=weights, label_smoothing=recipe.label_smoothing
+            logits.float(),
+            part_shares,
+            weight=job.class_weights,
+            label_smoothing=recipe.label_smoothing,
         )
         loss = loss * (len(part) / len(images))
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -416,20 +438,12 @@ def _backward(
     return total, right
 
 
-def normalised(
-    job: FoldJob, images: UInt8[Tensor, "n 3 height width"]
-) -> Float[Tensor, "n 3 height width"]:
-    """Pictures on the job's device, less the recipe's mean and over its deviation."""
-    assert job.recipe.mean != "auto" and job.recipe.std != "auto"
-    images = images.to(job.device, non_blocking=True)
-    return normalise(images, job.recipe.mean, job.recipe.std)
-
-
 def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:
-    """Logits of photos under the evaluation transform, in the order of `rows`, in float32.
+    """Logits of photos under the network's weights, in the order of `rows`, in float32.
 
-    Where memory runs out, in batches half as large.
+    Photos are seen by the evaluation transform; where memory runs out, in batches half as large.
     """
+    load_weights(job.folded.network, job.folded.weights(job.network.state_dict()))
     batch_size = job.recipe.batch_size
     while True:
         try:
@@ -443,12 +457,17 @@ def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:
 
 
 def _evaluate(job: FoldJob, rows: IntArray, batch_size: int) -> Float[np.ndarray, "n classes"]:
-    job.network.eval()
     parts = []
     with torch.inference_mode(), autocast(job.device, job.precision):
         for batch in job.loader.batches(evaluation_plan(rows, batch_size)):
-            parts.append(job.network(normalised(job, batch.images)).float().cpu())
+            parts.append(job.folded.network(job.normalise(batch.images)).float().cpu())
     return torch.cat(parts).numpy()
+
+
+def _merged_is_the_replica(recipe: Recipe) -> bool:
+    """Whether merging changes nothing, so that one evaluation does for both."""
+    own = recipe.replicas == 1 and recipe.batch_norm == "average"
+    return recipe.merge == "none" or own
 
 
 def evaluated_rows(job: FoldJob) -> IntArray:
@@ -487,7 +506,7 @@ def recalibrate_network(job: FoldJob) -> None:
     try:
         with autocast(job.device, job.precision):
             recalibrate(
-                job.network, (normalised(job, batch.images) for batch in job.loader.batches(plan))
+                job.network, (job.normalise(batch.images) for batch in job.loader.batches(plan))
             )
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -504,7 +523,9 @@ def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls)
     if state is None:
         start = {name: tensor.to(job.device) for name, tensor in job.start.items()}
         replicas = job.recipe.replicas
-        return FoldState(merged=start, copies=[start] * replicas, moments=[{}] * replicas)
+        return FoldState(
+            merged=start, copies=[start] * replicas, moments=[{}] * replicas, parts=job.parts
+        )
     moved: dict[int, Weights] = {}
 
     def on_device(weights: Weights) -> Weights:
@@ -538,15 +559,6 @@ def _rate_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
     )
 
 
-def _class_weights(job: FoldJob) -> Tensor | None:
-    """`balanced`: photos / (classes · photos of the class), so that every class weighs the same."""
-    if job.recipe.class_weights == "none":
-        return None
-    counts = np.bincount(job.targets[job.train], minlength=job.classes).clip(1)
-    weights = counts.sum() / (job.classes * counts)
-    return torch.from_numpy(weights).float().to(job.device)
-
-
 def _mean_moments(moments: Sequence[Moments]) -> Moments:
     return {
         name: merge.average([replica[name] for replica in moments])
@@ -564,7 +576,7 @@ def _row(
 ) -> Row:
     """One row of the history. What is not finite or not measured is None."""
     tally = state.tally
-    finite = logits is not None and bool(np.isfinite(logits).all())
+    finite = logits is None or bool(np.isfinite(logits).all())
     row: Row = {
         "fold": job.fold,
         "epoch": state.epoch + 1,
@@ -577,6 +589,7 @@ def _row(
         "skipped": tally.skipped,
         "missing": tally.missing,
         "diverged": not finite,
+        "parts": max(state.parts, job.recipe.accumulate),
     }
     if logits is not None and finite:
         test, targets = logits[: len(job.test)], job.targets[job.test]

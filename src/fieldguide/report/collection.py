@@ -399,18 +399,18 @@ def training_batch(
     from fieldguide.augment import mix_batch
     from fieldguide.batches import training_plan
     from fieldguide.crossval import fold_jobs
-    from fieldguide.train import normalised
 
     recipe = run.recipe
-    # Neither a GPU nor loader processes are worth starting for one batch.
-    job = fold_jobs(run, run.catalog.root, recipe.replace(device="cpu", workers=0))(0)
+    # No GPU is worth starting for one batch.
+    job = fold_jobs(run, run.catalog.root, recipe.replace(device="cpu", cache="none"))(0)
     plan = training_plan(job.train, recipe.batch_size, seed=recipe.seed, replica=0, epoch=0)
     with torch.random.fork_rng(devices=[]):
         batch = next(job.loader.batches(plan[:1]))
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", 0, 0, 0))
         images, shares = mix_batch(
-            normalised(job, batch.images),
+            batch.images,
             torch.from_numpy(job.targets)[batch.photos],
+            normalise=job.normalise,
             classes=job.classes,
             mix=recipe.mix if len(batch.photos) > 1 else "none",
             alpha=recipe.mix_alpha,

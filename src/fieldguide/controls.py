@@ -1,0 +1,16 @@
+"""How the outside world follows and steers a fold's training. Knows nothing of how it is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Controls:
+    """How the outside world follows and steers a fold's training."""
+
+    on_resume: Callable[[int], None] = lambda steps: None  # steps that a checkpoint holds
+    on_step: Callable[[], None] = lambda: None
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None
+    notice: Callable[[str], None] = lambda message: None
+    check_stop: Callable[[], None] = lambda: None  # raises to stop, after a checkpoint
