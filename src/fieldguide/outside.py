@@ -238,7 +238,7 @@ def compared(run: Run, catalog: Catalog) -> int:
 def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Machine()) -> float:
     """Photos a second from file to logits, in one process, after a first batch that warms it up.
 
-    Loader processes would have batches ready when the clock starts, so none are used.
+    Threads would have batches ready when the clock starts, so none are used.
     """
     batch = min(machine.batch_size, TIMED_PHOTOS // 4)
     timed = (list(photos) * (1 + TIMED_PHOTOS // len(photos)))[:TIMED_PHOTOS]

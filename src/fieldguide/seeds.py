@@ -2,7 +2,7 @@
 
 Every random draw of a fit starts from here, so that it depends on what is drawn (this photo, in
 this epoch, for this replica) and never on what happened to be drawn before it: not on the number of
-loader processes, on a resume, or on which folds were trained earlier.
+threads, on a resume, or on which folds were trained earlier.
 """
 
 import hashlib
