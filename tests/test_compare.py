@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -259,6 +260,7 @@ def test_what_does_not_fit_the_budget_is_left_out_in_order(discs: Path, tmp_path
     note = "epochs=2 is left out: it takes about 12.0 h, and 7.0 h of the budget are left"
     assert note in messages
     assert done.rows[1].note == note
+    assert compare.rebuilt(tmp_path / "out") == done
     assert "forecast: 3 trials in all: 24.0 h" in messages
     assert not (tmp_path / "out" / "epochs-2").exists()
     later = compare.compare(fg.scan(discs), found, tmp_path / "out", budget_hours=13.0)
@@ -396,6 +398,7 @@ def test_killed_and_resumed_ends_the_same(
     so_far = compare.collect(out, TRIED, compare_catalog(out))
     done = ["complete"] * (began - 1) + ["unfinished"] + ["not begun"] * (3 - began)
     assert [row.status for row in so_far.rows] == done
+    assert compare.rebuilt(out) == so_far
     resumed = compare.compare(catalog, TRIED, out)
     for run, other in zip(the_runs(out), the_runs(undisturbed), strict=True):
         assert results(run) == results(other)
@@ -435,6 +438,7 @@ def test_what_diverges_is_recorded_and_the_others_go_on(discs: Path, tmp_path: P
     assert [row.status for row in done.rows] == ["complete", "failed", "complete"]
     assert "diverged" in done.rows[1].note
     assert done.rows[1].contrast is None and done.rows[2].contrast is not None
+    assert compare.rebuilt(tmp_path / "out") == done
     assert any(text.startswith("head_rate=1e+30: failed: ") for text in messages)
     messages.clear()
     again = compare.compare(fg.scan(discs), found, tmp_path / "out", watcher=watcher)
@@ -486,6 +490,7 @@ def test_auto_and_what_it_stands_for_are_one_trial(discs: Path, tmp_path: Path) 
     ]
     assert [text for text in messages if "same networks" in text] == expected
     assert done.notes == tuple(f"{text}." for text in expected)
+    assert compare.rebuilt(tmp_path / "out") == done
     assert done.winner is None
 
 
@@ -574,6 +579,86 @@ def test_errors_that_the_user_must_mend_end_the_comparison(
         compare.compare(fg.scan(discs), TRIED, tmp_path / "out")
 
 
+# --- rebuilt from the folder ----------------------------------------------------------------------
+
+
+def test_a_comparison_is_rebuilt_from_its_folder_which_stays_as_it_is(
+    compared: tuple[Comparison, Path],
+) -> None:
+    found, out = compared
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert compare.rebuilt(out) == found
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_a_killed_trial_is_shown_as_far_as_it_got(copied: Path) -> None:
+    (copied / "head-se" / files.MANIFEST).unlink()
+    shutil.rmtree(copied / "head-se" / "folds" / "1")
+    shutil.rmtree(copied / "mix-cutmix")
+    found = compare.rebuilt(copied)
+    assert [row.status for row in found.rows] == ["complete", "not begun", "unfinished"]
+    assert [row.folds for row in found.rows] == [2, 0, 1]
+
+
+def test_changes_keep_their_types_and_presets_their_names(copied: Path) -> None:
+    more = [*trials(BASE, {"crop_scale": [(0.5, 1.0)]}), *compare.reference({"folds": 2})[1:]]
+    expected = compare.collect(copied, more, compare_catalog(copied))
+    compare.write(expected, copied, BASE)
+    found = compare.rebuilt(copied)
+    assert [row.name for row in found.rows] == [row.name for row in expected.rows]
+    assert found.rows[1] == expected.rows[1]
+    assert found.rows[1].changes == {"crop_scale": (0.5, 1.0)}
+
+
+def test_a_comparison_none_of_whose_trials_has_begun_says_so(copied: Path) -> None:
+    (copied / compare.RECORD).unlink()
+    with pytest.raises(ResourceError, match=r"no trial of .* has begun yet") as caught:
+        compare.rebuilt(copied)
+    assert caught.value.hint == "the same compare command goes on with it"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"base": {"owl": 1}}', '{"base": {}, "rows": [3]}']
+)
+def test_a_record_that_cannot_be_read_is_told(text: str, copied: Path) -> None:
+    (copied / compare.RECORD).write_text(text)
+    with pytest.raises(ResourceError, match=r"compare\.json` cannot be read"):
+        compare.rebuilt(copied)
+
+
+def test_only_a_comparison_can_be_rebuilt_and_only_an_undamaged_one(
+    copied: Path, trained: fg.Run
+) -> None:
+    with pytest.raises(UsageError, match="holds no comparison"):
+        compare.rebuilt(trained.folder)
+    with (copied / "catalog.csv").open("a") as file:
+        file.write("more")
+    with pytest.raises(ResourceError, match=r"catalog\.csv"):
+        compare.rebuilt(copied)
+
+
+def test_figures_are_saved_with_the_table_and_overwrite_nothing(
+    compared: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    found, out = compared
+    places = compare.save_figures(found, tmp_path / "figures")
+    assert [place.name for place in places] == [
+        *("compare.png", "compare.svg", "differences.png", "differences.svg", "compare.csv")
+    ]
+    assert places[0].read_bytes() == (out / "compare.png").read_bytes()
+    assert places[4].read_bytes() == (out / "compare.csv").read_bytes()
+    text = " ".join(ElementTree.parse(places[3]).getroot().itertext())
+    assert "head=se" in text and "difference, percentage points" in text
+    with pytest.raises(UsageError, match="is there already"):
+        compare.save_figures(found, tmp_path / "figures")
+
+
+def test_before_any_epoch_the_table_is_the_only_figure(tmp_path: Path) -> None:
+    waiting = a_comparison(row("base", None, status="not begun", folds=0))
+    (place,) = compare.save_figures(waiting, tmp_path)
+    assert place.read_text("utf-8").splitlines()[1].startswith("base,,not begun,0,")
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -628,7 +713,7 @@ def test_the_winner_is_warned_of() -> None:
         row("base"), row("b", contrast=contrast(0.01)), winner=Winner("b", 0.91, 0.9, 2)
     )
     text = body(found).replace("\N{NO-BREAK SPACE}", " ")
-    assert "b is right most often of 2 trials" in text
+    assert "The trial b is right most often of 2." in text
     assert "91.0 % is optimistic" in text and "is worth 90.0 %" in text
     assert "optimistic" not in body(a_comparison(row("base")))
 
@@ -704,6 +789,20 @@ def test_whatever_is_missing_is_told() -> None:
 def test_without_curves_no_figure_is_written(tmp_path: Path) -> None:
     comparison.build(a_comparison(row("base", None, status="not begun")), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["compare.html"]
+
+
+def test_the_axis_of_differences_has_signs_but_for_zero() -> None:
+    found = a_comparison(row("base"), row("b", contrast=contrast(0.01)))
+    chart = comparison.charts(found)[comparison.DIFFERENCES]
+    svg = comparison.figures.drawn(chart)["svg"].decode()
+    assert ">+1<" in svg and ">0<" in svg and ">+0<" not in svg
+
+
+def test_a_page_is_written_elsewhere(tmp_path: Path) -> None:
+    found = a_comparison(row("base"))
+    place = comparison.write_page(found, tmp_path / "owls", tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert "<title>Comparison of recipes: owls</title>" in place.read_text("utf-8")
 
 
 def test_few_groups_and_chosen_epochs_are_warned_of() -> None:

@@ -282,6 +282,74 @@ def test_a_heading_sorts_its_table_by_keyboard(browser: Browser, report: Path) -
     assert sorted(rising) == sorted(unsorted)
 
 
+def press(browser: Browser, key: str) -> None:
+    for kind in ("keyDown", "keyUp"):
+        browser.call("Input.dispatchKeyEvent", type=kind, key=key)
+
+
+@pytest.fixture
+def matrix(browser: Browser, report: Path) -> Browser:
+    """The report, with the names that are seen across and down of its matrix in reach."""
+    browser.open(report, size=SIZES[1])
+    draw_everything(browser)
+    browser.ask("""(() => {
+        window.buttons = document.querySelector("#confusion .enlarge");
+        const path = "#confusion .plot .mark-rect path";
+        window.cells = () => [...document.querySelectorAll(path)].map((cell) => {
+            const box = cell.getBoundingClientRect();
+            const plot = cell.closest("svg").getBoundingClientRect();
+            return [box.x - plot.x, box.y - plot.y, box.width, box.height].map(Math.round);
+        });
+        window.told = () => document.getElementById("announcements").textContent;
+        window.widest = () => Math.max(...cells().map((cell) => cell[2]));
+        buttons.querySelector("button").focus();
+    })()""")
+    return browser
+
+
+def test_the_matrix_is_enlarged_moved_and_shown_whole_by_keyboard(matrix: Browser) -> None:
+    whole, width = matrix.ask("cells()"), matrix.ask("widest()")
+    assert matrix.ask("buttons.getClientRects().length") == 1
+    press(matrix, "+")
+    assert matrix.ask("widest()") == pytest.approx(1.5 * width, abs=2)
+    assert matrix.ask("told()") == "shown: 1 to 3 of 3 across, 1 to 3 of 3 down"
+    press(matrix, "+")
+    middle = matrix.ask("cells()")
+    for there, back in (("ArrowLeft", "ArrowRight"), ("ArrowUp", "ArrowDown")):
+        press(matrix, there)
+        assert matrix.ask("cells()") != middle
+        press(matrix, back)
+        assert matrix.ask("cells()") == middle
+    for _ in range(9):
+        press(matrix, "+")
+    for key in ["ArrowLeft", "ArrowUp"] * 9:
+        press(matrix, key)
+    assert matrix.ask("told()") == "shown: 1 to 1 of 3 across, 1 to 1 of 3 down"
+    assert matrix.ask("widest()") == pytest.approx(3 * width, abs=2)
+    press(matrix, "-")
+    assert matrix.ask("widest()") == pytest.approx(2 * width, abs=2)
+    press(matrix, "0")
+    assert matrix.ask("cells()") == whole
+    assert matrix.ask("told()") == "shown: 1 to 3 of 3 across, 1 to 3 of 3 down"
+    assert matrix.faults == []
+
+
+def test_the_matrix_has_buttons_with_names_for_the_same(matrix: Browser) -> None:
+    whole = matrix.ask("cells()")
+    tree = matrix.call("Accessibility.getFullAXTree")["nodes"]
+    names = {
+        node["name"]["value"] for node in tree if node.get("role", {}).get("value") == "button"
+    }
+    assert names >= {"Enlarge", "Shrink", "Show all", "Move left", "Move right", "Move up"}
+    matrix.ask("buttons.querySelector('[aria-label=Enlarge]').click()")
+    enlarged = matrix.ask("cells()")
+    assert enlarged != whole
+    matrix.ask("buttons.querySelector('[aria-label=Shrink]').click()")
+    assert matrix.ask("cells()") == whole
+    press(matrix, "x")
+    assert matrix.ask("cells()") == whole
+
+
 def test_numbers_are_sorted_as_numbers_and_blanks_come_last(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -384,6 +452,8 @@ def test_the_texts_are_there_without_javascript(
         found = browser.call("DOM.querySelector", nodeId=root, selector="figure noscript p")
         box = browser.call("DOM.getBoxModel", nodeId=found["nodeId"])["model"]
         assert box["height"] > 0
+        found = browser.call("DOM.querySelector", nodeId=root, selector=".enlarge[hidden]")
+        assert found["nodeId"]
         assert browser.faults == []
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)

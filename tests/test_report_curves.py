@@ -12,6 +12,7 @@ import vl_convert
 from fits import Killed, killer, small_fit
 
 import fieldguide as fg
+from fieldguide import files
 from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError
 from fieldguide.report import curves
@@ -236,6 +237,66 @@ def test_charts_are_drawn_with_a_choice_of_folds_and_whole_epochs(
     assert all(isinstance(epoch, int) for epoch in named)
     assert len(set(named)) == len(named) <= 13 and set(named) <= set(range(1, epochs + 1))
     assert vl_convert.vegalite_to_svg(json.dumps(spec)).startswith("<svg")
+
+
+def with_train_accuracy() -> list[Point]:
+    return [
+        replace(each, train_accuracy=None if each.model == MERGED else each.epoch / 10)
+        for each in some_points()
+    ]
+
+
+def test_training_accuracy_is_drawn_beside_that_on_test_photos() -> None:
+    found = Curves(tuple(with_train_accuracy()), dict.fromkeys(range(4), 5), (), planned=5)
+    spec = curves.accuracy_chart(found).to_dict()
+    drawn = {
+        (row["model"], row["epoch"]): row["value"]
+        for row in rows(spec, spec["data"])
+        if (row["part"], row["view"]) == ("training", MEAN)
+    }
+    names = ("replica 1", "replica 2", "replica 10")
+    assert drawn == {(name, epoch): epoch / 10 for name in names for epoch in range(1, 6)}
+    svg = vl_convert.vegalite_to_svg(json.dumps(spec))
+    assert ">training<" in svg and ">accuracy<" in svg
+
+
+def test_without_training_accuracy_the_chart_is_of_test_photos_alone() -> None:
+    found = Curves(tuple(some_points()), {}, (), planned=5)
+    svg = vl_convert.vegalite_to_svg(json.dumps(curves.accuracy_chart(found).to_dict()))
+    assert ">training<" not in svg and ">accuracy on test photos<" in svg
+
+
+@pytest.mark.parametrize(
+    ("cells", "value"),
+    [({}, None), ({"train_accuracy": ""}, None), ({"train_accuracy": "0.5"}, 0.5)],
+)
+def test_rows_may_lack_training_accuracy(
+    cells: dict[str, str], value: float | None, tmp_path: Path
+) -> None:
+    row = {"fold": "0", "epoch": "1", "model": "replica-1", "train_loss": "1", "test_loss": "2"}
+    row |= {"test_accuracy": "0.25", "distance_mean": "", "diverged": "False"} | cells
+    files.write_csv(tmp_path / "history.csv", list(row), [list(row.values())])
+    files.write_manifest(tmp_path, ["history.csv"])
+    (found,) = curves.read_history(tmp_path / "history.csv")
+    assert found == point(test_accuracy=0.25, train_accuracy=value)
+
+
+def test_the_page_explains_training_accuracy_where_there_is_some(
+    run: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = curves.read(run)
+    points = [replace(p, train_accuracy=None) for p in found.points]
+    some = [p if p.model == MERGED else replace(p, train_accuracy=0.111) for p in points]
+    bodies = []
+    for each in (points, some):
+        known = replace(found, points=tuple(each))
+        monkeypatch.setattr(curves, "read", lambda run, known=known: known)
+        bodies.append(" ".join(curves.section(run).body.split()))
+    without, with_it = bodies
+    assert "Training accuracy was not recorded" in without and "11.1%" not in without
+    assert '<th scope="col">training accuracy' in with_it and "11.1%" in with_it
+    assert "share of the target&#39;s mass under the highest logit" in with_it
+    assert "share of the target" not in without and "not recorded" not in with_it
 
 
 def test_losses_are_drawn_on_a_logarithmic_scale_unless_one_is_zero() -> None:

@@ -13,6 +13,7 @@ import fieldguide as fg
 from fieldguide import landscape
 from fieldguide.crossval import Watcher
 from fieldguide.landscape import Landscape
+from fieldguide.outside import Worth
 from fieldguide.report import curves, merging
 from fieldguide.report.curves import MERGED, Point
 from fieldguide.report.merging import Moved
@@ -186,24 +187,24 @@ def test_gains_of_a_run_are_those_of_its_tables(run: fg.Run) -> None:
 # --- batch norm -----------------------------------------------------------------------------------
 
 
-def score(name: str, accuracy: float) -> dict[str, Any]:
-    return {"name": name, "accuracy": accuracy, "log_loss": 1 - accuracy}
+def score(name: str, accuracy: float) -> Worth:
+    interval = (accuracy - 0.01, accuracy + 0.01)
+    return Worth(name, accuracy, interval, 1 - accuracy, 0.02, 0.05, 1000, 4000)
 
 
-def test_batch_norm_is_compared_where_both_were_scored_and_are_still_there() -> None:
+def test_batch_norm_is_compared_where_both_were_scored() -> None:
     rows = [score("ensemble", 0.9), score("soup", 0.7), score("soup-average", 0.8)]
-    rows += [score("stock", 0.6), score("greedy", 0.5), score("greedy-average", 0.4)]
-    models = ["soup", "soup-average", "stock", "greedy"]  # the other greedy soup was removed
-    (effect,) = merging.batch_norm_effect(rows, models)
+    rows += [score("stock", 0.6), score("greedy-average", 0.4)]
+    (effect,) = merging.batch_norm_effect(rows)
     assert (effect.rule, effect.recalibrated, effect.averaged) == ("soup", 0.7, 0.8)
-    assert merging.batch_norm_effect([], models) == []
+    assert merging.batch_norm_effect([]) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": 3}', '{"rows": ["x"]}', "{}"])
-def test_scores_that_cannot_be_read_are_none(text: str, tmp_path: Path) -> None:
-    (tmp_path / "scores.json").write_text(text)
-    assert merging.read_scores(tmp_path / "scores.json") == []
-    assert merging.read_scores(tmp_path / "nothing.json") == []
+def test_old_scores_are_not_compared(trained: fg.Run, tmp_path: Path) -> None:
+    own = fg.Run(shutil.copytree(trained.folder, tmp_path / "run"))
+    assert "Not compared yet" in words(own)
+    (own.folder / "scores.json").write_text("{}")
+    assert "Old scores are not shown. scores.json is of another version." in words(own)
 
 
 # --- charts and the section -----------------------------------------------------------------------

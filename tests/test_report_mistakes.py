@@ -1,7 +1,11 @@
 import csv
+import os
+import re
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import fieldguide as fg
 from fieldguide import activation, labels
 from fieldguide.analysis.suspects import hard_photos
 from fieldguide.errors import ResourceError
-from fieldguide.report import mistakes
+from fieldguide.report import build, mistakes
 
 NAMES = ("<script>alert(1)<b>", 'new\nline "quoted" \'', "🌻" + "x" * 200)
 
@@ -155,6 +159,29 @@ def test_names_and_paths_are_harmless_and_legible(unlearned: fg.Run) -> None:
     assert "&lt;i&gt;.jpg" in body  # the file's name
     assert "%3Ci%3E.jpg" in body  # its address
     assert any(text in body for text in ("&lt;script&gt;alert(1)&lt;b&gt;", "🌻" + "x" * 200))
+
+
+def linked(page: str, folder: Path) -> set[Path]:
+    """The files that links to pictures lead to from a page in `folder`."""
+    addresses = re.findall(r'<a href="([^"#][^"]*)"><img', page)
+    return {Path(os.path.normpath(folder / unquote(unescape(each)))) for each in addresses}
+
+
+@pytest.mark.parametrize("place", ["run", "photos", "elsewhere/and deeper <b>"])
+def test_links_lead_to_the_photos_from_wherever_the_page_lies(
+    unlearned: fg.Run, place: str
+) -> None:
+    folder = unlearned.folder.parent / place
+    found = linked(mistakes.section(unlearned, heat_maps=False, folder=folder).body, folder)
+    assert len(found) >= wrong_photos(unlearned)
+    assert found <= {unlearned.catalog.file(photo) for photo in unlearned.catalog.photos}
+
+
+def test_a_report_written_elsewhere_links_from_there(unlearned: fg.Run, tmp_path: Path) -> None:
+    own, other = unlearned.folder, tmp_path / "page.html"
+    page = build(unlearned, other, heat_maps=False).read_text("utf-8")
+    body = mistakes.section(unlearned, heat_maps=False).body
+    assert linked(page, tmp_path) == linked(body, own) != set()
 
 
 def test_without_photos_mistakes_are_told_in_words(unlearned: fg.Run, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_mistake_of_ours_is_not_hidden(trained: fg.Run, monkeypatch: pytest.Mo
         raise ZeroDivisionError
 
     module = sys.modules["fieldguide.report.build"]
-    monkeypatch.setattr(module, "topics", lambda heat_maps: (Topic("a", "A", broken),))
+    monkeypatch.setattr(module, "topics", lambda *_: (Topic("a", "A", broken),))
     with pytest.raises(ZeroDivisionError):
         report(trained)
 

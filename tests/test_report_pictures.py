@@ -127,3 +127,14 @@ def test_a_link_leads_to_the_file_and_nowhere_else(tmp_path: Path, name: str) ->
 def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path: Path) -> None:
     file = tmp_path / os.fsdecode(b"caf\xe9.jpg")
     assert pictures.link(file, tmp_path) == "caf%E9.jpg"
+
+
+def test_a_photo_on_another_drive_has_a_whole_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, start: Path) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", refuse)
+    address = pictures.link(tmp_path / "a b.jpg", tmp_path)
+    assert address == (tmp_path / "a b.jpg").as_uri() and address.startswith("file:///")

@@ -83,6 +83,16 @@ def test_compare_fits_on_the_same_folds_and_goes_on(
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
     assert cli.run(asked) == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
+    (out / "compare.html").unlink()
+    assert cli.run(["report", str(out), "--figures", str(tmp_path / "figures")]) == 0
+    said = capsys.readouterr()
+    assert str(out / "compare.html") in said.out and "differences.svg" in said.out
+    assert "mix=mixup" in (out / "compare.html").read_text("utf-8")
+    assert said.err == ""
+    elsewhere = ["report", str(out), "--out", str(tmp_path / "page.html"), "--no-heat-maps"]
+    assert cli.run(elsewhere) == 0
+    assert "--no-heat-maps have no effect" in capsys.readouterr().err
+    assert (tmp_path / "page.html").is_file()
 
 
 def test_preview_draws_a_picture_and_overwrites_none(

@@ -624,12 +624,72 @@ def test_an_adapter_that_fails_leaves_the_events(
     assert len(told) == 1 and "wandb" in told[0] and EVENTS in told[0]
 
 
+# --- the real packages, where they are installed
+
+# What they use of others in a way that will end is not for us to mend.
+theirs = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+MEASURED = [(1, 0.25), (2, 0.5), (3, 0.75)]  # epochs and accuracies
+
+
+def tell(track: Any, folder: Path, *parts: tuple[int, ...]) -> None:
+    """Rows of the epochs of each part of a fit that was cut short and went on."""
+    for epochs in parts:
+        tracker = start(track, folder, refuse)
+        for epoch in epochs:
+            for model in MODELS[1:]:
+                tracker.row(row(epoch=epoch, model=model, test_accuracy=epoch / 4))
+        tracker.close()
+
+
+@theirs
 def test_the_real_tensorboard_reads_what_was_written(folder: Path) -> None:
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = start("tensorboard", folder, refuse)
-    for epoch in (1, 2):
-        tracker.row(row(epoch=epoch, test_accuracy=epoch / 4))
-    tracker.close()
-    events = reading.EventAccumulator(str(folder / "tensorboard" / "fold-0" / "merged"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("test_accuracy")] == [(1, 0.25), (2, 0.5)]
+    tell("tensorboard", folder, (1, 2), (2, 3))
+    for model in MODELS[1:]:
+        events = reading.EventAccumulator(str(folder / "tensorboard" / "fold-0" / model))
+        events.Reload()
+        assert [(e.step, e.value) for e in events.Scalars("test_accuracy")] == MEASURED
+        assert "train_loss" not in events.Tags()["scalars"]  # it was not measured
+
+
+@theirs
+@pytest.mark.parametrize("store", ["files", "sqlite"])
+def test_the_real_mlflow_reads_what_was_written(
+    store: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = (
+        f"sqlite:///{tmp_path / 'store.db'}" if store == "sqlite" else (tmp_path / "store").as_uri()
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    mlflow = pytest.importorskip("mlflow")
+    if store == "sqlite":
+        pytest.importorskip("sqlalchemy")  # the small package comes without
+    tell("mlflow", folder, (1, 2), (2, 3))
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("fieldguide")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_name, found.info.status) == (folder.name, "FINISHED")
+    assert found.data.params["backbone"] == "test_resnet"
+    for model in MODELS[1:]:
+        history = client.get_metric_history(found.info.run_id, f"test_accuracy/fold-0/{model}")
+        assert [(metric.step, metric.value) for metric in history] == MEASURED
+    assert not [name for name in found.data.metrics if "train_loss" in name]  # not measured
+
+
+@theirs
+def test_the_real_wandb_keeps_what_was_told_and_no_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    pytest.importorskip("wandb")
+    tell("wandb", folder, (1, 2))
+    (kept,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert kept.stem == f"run-{About.of(folder).id}"
+    content = kept.read_bytes()  # records of its own kind, but names and values in plain letters
+    for name in ("test_resnet", *(f"test_accuracy/fold-0/{model}" for model in MODELS[1:])):
+        assert name.encode() in content
+    assert str(tmp_path).encode() not in content

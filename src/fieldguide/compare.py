@@ -42,16 +42,15 @@ from fieldguide.catalog import Catalog
 from fieldguide.controls import Controls
 from fieldguide.crossval import Watcher
 from fieldguide.device import training_threads
-from fieldguide.errors import Stopped, TrainingError, UsageError
+from fieldguide.errors import ResourceError, Stopped, TrainingError, UsageError
 from fieldguide.network import RECALIBRATION_PHOTOS, build_backbone
 from fieldguide.recipe import Recipe
-from fieldguide.report import comparison, curves
-from fieldguide.report.comparison import BASE, Comparison, Row, Winner, shown_time
+from fieldguide.report import comparison, curves, figures
+from fieldguide.report.comparison import BASE, PREPARED, Comparison, Row, Winner, shown_time
 from fieldguide.runs import Run
 from fieldguide.train import FoldJob, evaluate, train_fold
 
 FORMAT = 1
-PREPARED = "prepared.json"
 PREPARED_FILES = ("recipe.toml", runs.FINDINGS, "catalog.csv")
 FAILED = "failed.json"
 TABLE, RECORD = "compare.csv", "compare.json"
@@ -238,7 +237,8 @@ def compare(
 
     The same call resumes. A trial whose training diverges is recorded and not tried again while its
     folder is there; the others go on. With a budget, trials that would take longer than what
-    is left of it are left out, in order. The table and the page are written anew after each trial.
+    is left of it are left out, in order. Table, record and page are written before the first trial
+    and anew after each, so that a killed comparison's trials are known (`rebuilt`).
     Raises `UsageError` where `out` holds something else, or other trials under the same
     names, and what `crossval.fit` raises.
     """
@@ -264,6 +264,8 @@ def compare(
             write(found, folder, trials[0].recipe)
             return found
 
+        if todo:
+            so_far()
         started = time.monotonic()
         for trial in todo:
             late = _too_late(trial.name, costs, budget_hours, time.monotonic() - started)
@@ -569,16 +571,61 @@ def collect(
     )
 
 
+def rebuilt(folder: str | Path) -> Comparison:
+    """The comparison of a folder as its runs stand now, whoever may be training them.
+
+    Its trials are those of compare.json. Raises `UsageError` where there is no comparison, and
+    `ResourceError` where a file of it is damaged or no trial has begun.
+    """
+    place = Path(folder)
+    if not (place / PREPARED).is_file():
+        raise UsageError(f"`{place}` holds no comparison: it has no {PREPARED}")
+    files.verify(place, name=PREPARED)
+    tried, notes, twins = _recorded(place)
+    used = catalogs.read_rows(place / "catalog.csv", root=place)
+    return replace(collect(place, tried, used, notes), notes=twins)
+
+
+def _recorded(folder: Path) -> tuple[list[Trial], dict[str, str], tuple[str, ...]]:
+    """The trials of compare.json, notes on those that were left out, and what is told of twins."""
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        base = recipes.build(record["base"])
+        tried = [_trial(base, row["changes"], row["name"]) for row in record["rows"]]
+        # Why a trial failed is read from its own folder.
+        notes = {row["name"]: row["note"] for row in record["rows"] if row["status"] != "failed"}
+        return tried, notes, tuple(record["notes"])
+    except FileNotFoundError as error:
+        raise ResourceError(
+            f"no trial of `{folder}` has begun yet", hint="the same compare command goes on with it"
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, UsageError) as error:
+        raise ResourceError(
+            f"`{folder / RECORD}` cannot be read: {error}",
+            hint="the same compare command writes it anew",
+        ) from error
+
+
 def write(found: Comparison, folder: Path, base: Recipe) -> None:
     """Writes the table, the record and the page."""
-    files.write_csv(
-        folder / TABLE,
-        list(_cells(found.rows[0])),
-        [list(_cells(row).values()) for row in found.rows],
-    )
+    files.write_bytes(folder / TABLE, table(found))
     record = {"format": FORMAT, "level": paired.LEVEL, "base": base.model_dump(mode="json")}
     files.write_json(folder / RECORD, record | asdict(found))
     comparison.build(found, folder)
+
+
+def save_figures(found: Comparison, folder: Path) -> list[Path]:
+    """Writes the comparison's charts as PNG and SVG and its table into `folder`; their paths.
+
+    Raises `UsageError` where one of them is there already, before any is written.
+    """
+    return figures.write(comparison.charts(found), folder, {TABLE: table(found)})
+
+
+def table(found: Comparison) -> bytes:
+    """The trials as CSV, a line each."""
+    lines = [list(_cells(row).values()) for row in found.rows]
+    return b"".join(files.csv_lines([list(_cells(found.rows[0])), *lines]))
 
 
 def _cells(row: Row) -> dict[str, object]:

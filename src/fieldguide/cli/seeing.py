@@ -31,24 +31,32 @@ def report(
     heat_maps: bool = True,
     photos_root: Path | None = None,
 ) -> None:
-    """Write a run as one page that needs no network: RUN/report.html.
+    """Write a run as one page that needs no network, RUN/report.html; or a comparison of runs.
 
     Parameters
     ----------
     run
-        A run's folder, finished or not.
+        The folder of a run or of a comparison, finished or not.
     out
-        The page to write, if not RUN/report.html.
+        The page to write, if not RUN/report.html, or compare.html in the comparison's folder.
     figures
-        Also write charts as PNG and SVG into this folder.
+        Also write charts as PNG and SVG into this folder, and a comparison's table.
     heat_maps
         Show where the networks looked, for which they look at some photos again.
     photos_root
         Where the run's own photos lie, if they were moved.
     """
     from fieldguide.report import build, save_figures, topics
+    from fieldguide.report.comparison import PREPARED
     from fieldguide.runs import Run
 
+    if (run / PREPARED).is_file():
+        if photos_root is not None or not heat_maps:
+            terminal.stderr.print(
+                "a comparison shows no photos: --photos-root and --no-heat-maps have no effect"
+            )
+        _report_comparison(run, out, figures)
+        return
     opened = Run(run, photos=photos_root)
     with Display(terminal.stderr) as display:
         display.begin("writing the report", len(topics()))
@@ -56,6 +64,18 @@ def report(
     terminal.stdout.print(f"the report is {page}")
     if figures is not None:
         for path in save_figures(opened, figures):
+            terminal.stdout.print(f"  {path}")
+
+
+def _report_comparison(folder: Path, out: Path | None, figures: Path | None) -> None:
+    """Writes its page as the runs stand now, and figures where they are asked for."""
+    from fieldguide import compare as compares  # brings torch
+    from fieldguide.report import comparison
+
+    found = compares.rebuilt(folder)
+    terminal.stdout.print(f"the report is {comparison.write_page(found, folder, out)}")
+    if figures is not None:
+        for path in compares.save_figures(found, figures):
             terminal.stdout.print(f"  {path}")
 
 

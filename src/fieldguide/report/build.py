@@ -38,15 +38,16 @@ class Topic:
     make: Callable[[Run], Section]
 
 
-def topics(heat_maps: bool = True) -> tuple[Topic, ...]:
-    """The sections in their order."""
+def topics(heat_maps: bool = True, folder: Path | None = None) -> tuple[Topic, ...]:
+    """The sections in their order, of a page that lies in `folder`, or in the run's."""
+    galleries = partial(mistakes.section, heat_maps=heat_maps, folder=folder)
     return (
         Topic("verdict", "Verdict", verdict.section),
         Topic("curves", "Learning curves", curves.section),
         Topic("merging", "Merging", merging.section),
         Topic("confusion", "Confusion", confusion.section),
         Topic("classes", "Classes", classes.section),
-        Topic("mistakes", "Mistakes", partial(mistakes.section, heat_maps=heat_maps)),
+        Topic("mistakes", "Mistakes", galleries),
         Topic("trust", "Trust", trust.section),
         Topic("collection", "Collection", collection.section),
         Topic("repeat", "To repeat this", repeat.section),
@@ -66,14 +67,14 @@ def build(
     `progress` is called with the number of sections made, of `len(topics())`. Raises
     `ResourceError` where the file cannot be written.
     """
+    place = out if out is not None else run.folder / REPORT
     sections = []
-    for topic in topics(heat_maps):
+    for topic in topics(heat_maps, place.parent):
         sections.append(_made(topic, run))
         if progress is not None:
             progress(len(sections))
     title = f"Report of the run {run.folder.resolve().name}"
     text = page.page(title, sections, page.chart_libraries())
-    place = out if out is not None else run.folder / REPORT
     files.write_text(place, text)
     return place
 

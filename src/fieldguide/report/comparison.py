@@ -4,7 +4,6 @@ The records at the top are what is known of a comparison, finished or not; `fiel
 fills them in. Knows nothing of runs, photos or how trials are trained.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import altair as alt
-import vl_convert
 from markupsafe import Markup
 
 from fieldguide import files
 from fieldguide.analysis.paired import LEVEL, Contrast
-from fieldguide.report import curves, page
+from fieldguide.report import curves, figures, page
 from fieldguide.report.curves import Mean
 from fieldguide.report.page import Section, figure, fragment, inline, percent
 
 TITLE = "Comparison"
 BASE = "base"  # what the base is called, unless it is an experiment of its own
+PREPARED = "prepared.json"  # what a folder with a comparison is known by
 PAGE = "compare.html"
-FIGURE = "compare"  # .png and .svg
+FIGURE = "compare"  # .png and .svg: accuracy by epoch
+DIFFERENCES = "differences"
 
 Status = Literal["complete", "unfinished", "failed", "not begun"]
 
@@ -34,7 +34,7 @@ FEW_GROUPS = 30
 LETTERS = 44  # of a trial's name in charts and the table; the list has all of it (taste)
 HEIGHT = 380
 ROW = 30  # pixels of a difference
-WIDTH, SCALE = 760, 2  # of the figures for papers, and pixels of a PNG for each of theirs
+WIDTH = 760  # of the figures for papers
 
 # Of Okabe and Ito. Six colours and seven shapes: no two of 42 trials look alike.
 COLORS = (curves.MERGED_COLOR, *curves.COLORS)
@@ -102,13 +102,20 @@ class Comparison:
 
 def build(comparison: Comparison, folder: Path) -> Path:
     """Writes compare.html into `folder`, and the chart as compare.png and .svg; the page's path."""
+    chart = charts(comparison).get(FIGURE)
+    if chart is not None:
+        for kind, content in figures.drawn(chart).items():
+            files.write_bytes(folder / f"{FIGURE}.{kind}", content)
+    return write_page(comparison, folder)
+
+
+def write_page(comparison: Comparison, folder: Path, out: Path | None = None) -> Path:
+    """Writes the page of the comparison in `folder` there, or as `out`; where it is."""
     title = f"Comparison of recipes: {folder.resolve().name}"
+    place = out if out is not None else folder / PAGE
     text = page.page(title, [section(comparison)], page.chart_libraries())
-    files.write_text(folder / PAGE, text)
-    if any(comparison.curves.values()):
-        for ending, content in figures(comparison).items():
-            files.write_bytes(folder / f"{FIGURE}.{ending}", content)
-    return folder / PAGE
+    files.write_text(place, text)
+    return place
 
 
 def section(comparison: Comparison) -> Section:
@@ -116,7 +123,6 @@ def section(comparison: Comparison) -> Section:
     body = fragment(
         "comparison.html",
         of=comparison,
-        base=comparison.rows[0],
         lead=lead(comparison),
         warning=warning(comparison),
         luck=luck(comparison),
@@ -167,7 +173,7 @@ def warning(comparison: Comparison) -> str:
     if winner is None:
         return ""
     return (
-        f"{_short(winner.name)} is right most often of {winner.trials} trials. Its own"
+        f"The trial {_short(winner.name)} is right most often of {winner.trials}. Its own"
         f" {percent(winner.accuracy)} is optimistic: it was chosen on the same photos that it is"
         f" judged by. Choosing the best in this way is worth {percent(winner.corrected)}, where the"
         " photos that judge had no say in the choice (bias-corrected by bootstrap)."
@@ -340,9 +346,11 @@ def differences_chart(comparison: Comparison) -> alt.LayerChart:
     y = alt.Y(
         "trial:N",
         sort=[names[row.name] for row in comparison.rows if row.contrast],
-        axis=alt.Axis(title=None, labelLimit=240, ticks=False, domain=False),
+        axis=alt.Axis(title=None, labelLimit=240, labelPadding=6, ticks=False, domain=False),
     )
-    axis = alt.Axis(title="difference, percentage points", format="+~g", tickCount=8)
+    # With a sign, but for zero.
+    shown = "(datum.value > 0 ? '+' : '') + format(datum.value, '~g')"
+    axis = alt.Axis(title="difference, percentage points", labelExpr=shown, tickCount=8)
     x = alt.X("low:Q", axis=axis, scale=alt.Scale(padding=16))
     base = alt.Chart().encode(y=y, color=color, tooltip=tooltip)
     zero = alt.Chart(inline([{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.8)
@@ -354,21 +362,14 @@ def differences_chart(comparison: Comparison) -> alt.LayerChart:
     return alt.LayerChart(data=inline(values), layer=layers, height=ROW * len(values) + 20)
 
 
-def figures(comparison: Comparison) -> dict[str, bytes]:
-    """The chart by epoch for papers, black on white, by the ending of its file."""
-    styled = (
-        epochs_chart(comparison)
-        .properties(width=WIDTH)
-        .configure(background="white", font="Helvetica, Arial, sans-serif")
-        .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
-        .configure_legend(labelFontSize=13, symbolSize=90, labelLimit=360)
-    )
-    spec = json.dumps(styled.to_dict())
-    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    return {
-        "png": vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE),
-        "svg": vl_convert.vegalite_to_svg(spec, vl_version=version).encode(),
-    }
+def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
+    """The charts that there are, with a width for papers, by the name of their file."""
+    found = {}
+    if any(comparison.curves.values()):
+        found[FIGURE] = epochs_chart(comparison)
+    if any(row.contrast for row in comparison.rows):
+        found[DIFFERENCES] = differences_chart(comparison)
+    return {name: chart.properties(width=WIDTH) for name, chart in found.items()}
 
 
 def _point(label: str, mean: Mean) -> dict[str, Any]:

@@ -34,6 +34,7 @@ SIDE = 128  # of their photos, in pixels
 NAME_LENGTH = 60  # letters of a class name
 LABEL_LENGTH = 18  # and where it stands beside the matrix
 HEIGHT = 620
+RANGES = ("moved_left", "moved_top")  # Vega-Lite's signals of the selection `moved`, by its fields
 
 _JOINERS = "\u200c\u200d"  # between letters of Persian and parts of emoji: these are meant
 
@@ -349,9 +350,11 @@ def _figure(run: Run, known: Judged, pairs: Sequence[ConfusedPair]) -> Markup:
         chart(found, run.classes),
         caption="Given class down, predicted class across, confused classes side by side. Blue: "
         "right; orange: wrong; the stronger, the more. Drag to move, turn the wheel with the shift"
-        f" key held to enlarge, double-click to go back.{few}",
+        " key held to enlarge, double-click to go back; or take the buttons, or where one of them"
+        f" has the focus the keys +, -, 0 and the arrows.{few}",
         description=f"Confusion matrix of {len(found.order)} classes. "
         + (f"Most confused: {most}." if most else "Nothing was confused."),
+        ranges=RANGES,
     )
 
 

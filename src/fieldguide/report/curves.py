@@ -25,9 +25,9 @@ from fieldguide.errors import ResourceError
 from fieldguide.report.page import Section, figure, fragment, inline
 from fieldguide.runs import Run
 
-Measure: TypeAlias = Literal["train_loss", "test_loss", "test_accuracy"]
+Measure: TypeAlias = Literal["train_loss", "test_loss", "train_accuracy", "test_accuracy"]
 
-MEASURES: tuple[Measure, ...] = ("train_loss", "test_loss", "test_accuracy")
+MEASURES: tuple[Measure, ...] = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
 MERGED = "merged"
 MEAN = "mean of folds"
 
@@ -46,7 +46,8 @@ class Point:
     """One model after one epoch (from 1) of a fold; None where it was not measured, or not finite.
 
     A replica's is from before the merge. `distance` is how far the copies were from the anchor, in
-    the mean over tensors: a merged model's only.
+    the mean over tensors: a merged model's only. `train_accuracy` is a replica's only: the share of
+    the targets' mass under the highest logit while training, which not every run has recorded.
     """
 
     fold: int
@@ -57,6 +58,7 @@ class Point:
     test_accuracy: float | None
     distance: float | None
     diverged: bool
+    train_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _point(row: Mapping[str, Any]) -> Point:
             test_accuracy=number(row["test_accuracy"]),
             distance=number(row.get("distance_mean")),
             diverged=str(row["diverged"]) == "True",
+            train_accuracy=number(row.get("train_accuracy")),
         )
     except (KeyError, ValueError) as error:
         raise ResourceError(f"a history has a row that cannot be read: {error}") from error
@@ -233,10 +236,15 @@ def loss_chart(curves: Curves) -> alt.LayerChart:
 
 
 def accuracy_chart(curves: Curves) -> alt.LayerChart:
-    """Accuracy on the test photos by epoch; the chart has no width of its own."""
+    """Accuracy by epoch on test photos and, where it was recorded, on training photos.
+
+    The chart has no width of its own.
+    """
+    values = _values(curves, ("test_accuracy", "train_accuracy"))
     scale = alt.Scale(zero=False, padding=12)
-    axis = alt.Axis(title="accuracy on test photos", format=".1~%", tickCount=7)
-    return _chart(curves, _values(curves, ("test_accuracy",)), scale, axis, "accuracy", ".2%")
+    title = "accuracy" if _parts(values) == ["test", "training"] else "accuracy on test photos"
+    axis = alt.Axis(title=title, format=".1~%", tickCount=7)
+    return _chart(curves, values, scale, axis, "accuracy", ".2%")
 
 
 def epochs(last: int) -> alt.X:
@@ -267,7 +275,14 @@ def _chart(
     x = epochs(max(point.epoch for point in curves.points))
     layers = (
         _band(curves, x, alt.Y("low:Q", scale=scale, axis=axis)),
-        *_lines(curves, x, alt.Y("value:Q", scale=scale, axis=axis), what, shown),
+        *_lines(
+            curves,
+            x,
+            alt.Y("value:Q", scale=scale, axis=axis),
+            what,
+            shown,
+            legend=len(_parts(values)) > 1,
+        ),
         _marks(_kept(curves), x, alt.value(HEIGHT - 6)).mark_text(
             text="▲", fontSize=13, color=NEUTRAL
         ),
@@ -310,7 +325,7 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
             "view": view,
             "epoch": mean.epoch,
             "model": _label(mean.model),
-            "part": "training" if mean.measure == "train_loss" else "test",
+            "part": "training" if mean.measure.startswith("train") else "test",
             "value": _rounded(mean.mean),
             "low": _rounded(mean.low),
             "high": _rounded(mean.high),
@@ -319,6 +334,11 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
         for view, mean in named
         if mean.measure in measures
     ]
+
+
+def _parts(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whose photos the lines are of: `test`, `training`."""
+    return sorted({value["part"] for value in values})
 
 
 def _rounded(value: float) -> float:
@@ -365,7 +385,7 @@ def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
 
 
 def _lines(
-    curves: Curves, x: alt.X, y: alt.Y, what: str, shown: str
+    curves: Curves, x: alt.X, y: alt.Y, what: str, shown: str, *, legend: bool
 ) -> tuple[alt.Chart, alt.Chart]:
     """A line for each model and part, and points that tell their values."""
     scales = _scales(curves)
@@ -373,7 +393,7 @@ def _lines(
     dash = alt.StrokeDash(
         "part:N",
         scale=alt.Scale(domain=["test", "training"], range=[[1, 0], [5, 4]]),
-        legend=alt.Legend(title=None, orient="top") if what == "loss" else None,
+        legend=alt.Legend(title=None, orient="top") if legend else None,
     )
     thick = alt.condition(alt.datum.model == MERGED, alt.value(3.5), alt.value(1.6))
     near = alt.selection_point(
@@ -443,6 +463,7 @@ def section(run: Run) -> Section:
         "curves.html",
         figures=_figures(curves) if curves.points else (),
         rows=_table(curves),
+        train_accuracy=_has_train_accuracy(curves),
         notes=_notes(run, curves),
         done=len(curves.kept),
     )
@@ -465,10 +486,24 @@ def _figures(curves: Curves) -> list[Any]:
         ),
         figure(
             accuracy_chart(curves),
-            caption=f"Accuracy by epoch on the test photos of each fold. {keys}",
+            caption=f"{_accuracy_caption(curves)} {keys}",
             description=f"Line chart of accuracy by epoch. {summary}",
         ),
     ]
+
+
+def _accuracy_caption(curves: Curves) -> str:
+    if not _has_train_accuracy(curves):
+        return "Accuracy by epoch on the test photos of each fold."
+    return (
+        "Accuracy by epoch: on the test photos of each fold (solid) and while training (dashed)."
+        " With mixing, training accuracy is the share of the target's mass under the highest logit,"
+        " so it lies below what the network would reach on plain photos."
+    )
+
+
+def _has_train_accuracy(curves: Curves) -> bool:
+    return any(point.train_accuracy is not None for point in curves.points)
 
 
 def spoken(curves: Curves) -> str:
@@ -494,7 +529,7 @@ def _table(curves: Curves) -> list[dict[str, str]]:
 def _cell(mean: Mean | None, measure: Measure) -> str:
     if mean is None:
         return "–"
-    form = ".1%" if measure == "test_accuracy" else ".3f"
+    form = ".1%" if measure.endswith("accuracy") else ".3f"
     low, high = format(mean.low, form), format(mean.high, form)
     return format(mean.mean, form) + (f" ({low} to {high})" if mean.folds > 1 else "")
 
@@ -524,10 +559,12 @@ def _notes(run: Run, curves: Curves) -> list[str]:
             " training loss of its own."
         )
     notes.append(
-        "Training loss is the mean over an epoch in which the weights keep changing, on photos that"
-        " are cropped, changed and perhaps mixed at random: it may lie above the test loss."
-        " Training accuracy is not recorded."
+        "What is measured while training is the mean over an epoch in which the weights keep"
+        " changing, on photos that are cropped, changed and perhaps mixed at random: it may look"
+        " worse than what is measured on test photos."
     )
+    if not _has_train_accuracy(curves):
+        notes.append("Training accuracy was not recorded.")
     return notes
 
 

@@ -1,13 +1,14 @@
-"""The figures of a run for papers: learning curves and confusion matrix as PNG and SVG.
+"""Figures for papers as PNG and SVG: learning curves and confusion matrix of a run, any chart.
 
 On a white background, in letters of 12 points or more, with what the page shows at first: the mean
 of the folds, numbers of photos. Knows nothing of the page.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import altair as alt
 import vl_convert
@@ -17,6 +18,9 @@ from fieldguide.errors import ResourceError, UsageError
 from fieldguide.report import confusion, curves
 from fieldguide.runs import Run
 
+Chart: TypeAlias = alt.HConcatChart | alt.LayerChart
+
+KINDS = ("png", "svg")  # endings of a figure's files
 SCALE = 2  # pixels of a PNG for each of the figure's
 PANEL = 420  # width of a panel of curves
 LEAST_MATRIX = 480  # side of a matrix of few classes
@@ -34,15 +38,40 @@ def save(run: Run, folder: Path) -> list[Path]:
         raise ResourceError(
             f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
         )
-    names = ("learning-curves", "confusion")
-    places = [folder / f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    return write(
+        {"learning-curves": curves_figure(run), "confusion": confusion_figure(run)}, folder
+    )
+
+
+def write(
+    charts: Mapping[str, Chart], folder: Path, tables: Mapping[str, bytes] = MappingProxyType({})
+) -> list[Path]:
+    """Writes charts, by name, as PNG and SVG, and tables, by file name, into `folder`; their paths.
+
+    Raises `UsageError` where one of them is there already, before any is written.
+    """
+    places = [folder / f"{name}.{kind}" for name in charts for kind in KINDS]
+    places += [folder / name for name in tables]
     there = [place for place in places if place.exists()]
     if there:
         raise UsageError(f"`{there[0]}` is there already", hint="name another folder")
     files.make_folder(folder)
-    for place, content in zip(places, _contents(run), strict=True):
-        files.write_bytes(place, content)
+    for name, chart in charts.items():
+        for kind, content in drawn(chart).items():
+            files.write_bytes(folder / f"{name}.{kind}", content)
+    for name, table in tables.items():
+        files.write_bytes(folder / name, table)
     return places
+
+
+def drawn(chart: Chart) -> dict[str, bytes]:
+    """A chart that has a width, for papers, by the endings `KINDS`."""
+    spec = json.dumps(_for_paper(chart))
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    return {
+        "png": vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE),
+        "svg": vl_convert.vegalite_to_svg(spec, vl_version=version).encode(),
+    }
 
 
 def curves_figure(run: Run) -> alt.HConcatChart:
@@ -59,21 +88,12 @@ def confusion_figure(run: Run) -> alt.LayerChart:
     return confusion.chart(found, run.classes, letters=40).properties(width=side, height=side)
 
 
-def _contents(run: Run) -> Iterator[bytes]:
-    """Each figure as PNG and as SVG."""
-    for figure in (curves_figure(run), confusion_figure(run)):
-        spec = json.dumps(_for_paper(figure))
-        version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-        yield vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE)
-        yield vl_convert.vegalite_to_svg(spec, vl_version=version).encode()
-
-
-def _for_paper(figure: alt.HConcatChart | alt.LayerChart) -> dict[str, Any]:
+def _for_paper(chart: Chart) -> dict[str, Any]:
     """Black on white, in letters that can still be read at half the size."""
     styled: dict[str, Any] = (
-        figure.configure(background="white", font="Helvetica, Arial, sans-serif")
+        chart.configure(background="white", font="Helvetica, Arial, sans-serif")
         .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
-        .configure_legend(labelFontSize=13, titleFontSize=14, symbolSize=90)
+        .configure_legend(labelFontSize=13, titleFontSize=14, symbolSize=90, labelLimit=360)
         .to_dict()
     )
     return styled

@@ -5,14 +5,12 @@ Numbers first (`grouped`, `travelled`, `gains`, `batch_norm_effect`), then the c
 of how weights are merged, nor of torch.
 """
 
-import json
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 from markupsafe import Markup
@@ -20,10 +18,13 @@ from markupsafe import Markup
 from fieldguide import landscape
 from fieldguide.errors import ResourceError
 from fieldguide.landscape import Landscape
-from fieldguide.report import curves
+from fieldguide.report import curves, scored
 from fieldguide.report.curves import COLORS, MERGED, MERGED_COLOR, NEUTRAL, SHAPES, Curves, Point
 from fieldguide.report.page import Section, figure, fragment, inline
 from fieldguide.runs import Run
+
+if TYPE_CHECKING:
+    from fieldguide.outside import Worth
 
 # Rows of the heat map: with more tensors, blocks or stages are drawn (taste; resnet18 has 60).
 MAP_ROWS = 70
@@ -96,15 +97,6 @@ def read_merges(run: Run) -> list[Moved]:
     return [_moved(row) for row in rows]
 
 
-def read_scores(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a run's table of scores; none where there is no table that can be read."""
-    try:
-        rows: list[Mapping[str, Any]] = json.loads(path.read_bytes())["rows"]
-        return [row for row in rows if isinstance(row, dict)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def _moved(row: Mapping[str, Any]) -> Moved:
     try:
         return Moved(
@@ -174,17 +166,16 @@ def gains(points: Iterable[Point]) -> list[Gain]:
     return found
 
 
-def batch_norm_effect(scores: Iterable[Mapping[str, Any]], models: Iterable[str]) -> list[Effect]:
-    """For each rule whose models were scored with both ways of batch norm; `models` are there."""
-    there = set(models)
-    by_name = {row["name"]: row for row in scores if row.get("name") in there}
+def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
+    """For each rule whose models were scored with both ways of batch norm."""
+    by_name = {row.name: row for row in rows}
     return [
         Effect(
             rule=name,
-            recalibrated=row["accuracy"],
-            averaged=by_name[f"{name}-average"]["accuracy"],
-            recalibrated_loss=row["log_loss"],
-            averaged_loss=by_name[f"{name}-average"]["log_loss"],
+            recalibrated=row.accuracy,
+            averaged=by_name[f"{name}-average"].accuracy,
+            recalibrated_loss=row.log_loss,
+            averaged_loss=by_name[f"{name}-average"].log_loss,
         )
         for name, row in by_name.items()
         if f"{name}-average" in by_name
@@ -389,15 +380,15 @@ def section(run: Run) -> Section:
     """What merging did in the folds that are done or under way."""
     found, moves = curves.read(run), read_merges(run)
     merges = run.recipe.merge != "none" and run.recipe.replicas > 1
-    effects = batch_norm_effect(read_scores(run.folder / "scores.json"), run.models())
+    table = scored.read(run)
     body = fragment(
         "merging.html",
         notes=_notes(run, found, moves, merges),
         gain=_gain_part(found) if merges else None,
         moved=_moved_part(run, moves, merges) if moves else None,
         line=_line_part(run, merges),
-        effects=effects,
-        no_effects=_no_effects(run),
+        effects=batch_norm_effect(table.rows),
+        no_effects=_no_effects(run, table.stale),
     )
     return Section("merging", "Merging", body)
 
@@ -508,13 +499,15 @@ def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
     return {"missing": "", "command": command, "figures": figures, "text": in_words(found, "loss")}
 
 
-def _no_effects(run: Run) -> str:
+def _no_effects(run: Run, stale: str) -> str:
     """How to compare both ways of batch norm."""
     if not len(run.outside):
         return (
             "It cannot be compared here: models merged from all folds are judged on photos outside"
             " of them, and this run has none that nothing was chosen on."
         )
+    if stale:
+        return f"Old scores are not shown. {stale} `fieldguide score RUN` judges the models anew."
     return (
         "Not compared yet: merge the folds with --batch-norm recalibrate and with --batch-norm"
         " average (`fieldguide merge RUN`), then score them (`fieldguide score RUN`)."

@@ -73,8 +73,11 @@ class Card:
     remark: str = ""
 
 
-def section(run: Run, *, heat_maps: bool = True) -> Section:
-    """The galleries. Without `heat_maps`, or where they cannot be computed, they say so."""
+def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Section:
+    """The galleries. Without `heat_maps`, or where they cannot be computed, they say so.
+
+    Links to photos are for a page that lies in `folder`, which is the run's if none is given.
+    """
     if not run.done:
         return Section("mistakes", TITLE, fragment("mistakes.html", judged=0))
     judged = judge(run)
@@ -84,19 +87,20 @@ def section(run: Run, *, heat_maps: bool = True) -> Section:
     doubts, doubt_source = doubtful(run, judged)
     top = first_places(len(run.classes))
     beyond = hopeless(found, top)
+    beside = run.folder if folder is None else folder
     body = fragment(
         "mistakes.html",
         judged=len(judged.photos),
         folds=len(run.done),
         planned=run.recipe.folds,
         wrong=len(found),
-        mistakes=[_mistake(run, judged, hard, heats) for hard in surest],
+        mistakes=[_mistake(run, judged, hard, heats, beside) for hard in surest],
         why_no_heat="" if heats or not surest else why_not,
         other_epoch=run.recipe.stop == "fold",
-        doubts=[_doubt(run, doubt) for doubt in doubts[:DOUBTS]],
+        doubts=[_doubt(run, doubt, beside) for doubt in doubts[:DOUBTS]],
         doubted=len(doubts),
         doubt_source=doubt_source,
-        hopeless=[_plain(run, judged, hard) for hard in beyond[:HOPELESS]],
+        hopeless=[_plain(run, judged, hard, beside) for hard in beyond[:HOPELESS]],
         hopeless_found=len(beyond),
         top=top,
         classes=len(run.classes),
@@ -246,17 +250,20 @@ def _computed(
 # --- cards ----------------------------------------------------------------------------------------
 
 
-def _mistake(run: Run, judged: Judged, hard: HardPhoto, heats: Mapping[int, Picture]) -> Card:
-    card = _plain(run, judged, hard, SIDE)
+def _mistake(
+    run: Run, judged: Judged, hard: HardPhoto, heats: Mapping[int, Picture], beside: Path
+) -> Card:
+    card = _plain(run, judged, hard, beside, SIDE)
     heat = heats.get(hard.photo)
     alt = f"the same, bright where fold {card.fold} found what it took for {card.other}"
     return replace(card, heat=pictures.image(heat, alt)) if heat else card
 
 
-def _plain(run: Run, judged: Judged, hard: HardPhoto, side: int = SMALL) -> Card:
+def _plain(run: Run, judged: Judged, hard: HardPhoto, beside: Path, side: int = SMALL) -> Card:
     return _card(
         run,
         int(judged.photos[hard.photo]),
+        beside,
         hard.given_probability,
         run.classes[hard.predicted],
         hard.predicted_probability,
@@ -264,10 +271,11 @@ def _plain(run: Run, judged: Judged, hard: HardPhoto, side: int = SMALL) -> Card
     )
 
 
-def _doubt(run: Run, doubt: Doubtful) -> Card:
+def _doubt(run: Run, doubt: Doubtful, beside: Path) -> Card:
     return _card(
         run,
         doubt.photo,
+        beside,
         doubt.given_probability,
         doubt.suggested,
         doubt.suggested_probability,
@@ -278,6 +286,7 @@ def _doubt(run: Run, doubt: Doubtful) -> Card:
 def _card(
     run: Run,
     number: int,
+    beside: Path,
     given_probability: float,
     other: str,
     other_probability: float,
@@ -291,7 +300,7 @@ def _card(
         photo=pictures.image(
             pictures.picture(file, side, sha256=photo.sha256),
             f"a photo labelled {photo.label}",
-            href=pictures.link(file, run.folder),
+            href=pictures.link(file, beside),
         ),
         heat=Markup(),
         name=Path(photo.path).name,

@@ -58,18 +58,22 @@ def fragment(template: str, **values: Any) -> Markup:
     return Markup(_TEMPLATES.get_template(template).render(**values))
 
 
-def figure(chart: alt.TopLevelMixin, *, caption: str, description: str) -> Markup:
+def figure(
+    chart: alt.TopLevelMixin, *, caption: str, description: str, ranges: Sequence[str] = ()
+) -> Markup:
     """A chart that draws itself in the page; `description` is what a screen reader says of it.
 
     A chart without a width of its own is as wide as the page, unless it is made of several charts
     side by side: these keep theirs, and scroll where the page is narrower. Colours of texts and
-    axes are the page's; a chart says those of its data.
+    axes are the page's; a chart says those of its data. With `ranges`, the two signals that hold
+    what is seen of `x` and `y`, both of things in a row, it can be enlarged by buttons and keys.
     """
     return fragment(
         "figure.html",
         spec=_as_script(_as_wide_as_the_page(chart.to_dict())),
         caption=caption,
         description=description,
+        ranges=ranges,
     )
 
 

@@ -4,7 +4,6 @@ Findings are collected from the run first, then turned into words by pure functi
 of single classes or photos beyond their numbers.
 """
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from fieldguide import labels, metrics
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
-from fieldguide.report import curves, repeat
+from fieldguide.report import curves, repeat, scored
 from fieldguide.report.page import Section, figure, fragment, inline, percent
 from fieldguide.runs import Run, Scores
 
@@ -34,8 +33,6 @@ FEW_GROUPS = 30
 # warning (both taste).
 RISE = 0.003
 LARGE_ERROR = 0.05
-
-SCORES = "scores.json"  # as `fieldguide.outside` calls it, which would bring torch
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ class Step:
 
 def section(run: Run) -> Section:
     """The verdict on a run, as far as it has got."""
-    rows = outside_rows(run)
+    table = scored.read(run)
+    rows = table.rows
     body = fragment(
         "verdict.html",
         folds=run.recipe.folds,
@@ -97,6 +95,8 @@ def section(run: Run) -> Section:
         score_rows=score_rows(run.scores) if run.done else [],
         outside=len(run.outside),
         rows=rows,
+        stale=table.stale,
+        doubt=table.doubt,
         notes=list(dict.fromkeys(row.note for row in rows if row.note)),
         comparison=comparison(rows),
         chart=_cost_figure(rows, len(run.outside)),
@@ -332,27 +332,6 @@ def last_rise(history: Sequence[Mapping[str, str]]) -> float:
         return 0.0
     mean, error = np.mean(rises), np.std(rises, ddof=1) / np.sqrt(len(rises))
     return float(mean) if mean > max(RISE, 2 * error) else 0.0
-
-
-def outside_rows(run: Run) -> "list[Worth]":
-    """The table that `fieldguide score` left in the run; empty if it does not fit the run any more.
-
-    That is one of other folds or merged models, or of another number of photos.
-    """
-    try:
-        content = json.loads((run.folder / SCORES).read_bytes())
-    except (OSError, ValueError):
-        return []
-    from fieldguide.outside import Worth  # brings torch
-
-    try:
-        photos = content["photos"]
-        rows = [Worth(**{**row, "interval": tuple(row["interval"])}) for row in content["rows"]]
-    except (LookupError, TypeError):  # of another version
-        return []
-    expected = [f"fold {fold}" for fold in run.done] + ["mean of folds", "ensemble", *run.models()]
-    fits = photos == len(run.outside) and [row.name for row in rows] == expected
-    return rows if fits else []
 
 
 def _suspects(run: Run) -> int:

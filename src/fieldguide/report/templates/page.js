@@ -68,6 +68,7 @@
       });
       figure.classList.add("drawn");
       reachable(plot);
+      all(".enlarge", figure).forEach((group) => enlargeable(group, result.view));
       return result.view;
     } catch (error) {
       plot.textContent = `This chart could not be drawn: ${error.message}`;
@@ -79,6 +80,59 @@
   // What is wider than the page scrolls, by keyboard too.
   const reachable = (box) => {
     if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+  };
+
+  // A chart of things in a row across and another one down, the first from -0.5 to 0.5: its buttons
+  // and, where one of them has the focus, its keys change both ranges that are seen.
+  const around = (factor) => ([low, high]) => {
+    const half = (factor * (high - low)) / 2;
+    return [(low + high) / 2 - half, (low + high) / 2 + half];
+  };
+  const along = (share) => ([low, high]) =>
+    [low + share * (high - low), high + share * (high - low)];
+  const stay = along(0);
+  const STEP = 1.5; // of enlarging; a move is by a quarter (taste)
+  const MOVES = new Map([ // across, down
+    ["+", [around(1 / STEP), around(1 / STEP)]],
+    ["-", [around(STEP), around(STEP)]],
+    ["0", [around(1e9), around(1e9)]],
+    ["ArrowLeft", [along(-0.25), stay]],
+    ["ArrowRight", [along(0.25), stay]],
+    ["ArrowUp", [stay, along(-0.25)]],
+    ["ArrowDown", [stay, along(0.25)]],
+  ]);
+
+  // The nearest range that lies within the chart and is no narrower than one thing.
+  const within = ([low, high], [first, last]) => {
+    const width = Math.min(Math.max(high - low, 1), last - first);
+    const start = Math.min(Math.max((low + high - width) / 2, first), last - width);
+    return [start, start + width];
+  };
+
+  // Which of all are seen, if only in part; less than a rounding error is not.
+  const spoken = ([low, high], [, last]) =>
+    `${Math.floor(low + 0.5 + 1e-6) + 1} to ${Math.ceil(high - 0.5 - 1e-6) + 1} of ${last + 0.5}`;
+
+  const enlargeable = (group, view) => {
+    const signals = group.dataset.signals.split(" ");
+    const seen = () => ["x", "y"].map((name) => view.scale(name).domain());
+    const whole = seen();
+    const move = (key) => {
+      const ranges = seen().map((range, n) => within(MOVES.get(key)[n](range), whole[n]));
+      ranges.forEach((range, n) => view.signal(signals[n], range));
+      view.run();
+      say(`shown: ${spoken(ranges[0], whole[0])} across, ${spoken(ranges[1], whole[1])} down`);
+    };
+    group.addEventListener("click", ({ target }) => {
+      if (target.dataset.key) move(target.dataset.key);
+    });
+    group.addEventListener("keydown", (event) => {
+      const key = event.key === "=" ? "+" : event.key; // the same key, without shift
+      if (event.ctrlKey || event.metaKey || event.altKey || !MOVES.has(key)) return;
+      event.preventDefault(); // or an arrow would scroll the page
+      move(key);
+    });
+    group.hidden = false;
   };
 
   const redrawCanvases = async () => {
