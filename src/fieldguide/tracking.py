@@ -369,6 +369,7 @@ class _WandB:
                 disable_git=True,
                 disable_code=True,
                 x_disable_meta=True,
+                x_save_requirements=False,
                 init_timeout=LIMIT,
                 finish_timeout=LIMIT,
             ),
