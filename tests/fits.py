@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {
     "batch_size": 4,
     "workers": 0,
     "precision": "float32",
+    "layout": "contiguous",
+    "compile": "off",
     "device": "cpu",
 }
 

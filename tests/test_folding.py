@@ -298,6 +298,15 @@ def test_standardised_weights_are_not_folded() -> None:
     assert checked(network).pairs == ()
 
 
+def test_weights_that_only_multiply_are_no_convolution() -> None:
+    class Scale(nn.Conv2d):
+        def forward(self, seen: Tensor) -> Tensor:
+            return seen * self.weight
+
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), Scale(6, 1, 1, bias=False), nn.BatchNorm2d(6))
+    assert checked(network).pairs == ()
+
+
 def test_a_norm_that_knows_no_statistics_is_not_folded() -> None:
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False))
     assert fold(network.eval()).pairs == ()

@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -119,11 +120,11 @@ def test_every_place_is_measured_with_both_kinds_of_batch_norm(found: Landscape)
 
 
 def test_at_the_ends_are_the_replicas(found: Landscape, kept: fg.Run) -> None:
-    table = (kept.fold_folder(1) / "history.csv").read_text().splitlines()
-    for t, line in ((0.0, table[1]), (1.0, table[2])):
-        loss, accuracy = map(float, line.split(",")[4:6])
-        assert at(found, t).loss == pytest.approx(loss, rel=1e-4)
-        assert at(found, t).accuracy == pytest.approx(accuracy, abs=1e-5)
+    with (kept.fold_folder(1) / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for t, row in ((0.0, rows[0]), (1.0, rows[1])):
+        assert at(found, t).loss == pytest.approx(float(row["test_loss"]), rel=1e-4)
+        assert at(found, t).accuracy == pytest.approx(float(row["test_accuracy"]), abs=1e-5)
 
 
 def test_it_does_not_matter_how_many_places_are_held_at_once(

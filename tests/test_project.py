@@ -17,7 +17,7 @@ ROWS = (
     | {"optimize", "pretrained", "recipe", "seeds"},
     {"analysis", "catalog", "pixels", "side_by_side", "store", "tracking"} | {"transforms"},
     {"batches", "check", "checkpoint", "folding", "inputs", "network"},
-    {"inference", "predictions", "train"},
+    {"inference", "predictions", "probe", "train"},
     {"classifier"},
     {"checkpoints", "combine"},
     {"runs"},

@@ -117,7 +117,7 @@ def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.Monkey
     batch = next(job.loader.batches([[Draw(0, 1), Draw(1, 2)]]))
     train.train_mode(job.network)
     with monkeypatch.context() as patch:
-        patch.setattr(job.normalise, "centre", torch.full((3,), float("inf")))
+        patch.setattr(job.normalise, "centre", torch.full((3, 1, 1), float("inf")))
         assert train.train_step(job, optimizer, scaler, batch, seed=1) is None
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in job.network.state_dict().items()

@@ -572,6 +572,7 @@ def architecture(
         interpolation=_given(interpolation, usual.interpolation),
         truncated=truncated,
         precision=precision,
+        layout="contiguous",
     )
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -38,6 +38,7 @@ from fieldguide.device import (
     count_threads,
     count_workers,
     device_name,
+    memory_format,
     training_threads,
 )
 from fieldguide.errors import DataError, UsageError
@@ -52,6 +53,7 @@ from fieldguide.network import (
     weights_of,
     with_head,
 )
+from fieldguide.probe import Choice, choose
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run, Trained
 from fieldguide.seeds import derive_seed
@@ -190,8 +192,56 @@ def create(
         dropout=recipe.dropout,
         seed=recipe.seed,
     )
-    environment = _environment(catalog, resolved, network, command)
+    freeze(network, resolved.freeze)
+    choice = _probed(recipe, resolved, network, used)
+    _tell_choice(choice, watcher)
+    resolved = resolved.replace(
+        layout=choice.layout,
+        precision=choice.precision,
+        compile="on" if choice.compile else "off",
+    )
+    environment = _environment(catalog, resolved, network, command) | {
+        "parts": choice.parts,
+        "probe": [asdict(timing) for timing in choice.table],
+    }
     return runs.create(folder, resolved, used, _arrays(weights_of(network)), environment)
+
+
+def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -> Choice:
+    """How to compute the steps, by a trial on this machine of what the recipe leaves open."""
+    assert resolved.size != "auto"
+    device = choose_device(resolved.device)
+    training = sum(photo.split == "train" for photo in used.photos)
+    steps = steps_in_epoch(training - training // resolved.folds, resolved.batch_size)
+    cache = None if recipe.cache == "none" else store.root_of(recipe.cache)
+    with training_threads(_threads(resolved, device)):
+        return choose(
+            network.to(device),
+            size=resolved.size,
+            batch_size=resolved.batch_size,
+            classes=len(used.classes),
+            device=device,
+            layout=recipe.layout,
+            precision=recipe.precision,
+            compile="auto" if recipe.compile == "auto" else recipe.compile == "on",
+            steps_to_go=steps * resolved.epochs * resolved.replicas * resolved.folds,
+            cache=cache,
+        )
+
+
+def _tell_choice(choice: Choice, watcher: Watcher) -> None:
+    """What a trial has led to; nothing where none was needed."""
+    if len(choice.table) > 1:
+        slowest = max(timing.seconds_per_photo for timing in choice.table)
+        assert choice.seconds_per_photo is not None
+        compiled = ", compiled" if choice.compile else ""
+        watcher.notice(
+            f"steps are computed in {choice.precision}, {choice.layout}{compiled}:"
+            f" {1000 * choice.seconds_per_photo:.3g} ms a photo by a trial of"
+            f" {len(choice.table)} ways, of which the slowest took {1000 * slowest:.3g} ms"
+        )
+    if choice.parts > 1:
+        watcher.notice(f"memory is short: each batch is computed in {choice.parts} parts")
 
 
 def _reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher: Watcher) -> Run:
@@ -413,13 +463,18 @@ def _environment(
         },
         "platform": platform.platform(),
         "device": device_name(device),
-        "threads": count_threads(min(count_jobs(recipe.workers, device), recipe.folds)),
+        "threads": _threads(recipe, device),
         "seed": recipe.seed,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
         "weights": recipe.weights,
         "weights_sha256": _weights_sha256(recipe.weights),
         "weights_license": config.license if recipe.weights == "pretrained" else "",
     }
+
+
+def _threads(recipe: Recipe, device: torch.device) -> int:
+    """Torch's threads for each fold, so that those at the same time share the cores."""
+    return count_threads(min(count_jobs(recipe.workers, device), recipe.folds))
 
 
 def _weights_sha256(weights: str) -> str:
@@ -450,8 +505,11 @@ def fold_jobs(
         seed=recipe.seed,
     )
     freeze(network, recipe.freeze)
-    network.to(device)
+    assert recipe.layout != "auto"
+    network.to(device).to(memory_format=memory_format(recipe.layout))
     folded = folding.fold(network)
+    if recipe.compile == "on":
+        network.compile()
     photos = run.catalog.photos
     loader = Loader(
         pictures(
@@ -623,7 +681,7 @@ def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) ->
     if recipe.cache == "none" or decoding.side is None:
         return None
     folder = store.folder_of(
-        store.root() if recipe.cache == "auto" else Path(recipe.cache),
+        store.root_of(recipe.cache),
         side=decoding.side,
         interpolation=decoding.interpolation,
         truncated=decoding.truncated,

@@ -13,6 +13,7 @@ import torch
 from fieldguide.errors import ResourceError, UsageError
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Layout = Literal["contiguous", "channels_last"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,6 +48,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         if name == precision:
             return precision
     raise UsageError(f"`precision` = {name!r} is not one of {', '.join(precisions)}")
+
+
+def memory_format(layout: Layout) -> torch.memory_format:
+    """Torch's name of the layout, for a network's and a batch's `to`."""
+    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
 
 def count_cores() -> int:

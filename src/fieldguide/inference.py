@@ -26,6 +26,7 @@ from fieldguide.augment import (
 )
 from fieldguide.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
 from fieldguide.device import (
+    Layout,
     Precision,
     autocast,
     choose_device,
@@ -33,6 +34,7 @@ from fieldguide.device import (
     count_readers,
     count_threads_beside,
     is_out_of_memory,
+    memory_format,
     training_threads,
 )
 from fieldguide.errors import ResourceError, UsageError
@@ -57,7 +59,7 @@ class Architecture:
     """A network without its weights, and what it expects of a picture.
 
     `size`, `eval_resize` and `stored_side` are pixels (see `recipe`), `mean` and `std` shares of
-    the range of each channel, `precision` what it was trained and judged in.
+    the range of each channel, `precision` and `layout` what it was trained and judged in.
     """
 
     backbone: str
@@ -71,6 +73,7 @@ class Architecture:
     interpolation: Interpolation
     truncated: Literal["refuse", "keep"]
     precision: Precision
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -145,14 +148,15 @@ def recalibrated(
     Give them in random order: photos of few classes at a time have statistics of their own.
     """
     device = choose_device(machine.device)
-    network = template(architecture).to(device)
+    layout = memory_format(architecture.layout)
+    network = template(architecture).to(device).to(memory_format=layout)
     load_weights(network, weights)
     if has_batch_norm(network):
         loader = _loader(architecture, files, machine, device, ())
         plan = evaluation_plan(np.arange(len(files)), RECALIBRATION_BATCH)
         precision = precision_used(architecture, machine)
         with training_threads(count_threads_beside(loader.workers)), autocast(device, precision):
-            normalise = Normaliser(architecture.mean, architecture.std, device)
+            normalise = Normaliser(architecture.mean, architecture.std, device, layout)
             shown = (batch.images for batch in loader.batches(plan) if len(batch.photos))
             recalibrate(network, (normalise(images) for images in shown))
     return {name: tensor.cpu() for name, tensor in weights_of(network).items()}
@@ -169,12 +173,18 @@ class _Networks:
         precision: Precision,
     ) -> None:
         self.architecture, self.device, self.precision = architecture, device, precision
-        self.folded = fold(template(architecture).to(device))
-        self.normalise = Normaliser(architecture.mean, architecture.std, device)
-        self.members = [
-            self.folded.weights({name: tensor.to(device) for name, tensor in weights.items()})
-            for weights in members
-        ]
+        layout = memory_format(architecture.layout)
+        self.folded = fold(template(architecture).to(device).to(memory_format=layout))
+        self.normalise = Normaliser(architecture.mean, architecture.std, device, layout)
+        self.members = [self._member(weights, layout) for weights in members]
+
+    def _member(self, weights: Weights, layout: torch.memory_format) -> dict[str, Tensor]:
+        """Folded weights on the device, kernels in the layout of the pictures."""
+        here = {name: tensor.to(self.device) for name, tensor in weights.items()}
+        return {
+            name: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+            for name, tensor in self.folded.weights(here).items()
+        }
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
         """Logits of a batch with or without several views of each photo."""

@@ -78,4 +78,13 @@ def set_moments(
     optimizer.state.clear()
     for name, tensor in named:
         if name in moments:
-            optimizer.state[tensor] = {key: value.clone() for key, value in moments[name].items()}
+            optimizer.state[tensor] = {
+                key: _laid_out_as(tensor, value) for key, value in moments[name].items()
+            }
+
+
+def _laid_out_as(tensor: Tensor, moment: Tensor) -> Tensor:
+    """A copy with the tensor's strides, without which AdamW's fused kernel mixes up elements."""
+    if moment.shape != tensor.shape:  # the count of steps
+        return moment.clone()
+    return torch.empty_like(tensor, dtype=moment.dtype).copy_(moment)

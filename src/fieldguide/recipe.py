@@ -116,6 +116,10 @@ class Recipe(BaseModel):
 
     precision: Literal["float32", "bfloat16", "float16"] | Auto = _setting("Machine", "auto",
         "of the network's arithmetic; auto: bfloat16 where the hardware has it")
+    layout: Literal["contiguous", "channels_last"] | Auto = _setting("Machine", "auto",
+        "of pictures in memory; auto: the faster by a trial of a few seconds")
+    compile: Literal["off", "on"] | Auto = _setting("Machine", "auto",
+        "torch.compile; auto: where it saves more time than it takes")
     device: str = _setting("Machine", "auto", "auto, cpu, cuda, cuda:1, mps")
     workers: Count | Auto = _setting("Machine", "auto",
         "folds trained at the same time on a CPU, threads that prepare photos for a GPU")
@@ -223,6 +227,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "mix": "none",
             "color_jitter": 0.0,
             "crop_scale": (0.5, 1.0),
+            "layout": "contiguous",
         },
     ),
     "reference": (

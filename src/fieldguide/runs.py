@@ -239,8 +239,9 @@ class Run:
 
     @property
     def parts(self) -> int:
-        """Into how many parts batches had to be split, as memory ran out in folds that are done."""
-        return max((int(row["parts"]) for row in self._history()), default=1)
+        """Into how many parts batches had to be split, by a trial or in folds that are done."""
+        found: int = self.environment["parts"]
+        return max((int(row["parts"]) for row in self._history()), default=found)
 
     def _history(self) -> list[dict[str, str]]:
         texts = [self._read("history.csv", self.fold_folder(fold)).decode() for fold in self.done]

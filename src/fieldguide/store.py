@@ -90,6 +90,11 @@ def root() -> Path:
         ) from error
 
 
+def root_of(name: str) -> Path:
+    """The folder of that name; `auto` is the user's, see `root`."""
+    return root() if name == "auto" else Path(name)
+
+
 def _platform_root() -> Path:
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")

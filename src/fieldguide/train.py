@@ -33,7 +33,7 @@ from fieldguide.augment import Normaliser, mix_batch
 from fieldguide.batches import Batch, Loader, evaluation_plan, steps_in_epoch, training_plan
 from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
 from fieldguide.controls import Controls
-from fieldguide.device import Precision, autocast, is_out_of_memory
+from fieldguide.device import Precision, autocast, is_out_of_memory, memory_format
 from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.folding import Folded
 from fieldguide.merge import Weights
@@ -96,7 +96,9 @@ class FoldJob:
     def normalise(self) -> Normaliser:
         """Makes pictures into what the network expects, on the job's device."""
         assert self.recipe.mean != "auto" and self.recipe.std != "auto"
-        return Normaliser(self.recipe.mean, self.recipe.std, self.device)
+        assert self.recipe.layout != "auto"
+        layout = memory_format(self.recipe.layout)
+        return Normaliser(self.recipe.mean, self.recipe.std, self.device, layout)
 
     @cached_property
     def class_weights(self) -> Float[Tensor, " classes"] | None:
