@@ -11,7 +11,7 @@ from fits import SMALL, results, small_fit, small_recipe
 
 import fieldguide as fg
 from fieldguide import train
-from fieldguide.batches import Draw
+from fieldguide.batches import Batch, Draw
 from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.network import Network, load_weights
@@ -281,6 +281,29 @@ def test_out_of_memory_for_one_photo_ends_with_hints(
         small_fit(discs, tmp_path / "run")
     assert error.value.exit_code == 4
     assert "`backbone`" in error.value.hint
+
+
+def test_training_pictures_grow_evenly_to_their_size() -> None:
+    recipe = small_recipe(size=128, eval_resize=146, first_size=64, epochs=5)
+    sizes = [train.training_size(recipe, epoch) for epoch in range(5)]
+    assert sizes == [64, 80, 96, 112, 128]
+    assert train.training_size(recipe.replace(epochs=1, warmup=0.0), 0) == 128
+    same = recipe.replace(first_size=128)
+    assert {train.training_size(same, epoch) for epoch in range(5)} == {128}
+
+
+def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = train._backward, []
+
+    def watched(job: FoldJob, scaler: Any, batch: Batch, parts: int) -> Any:
+        seen.append(batch.images.shape[-1])
+        return original(job, scaler, batch, parts)
+
+    monkeypatch.setattr(train, "_backward", watched)
+    small_fit(discs, tmp_path / "run", fold=0, epochs=2, first_size=16)
+    assert seen == 2 * 3 * [16] + 2 * 3 * [32]  # replicas · steps
 
 
 @pytest.mark.parametrize(

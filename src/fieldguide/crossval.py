@@ -61,7 +61,7 @@ from fieldguide.side_by_side import train_side_by_side
 from fieldguide.store import Store
 from fieldguide.tracking import Tracker
 from fieldguide.train import FoldJob, train_fold
-from fieldguide.transforms import evaluation, training
+from fieldguide.transforms import TrainingTransform, evaluation, training
 
 # Packages whose version can change results.
 RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pillow")
@@ -426,6 +426,7 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
     device = choose_device(recipe.device)
     return recipe.replace(
         size=size,
+        first_size=size if recipe.first_size == "auto" else recipe.first_size,
         eval_resize=resize if recipe.eval_resize == "auto" else recipe.eval_resize,
         stored_side=_stored_side(recipe, resize),
         mean=config.mean if recipe.mean == "auto" else recipe.mean,
@@ -522,6 +523,10 @@ def fold_jobs(
         pin_memory=device.type == "cuda",
     )
 
+    def resized(size: int) -> Loader:
+        shown = replace(loader.pictures, training=_training(recipe, size))
+        return replace(loader, pictures=shown)
+
     def job(index: int) -> FoldJob:
         train, watch = _parts(run, run.folds[index])
         return FoldJob(
@@ -531,6 +536,7 @@ def fold_jobs(
             folded=folded,
             start=start,
             loader=loader,
+            resized=resized,
             device=device,
             precision=choose_precision(recipe.precision, device),
             classes=len(run.classes),
@@ -649,8 +655,27 @@ def pictures(
     """
     assert recipe.size != "auto" and recipe.eval_resize != "auto" and recipe.stored_side != "auto"
     assert recipe.interpolation != "auto" and recipe.mean != "auto"
+    decoding = Decoding(
+        decoded=decoded_side(max(recipe.stored_side, recipe.eval_resize)),
+        side=recipe.stored_side or None,
+        interpolation=recipe.interpolation,
+        truncated=recipe.truncated,
+    )
+    return Pictures(
+        files=photos,
+        training=_training(recipe, recipe.size),
+        evaluation=evaluation(recipe.size, recipe.eval_resize, recipe.interpolation),
+        decoding=decoding,
+        store=_store(recipe, decoding, notice) if keys else None,
+        keys=keys,
+    )
+
+
+def _training(recipe: Recipe, size: int) -> TrainingTransform:
+    """What training shows of a picture, by a resolved recipe but in a size of its own."""
+    assert recipe.interpolation != "auto" and recipe.mean != "auto"
     settings = Augmentation(
-        size=recipe.size,
+        size=size,
         interpolation=recipe.interpolation,
         crop_scale=recipe.crop_scale,
         flip=recipe.flip,
@@ -660,20 +685,7 @@ def pictures(
         policy=recipe.augment,
         erasing=recipe.erasing,
     )
-    decoding = Decoding(
-        decoded=decoded_side(max(recipe.stored_side, recipe.eval_resize)),
-        side=recipe.stored_side or None,
-        interpolation=recipe.interpolation,
-        truncated=recipe.truncated,
-    )
-    return Pictures(
-        files=photos,
-        training=training(settings, recipe.mean),
-        evaluation=evaluation(recipe.size, recipe.eval_resize, recipe.interpolation),
-        decoding=decoding,
-        store=_store(recipe, decoding, notice) if keys else None,
-        keys=keys,
-    )
+    return training(settings, recipe.mean)
 
 
 def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) -> Store | None:

@@ -49,6 +49,8 @@ class Recipe(BaseModel):
     freeze: int = _setting("Network", 0, "early stages that are not trained (1 = the stem)", ge=0)
 
     size: Pixels | Auto = _setting("Pictures", "auto", "side of the network's input in pixels")
+    first_size: Pixels | Auto = _setting("Pictures", "auto",
+        "side of training pictures in the first epoch, which grows to `size` in the last; auto: `size` throughout")
     eval_resize: Pixels | Auto = _setting("Pictures", "auto",
         "evaluation: pixels of the shorter side, from which the central `size` × `size` is cut")
     mean: tuple[float, float, float] | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
@@ -144,6 +146,12 @@ class Recipe(BaseModel):
         low, high = self.crop_scale
         stored = self.stored_side
         return [
+            (
+                isinstance(size, int)
+                and isinstance(self.first_size, int)
+                and self.first_size > size,
+                f"`first_size` = {self.first_size} is larger than `size` = {size}",
+            ),
             (
                 isinstance(stored, int) and isinstance(resize, int) and 0 < stored < resize,
                 f"`stored_side` = {stored} is smaller than `eval_resize` = {resize}",

@@ -17,7 +17,7 @@ in sequence. Knows nothing of run folders.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +70,8 @@ MISSING_SHARE = 0.01
 class FoldJob:
     """What a fold's training needs and does not change, but for its two networks' weights.
 
-    `network` is trained, `folded` is the same for evaluation.
+    `network` is trained, `folded` is the same for evaluation. `resized` is the loader with training
+    pictures of another size.
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
@@ -83,6 +84,7 @@ class FoldJob:
     folded: Folded
     start: Weights
     loader: Loader
+    resized: Callable[[int], Loader]
     device: torch.device
     precision: Precision
     classes: int
@@ -218,7 +220,9 @@ class _Session:
             job.train, recipe.batch_size, seed=recipe.seed, replica=state.replica, epoch=state.epoch
         )
         train_mode(job.network)
-        for batch in job.loader.batches(plan[state.step :]):
+        size = training_size(recipe, state.epoch)
+        loader = job.loader if size == recipe.size else job.resized(size)
+        for batch in loader.batches(plan[state.step :]):
             done = state.epoch * len(plan) + state.step
             set_rates(optimizer, _rate_factor(recipe, done, len(plan)))
             seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
@@ -518,6 +522,21 @@ def recalibrate_network(job: FoldJob) -> None:
             f" on {RECALIBRATION_BATCH} photos at once",
             hint="begin a run with batch_norm `average`",
         ) from error
+
+
+def training_size(recipe: Recipe, epoch: int) -> int:
+    """Pixels a side of training pictures in an epoch (from 0).
+
+    Grows evenly from `first_size` to `size`, in multiples of 16 (so that the last stage of a
+    ResNet changes by half a pixel at most). Source: progressive resizing, as in Tan, Le,
+    "EfficientNetV2: Smaller Models and Faster Training", ICML 2021, section 4, without their
+    growing regularisation.
+    """
+    assert recipe.size != "auto" and recipe.first_size != "auto"
+    if epoch + 1 == recipe.epochs or recipe.first_size == recipe.size:
+        return recipe.size
+    grown = (recipe.size - recipe.first_size) * epoch / (recipe.epochs - 1)
+    return recipe.first_size + round(grown / 16) * 16
 
 
 def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls) -> FoldState:
