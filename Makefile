@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: venv demo test lint format constraints clean
+.PHONY: venv demo test bench lint format constraints clean
 
 venv: .venv/ready
 
@@ -18,6 +18,10 @@ demo: venv
 
 test: lint
 	$(BIN)/python -m pytest
+
+# All but the long ones, or those named: make bench PARTS="step epoch --rounds 9"
+bench: venv
+	$(BIN)/python benchmarks/speed $(PARTS)
 
 lint: venv
 	$(BIN)/ruff format --check

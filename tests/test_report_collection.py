@@ -157,8 +157,9 @@ def test_the_batch_is_that_of_the_first_step_to_the_pixel(
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def watched(*given: Any, **more: Any) -> Any:
-        seen.append(augment.mix_batch(*given, **more))
-        return seen[-1]
+        mixed, shares = augment.mix_batch(*given, **more)
+        seen.append((mixed.clone(), shares))  # its memory is used again
+        return mixed, shares
 
     monkeypatch.setattr(train, "mix_batch", watched)
     run = small_fit(

@@ -24,6 +24,9 @@ COMMAND = ["/somewhere/__main__.py", "fit", "my photos", "--out", "runs/a", "--e
 def test_the_command_is_typed_as_it_was_given() -> None:
     assert repeat.command_line(COMMAND) == "fieldguide fit 'my photos' --out runs/a --epochs=3"
     assert repeat.command_line([]) == ""
+    for fold in (["--fold", "3"], ["--fold=3"], []):
+        line = repeat.command_line([*COMMAND, *fold], fold=None)
+        assert line == repeat.command_line(COMMAND)
 
 
 def test_flags_are_replaced_in_place_or_added() -> None:

@@ -368,7 +368,7 @@ def _scales(curves: Curves) -> dict[str, Any]:
 
 
 def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
-    """From the lowest to the highest fold."""
+    """From the lowest to the highest fold, of no height where there is one."""
     drawn: alt.Chart = (
         alt.Chart()
         .mark_area(opacity=0.16)
@@ -379,7 +379,6 @@ def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
             color=_scales(curves)["color"],
             detail="part:N",
         )
-        .transform_filter("datum.n > 1")
     )
     return drawn
 

@@ -61,13 +61,15 @@ def section(run: Run) -> Section:
 def command_line(command: Sequence[str], **flags: object) -> str:
     """The recorded command as it would be typed, with some flags set anew; empty for none.
 
-    `epochs=20` stands for `--epochs 20`, in place of what the command says of epochs.
+    `epochs=20` stands for `--epochs 20`, in place of what the command says of epochs; `fold=None`
+    leaves out what it says of a fold.
     """
     if not command:
         return ""
     words = list(command[1:])
     for name, value in flags.items():
-        words = _with_flag(words, f"--{name.replace('_', '-')}", str(value))
+        flag = f"--{name.replace('_', '-')}"
+        words = _without_flag(words, flag) if value is None else _with_flag(words, flag, str(value))
     return shlex.join(["fieldguide", *words])
 
 
@@ -79,6 +81,12 @@ def _with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
         if word.startswith(f"{flag}="):
             return [*words[:place], f"{flag}={value}", *words[place + 1 :]]
     return [*words, flag, value]
+
+
+def _without_flag(words: Sequence[str], flag: str) -> list[str]:
+    """The words without the flag and its value."""
+    kept = [word for word in words if not word.startswith(f"{flag}=")]
+    return [*kept[: kept.index(flag)], *kept[kept.index(flag) + 2 :]] if flag in kept else kept
 
 
 def weights_license(weights: str, license: str) -> License:

@@ -299,8 +299,10 @@ def findings(run: Run, *, scored: bool) -> Findings:
     done = bool(run.done)
     return Findings(
         run=shlex.quote(folder),
-        fit=repeat.command_line(command),
-        longer=repeat.command_line(command, epochs=epochs, out=f"{folder}-{epochs}-epochs"),
+        fit=repeat.command_line(command, fold=None),
+        longer=repeat.command_line(
+            command, fold=None, epochs=epochs, out=f"{folder}-{epochs}-epochs"
+        ),
         folds=run.recipe.folds,
         done=len(run.done),
         recipe=run.recipe,
