@@ -1,8 +1,9 @@
 """Merging the weights of several copies of one network: pure functions over `Weights`.
 
 Every rule takes the copies (and, where it needs one, the anchor they started from), leaves its
-arguments unchanged and returns new tensors of the same dtypes. Sums run in float64 where the device
-has it, so that the order of the copies does not matter and equal copies stay themselves.
+arguments unchanged and returns new tensors of the same dtypes. Sums of more than two run in float64
+where the device has it, so that the order of the copies does not matter and equal copies stay
+themselves.
 
 Floating tensors are merged; integer and boolean ones (batch norm's `num_batches_tracked`) are
 counters and flags: their elementwise maximum is kept, and they stay integers. Knows nothing of
@@ -12,6 +13,7 @@ networks or training.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -65,7 +67,8 @@ def model_stock(
     for name in copies[0]:
         tensors = [copy[name] for copy in copies]
         if name in anchor and tensors[0].is_floating_point():
-            ratios[name] = _ratio(_mean_cosine(tensors, anchor[name]), len(tensors))
+            _, cosine = _lengths_and_cosine(tensors, anchor[name])
+            ratios[name] = _ratio(cosine, len(tensors))
             merged[name] = _towards_mean(tensors, anchor[name], ratios[name])
         else:
             merged[name] = _mean(tensors)
@@ -113,34 +116,52 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
-    stacked = torch.stack(list(tensors))
-    if not stacked.is_floating_point():
-        return stacked.amax(dim=0)
-    return _wide(stacked).mean(dim=0).to(stacked.dtype)
+    if not tensors[0].is_floating_point():
+        return torch.stack(list(tensors)).amax(dim=0)
+    if len(tensors) == 2:  # halving is exact, so that one sum is all that is rounded
+        return (tensors[0] + tensors[1]).mul_(0.5)
+    return _wide_mean(tensors).to(tensors[0].dtype)
+
+
+def _wide_mean(tensors: Sequence[Tensor]) -> Tensor:
+    total = _wide(tensors[0]).clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total.div_(len(tensors))
 
 
 def _towards_mean(tensors: Sequence[Tensor], anchor: Tensor, ratio: float) -> Tensor:
-    mean = _wide(torch.stack(list(tensors))).mean(dim=0)
+    mean = _wide_mean(tensors)
     return torch.lerp(_wide(anchor.to(mean.device)), mean, ratio).to(tensors[0].dtype)
 
 
-def _movements(tensors: Sequence[Tensor], anchor: Tensor) -> Tensor:
-    start = _wide(anchor.to(tensors[0].device)).flatten()
-    return torch.stack([_wide(tensor).flatten() - start for tensor in tensors])
+def _lengths_and_cosine(tensors: Sequence[Tensor], anchor: Tensor) -> tuple[list[float], float]:
+    """How far each copy moved, and the mean cosine over pairs of movements.
 
-
-def _mean_cosine(tensors: Sequence[Tensor], anchor: Tensor) -> float:
-    """Mean cosine over pairs of movements; 1 where a copy did not move or there is only one.
-
-    With unit movements u_i: |Σ u_i|² = k + 2·Σ_{i<j} u_i·u_j, so no pair is visited.
+    The cosine is 1 where a copy did not move or there is only one. From |a + b|² = |a|² + |b|² +
+    2·a·b: equal movements have a cosine of 1 to the last bits, without copies in float64.
     """
-    k = len(tensors)
-    movements = _movements(tensors, anchor)
-    lengths = movements.norm(dim=1)
-    if k == 1 or bool((lengths == 0).any()):
-        return 1.0
-    total = (movements / lengths[:, None]).sum(dim=0)
-    return float((total.dot(total) - k) / (k * (k - 1)))
+    movements = [_movement(tensor, anchor) for tensor in tensors]
+    lengths = [_length(movement) for movement in movements]
+    if len(tensors) == 1 or 0.0 in lengths:
+        return lengths, 1.0
+    cosines = [
+        (_length(a + b) ** 2 - m**2 - n**2) / (2 * m * n)
+        for (a, m), (b, n) in combinations(zip(movements, lengths, strict=True), 2)
+    ]
+    return lengths, math.fsum(cosines) / len(cosines)
+
+
+def _movement(tensor: Tensor, anchor: Tensor) -> Tensor:
+    """The way from the anchor, in float32 or wider."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.to(wide) - anchor.to(tensor.device, wide)
+
+
+def _length(tensor: Tensor) -> float:
+    """The Euclidean norm, summed in float64 where the device has it."""
+    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=wide))
 
 
 def _ratio(cosine: float, k: int) -> float:
@@ -149,8 +170,7 @@ def _ratio(cosine: float, k: int) -> float:
 
 
 def _move(tensors: Sequence[Tensor], anchor: Tensor) -> Move:
-    cosine = _mean_cosine(tensors, anchor)
+    lengths, cosine = _lengths_and_cosine(tensors, anchor)
     angle = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
-    lengths = _movements(tensors, anchor).norm(dim=1)
-    scale = float(_wide(anchor).norm()) or 1.0
-    return Move(angle, _ratio(cosine, len(tensors)), float(lengths.mean()) / scale)
+    scale = _length(anchor) or 1.0
+    return Move(angle, _ratio(cosine, len(tensors)), math.fsum(lengths) / len(lengths) / scale)

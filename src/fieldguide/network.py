@@ -228,15 +228,16 @@ class _Pool:
         self.mean = torch.zeros_like(norm.running_mean, dtype=wide)
         self.squares = torch.zeros_like(self.mean)
 
-    def add(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook."""
-        values = inputs[0].detach().float()
-        rest = [dim for dim in range(values.ndim) if dim != 1]
-        variance, mean = torch.var_mean(values, dim=rest, correction=0)
-        count = values.numel() // values.shape[1]
+    def add(
+        self, norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], _output: Tensor
+    ) -> None:
+        """A forward hook; with a momentum of 1, running statistics are those of the last batch."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        count = inputs[0].numel() // inputs[0].shape[1]
         before, self.count = self.count, self.count + count
-        shift = mean.to(self.mean.dtype) - self.mean
-        self.squares += variance * count + shift.square() * (before * count / self.count)
+        shift = norm.running_mean - self.mean
+        self.squares += norm.running_var * (count - 1)
+        self.squares += shift.square() * (before * count / self.count)
         self.mean += shift * (count / self.count)
 
     def write_to(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
@@ -252,17 +253,20 @@ def _measuring(
 ) -> Iterator[dict[nn.modules.batchnorm._BatchNorm, _Pool]]:
     """Statistics of what goes through the norms, which normalise by the batch meanwhile."""
     modes = {module: module.training for module in network.modules()}
+    kept = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     pools = {norm: _Pool(norm) for norm in norms}
-    hooks = [norm.register_forward_pre_hook(pools[norm].add) for norm in norms]
+    hooks = [norm.register_forward_hook(pools[norm].add) for norm in norms]
     network.eval()
     for norm in norms:
-        norm.training, norm.track_running_stats = True, False  # neither moves nor counts
+        norm.training, norm.momentum = True, 1.0
     try:
         yield pools
     finally:
-        for norm, hook in zip(norms, hooks, strict=True):
+        for norm, hook, (momentum, buffers) in zip(norms, hooks, kept, strict=True):
             hook.remove()
-            norm.track_running_stats = True
+            norm.momentum = momentum
+            for buffer, before in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(before)
         for module, training in modes.items():
             module.training = training
 
