@@ -247,6 +247,28 @@ def test_stopping_works_where_an_epoch_is_one_step(discs: Path, tmp_path: Path) 
     assert results(fg.Run(tmp_path / "run")) == results(whole)
 
 
+@pytest.mark.parametrize("step", [1, 4, 8, 11])
+def test_a_fit_with_channels_last_resumes_to_the_bit(
+    discs: Path, tmp_path: Path, step: int
+) -> None:
+    """Checkpoints hold no layout, and sums run in the order of memory."""
+    settings = EVERY_STEP | {
+        "layout": "channels_last",
+        "merge": "model_stock",
+        "anchor": "last_merge",
+    }
+    whole = small_fit(discs, tmp_path / "whole", fold=0, **settings)
+    with pytest.raises(Killed):
+        small_fit(
+            discs, tmp_path / "run", fold=0, watcher=Watcher(on_step=killer(step)), **settings
+        )
+    again = small_fit(discs, tmp_path / "run", fold=0, **settings)
+    assert results(again) == results(whole)
+    plain = small_fit(discs, tmp_path / "plain", fold=0, **settings | {"layout": "contiguous"})
+    for name, array in whole.weights(0).items():
+        np.testing.assert_allclose(array, plain.weights(0)[name], rtol=1e-3, atol=1e-4)
+
+
 def test_photos_that_come_back_let_the_fit_go_on(
     undisturbed: fg.Run, discs: Path, tmp_path: Path
 ) -> None:

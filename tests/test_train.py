@@ -288,6 +288,8 @@ def test_training_pictures_grow_evenly_to_their_size() -> None:
     sizes = [train.training_size(recipe, epoch) for epoch in range(5)]
     assert sizes == [64, 80, 96, 112, 128]
     assert train.training_size(recipe.replace(epochs=1, warmup=0.0), 0) == 128
+    uneven = recipe.replace(first_size=100, epochs=10)
+    assert max(train.training_size(uneven, epoch) for epoch in range(10)) == 128
     same = recipe.replace(first_size=128)
     assert {train.training_size(same, epoch) for epoch in range(5)} == {128}
 

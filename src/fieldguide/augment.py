@@ -99,9 +99,9 @@ def view_transform(
     return v2.Compose([_Shortened(), _Views(size, scales, "crops" in views, "flips" in views)])
 
 
-def decoded_side(resize: int, views: Sequence[View] = ()) -> int:
-    """Pixels of the shorter side that a decoder must leave for evaluation."""
-    return DECODED_SIDES * (round(SECOND_SCALE * resize) if "scales" in views else resize)
+def decoded_side(side: int) -> int:
+    """Pixels of the shorter side that a decoder must leave where `side` are made of them."""
+    return DECODED_SIDES * side
 
 
 def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:

@@ -41,7 +41,7 @@ from fieldguide.batches import AHEAD, steps_in_epoch
 from fieldguide.catalog import Catalog
 from fieldguide.controls import Controls
 from fieldguide.crossval import Watcher
-from fieldguide.device import training_threads
+from fieldguide.device import choose_device, choose_precision, training_threads
 from fieldguide.errors import ResourceError, Stopped, TrainingError, UsageError
 from fieldguide.network import RECALIBRATION_PHOTOS, build_backbone
 from fieldguide.recipe import Recipe
@@ -61,7 +61,8 @@ SHARED = ("folds", "holdout", "min_per_class", "conflicts", "truncated")
 # What a step's time depends on. One trial with each combination of these is timed.
 COSTLY = (
     *("backbone", "weights", "freeze", "head", "size", "eval_resize", "batch_size", "accumulate"),
-    *("augment", "mix", "precision", "device", "workers"),
+    *("augment", "mix", "precision", "layout", "compile", "device", "workers", "stored_side"),
+    *("cache", "first_size", "replica_curves"),
 )
 LEAST_STEPS, MOST_STEPS = 3, 20  # that are timed, fewer the longer they take (taste)
 ENOUGH_SECONDS = 5.0
@@ -249,7 +250,7 @@ def compare(
     with files.lock(folder):
         begun = (folder / PREPARED).is_file()
         used = _prepared(folder, catalog, trials[0].recipe, watcher)
-        trials = _without_twins(trials, watcher)
+        trials = _without_twins([_in_one_precision(trial) for trial in trials], watcher)
         _require_same_recipes(folder, trials)
         todo = [trial for trial in trials if not _is_over(folder, trial)]
         if begun and todo:
@@ -316,6 +317,13 @@ def _prepared(folder: Path, catalog: Catalog, base: Recipe, watcher: Watcher) ->
             hint="name a new folder with --out, or leave these settings as they were",
         )
     return catalogs.read_rows(folder / "catalog.csv", root=catalog.root)
+
+
+def _in_one_precision(trial: Trial) -> Trial:
+    """The trial with one precision for all, where each would choose by a try of its own."""
+    device = choose_device(trial.recipe.device)
+    precision = choose_precision(trial.recipe.precision, device)
+    return replace(trial, recipe=trial.recipe.replace(precision=precision))
 
 
 def _without_twins(trials: Sequence[Trial], watcher: Watcher) -> list[Trial]:
@@ -422,7 +430,8 @@ def seconds_of(
     measured = RECALIBRATION_PHOTOS if recipe.batch_norm == "recalibrate" else 0
     busy = [0.0] * at_once
     for train, test in sizes:
-        epoch = steps_in_epoch(train, recipe.batch_size) * cost.step + test * cost.photo
+        looks = test * cost.photo if recipe.replica_curves else 0.0
+        epoch = steps_in_epoch(train, recipe.batch_size) * cost.step + looks
         merging = merges * (test + min(measured, train)) * cost.photo
         heapq.heapreplace(busy, busy[0] + recipe.epochs * recipe.replicas * epoch + merging)
     return max(busy)
@@ -438,7 +447,8 @@ def _forecast(
         watcher.check_stop()
         key = tuple(getattr(trial.recipe, name) for name in COSTLY)
         if key not in known:
-            known[key] = _measured(trial.recipe, used, watcher)
+            grown = trial.recipe.replace(first_size="auto")  # the first epoch would be the cheapest
+            known[key] = _measured(grown, used, watcher)
         left = _sizes_left(folder / trial.folder, used)
         at_once = crossval.folds_at_once(trial.recipe)
         seconds[trial.name] = seconds_of(trial.recipe, left, known[key], at_once)

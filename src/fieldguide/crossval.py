@@ -41,7 +41,7 @@ from fieldguide.device import (
     memory_format,
     training_threads,
 )
-from fieldguide.errors import DataError, UsageError
+from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
 from fieldguide.merge import Weights
 from fieldguide.network import (
@@ -213,7 +213,6 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
     device = choose_device(resolved.device)
     training = sum(photo.split == "train" for photo in used.photos)
     steps = steps_in_epoch(training - training // resolved.folds, resolved.batch_size)
-    cache = None if recipe.cache == "none" else store.root_of(recipe.cache)
     with training_threads(_threads(resolved, device)):
         return choose(
             network.to(device),
@@ -225,7 +224,7 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
             precision=recipe.precision,
             compile="auto" if recipe.compile == "auto" else recipe.compile == "on",
             steps_to_go=steps * resolved.epochs * resolved.replicas * resolved.folds,
-            cache=cache,
+            cache=_cache(recipe, lambda message: None),
         )
 
 
@@ -441,10 +440,10 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
 
 
 def _stored_side(recipe: Recipe, resize: int) -> int:
-    """As evaluation wants it, which then resamples nothing more."""
+    """As much as is decoded at all: crops from less are blurred more than evaluation's pictures."""
     if recipe.stored_side != "auto":
         return recipe.stored_side
-    return resize if recipe.eval_resize == "auto" else recipe.eval_resize
+    return decoded_side(resize if recipe.eval_resize == "auto" else recipe.eval_resize)
 
 
 def _environment(
@@ -656,7 +655,7 @@ def pictures(
     assert recipe.size != "auto" and recipe.eval_resize != "auto" and recipe.stored_side != "auto"
     assert recipe.interpolation != "auto" and recipe.mean != "auto"
     decoding = Decoding(
-        decoded=decoded_side(max(recipe.stored_side, recipe.eval_resize)),
+        decoded=max(recipe.stored_side, decoded_side(recipe.eval_resize)),
         side=recipe.stored_side or None,
         interpolation=recipe.interpolation,
         truncated=recipe.truncated,
@@ -688,12 +687,24 @@ def _training(recipe: Recipe, size: int) -> TrainingTransform:
     return training(settings, recipe.mean)
 
 
+def _cache(recipe: Recipe, notice: Callable[[str], None]) -> Path | None:
+    """The folder for what is worth keeping from run to run, if there can be one."""
+    try:
+        return None if recipe.cache == "none" else store.root_of(recipe.cache)
+    except ResourceError as error:
+        notice(f"decoded photos are not kept: {error.message}")
+        return None
+
+
 def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) -> Store | None:
     """Where decoded photos are kept; none where the recipe wants them decoded each time."""
-    if recipe.cache == "none" or decoding.side is None:
+    if decoding.side is None:
+        return None
+    place = _cache(recipe, notice)
+    if place is None:
         return None
     folder = store.folder_of(
-        store.root_of(recipe.cache),
+        place,
         side=decoding.side,
         interpolation=decoding.interpolation,
         truncated=decoding.truncated,

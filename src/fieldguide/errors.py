@@ -62,3 +62,6 @@ class Stopped(FieldguideError):
     ):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.exit_code - 128, self.message)

@@ -5,7 +5,7 @@ folds were judged by. A photo that cannot be read is named and never gets anothe
 Knows nothing of runs, folds or what becomes of the logits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -258,17 +258,20 @@ def pictures(
     size, resize = architecture.size, architecture.eval_resize
     interpolation, side = architecture.interpolation, architecture.stored_side
     decoding = Decoding(
-        decoded=decoded_side(max(side, resize), views),
-        # Several views are cut from more than is kept, unless that would change the plain one.
-        side=None if side == 0 or (views and side == resize) else side,
+        decoded=max(side, decoded_side(resize)),
+        side=side or None,
         interpolation=interpolation,
         truncated=architecture.truncated,
     )
-    if not views:
-        transform: Callable[[Picture], Tensor] = evaluation(size, resize, interpolation)
-    else:
-        several = view_transform(size, resize, interpolation, views)
-        transform = lambda picture: several(Image.fromarray(picture))  # noqa: E731
+    plain = evaluation(size, resize, interpolation)
+    several = view_transform(size, resize, interpolation, views)
+
+    def all_views(picture: Picture) -> UInt8[Tensor, "views 3 size size"]:
+        found: Tensor = several(Image.fromarray(picture))
+        found[0] = plain(picture)  # to the pixel, which another resize would not be
+        return found
+
+    transform = all_views if views else plain
     return Pictures(
         files=files,
         training=lambda picture, _seed: transform(picture),

@@ -106,8 +106,15 @@ def input_config(backbone: nn.Module) -> InputConfig:
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights and statistics."""
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    """A copy of all weights and statistics, laid out alike whatever the network's layout.
+
+    A checkpoint keeps no layout, and sums run in the order of memory.
+    """
+    plain = torch.contiguous_format
+    return {
+        name: tensor.detach().clone(memory_format=plain)
+        for name, tensor in network.state_dict().items()
+    }
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -160,7 +167,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height 
     norms = [norm for norm in _batch_norms(network) if not _is_frozen(norm)]
     with _measuring(network, norms) as pools, torch.no_grad():
         for images in batches:
-            network(images)
+            network.forward(images)  # not what was compiled for training: hooks would end it
     for norm in norms:
         if pools[norm].count:
             pools[norm].write_to(norm)

@@ -59,7 +59,7 @@ class Recipe(BaseModel):
         "how pictures are resized")
     stored_side: Count | Auto = _setting("Pictures", "auto",
         "photos are decoded once and kept with so many pixels on the shorter side, from which crops are cut;"
-        " auto: eval_resize, 0: decoded anew each time, larger")
+        " auto: 2 · eval_resize, 0: decoded anew each time")
     truncated: Literal["refuse", "keep"] = _setting("Pictures", "refuse",
         "photos cut short: leave them out, or use what can be read")
 

@@ -10,6 +10,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, far = context.Pipe()
         self.process = context.Process(target=_work, args=(make, far), daemon=True)
-        with _no_script_of_the_caller():
+        with _no_script_of_the_caller(), _signals_ignored():
             self.process.start()
         far.close()
         self.fold: int | None = None
@@ -80,7 +81,9 @@ class _Worker:
         try:
             kind, value = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise self._death() from error
+            death = self._death()
+            controls.check_stop()  # whoever stops it all may have ended the process as well
+            raise death from error
         if kind == "done":
             self.fold = None
         elif kind == "error":
@@ -117,6 +120,25 @@ class _Worker:
 
 
 @contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """What is started meanwhile ignores them from its first instruction on.
+
+    Ctrl-C reaches the whole process group, and so do schedulers' signals; the parent decides. It
+    hears them too late only if they come in these milliseconds: then they have to be sent again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set them
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _no_script_of_the_caller() -> Iterator[None]:
     """Hides the main module, which a new process would otherwise import.
 
@@ -132,7 +154,6 @@ def _no_script_of_the_caller() -> Iterator[None]:
 
 def _work(make: Make, connection: Connection) -> None:
     """The process: folds come in, what happens goes out. Nothing, or the parent's end, ends it."""
-    # Ctrl-C reaches the whole process group, and so do schedulers' signals; the parent decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     controls = _telling(connection)
@@ -152,7 +173,11 @@ def _telling(connection: Connection) -> Controls:
     """Controls that pass on what they hear."""
 
     def tell(kind: str) -> Callable[..., None]:
-        return lambda *values: connection.send((kind, values))
+        def send(*values: object) -> None:
+            with suppress(OSError):  # that the parent has gone is noticed by `check_stop`
+                connection.send((kind, values))
+
+        return send
 
     def check_stop() -> None:
         if (

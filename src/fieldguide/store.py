@@ -80,7 +80,8 @@ def root() -> Path:
 
     It need not exist. ResourceError if the user has no home and FIELDGUIDE_CACHE is not set.
     """
-    chosen = os.environ.get("FIELDGUIDE_CACHE")
+    chosen = os.environ.get("FIELDGUIDE_CACHE", "")
+    chosen = "" if chosen in {"auto", "none"} else chosen  # words of the setting `cache`
     try:
         return Path(chosen).expanduser().absolute() if chosen else _platform_root()
     except RuntimeError as error:  # pathlib found no home
@@ -92,7 +93,7 @@ def root() -> Path:
 
 def root_of(name: str) -> Path:
     """The folder of that name; `auto` is the user's, see `root`."""
-    return root() if name == "auto" else Path(name)
+    return root() if name in {"", "auto"} else Path(name).expanduser().absolute()
 
 
 def _platform_root() -> Path:
@@ -584,8 +585,8 @@ class Store:
 def _told(folder: Path, reason: str) -> str:
     return (
         f"decoded photos are not kept any more: {reason}. `{folder.parent}` holds"
-        f" {shown_bytes(taken(folder))} of them; `fieldguide cache --clear` removes what no process"
-        " uses, and FIELDGUIDE_CACHE can name a folder on another disk"
+        f" {shown_bytes(taken(folder))} of them; `FIELDGUIDE_CACHE={folder.parent} fieldguide cache"
+        " --clear` removes what no process uses, and the setting `cache` can name another disk"
     )
 
 

@@ -194,7 +194,7 @@ class _Session:
         state.copies[state.replica] = weights_of(network)
         self.replica_logits = self.replica_evaluated()
         row = _row(self.job, state, f"replica-{state.replica + 1}", self.replica_logits)
-        row["diverged"] |= state.tally.diverged
+        row["diverged"] |= state.tally.diverged or not _all_finite(state.copies[state.replica])
         if row["diverged"]:
             state.diverged.append(state.replica)
             self.controls.notice(
@@ -422,6 +422,7 @@ def _backward(
         mix=recipe.mix if len(targets) > 1 else "none",
         alpha=recipe.mix_alpha,
     )
+    images = images.contiguous(memory_format=job.normalise.layout)  # MixUp's are not
     total, right = torch.zeros(2, device=job.device)
     for part, part_shares in zip(
         images.tensor_split(min(parts, len(images))),
@@ -468,6 +469,10 @@ def _evaluate(job: FoldJob, rows: IntArray, batch_size: int) -> Float[np.ndarray
         for batch in job.loader.batches(evaluation_plan(rows, batch_size)):
             parts.append(job.folded.network(job.normalise(batch.images)).float().cpu())
     return torch.cat(parts).numpy()
+
+
+def _all_finite(weights: Weights) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
 
 
 def _merged_is_the_replica(recipe: Recipe) -> bool:
@@ -527,8 +532,8 @@ def recalibrate_network(job: FoldJob) -> None:
 def training_size(recipe: Recipe, epoch: int) -> int:
     """Pixels a side of training pictures in an epoch (from 0).
 
-    Grows evenly from `first_size` to `size`, in multiples of 16 (so that the last stage of a
-    ResNet changes by half a pixel at most). Source: progressive resizing, as in Tan, Le,
+    Grows evenly from `first_size` to `size`, by multiples of 16: half a pixel of a ResNet's last
+    stage. Source: progressive resizing, as in Tan, Le,
     "EfficientNetV2: Smaller Models and Faster Training", ICML 2021, section 4, without their
     growing regularisation.
     """
@@ -536,7 +541,7 @@ def training_size(recipe: Recipe, epoch: int) -> int:
     if epoch + 1 == recipe.epochs or recipe.first_size == recipe.size:
         return recipe.size
     grown = (recipe.size - recipe.first_size) * epoch / (recipe.epochs - 1)
-    return recipe.first_size + round(grown / 16) * 16
+    return min(recipe.first_size + round(grown / 16) * 16, recipe.size)
 
 
 def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls) -> FoldState:

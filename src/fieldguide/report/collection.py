@@ -399,13 +399,15 @@ def training_batch(
     from fieldguide.augment import mix_batch
     from fieldguide.batches import training_plan
     from fieldguide.crossval import fold_jobs
+    from fieldguide.train import training_size
 
     recipe = run.recipe
     # No GPU is worth starting for one batch.
     job = fold_jobs(run, run.catalog.root, recipe.replace(device="cpu", cache="none"))(0)
     plan = training_plan(job.train, recipe.batch_size, seed=recipe.seed, replica=0, epoch=0)
     with torch.random.fork_rng(devices=[]):
-        batch = next(job.loader.batches(plan[:1]))
+        shown = job.resized(training_size(job.recipe, epoch=0))
+        batch = next(shown.batches(plan[:1]))
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", 0, 0, 0))
         images, shares = mix_batch(
             batch.images,

@@ -52,6 +52,8 @@ def read(run: Run) -> Kept:
         key, photos, rows = content["key"], content["photos"], _parsed(content["rows"])
     except (LookupError, TypeError):
         return Kept(stale=f"{SCORES} is of another version.")
+    if not isinstance(photos, int) or not all(isinstance(row.name, str) for row in rows):
+        return Kept(stale=f"{SCORES} is damaged.")
     stale = _other_photos(run, photos) or _other_names(run, [row.name for row in rows])
     if stale:
         return Kept(stale=stale)
