@@ -266,6 +266,7 @@ def _measuring(
     network.eval()
     for norm in norms:
         norm.training, norm.momentum = True, 1.0
+        norm.reset_running_stats()  # what is not finite would outlast a momentum of 1
     try:
         yield pools
     finally:
