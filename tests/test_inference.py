@@ -12,10 +12,11 @@ from torchvision.transforms import v2
 
 import fieldguide as fg
 from fieldguide import inference, network, pixels
-from fieldguide.augment import View, evaluation_transform, normalise
+from fieldguide.augment import View, normalise
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.inference import Architecture, Machine, Seen
 from fieldguide.merge import Weights
+from fieldguide.transforms import evaluation
 
 BAD = {
     "empty.jpg": (b"", "empty file"),
@@ -70,20 +71,14 @@ def expected(architecture: Architecture, members: list[Weights], photos: list[Pa
         seed=1,
     ).eval()
     scale = v2.ToDtype(torch.float32, scale=True)
-    prepare = v2.Compose(
-        [
-            evaluation_transform(
-                architecture.size, architecture.eval_resize, architecture.interpolation
-            ),
-            scale,
-            v2.Normalize(architecture.mean, architecture.std),
-        ]
-    )
+    prepare = v2.Compose([scale, v2.Normalize(architecture.mean, architecture.std)])
+    seen = evaluation(architecture.size, architecture.eval_resize, architecture.interpolation)
+    shown = [prepare(seen(np.asarray(pixels.load(path)))) for path in photos]
     found = []
     for weights in members:
         body.load_state_dict(dict(weights))
         with torch.no_grad():
-            found.append(torch.cat([body(prepare(pixels.load(path))[None]) for path in photos]))
+            found.append(torch.cat([body(image[None]) for image in shown]))
     return torch.stack(found).numpy()
 
 
@@ -357,10 +352,8 @@ def test_recalibration_measures_the_photos_that_can_be_read(
         seed=1,
     )
     network.load_weights(body, members[0])
-    prepare = evaluation_transform(
-        architecture.size, architecture.eval_resize, architecture.interpolation
-    )
-    images = torch.stack([prepare(pixels.load(path)) for path in photos])
+    seen = evaluation(architecture.size, architecture.eval_resize, architecture.interpolation)
+    images = torch.stack([seen(np.asarray(pixels.load(path))) for path in photos])
     network.recalibrate(body, [normalise(images, architecture.mean, architecture.std)])
     expected = network.weights_of(body)
     for files in (photos, mixed[0]):

@@ -165,9 +165,11 @@ def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height 
     torch's own `update_bn` leaves dropout on and averages over batches.
     """
     norms = [norm for norm in _batch_norms(network) if not _is_frozen(norm)]
-    with _measuring(network, norms) as pools, torch.no_grad():
+    # What was compiled for training would be compiled anew, for the hooks.
+    eager = torch.compiler.set_stance("force_eager")
+    with _measuring(network, norms) as pools, torch.no_grad(), eager:
         for images in batches:
-            network.forward(images)  # not what was compiled for training: hooks would end it
+            network(images)
     for norm in norms:
         if pools[norm].count:
             pools[norm].write_to(norm)
