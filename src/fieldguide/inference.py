@@ -269,6 +269,8 @@ def pictures(
     def all_views(picture: Picture) -> UInt8[Tensor, "views 3 size size"]:
         found: Tensor = several(Image.fromarray(picture))
         found[0] = plain(picture)  # to the pixel, which another resize would not be
+        if "flips" in views:  # the second half mirrors the first
+            found[len(found) // 2] = found[0].flip(-1)
         return found
 
     transform = all_views if views else plain
