@@ -233,7 +233,8 @@ def test_accumulated_gradients_equal_the_whole_batch(several: int, job: FoldJob)
         gradients.append([p.grad.clone() for p in job.network.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(job.network.parameters()))
     for whole, parted in zip(*gradients, strict=True):
-        torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+        rounding = 1e-4 * float(whole.abs().max()) + 1e-6  # sums in another order
+        torch.testing.assert_close(parted, whole, rtol=1e-4, atol=rounding)
     assert float(loss) > 0
 
 
