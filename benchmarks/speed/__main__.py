@@ -46,6 +46,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--photos", type=int, default=0, help="in place of a part's own number")
     parser.add_argument("--workers", type=int, default=0, help="kfold: folds at the same time")
     parser.add_argument("--largest", type=int, default=0, help="memory, growth: photos at most")
+    parser.add_argument("--layout", default="auto", help="the recipes' setting: channels_last, …")
     parser.add_argument("--peer-python", type=Path, help="interpreter that has fastai or DALI")
     return parser.parse_args(arguments)
 
@@ -69,6 +70,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         photos=asked.photos,
         workers=asked.workers,
         largest=asked.largest,
+        layout=asked.layout,
         peer_python=asked.peer_python,
     )
     print(header())

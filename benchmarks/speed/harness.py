@@ -31,7 +31,8 @@ class Options:
     """What the command line asked for.
 
     `folder` is an empty one for photos and runs; `photos`, `workers` and `largest` are 0 where the
-    part shall decide. `quick`: one round with tiny counts, to see that a part runs at all.
+    part shall decide. `layout` is the recipes' setting; these fits are too short for a trial of it.
+    `quick`: one round with tiny counts, to see that a part runs at all.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Options:
     photos: int = 0
     workers: int = 0
     largest: int = 0
+    layout: str = "auto"
     peer_python: Path | None = None
 
 

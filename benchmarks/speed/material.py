@@ -129,7 +129,6 @@ def recipe_of(options: Options, size: int, backbone: str = "resnet18", **setting
         "weights": weights_for(backbone),
         "size": size,
         "eval_resize": resize,
-        "stored_side": resize,
         "interpolation": "bilinear",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
@@ -139,6 +138,7 @@ def recipe_of(options: Options, size: int, backbone: str = "resnet18", **setting
         "batch_size": 8 if options.quick else BATCH,
         "conflicts": "drop",
         "device": "cpu",
+        "layout": options.layout,
         "warmup": 0.0,
     }
     return recipes.build(plain | settings)
