@@ -129,6 +129,7 @@ def recipe_of(options: Options, size: int, backbone: str = "resnet18", **setting
         "weights": weights_for(backbone),
         "size": size,
         "eval_resize": resize,
+        "stored_side": 2 * resize,
         "interpolation": "bilinear",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
