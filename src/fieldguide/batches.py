@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fieldguide import pixels
-from fieldguide.augment import Interpolation, shrink
+from fieldguide.augment import Interpolation, decoded_side, shrink
 from fieldguide.errors import DataError, UnreadablePhoto
 from fieldguide.seeds import derive_seed
 from fieldguide.store import Store
@@ -53,6 +53,18 @@ class Decoding:
     side: int | None
     interpolation: Interpolation
     truncated: pixels.Truncated
+
+    @classmethod
+    def of(
+        cls,
+        stored_side: int,
+        eval_resize: int,
+        interpolation: Interpolation,
+        truncated: pixels.Truncated,
+    ) -> "Decoding":
+        """By a recipe's settings: what training, evaluation and prediction have in common."""
+        decoded = max(stored_side, decoded_side(eval_resize))
+        return cls(decoded, stored_side or None, interpolation, truncated)
 
     def __call__(self, path: Path) -> Picture:
         """The picture, upright; raises `UnreadablePhoto`."""

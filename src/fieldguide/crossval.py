@@ -654,11 +654,8 @@ def pictures(
     """
     assert recipe.size != "auto" and recipe.eval_resize != "auto" and recipe.stored_side != "auto"
     assert recipe.interpolation != "auto" and recipe.mean != "auto"
-    decoding = Decoding(
-        decoded=max(recipe.stored_side, decoded_side(recipe.eval_resize)),
-        side=recipe.stored_side or None,
-        interpolation=recipe.interpolation,
-        truncated=recipe.truncated,
+    decoding = Decoding.of(
+        recipe.stored_side, recipe.eval_resize, recipe.interpolation, recipe.truncated
     )
     return Pictures(
         files=photos,

@@ -5,7 +5,7 @@ folds were judged by. A photo that cannot be read is named and never gets anothe
 Knows nothing of runs, folds or what becomes of the logits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,7 +21,6 @@ from fieldguide.augment import (
     Interpolation,
     Normaliser,
     View,
-    decoded_side,
     view_transform,
 )
 from fieldguide.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
@@ -148,15 +147,14 @@ def recalibrated(
     Give them in random order: photos of few classes at a time have statistics of their own.
     """
     device = choose_device(machine.device)
-    layout = memory_format(architecture.layout)
-    network = template(architecture).to(device).to(memory_format=layout)
+    network = _laid_out(architecture, device)
     load_weights(network, weights)
     if has_batch_norm(network):
         loader = _loader(architecture, files, machine, device, ())
         plan = evaluation_plan(np.arange(len(files)), RECALIBRATION_BATCH)
         precision = precision_used(architecture, machine)
         with training_threads(count_threads_beside(loader.workers)), autocast(device, precision):
-            normalise = Normaliser(architecture.mean, architecture.std, device, layout)
+            normalise = _normaliser(architecture, device)
             shown = (batch.images for batch in loader.batches(plan) if len(batch.photos))
             recalibrate(network, (normalise(images) for images in shown))
     return {name: tensor.cpu() for name, tensor in weights_of(network).items()}
@@ -173,13 +171,13 @@ class _Networks:
         precision: Precision,
     ) -> None:
         self.architecture, self.device, self.precision = architecture, device, precision
-        layout = memory_format(architecture.layout)
-        self.folded = fold(template(architecture).to(device).to(memory_format=layout))
-        self.normalise = Normaliser(architecture.mean, architecture.std, device, layout)
-        self.members = [self._member(weights, layout) for weights in members]
+        self.folded = fold(_laid_out(architecture, device))
+        self.normalise = _normaliser(architecture, device)
+        self.members = [self._member(weights) for weights in members]
 
-    def _member(self, weights: Weights, layout: torch.memory_format) -> dict[str, Tensor]:
+    def _member(self, weights: Weights) -> dict[str, Tensor]:
         """Folded weights on the device, kernels in the layout of the pictures."""
+        layout = self.normalise.layout
         here = {name: tensor.to(self.device) for name, tensor in weights.items()}
         return {
             name: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
@@ -242,6 +240,16 @@ def template(architecture: Architecture) -> Network:
     )
 
 
+def _laid_out(architecture: Architecture, device: torch.device) -> Network:
+    """The template on the device, in the layout of its pictures."""
+    return template(architecture).to(device).to(memory_format=memory_format(architecture.layout))
+
+
+def _normaliser(architecture: Architecture, device: torch.device) -> Normaliser:
+    layout = memory_format(architecture.layout)
+    return Normaliser(architecture.mean, architecture.std, device, layout)
+
+
 def precision_used(architecture: Architecture, machine: Machine) -> Precision:
     """That asked for; else the network's own where the device has it, else float32."""
     device = choose_device(machine.device)
@@ -255,32 +263,35 @@ def pictures(
     architecture: Architecture, files: Sequence[Path], views: Sequence[View] = ()
 ) -> Pictures:
     """The files as the network is shown them; those that cannot be read are left out and named."""
-    size, resize = architecture.size, architecture.eval_resize
-    interpolation, side = architecture.interpolation, architecture.stored_side
-    decoding = Decoding(
-        decoded=max(side, decoded_side(resize)),
-        side=side or None,
-        interpolation=interpolation,
-        truncated=architecture.truncated,
-    )
-    plain = evaluation(size, resize, interpolation)
-    several = view_transform(size, resize, interpolation, views)
-
-    def all_views(picture: Picture) -> UInt8[Tensor, "views 3 size size"]:
-        found: Tensor = several(Image.fromarray(picture))
-        found[0] = plain(picture)  # to the pixel, which another resize would not be
-        if "flips" in views:  # the second half mirrors the first
-            found[len(found) // 2] = found[0].flip(-1)
-        return found
-
-    transform = all_views if views else plain
+    resize, interpolation = architecture.eval_resize, architecture.interpolation
+    plain = evaluation(architecture.size, resize, interpolation)
+    transform = _all_views(architecture, views) if views else plain
     return Pictures(
         files=files,
         training=lambda picture, _seed: transform(picture),
         evaluation=transform,
-        decoding=decoding,
+        decoding=Decoding.of(
+            architecture.stored_side, resize, interpolation, architecture.truncated
+        ),
         lenient=True,
     )
+
+
+def _all_views(
+    architecture: Architecture, views: Sequence[View]
+) -> Callable[[Picture], UInt8[Tensor, "views 3 size size"]]:
+    """What makes several views of a picture, of which the first is the plain one to the pixel."""
+    settings = (architecture.size, architecture.eval_resize, architecture.interpolation)
+    plain, several = evaluation(*settings), view_transform(*settings, views)
+
+    def all_views(picture: Picture) -> UInt8[Tensor, "views 3 size size"]:
+        found: Tensor = several(Image.fromarray(picture))
+        found[0] = plain(picture)  # another resize would differ by a level
+        if "flips" in views:  # the second half mirrors the first
+            found[len(found) // 2] = found[0].flip(-1)
+        return found
+
+    return all_views
 
 
 def _loader(

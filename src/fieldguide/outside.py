@@ -106,7 +106,7 @@ def worths(run: Run, machine: Machine = Machine()) -> Worths:
     outside = run.ingredients().outside
     if not len(outside):
         return Worths((), 0)
-    key = _key(run, machine)
+    key = key_of(run, machine)
     kept = _kept(run.folder / SCORES, key)
     if kept:
         return kept
@@ -368,7 +368,7 @@ def _with_record(model: Classifier, record: Mapping[str, Any]) -> Classifier:
     return replace(model, card=replace(model.card, provenance=provenance))
 
 
-def _key(run: Run, machine: Machine) -> str:
+def key_of(run: Run, machine: Machine) -> str:
     """What the table depends on: photos, folds, merged models, and where they are looked at."""
     photos = [run.catalog.photos[row].sha256 for row in run.outside]
     places = [run.fold_folder(fold) for fold in run.done] + list(run.models().values())

@@ -91,7 +91,7 @@ def _key(run: Run) -> str:
     from fieldguide import outside
     from fieldguide.inference import Machine
 
-    return outside._key(run, Machine())
+    return outside.key_of(run, Machine())
 
 
 def _younger(run: Run) -> list[str]:
