@@ -512,6 +512,22 @@ def test_copies_stay_in_one_fold_and_conflicts_stop(discs: Path, tmp_path: Path)
     assert "amber/wrong.jpg" not in used and "blue/000.jpg" not in used
 
 
+def test_whoever_watches_is_told_what_the_check_found(discs: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    (photos / "blue" / "empty.jpg").touch()
+    found: list[Any] = []
+    run = small_fit(
+        photos,
+        tmp_path / "run",
+        fold=0,
+        epochs=1,
+        warmup=0.0,
+        watcher=Watcher(on_findings=found.extend),
+    )
+    assert "blue/empty.jpg" in {finding.path for finding in found}
+    assert "blue/empty.jpg" in (run.folder / "findings.csv").read_text()
+
+
 def test_thin_classes_may_be_left_out(discs: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(discs, tmp_path / "photos")
     for path in sorted((photos / "blue").iterdir())[1:]:

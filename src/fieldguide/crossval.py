@@ -180,8 +180,13 @@ def create(
     for message in recipes.without_effect(recipe):
         watcher.notice(message)
     found: list[check.Finding] = []
-    watcher = replace(watcher, on_findings=found.extend)
-    used = catalog if prepared else prepare(catalog, recipe, watcher)
+
+    def on_findings(told: Sequence[check.Finding]) -> None:
+        found.extend(told)
+        watcher.on_findings(told)
+
+    listening = replace(watcher, on_findings=on_findings)
+    used = catalog if prepared else prepare(catalog, recipe, listening)
     if not prepared:
         check.write_findings(folder / runs.FINDINGS, found)
     resolved = resolved.replace(folds=1 + max(photo.fold or 0 for photo in used.photos))
