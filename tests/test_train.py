@@ -317,8 +317,8 @@ def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
         return original(job, scaler, batch, parts)
 
     monkeypatch.setattr(train, "_backward", watched)
-    small_fit(discs, tmp_path / "run", fold=0, epochs=2, first_size=16)
-    assert seen == 2 * 3 * [16] + 2 * 3 * [32]  # replicas · steps
+    small_fit(discs, tmp_path / "run", fold=0, epochs=2, size=48, eval_resize=56, first_size=32)
+    assert seen == 2 * 3 * [32] + 2 * 3 * [48]  # replicas · steps
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -57,15 +57,21 @@ class Cost(NamedTuple):
         return Cost(self.wall * factor, self.cpu * factor)
 
 
+T = TypeVar("T")
 Contestant = Callable[[], Cost]
 
 
 def cost_of(work: Callable[[], object]) -> Cost:
     """What it costs to do the work once."""
+    return measured(work)[1]
+
+
+def measured(work: Callable[[], T]) -> tuple[T, Cost]:
+    """What comes of the work, done once, and what it costs."""
     before = _clocks()
-    work()
+    result = work()
     after = _clocks()
-    return Cost(after.wall - before.wall, after.cpu - before.cpu)
+    return result, Cost(after.wall - before.wall, after.cpu - before.cpu)
 
 
 def _clocks() -> Cost:

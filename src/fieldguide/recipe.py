@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from fieldguide.errors import UsageError
 
 Auto = Literal["auto"]
-Pixels = Annotated[int, Field(ge=16)]
+# ResNets halve a picture five times; of a smaller one, torch's bfloat16 convolutions of stride 2 have
+# gradients with memory that nobody wrote.
+Pixels = Annotated[int, Field(ge=32)]
 Count = Annotated[int, Field(ge=0)]
 Gigabytes = Annotated[float, Field(gt=0)]
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
