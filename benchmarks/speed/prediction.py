@@ -22,7 +22,7 @@ MEMBERS = 3
 
 def predict(options: Options) -> Iterator[Row]:
     """One network's and several networks' logits of photos in files."""
-    usual = 128 if options.large else 512
+    usual = 128 if options.large else 1024
     photos = collection(options, options.photos or usual, large=options.large)
     run = trained_run(options, size=LARGE_SIZE if options.large else SIZE)
     ingredients = run.ingredients()

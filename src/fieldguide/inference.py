@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fieldguide.augment import (
     Interpolation,
@@ -173,15 +173,28 @@ class _Networks:
         self.architecture, self.device, self.precision = architecture, device, precision
         self.folded = fold(_laid_out(architecture, device))
         self.normalise = _normaliser(architecture, device)
+        self.narrowed = {
+            f"{name}.{kind}"
+            for name, layer in self.folded.network.named_modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear)
+            for kind in ("weight", "bias")
+        }
         self.members = [self._member(weights) for weights in members]
 
     def _member(self, weights: Weights) -> dict[str, Tensor]:
-        """Folded weights on the device, kernels in the layout of the pictures."""
-        layout = self.normalise.layout
+        """Folded weights on the device, kernels in the layout of the pictures.
+
+        Those that autocast would round at every batch are rounded here, once.
+        """
+        layout, precision = self.normalise.layout, getattr(torch, self.precision)
         here = {name: tensor.to(self.device) for name, tensor in weights.items()}
+        folded = {
+            name: tensor.to(precision) if name in self.narrowed else tensor
+            for name, tensor in self.folded.weights(here).items()
+        }
         return {
             name: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
-            for name, tensor in self.folded.weights(here).items()
+            for name, tensor in folded.items()
         }
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
