@@ -6,14 +6,15 @@ import torch
 from fieldguide.device import (
     autocast,
     choose_device,
+    choose_devices,
     choose_precision,
     count_cores,
-    count_jobs,
     count_readers,
     count_threads,
     count_threads_beside,
     count_workers,
     device_name,
+    fold_places,
     training_threads,
 )
 from fieldguide.errors import ResourceError, UsageError
@@ -23,12 +24,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def have(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "best"),
-    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+    [(False, False, "cpu"), (True, False, "cuda:0"), (False, True, "mps"), (True, True, "cuda:0")],
 )
 def test_auto_is_the_first_gpu_or_else_the_cpu(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, best: str
@@ -132,15 +134,64 @@ def test_a_gpu_is_fed_by_all_cores_but_one(
 ) -> None:
     cores(monkeypatch, count)
     assert count_workers("auto", CUDA) == count_readers("auto", CUDA) == workers
-    assert count_jobs("auto", CUDA) == count_jobs(5, CUDA) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64])
 def test_a_cpu_trains_a_fold_on_every_core(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cores(monkeypatch, count)
-    assert count_workers("auto", CPU) == count_jobs("auto", CPU) == count
-    assert count_jobs(0, CPU) == 1
-    assert count_jobs(3, CPU) == 3
+    assert count_workers("auto", CPU) == count
+    assert fold_places("cpu", "auto") == (CPU,) * count
+    assert fold_places("cpu", 0) == fold_places("cpu:1", "auto") == (CPU,)
+    assert fold_places("cpu", 3) == fold_places("cpu:3", "auto") == (CPU,) * 3
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs that exist in name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    zeros = torch.zeros
+
+    def usable(*_: object, device: torch.device) -> torch.Tensor:
+        if device.type == "cuda" and device.index not in range(3):
+            raise RuntimeError("invalid device ordinal")
+        return zeros(())
+
+    monkeypatch.setattr(torch, "zeros", usable)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("auto", (0, 1, 2)), ("0,2", (0, 2)), ("cuda:1, cuda:0", (1, 0)), ("1", (1,))],
+)
+@pytest.mark.parametrize("workers", ["auto", 3])
+def test_a_fold_is_trained_on_each_gpu_that_is_named(
+    name: str, numbers: tuple[int, ...], workers: int | str, three_gpus: None
+) -> None:
+    named = tuple(torch.device("cuda", number) for number in numbers)
+    assert choose_devices(name) == fold_places(name, workers) == named
+    assert choose_device(name) == named[0]
+
+
+@pytest.mark.parametrize("name", ["0,3", "cuda:7", "0,,1", ""])
+def test_a_gpu_that_is_not_there_is_named(name: str, three_gpus: None) -> None:
+    with pytest.raises(ResourceError, match=r"device `.*` cannot be used"):
+        choose_devices(name)
+
+
+def test_a_gpu_is_named_once(three_gpus: None) -> None:
+    with pytest.raises(UsageError, match="names `cuda:0` more than once"):
+        choose_devices("0,cuda:0")
+
+
+def test_devices_are_of_one_kind(three_gpus: None) -> None:
+    with pytest.raises(UsageError, match="`0,cpu` names devices of several kinds"):
+        choose_devices("0,cpu")
+
+
+def test_gpus_share_the_cores_that_feed_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, 16)
+    assert [count_workers("auto", CUDA, gpus) for gpus in (1, 2, 4, 16)] == [15, 7, 3, 1]
 
 
 @pytest.mark.parametrize(("count", "readers"), [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])

@@ -15,7 +15,8 @@ ROWS = (
     {"errors"},
     {"augment", "backbones", "controls", "device", "files", "folds", "heads", "merge", "metrics"}
     | {"optimize", "pretrained", "recipe", "seeds"},
-    {"analysis", "catalog", "pixels", "side_by_side", "store", "tracking"} | {"transforms"},
+    {"analysis", "catalog", "cluster", "pixels", "side_by_side", "store", "tracking"}
+    | {"transforms"},
     {"batches", "check", "checkpoint", "folding", "inputs", "network"},
     {"inference", "predictions", "probe", "train"},
     {"classifier"},

@@ -301,7 +301,7 @@ def test_environment_variables_become_values_of_the_right_kind() -> None:
     [
         ("BATCH_SIZE", "many", "should be a valid integer"),
         ("SIZE", "big", "should be 'auto'"),
-        ("SIZE", "7", "greater than or equal to 16"),
+        ("SIZE", "7", "greater than or equal to 32"),
         ("JITTER", "0.1 0.2", "has too few values"),
         ("HEAD", "lin", "should be 'linear', 'se' or 'attention'"),
         ("WATCH_VAL", "perhaps", "should be a valid boolean"),

@@ -21,7 +21,7 @@ def test_every_fold_is_trained_once_and_what_it_tells_is_heard(tmp_path: Path) -
     rows: list[dict[str, Any]] = []
     told: list[str] = []
     controls = Controls(on_step=lambda: steps.append(None), on_row=rows.append, notice=told.append)
-    train_side_by_side(partial(made, "ends", tmp_path), [0, 1, 2, 4], 2, controls)
+    train_side_by_side([partial(made, "ends", tmp_path)] * 2, [0, 1, 2, 4], controls)
     places = [path.name.split("-") for path in tmp_path.iterdir()]
     assert sorted(fold for fold, _ in places) == ["0", "1", "2", "4"]
     assert len({process for _, process in places}) == 2
@@ -43,7 +43,7 @@ def test_what_goes_wrong_in_one_stops_all(
 ) -> None:
     begun = time.monotonic()
     with pytest.raises(kind, match=message):
-        train_side_by_side(partial(made, how, tmp_path), [0, 1, 2], 2, Controls())
+        train_side_by_side([partial(made, how, tmp_path)] * 2, [0, 1, 2], Controls())
     assert time.monotonic() - begun < 45  # the other would take a minute
     assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"0", "1"}
 
@@ -57,7 +57,7 @@ def test_whoever_wants_to_stop_is_heard(tmp_path: Path) -> None:
 
     controls = Controls(on_row=rows.append, check_stop=check_stop)
     with pytest.raises(Stopped) as error:
-        train_side_by_side(partial(made, "goes on", tmp_path), [0, 1, 2], 2, controls)
+        train_side_by_side([partial(made, "goes on", tmp_path)] * 2, [0, 1, 2], controls)
     assert error.value.exit_code == 130
     for path in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
@@ -82,7 +82,12 @@ def test_a_fit_stopped_and_resumed_side_by_side_has_the_bits_of_one_in_sequence(
     assert list((tmp_path / "two").glob("folds/*/checkpoint/*.safetensors"))
     skipped: list[int] = []
     two = small_fit(
-        discs, tmp_path / "two", folds=3, workers=2, watcher=Watcher(on_resume=skipped.append)
+        discs,
+        tmp_path / "two",
+        folds=3,
+        device="cpu:2",
+        workers="auto",
+        watcher=Watcher(on_resume=skipped.append),
     )
     assert sum(skipped) >= 2  # a step at least of each fold that was begun
     assert results(two) == results(one)

@@ -450,7 +450,7 @@ def _forecast(
             grown = trial.recipe.replace(first_size="auto")  # the first epoch would be the cheapest
             known[key] = _measured(grown, used, watcher)
         left = _sizes_left(folder / trial.folder, used)
-        at_once = crossval.folds_at_once(trial.recipe)
+        at_once = len(crossval.places_at_once(trial.recipe))
         seconds[trial.name] = seconds_of(trial.recipe, left, known[key], at_once)
         most = "" if trial.recipe.stop == "none" else "at most "
         watcher.notice(f"forecast: {trial.name}: {most}{shown_time(seconds[trial.name])}")

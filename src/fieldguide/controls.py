@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+TrainFold = Callable[[int], None]
+
 
 @dataclass(frozen=True)
 class Controls:
@@ -14,3 +16,7 @@ class Controls:
     on_row: Callable[[dict[str, Any]], None] = lambda row: None
     notice: Callable[[str], None] = lambda message: None
     check_stop: Callable[[], None] = lambda: None  # raises to stop, after a checkpoint
+
+
+# What makes a process ready to train folds, given what it may tell.
+Make = Callable[[Controls], TrainFold]

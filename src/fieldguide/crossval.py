@@ -4,6 +4,7 @@ Folds are trained one after another here, each a pure job; a killed fit goes on 
 checkpoint when it is called again with the same arguments.
 """
 
+import hashlib
 import platform
 import shutil
 from collections import Counter
@@ -29,15 +30,16 @@ from fieldguide.augment import (
 )
 from fieldguide.batches import Decoding, Loader, Pictures, steps_in_epoch
 from fieldguide.catalog import Catalog, require_trainable
+from fieldguide.cluster import train_on_cluster
 from fieldguide.controls import Controls
 from fieldguide.device import (
     choose_device,
     choose_precision,
     count_cores,
-    count_jobs,
     count_threads,
     count_workers,
     device_name,
+    fold_places,
     memory_format,
     training_threads,
 )
@@ -65,6 +67,9 @@ from fieldguide.transforms import TrainingTransform, evaluation, training
 
 # Packages whose version can change results.
 RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pillow")
+
+# Photos whose content is compared between machines; of all others it is the size (taste).
+HASHED_PHOTOS = 64
 
 # Findings of the check that leave a photo out.
 UNREADABLE = frozenset({"unreadable", "truncated"})
@@ -218,7 +223,7 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
     device = choose_device(resolved.device)
     training = sum(photo.split == "train" for photo in used.photos)
     steps = steps_in_epoch(training - training // resolved.folds, resolved.batch_size)
-    with training_threads(_threads(resolved, device)):
+    with training_threads(_threads(resolved)):
         return choose(
             network.to(device),
             size=resolved.size,
@@ -427,7 +432,8 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
     config = input_config(backbone)
     size = config.size if recipe.size == "auto" else recipe.size
     resize = round(size * config.eval_resize / config.size)
-    device = choose_device(recipe.device)
+    places = fold_places(recipe.device, recipe.workers)
+    device = places[0]
     return recipe.replace(
         size=size,
         first_size=size if recipe.first_size == "auto" else recipe.first_size,
@@ -438,10 +444,16 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
         interpolation=(
             config.interpolation if recipe.interpolation == "auto" else recipe.interpolation
         ),
-        device=str(device),
+        device=",".join(dict.fromkeys(str(place) for place in places)),
         precision=choose_precision(recipe.precision, device),
-        workers=count_workers(recipe.workers, device),
+        workers=len(places) if device.type == "cpu" else _readers(recipe.workers, places),
     )
+
+
+def _readers(asked: int | str, places: Sequence[torch.device]) -> int:
+    """Threads that prepare photos for each of so many devices; on a CPU whoever trains does it."""
+    device = places[0]
+    return 0 if device.type == "cpu" else count_workers(asked, device, len(places))
 
 
 def _stored_side(recipe: Recipe, resize: int) -> int:
@@ -456,7 +468,7 @@ def _environment(
 ) -> dict[str, Any]:
     """What a reader needs to repeat the run, beside recipe and photos."""
     config = input_config(network.backbone)
-    device = torch.device(recipe.device)
+    device = choose_device(recipe.device)
     return {
         "photos": str(catalog.root.resolve()),
         "photos_found": len(catalog),
@@ -468,7 +480,7 @@ def _environment(
         },
         "platform": platform.platform(),
         "device": device_name(device),
-        "threads": _threads(recipe, device),
+        "threads": _threads(recipe),
         "seed": recipe.seed,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
         "weights": recipe.weights,
@@ -477,9 +489,9 @@ def _environment(
     }
 
 
-def _threads(recipe: Recipe, device: torch.device) -> int:
+def _threads(recipe: Recipe) -> int:
     """Torch's threads for each fold, so that those at the same time share the cores."""
-    return count_threads(min(count_jobs(recipe.workers, device), recipe.folds))
+    return count_threads(min(len(fold_places(recipe.device, recipe.workers)), recipe.folds))
 
 
 def _weights_sha256(weights: str) -> str:
@@ -523,7 +535,7 @@ def fold_jobs(
             keys=[photo.sha256 for photo in photos],
             notice=notice,
         ),
-        0 if device.type == "cpu" else count_workers(recipe.workers, device),
+        _readers(recipe.workers, [device]),
         pin_memory=device.type == "cuda",
     )
 
@@ -568,7 +580,6 @@ def _train_folds(
         watcher.on_row(row)
         tracker.row(row)
 
-    make = partial(_fold_trainer, run.folder, root, asked)
     told: set[str] = set()
 
     def notice(message: str) -> None:
@@ -577,14 +588,17 @@ def _train_folds(
             told.add(message)
             watcher.notice(message)
 
-    at_once = min(folds_at_once(asked, run.environment["threads"]), len(todo))
     telling = replace(watcher, on_row=on_row, notice=notice)
     watcher.on_plan(_plan(run, todo))
+    places = places_at_once(asked, run.environment["threads"])[: len(todo)]
+    makes = [partial(_fold_trainer, run.folder, root, here) for here in _placed(asked, places)]
     try:
-        if at_once > 1:
-            train_side_by_side(make, todo, at_once, telling)
+        if asked.cluster != "none":
+            _train_on_cluster(run, asked, root, todo, telling)
+        elif len(places) > 1:
+            train_side_by_side(makes, todo, telling)
         else:
-            train = make(telling)
+            train = makes[0](telling)
             for index in todo:
                 watcher.check_stop()
                 train(index)
@@ -592,10 +606,68 @@ def _train_folds(
         tracker.close()
 
 
-def folds_at_once(asked: Recipe, threads: int = 1) -> int:
-    """How many folds are trained at the same time, with so many threads each."""
-    jobs = count_jobs(asked.workers, choose_device(asked.device))
-    return jobs if threads == 1 else min(jobs, max(count_cores() // threads, 1))
+def _train_on_cluster(
+    run: Run, asked: Recipe, root: Path, todo: tuple[int, ...], controls: Controls
+) -> None:
+    """Trains each fold as a job where there is room, on the same kind of device as here."""
+    device, threads = choose_device(asked.device), run.environment["threads"]
+    on_gpu = device.type == "cuda"
+    needs: dict[str, float] = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": threads}
+    there = asked.replace(device=device.type, cluster="none")
+    make = partial(
+        _distant_trainer, run.folder.resolve(), root.resolve(), there, _fingerprint(run, root)
+    )
+    train_on_cluster(make, todo, asked.cluster, needs, controls)
+
+
+def _distant_trainer(
+    folder: Path, root: Path, asked: Recipe, expected: dict[str, str], controls: Controls
+) -> Callable[[int], None]:
+    """As `_fold_trainer`, on a machine that may not have what this run was begun with."""
+    name = platform.node()
+    if not (folder / runs.SETUP).is_file():
+        raise ResourceError(
+            f"machine `{name}` does not see the run's folder `{folder}`",
+            hint="choose --out on a disk that all machines of the cluster share",
+        )
+    found = _fingerprint(Run(folder), root)
+    odd = [
+        f"{what}: {found[what]}, not {expected[what]}"
+        for what in expected
+        if found[what] != expected[what]
+    ]
+    if odd:
+        raise ResourceError(
+            f"machine `{name}` differs from the one that began this: {'; '.join(odd)}",
+            hint="all machines need the same versions and the same photos in the same place",
+        )
+    return _fold_trainer(folder, root, asked, controls)
+
+
+def _fingerprint(run: Run, root: Path) -> dict[str, str]:
+    """What must be alike on all machines: versions, and the photos by size, some by content."""
+    photos = [photo for photo in run.catalog.photos if photo.split != "test"]
+    digest = hashlib.sha256()
+    for number, photo in enumerate(photos):
+        path = root / photo.path
+        size = path.stat().st_size if path.is_file() else -1
+        digest.update(f"{photo.path}\0{size}\n".encode())
+        if size >= 0 and number % max(len(photos) // HASHED_PHOTOS, 1) == 0:
+            digest.update(files.sha256(path).encode())
+    versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}
+    return {"photos": digest.hexdigest()[:12], **versions}
+
+
+def places_at_once(asked: Recipe, threads: int = 1) -> tuple[torch.device, ...]:
+    """Where folds are trained at the same time, with so many threads each."""
+    places = fold_places(asked.device, asked.workers)
+    return places[: max(count_cores() // threads, 1)] if places[0].type == "cpu" else places
+
+
+def _placed(asked: Recipe, places: Sequence[torch.device]) -> list[Recipe]:
+    """What was asked for, as it holds in each place."""
+    workers = _readers(asked.workers, places)
+    return [asked.replace(device=str(place), workers=workers) for place in places]
 
 
 def _fold_trainer(

@@ -17,11 +17,37 @@ Layout = Literal["contiguous", "channels_last"]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first GPU, or else the CPU."""
+    """The device of that name, the first if it names several; `auto` is a GPU, or else the CPU."""
+    return choose_devices(name)[0]
+
+
+def choose_devices(name: str) -> tuple[torch.device, ...]:
+    """The devices of a name: `auto` is every GPU, or else the CPU.
+
+    `0,1` are the GPUs of these numbers, `cpu:2` is the CPU twice. Raises `ResourceError` for one
+    that cannot be used, `UsageError` for a GPU that is named twice.
+    """
     if name == "auto":
-        return torch.device(_best_device())
+        return _best_devices()
+    cpus = re.fullmatch(r"cpu:([1-9]\d*)", name)
+    if cpus:
+        return (torch.device("cpu"),) * int(cpus[1])
+    devices = tuple(_usable(part.strip()) for part in name.split(","))
+    twice = [str(device) for device in devices if devices.count(device) > 1]
+    if twice:
+        raise UsageError(
+            f"`{name}` names `{twice[0]}` more than once",
+            hint="write `cpu:2` for two folds at the same time on the CPU",
+        )
+    if len({device.type for device in devices}) > 1:
+        raise UsageError(f"`{name}` names devices of several kinds, on which results differ")
+    return devices
+
+
+def _usable(name: str) -> torch.device:
+    """The device of a name as torch has it, or of a GPU's number."""
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
         torch.zeros((), device=device).item()  # some devices exist in name only: `meta`
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(
@@ -62,20 +88,27 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def count_workers(asked: int | str, device: torch.device) -> int:
+def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> int:
     """How much goes on at the same time: folds on a CPU, threads that prepare photos on a GPU.
 
-    `auto` is a fold for each core; a GPU is fed by all cores but one, up to 16 (taste).
+    `auto` is a fold for each core; each of `devices` GPUs is fed by its share of the cores, less
+    one, up to 16 (taste).
     """
     if isinstance(asked, int):
         return asked
     cores = count_cores()
-    return cores if device.type == "cpu" else min(max(cores - 1, 1), 16)
+    return cores if device.type == "cpu" else min(max(cores // devices - 1, 1), 16)
 
 
-def count_jobs(asked: int | str, device: torch.device) -> int:
-    """Folds that are trained at the same time: as many as a CPU has workers, one on a GPU."""
-    return max(count_workers(asked, device), 1) if device.type == "cpu" else 1
+def fold_places(name: str, workers: int | str) -> tuple[torch.device, ...]:
+    """Where folds are trained at the same time, one on each: devices by their name (see above).
+
+    The CPU is as many places as it has workers, if its name does not say how many.
+    """
+    devices = choose_devices(name)
+    if devices[0].type == "cpu" and not name.startswith("cpu:"):
+        return devices * max(count_workers(workers, devices[0]), 1)
+    return devices
 
 
 def count_threads(jobs: int) -> int:
@@ -140,10 +173,10 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _best_device() -> str:
+def _best_devices() -> tuple[torch.device, ...]:
     if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        return tuple(torch.device("cuda", n) for n in range(torch.cuda.device_count()))
+    return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
 
 
 def _best_precision(device: torch.device) -> Precision:

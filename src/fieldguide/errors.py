@@ -11,6 +11,9 @@ FieldguideError
 Knows nothing of the rest of the package.
 """
 
+import pickle
+import traceback
+
 
 class FieldguideError(Exception):
     """A mistake or mishap that its message explains; `hint` says what to do about it."""
@@ -65,3 +68,14 @@ class Stopped(FieldguideError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.exit_code - 128, self.message)
+
+
+def portable(error: Exception) -> Exception:
+    """The error as it can go from one process to another, with the place where it arose."""
+    error.add_note("".join(traceback.format_exception(error)))
+    error.__cause__ = error.__context__ = None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a class's own construction may raise
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -28,7 +28,9 @@ ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 
 # Settings that may differ when a run is resumed: where and how fast it runs. On the same kind of device
 # the results are the same to the bit.
-HARMLESS = frozenset({"cache", "cache_gb", "device", "workers", "checkpoint_minutes", "track"})
+HARMLESS = frozenset(
+    {"cache", "cache_gb", "cluster", "device", "workers", "checkpoint_minutes", "track"}
+)
 
 
 def _setting(section: str, default: Any, description: str, **bounds: Any) -> Any:
@@ -124,7 +126,11 @@ class Recipe(BaseModel):
         "of pictures in memory; auto: the faster by a trial of a few seconds")
     compile: Literal["off", "on"] | Auto = _setting("Machine", "auto",
         "torch.compile; auto: where it saves more time than it takes")
-    device: str = _setting("Machine", "auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = _setting("Machine", "auto",
+        "where folds are trained, one at a time on each: auto (every GPU, or else the CPU), cpu, cuda:1, mps,"
+        " several as `0,1`, the CPU as `cpu:2`")
+    cluster: str = _setting("Machine", "none",
+        "Ray cluster that folds are trained on, one a job: none, local, auto, HOST:PORT, ray://HOST:PORT")
     workers: Count | Auto = _setting("Machine", "auto",
         "folds trained at the same time on a CPU, threads that prepare photos for a GPU")
     checkpoint_minutes: float = _setting("Machine", 10.0, "time between checkpoints inside an epoch", gt=0)
@@ -194,6 +200,16 @@ class Recipe(BaseModel):
                 self.holdout > 0 and self.watch_val,
                 "`watch_val` would choose epochs by the photos that `holdout` sets aside:"
                 " leave one of them out",
+            ),
+            (
+                self.device.startswith("cpu:") and self.workers != "auto",
+                f"`device` = {self.device!r} says how many folds are trained at the same time:"
+                f" leave out `workers` = {self.workers}",
+            ),
+            (
+                self.cluster != "none" and (":" in self.device or "," in self.device),
+                f"`cluster` = {self.cluster!r} chooses devices itself:"
+                f" `device` = {self.device!r} is to be auto, cpu or cuda",
             ),
             (
                 self.warmup >= self.epochs,

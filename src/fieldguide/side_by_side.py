@@ -1,4 +1,4 @@
-"""Folds trained at the same time on one machine, each by a process of its own.
+"""Folds trained at the same time on one machine, each by a process of its own, on its device.
 
 On a CPU two processes of one thread each are far faster than one process of two threads, whose
 threads wait for each other at every layer. A process is started once and trains one fold after
@@ -7,36 +7,31 @@ Knows nothing of run folders: what a fold's training is, the caller says.
 """
 
 import multiprocessing
-import pickle
 import signal
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 
-from fieldguide.controls import Controls
-from fieldguide.errors import ResourceError, Stopped
-
-TrainFold = Callable[[int], None]
-Make = Callable[[Controls], TrainFold]
+from fieldguide.controls import Controls, Make, TrainFold
+from fieldguide.errors import ResourceError, Stopped, portable
 
 # Seconds between two looks at whether the user wants to stop, while no process has news (taste).
 PATIENCE = 0.2
 
 
-def train_side_by_side(make: Make, folds: Sequence[int], at_once: int, controls: Controls) -> None:
-    """Trains folds in `at_once` processes, in order of their numbers as processes come free.
+def train_side_by_side(makes: Sequence[Make], folds: Sequence[int], controls: Controls) -> None:
+    """Trains folds in a process for each of `makes`, in order of their numbers as one comes free.
 
-    `make` can be pickled and is called once in each process, with what it may tell. The first error
+    Each can be pickled and is called once in its process, with what it may tell. The first error
     stops the others, which save a checkpoint, and is raised; so is what `controls.check_stop`
     raises. A process that dies is a `ResourceError`.
     """
     waiting = deque(folds)
-    workers = [_Worker(make) for _ in range(min(at_once, len(folds)))]
+    workers = [_Worker(make) for make, _ in zip(makes, folds, strict=False)]
     try:
         for worker in workers:
             worker.begin(waiting.popleft())
@@ -164,7 +159,7 @@ def _work(make: Make, connection: Connection) -> None:
                 train = train or make(controls)
                 train(fold)
             except Exception as error:
-                connection.send(("error", _portable(error)))
+                connection.send(("error", portable(error)))
             else:
                 connection.send(("done", None))
 
@@ -192,14 +187,3 @@ def _telling(connection: Connection) -> Controls:
         notice=tell("notice"),
         check_stop=check_stop,
     )
-
-
-def _portable(error: Exception) -> Exception:
-    """The error as it can cross a pipe, with the place where it arose."""
-    error.add_note("".join(traceback.format_exception(error)))
-    error.__cause__ = error.__context__ = None
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a class's own construction may raise
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

@@ -24,7 +24,10 @@ def _settings_model() -> type[BaseModel]:
     groups = {name: Group(name, sort_key=order.index(name)) for name in order}
     fields: dict[str, Any] = {
         name: (
-            Annotated[_flag_type(name) | None, Parameter(group=groups[sections[name]])],
+            Annotated[
+                _flag_type(name) | None,
+                Parameter(group=groups[sections[name]], alias=ALIASES.get(name)),
+            ],
             Field(default=None, description=field.description),
         )
         for name, field in Recipe.model_fields.items()
@@ -38,6 +41,7 @@ def _flag_type(name: str) -> Any:
 
 
 TEXT_FLAGS = ("mean", "std")
+ALIASES = {"device": "--devices"}
 
 Settings = _settings_model()
 Flags = Annotated[Settings, Parameter(name="*")]  # type: ignore[valid-type]
