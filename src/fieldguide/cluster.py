@@ -68,6 +68,12 @@ def _hear(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> N
         fold = waiting.pop(result)
         try:
             error = ray.get(result)
+        except ray.exceptions.RayTaskError as problem:  # another fieldguide there, or none
+            reason = str(problem).strip().splitlines()[-1]
+            raise ResourceError(
+                f"fold {fold} could not be begun on a machine of the cluster: {reason}",
+                hint="all machines need the same versions of Python and fieldguide",
+            ) from problem
         except ray.exceptions.RayError as problem:
             raise ResourceError(
                 f"what trained fold {fold} died {RETRIES + 1} times: {_first_line(problem)}",

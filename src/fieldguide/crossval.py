@@ -612,7 +612,7 @@ def _train_on_cluster(
     """Trains each fold as a job where there is room, on the same kind of device as here."""
     device, threads = choose_device(asked.device), run.environment["threads"]
     on_gpu = device.type == "cuda"
-    needs: dict[str, float] = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": threads}
+    needs = {"num_gpus": 1.0, "num_cpus": 1.0} if on_gpu else {"num_cpus": float(threads)}
     there = asked.replace(device=device.type, cluster="none")
     make = partial(
         _distant_trainer, run.folder.resolve(), root.resolve(), there, _fingerprint(run, root)
