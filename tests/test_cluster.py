@@ -37,11 +37,13 @@ def ray() -> Iterator[Any]:
 
 def test_what_a_job_does_again_is_told_once() -> None:
     told: list[Any] = []
+    notices: list[str] = []
     heard = _Heard(
         Controls(
             on_resume=lambda steps: told.append(("resume", steps)),
             on_step=lambda: told.append("step"),
             on_row=lambda row: told.append(row["epoch"]),
+            notice=notices.append,
         )
     )
     row = (0, "on_row", ({"epoch": 1, "model": "merged"},))
@@ -51,6 +53,10 @@ def test_what_a_job_does_again_is_told_once() -> None:
     assert told == [("resume", 4), "step", "step", 1, "step", "step", "step"]
     heard.pass_on([(0, "on_resume", (12,)), (1, "on_resume", (0,)), (1, "on_step", ())])
     assert told[7:] == [("resume", 3), "step"]
+    assert [notice.split(": ")[1] for notice in notices] == [
+        "2 steps are trained again",
+        "0 steps are trained again",
+    ]
 
 
 # --- clusters that are not there ------------------------------------------------------------------

@@ -356,6 +356,7 @@ def test_settings_of_the_machine_do_not_matter() -> None:
         "track": "wandb",
         "cache": "elsewhere",
         "cache_gb": 2.5,
+        "cluster": "local",
     }
     assert set(values) == HARMLESS
     assert differences(build(values), Recipe()) == {}

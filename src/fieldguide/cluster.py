@@ -123,6 +123,11 @@ class _Heard:
     def _resumed(self, fold: int, steps: int) -> None:
         done = self.steps[fold]
         self.behind[fold] = max(done - steps, 0)
+        if done:
+            self.controls.notice(
+                f"fold {fold} was started anew after its process or machine had died:"
+                f" {self.behind[fold]} steps are trained again"
+            )
         if steps > done:
             self.steps[fold] = steps
             self.controls.on_resume(steps - done)
