@@ -23,11 +23,13 @@ from fieldguide.batches import (
     Draw,
     Loader,
     Pictures,
+    epoch_steps,
     evaluation_plan,
+    share_of,
     steps_in_epoch,
     training_plan,
 )
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, UsageError
 from fieldguide.store import Store
 from fieldguide.transforms import Picture, evaluation, training
 
@@ -411,3 +413,58 @@ def test_photos_that_cannot_be_read_are_never_stored(fragile: Pictures, tmp_path
     assert [photo for photo, _ in batch.unreadable] == [3]
     assert store.get(keys[3]) is None and store.get(keys[4]) is not None
     store.close()
+
+
+# --- shares of replicas -----------------------------------------------------------------------
+
+
+def dealt(count: int, replicas: int, *, classes: int = 5, epoch: int = 0) -> list[np.ndarray]:
+    targets = np.random.default_rng(1).integers(classes, size=2 * count)
+    rows = np.arange(0, 2 * count, 2)
+    return [
+        share_of(rows, targets, seed=3, replica=replica, replicas=replicas, epoch=epoch)
+        for replica in range(replicas)
+    ]
+
+
+@pytest.mark.parametrize(("count", "replicas"), [(40, 2), (41, 2), (43, 4), (7, 3), (12, 1)])
+def test_shares_are_disjoint_and_the_whole_together_in_equal_parts(
+    count: int, replicas: int
+) -> None:
+    shares = dealt(count, replicas)
+    assert sorted(np.concatenate(shares).tolist()) == list(range(0, 2 * count, 2))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    steps = [len(training_plan(s, 4, seed=0, replica=0, epoch=0)) for s in shares]
+    if count >= 2 * replicas:
+        assert epoch_steps(count, 4, replicas=replicas, shares=True) == steps
+
+
+def test_classes_are_spread_evenly_over_shares() -> None:
+    targets = np.random.default_rng(1).integers(5, size=86)
+    counts = np.array([np.bincount(targets[share], minlength=5) for share in dealt(43, 4)])
+    assert np.ptp(counts, axis=0).max() <= 1
+
+
+def test_shares_are_the_same_each_time_and_others_in_each_epoch() -> None:
+    assert all(map(np.array_equal, dealt(40, 2), dealt(40, 2)))
+    assert not np.array_equal(dealt(40, 2)[0], dealt(40, 2, epoch=1)[0])
+
+
+def test_in_time_a_replica_sees_every_photo_also_of_rare_classes() -> None:
+    targets = np.arange(8)  # one photo each
+    rows = np.arange(8)
+    seen = {
+        int(row)
+        for epoch in range(12)
+        for row in share_of(rows, targets, seed=0, replica=0, replicas=2, epoch=epoch)
+    }
+    assert seen == set(range(8))
+
+
+def test_shares_of_less_than_two_photos_are_refused() -> None:
+    assert epoch_steps(6, 4, replicas=3, shares=True) == [1, 1, 1]
+    assert epoch_steps(5, 4, replicas=3, shares=False) == [2, 2, 2]
+    with pytest.raises(UsageError, match="fewer than 2 of 5 training photos") as caught:
+        epoch_steps(5, 4, replicas=3, shares=True)
+    assert "lower `replicas`" in caught.value.hint

@@ -131,6 +131,8 @@ def test_folders_are_plain_and_no_two_alike() -> None:
         ({"replicas": 1, "merge": "none"}, {"moments": "average", "anchor": "last_merge"}),
         ({"replicas": 1, "merge": "none"}, {"merge": "average"}),
         ({"replicas": 1, "merge": "average"}, {"merge": "model_stock"}),
+        ({"replicas": 1, "merge": "none"}, {"outer": "momentum", "replica_data": "share"}),
+        ({"outer": "none"}, {"outer_rate": 0.1, "outer_momentum": 0.1}),
     ],
 )
 def test_settings_without_a_say_are_left_at_their_defaults(
@@ -155,6 +157,9 @@ def test_settings_without_a_say_are_left_at_their_defaults(
         ({"replicas": 1, "merge": "none", "moments": "reset"}, {"merge_every": 4}),
         ({}, {"seed": 1}),
         ({}, {"replicas": 3}),
+        ({}, {"replica_data": "share"}),
+        ({"outer": "momentum"}, {"outer_rate": 0.1}),
+        ({"replicas": 1, "merge": "average", "outer": "momentum"}, {"merge": "none"}),
     ],
 )
 def test_settings_with_a_say_stay(settings: dict[str, Any], changed: dict[str, Any]) -> None:

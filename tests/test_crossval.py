@@ -749,3 +749,26 @@ def test_scores_agree_with_metrics_over_all_folds(undisturbed: fg.Run) -> None:
     targets = undisturbed.targets[rows]
     assert undisturbed.scores.accuracy == metrics.accuracy(logits, targets)
     assert undisturbed.scores.log_loss == metrics.log_loss(metrics.softmax(logits), targets)
+
+
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_shares_and_outer_momentum_resume_to_the_bit(
+    step: int, discs: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "fold": 0,
+        "replicas": 3,
+        "replica_data": "share",
+        "outer": "momentum",
+        "batch_size": 2,
+        "epochs": 3,
+    }
+    whole = small_fit(discs, tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        small_fit(
+            discs, tmp_path / "run", watcher=Watcher(on_step=killer(step)), **settings, **EVERY_STEP
+        )
+    before: list[int] = []
+    again = small_fit(discs, tmp_path / "run", watcher=Watcher(on_resume=before.append), **settings)
+    assert before == [step]
+    assert results(again) == results(whole)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fieldguide import merge
 from fieldguide.errors import UsageError
+from fieldguide.merge import outer_step
 
 
 def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -194,3 +195,51 @@ def test_unlike_copies_are_refused_by_name() -> None:
         merge.average([weights(1), {"conv": torch.zeros(4, 3), "counter": torch.tensor(1)}])
     with pytest.raises(UsageError, match=r"`conv` has shape \(4, 3\).*\(2, 3\) in copy 2"):
         merge.average([weights(1), {**weights(1), "conv": torch.zeros(2, 3)}])
+
+
+# --- the outer step -------------------------------------------------------------------------------
+
+
+def outer_example() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    draw = lambda: torch.randn(50, generator=generator) * 10.0 ** torch.arange(-25, 25)  # noqa: E731
+    last, merged, speed = draw(), draw(), draw()
+    return (
+        {"w": last, "mean": last, "count": torch.tensor(1)},
+        {"w": merged, "mean": merged, "count": torch.tensor(7)},
+        {"w": speed},
+    )
+
+
+def test_an_outer_step_all_the_way_without_momentum_is_the_merged_weights_to_the_bit() -> None:
+    last, merged, velocity = outer_example()
+    stepped, _ = outer_step(last, merged, velocity, rate=1.0, momentum=0.0)
+    assert all(torch.equal(stepped[name], merged[name]) for name in merged)
+    assert stepped["w"].dtype == torch.float32
+
+
+def test_an_outer_step_is_torchs_nesterov_momentum() -> None:
+    """Compared with torch's own optimiser, the movement backwards as its gradient."""
+    generator = torch.Generator().manual_seed(5)
+    theirs = torch.randn(9, generator=generator, dtype=torch.float64).requires_grad_()
+    optimizer = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
+    last, velocity = theirs.detach().clone(), torch.zeros(9, dtype=torch.float64)
+    for _ in range(4):
+        mean = torch.randn(9, generator=generator, dtype=torch.float64)
+        stepped, speeds = outer_step(
+            {"w": last}, {"w": mean}, {"w": velocity}, rate=0.7, momentum=0.9
+        )
+        theirs.grad = last - mean
+        optimizer.step()
+        last, velocity = stepped["w"], speeds["w"]
+        torch.testing.assert_close(last, theirs.detach())
+
+
+def test_an_outer_step_leaves_statistics_counters_and_arguments_alone() -> None:
+    last, merged, velocity = outer_example()
+    before = [{n: t.clone() for n, t in each.items()} for each in (last, merged, velocity)]
+    stepped, speeds = outer_step(last, merged, velocity, rate=0.7, momentum=0.9)
+    assert torch.equal(stepped["mean"], merged["mean"]) and stepped["count"] == 7
+    assert not torch.equal(stepped["w"], merged["w"]) and speeds.keys() == {"w"}
+    for each, old in zip((last, merged, velocity), before, strict=True):
+        assert all(torch.equal(each[name], old[name]) for name in old)

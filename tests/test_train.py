@@ -13,7 +13,7 @@ import fieldguide as fg
 from fieldguide import train
 from fieldguide.batches import Batch, Draw
 from fieldguide.crossval import Watcher, fold_jobs
-from fieldguide.errors import DataError, ResourceError, TrainingError
+from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
 from fieldguide.network import Network, load_weights
 from fieldguide.train import FoldJob, train_fold
 
@@ -480,3 +480,87 @@ def test_no_more_steps_than_planned(discs: Path, tmp_path: Path) -> None:
     assert [plan.steps for plan in plans] == [len(steps)]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"]
     assert small_recipe().epochs == plans[0].recipe.epochs
+
+
+# --- shares and the outer step --------------------------------------------------------------------
+
+
+def test_replicas_on_shares_go_through_all_photos_together(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[tuple[int, int], list[int]] = {}
+    original = train.training_plan
+
+    def spy(rows: Any, batch_size: int, **where: int) -> Any:
+        plan = original(rows, batch_size, **where)
+        seen[where["epoch"], where["replica"]] = [draw.photo for part in plan for draw in part]
+        return plan
+
+    monkeypatch.setattr(train, "training_plan", spy)
+    run = small_fit(discs, tmp_path / "run", fold=0, replicas=3, replica_data="share", batch_size=3)
+    for epoch in range(2):
+        parts = [seen[epoch, replica] for replica in range(3)]
+        assert sorted(n for part in parts for n in part) == sorted(run.folds[0].train.tolist())
+        assert [len(part) for part in parts] == [4, 4, 4]
+    assert seen[0, 0] != seen[1, 0]
+    assert {row["steps"] for row in history(run.folder) if row["model"] != "merged"} == {"2"}
+
+
+def test_rates_follow_a_replicas_own_steps(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    original = train.rate_factor
+
+    def spy(step: int, steps: int, **settings: Any) -> float:
+        asked.append((step, steps))
+        return original(step, steps, **settings)
+
+    monkeypatch.setattr(train, "rate_factor", spy)
+    small_fit(discs, tmp_path / "run", fold=0, replicas=5, replica_data="share", batch_size=2)
+    # Shares of 3, 3, 2, 2, 2 photos are one batch each.
+    assert asked == [(epoch, 2) for epoch in range(2) for _ in range(5)]
+
+
+def test_the_plan_counts_the_steps_of_shares(discs: Path, tmp_path: Path) -> None:
+    plans: list[Any] = []
+    steps: list[int] = []
+    watcher = Watcher(on_plan=plans.append, on_step=lambda: steps.append(1))
+    settings = {"replicas": 2, "replica_data": "share", "batch_size": 2}
+    small_fit(discs, tmp_path / "run", watcher=watcher, **settings)
+    assert [plan.steps for plan in plans] == [len(steps)] == [2 * 2 * 2 * 3]
+
+
+def test_shares_of_too_few_photos_are_refused(discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="of 12 training photos for each of `replicas` = 7"):
+        small_fit(discs, tmp_path / "run", replicas=7, replica_data="share")
+    assert not (tmp_path / "run" / "setup.json").exists()
+
+
+def test_an_outer_step_all_the_way_is_the_plain_mean(discs: Path, tmp_path: Path) -> None:
+    plain = small_fit(discs, tmp_path / "plain", fold=0)
+    outer = small_fit(
+        discs, tmp_path / "outer", fold=0, outer="momentum", outer_rate=1.0, outer_momentum=0.0
+    )
+    assert results(outer) == results(plain)
+
+
+def test_outer_momentum_moves_what_is_merged(discs: Path, tmp_path: Path) -> None:
+    """After one merge, by rate · (1 + momentum) of the way that the mean went."""
+    settings: dict[str, Any] = {"fold": 0, "epochs": 1, "warmup": 0.0}
+    mean = small_fit(discs, tmp_path / "plain", **settings).weights(0)
+    run = small_fit(discs, tmp_path / "outer", outer="momentum", **settings)
+    start, stepped = run.weights(), run.weights(0)
+    for name in start:
+        if name.endswith(("weight", "bias")):
+            expected = start[name] + 0.7 * 1.9 * (mean[name] - start[name])
+            np.testing.assert_allclose(stepped[name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_single_replica_with_an_outer_step_is_evaluated_where_the_step_led(
+    discs: Path, tmp_path: Path
+) -> None:
+    one = {"replicas": 1, "merge": "average", "batch_norm": "average", "outer": "momentum"}
+    run = small_fit(discs, tmp_path / "run", fold=0, outer_rate=0.1, **one)
+    losses = {row["model"]: row["test_loss"] for row in history(run.folder)[-2:]}
+    assert losses["merged"] != losses["replica-1"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fieldguide import pixels
 from fieldguide.augment import Interpolation, decoded_side, shrink
-from fieldguide.errors import DataError, UnreadablePhoto
+from fieldguide.errors import DataError, UnreadablePhoto, UsageError
 from fieldguide.seeds import derive_seed
 from fieldguide.store import Store
 from fieldguide.transforms import Picture
@@ -220,6 +220,47 @@ def steps_in_epoch(photos: int, batch_size: int) -> int:
     """
     steps = -(-photos // batch_size)
     return steps if batch_size == 1 else max(min(steps, photos // 2), 1)
+
+
+def share_of(
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    *,
+    seed: int,
+    replica: int,
+    replicas: int,
+    epoch: int,
+) -> NDArray[np.int64]:
+    """The rows that a replica trains on in an epoch where each has a part of them.
+
+    The replicas' parts are disjoint and make up the whole; in size, and in the number of each
+    class, they differ by one at most: photos are dealt out class by class, in an order drawn anew
+    for each epoch. So replicas together see every photo once an epoch, as in training with one
+    message an epoch (Stich, "Local SGD converges fast and communicates little", ICLR 2019), and in
+    time each sees all. `targets` are class numbers by row.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "shares", epoch))
+    shuffled = generator.permutation(rows)
+    turn = generator.permutation(targets.max() + 1)  # else rare classes met the same replica
+    dealt = shuffled[np.argsort(turn[targets[shuffled]], kind="stable")]
+    return np.sort(dealt[replica::replicas])
+
+
+def epoch_steps(photos: int, batch_size: int, *, replicas: int, shares: bool) -> list[int]:
+    """How many batches the epoch of each replica has, on all photos or on `shares` of them.
+
+    Raises `UsageError` where a share would have fewer than two photos.
+    """
+    if not shares:
+        return [steps_in_epoch(photos, batch_size)] * replicas
+    if photos < 2 * replicas:
+        raise UsageError(
+            f"`replica_data` = 'share' leaves fewer than 2 of {photos} training photos"
+            f" for each of `replicas` = {replicas}",
+            hint="lower `replicas`, or set replica_data to `full`",
+        )
+    sizes = [len(range(replica, photos, replicas)) for replica in range(replicas)]
+    return [steps_in_epoch(size, batch_size) for size in sizes]
 
 
 def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> list[list[Draw]]:

@@ -91,6 +91,7 @@ class FoldState:
     step: int = 0
     tally: Tally = field(default_factory=Tally)
     diverged: list[int] = field(default_factory=list)  # replicas, in this epoch
+    velocity: Weights = field(default_factory=dict)  # of the outer step
     ended: bool = False
     parts: int = 1  # that a batch is computed in, since memory ran out
     chosen: Weights | None = None
@@ -170,6 +171,7 @@ def _taken_apart(state: FoldState) -> tuple[dict[str, Tensor], Row]:
     for number, moments in enumerate(state.moments):
         for parameter, values in moments.items():
             tensors |= _prefixed(f"moments-{number}/{parameter}", values)
+    tensors |= _prefixed("velocity", state.velocity)
     tensors |= {f"epoch_logits/{n:06d}": logits for n, logits in enumerate(state.epoch_logits)}
     if state.logits is not None:
         tensors["logits"] = state.logits
@@ -192,6 +194,7 @@ def _put_together(path: Path) -> FoldState:
         moments=[_nested(_under(tensors, f"moments-{number}")) for number in range(copies)],
         chosen=weights[places["chosen"]] if "chosen" in places else None,
         tally=tally,
+        velocity=_under(tensors, "velocity"),
         logits=tensors.get("logits"),
         epoch_logits=[tensor for _, tensor in sorted(_under(tensors, "epoch_logits").items())],
         **rest,

@@ -37,7 +37,7 @@ from fieldguide import check, crossval, files, metrics, runs
 from fieldguide import recipe as recipes
 from fieldguide.analysis import paired
 from fieldguide.backbones import require_backbone
-from fieldguide.batches import AHEAD, steps_in_epoch
+from fieldguide.batches import AHEAD
 from fieldguide.catalog import Catalog
 from fieldguide.controls import Controls
 from fieldguide.crossval import Watcher
@@ -48,7 +48,7 @@ from fieldguide.recipe import Recipe
 from fieldguide.report import comparison, curves, figures
 from fieldguide.report.comparison import BASE, PREPARED, Comparison, Row, Winner, shown_time
 from fieldguide.runs import Run
-from fieldguide.train import FoldJob, evaluate, train_fold
+from fieldguide.train import FoldJob, evaluate, replica_steps, train_fold
 
 FORMAT = 1
 PREPARED_FILES = ("recipe.toml", runs.FINDINGS, "catalog.csv")
@@ -431,9 +431,10 @@ def seconds_of(
     busy = [0.0] * at_once
     for train, test in sizes:
         looks = test * cost.photo if recipe.replica_curves else 0.0
-        epoch = steps_in_epoch(train, recipe.batch_size) * cost.step + looks
+        steps = replica_steps(recipe, train)
+        epoch = sum(steps) * cost.step + recipe.replicas * looks
         merging = merges * (test + min(measured, train)) * cost.photo
-        heapq.heapreplace(busy, busy[0] + recipe.epochs * recipe.replicas * epoch + merging)
+        heapq.heapreplace(busy, busy[0] + recipe.epochs * epoch + merging)
     return max(busy)
 
 
@@ -489,7 +490,7 @@ def _seconds_a_step(job: FoldJob, watcher: Watcher) -> float:
     """The mean of some steps after the first ones, which start whatever must start."""
     # Threads have batches ready: these come faster than they can be made.
     first = 1 + AHEAD * job.loader.workers
-    last = steps_in_epoch(len(job.train), job.recipe.batch_size)
+    last = replica_steps(job.recipe, len(job.train))[0]
     times = [time.perf_counter()]
 
     def on_step() -> None:

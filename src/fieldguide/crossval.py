@@ -28,7 +28,7 @@ from fieldguide.augment import (
     Augmentation,
     decoded_side,
 )
-from fieldguide.batches import Decoding, Loader, Pictures, steps_in_epoch
+from fieldguide.batches import Decoding, Loader, Pictures
 from fieldguide.catalog import Catalog, require_trainable
 from fieldguide.cluster import train_on_cluster
 from fieldguide.controls import Controls
@@ -62,7 +62,7 @@ from fieldguide.seeds import derive_seed
 from fieldguide.side_by_side import train_side_by_side
 from fieldguide.store import Store
 from fieldguide.tracking import Tracker
-from fieldguide.train import FoldJob, train_fold
+from fieldguide.train import FoldJob, replica_steps, train_fold
 from fieldguide.transforms import TrainingTransform, evaluation, training
 
 # Packages whose version can change results.
@@ -222,7 +222,7 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
     assert resolved.size != "auto"
     device = choose_device(resolved.device)
     training = sum(photo.split == "train" for photo in used.photos)
-    steps = steps_in_epoch(training - training // resolved.folds, resolved.batch_size)
+    steps = sum(replica_steps(resolved, training - training // resolved.folds))
     with training_threads(_threads(resolved)):
         return choose(
             network.to(device),
@@ -233,7 +233,7 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
             layout=recipe.layout,
             precision=recipe.precision,
             compile="auto" if recipe.compile == "auto" else recipe.compile == "on",
-            steps_to_go=steps * resolved.epochs * resolved.replicas * resolved.folds,
+            steps_to_go=steps * resolved.epochs * resolved.folds,
             cache=_cache(recipe, lambda message: None),
         )
 
@@ -790,5 +790,5 @@ def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) ->
 def _plan(run: Run, todo: tuple[int, ...]) -> Plan:
     recipe = run.recipe
     photos = [len(_parts(run, run.folds[index])[0]) for index in todo]
-    steps = sum(steps_in_epoch(count, recipe.batch_size) for count in photos)
-    return Plan(todo, steps * recipe.epochs * recipe.replicas, recipe)
+    steps = sum(sum(replica_steps(recipe, count)) for count in photos)
+    return Plan(todo, steps * recipe.epochs, recipe)

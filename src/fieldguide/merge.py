@@ -85,6 +85,37 @@ def moves(copies: Sequence[Weights], anchor: Weights) -> dict[str, Move]:
     }
 
 
+def outer_step(
+    last: Weights, merged: Weights, velocity: Weights, *, rate: float, momentum: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of an outer step of Nesterov's momentum, and the new velocity.
+
+    The way from the last merged weights to what the rule makes of the copies is taken for a
+    gradient, tensor by tensor::
+
+        delta = merged − last
+        v     = momentum·v + delta
+        w     = last + rate·(delta + momentum·v)
+
+    `rate` 1 and `momentum` 0 give `merged`, exactly; momentum 0 alone a step part of the way
+    (Lookahead: Zhang, Lucas, Hinton, Ba, NeurIPS 2019). Only tensors that `velocity` names move so:
+    what it lacks (running statistics, counters) is that of `merged`. Zeros are a velocity to begin
+    with.
+
+    Source: Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models",
+    2023, algorithm 1 with Nesterov's momentum as outer optimiser.
+    """
+    moved, speeds = dict(merged), {}
+    for name, speed in velocity.items():
+        mean = _wide(merged[name])
+        delta = mean - _wide(last[name])
+        wide = momentum * _wide(speed) + delta
+        # From the mean, not from the last weights: a step all the way then rounds nothing.
+        step = mean + (rate - 1) * delta + rate * momentum * wide
+        moved[name], speeds[name] = step.to(merged[name].dtype), wide.to(speed.dtype)
+    return moved, speeds
+
+
 Rule = Callable[[Sequence[Weights], Weights], dict[str, Tensor]]
 
 # Every rule as a function of the copies and the anchor.

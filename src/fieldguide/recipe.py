@@ -79,6 +79,12 @@ class Recipe(BaseModel):
     merge: Literal["none", "average", "model_stock"] = _setting("Merging", "average",
         "how replicas become one: the plain mean, or pulled to the anchor by their angle")
     merge_every: int = _setting("Merging", 1, "epochs from one merge to the next; the last epoch always merges", ge=1)
+    replica_data: Literal["full", "share"] = _setting("Merging", "full",
+        "what a replica's epoch goes through: all training photos, or a part of them, drawn anew each epoch")
+    outer: Literal["none", "momentum"] = _setting("Merging", "none",
+        "merged weights as they are, or a step of Nesterov's momentum towards them from the last merged ones")
+    outer_rate: float = _setting("Merging", 0.7, "length of the outer step; 1 without momentum goes all the way", gt=0)
+    outer_momentum: float = _setting("Merging", 0.9, "share of the outer movement that is kept", ge=0, lt=1)
     anchor: Literal["pretrained", "last_merge"] = _setting("Merging", "pretrained",
         "what Model Stock pulls to, and what movements are measured from")
     batch_norm: Literal["average", "recalibrate"] = _setting("Merging", "average",
@@ -389,7 +395,8 @@ def effective(recipe: Recipe) -> Recipe:
     default = Recipe()
     found = recipe.replace(**{name: getattr(default, name) for name in silent})
     # One replica is its own mean, and at one replica Model Stock's ratio is 1.
-    if recipe.merge != "none" and recipe.replicas == 1 and recipe.batch_norm == "average":
+    own = recipe.replicas == 1 and recipe.batch_norm == "average" and recipe.outer == "none"
+    if recipe.merge != "none" and own:
         return effective(found.replace(merge="none"))
     return found
 
@@ -397,7 +404,8 @@ def effective(recipe: Recipe) -> Recipe:
 def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     """Settings that do nothing beside the others, each with the setting that makes it so."""
     idle = {
-        "merge": ("anchor", "batch_norm", "keep_replicas", *_idle_without_merge(recipe)),
+        "merge": ("anchor", "batch_norm", "keep_replicas", "outer", *_idle_without_merge(recipe)),
+        "outer": ("outer_rate", "outer_momentum"),
         "stop": ("patience", "inner_share"),
         "mix": ("mix_alpha",),
     }
@@ -409,6 +417,7 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     ]
     found += [("inner_share", "stop = 'fold'")] if recipe.stop == "fold" else []
     found += [("jitter", "color_jitter = 0")] if recipe.color_jitter == 0 else []
+    found += [("replica_data", "replicas = 1")] if recipe.replicas == 1 else []
     return found
 
 

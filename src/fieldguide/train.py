@@ -30,7 +30,14 @@ from torch import Tensor, nn
 
 from fieldguide import merge, metrics
 from fieldguide.augment import Normaliser, mix_batch
-from fieldguide.batches import Batch, Loader, evaluation_plan, steps_in_epoch, training_plan
+from fieldguide.batches import (
+    Batch,
+    Loader,
+    epoch_steps,
+    evaluation_plan,
+    share_of,
+    training_plan,
+)
 from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
 from fieldguide.controls import Controls
 from fieldguide.device import Precision, autocast, is_out_of_memory, memory_format
@@ -162,9 +169,8 @@ class _Session:
 
     def steps_done(self) -> int:
         """The steps before the state's position, over all replicas."""
-        state, recipe = self.state, self.job.recipe
-        epochs = state.epoch * recipe.replicas + state.replica
-        return epochs * steps_in_epoch(len(self.job.train), recipe.batch_size) + state.step
+        state, steps = self.state, replica_steps(self.job.recipe, len(self.job.train))
+        return state.epoch * sum(steps) + sum(steps[: state.replica]) + state.step
 
     def run_epoch(self) -> None:
         """Every replica's epoch, then the merge if it is due."""
@@ -216,8 +222,9 @@ class _Session:
         """The steps of one replica's epoch that are still to do."""
         job, state, recipe = self.job, self.state, self.job.recipe
         optimizer = self.optimizers[state.replica]
+        rows = replica_rows(job, state.replica, state.epoch)
         plan = training_plan(
-            job.train, recipe.batch_size, seed=recipe.seed, replica=state.replica, epoch=state.epoch
+            rows, recipe.batch_size, seed=recipe.seed, replica=state.replica, epoch=state.epoch
         )
         train_mode(job.network)
         size = training_size(recipe, state.epoch)
@@ -228,7 +235,9 @@ class _Session:
             seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
             state.tally.add(self.step(optimizer, batch, seed), len(batch.photos))
             state.tally.missing += batch.missing
-            _refuse_missing(job, state.tally)  # before any checkpoint: the photos may come back
+            _refuse_missing(
+                state.tally, len(rows)
+            )  # before any checkpoint: the photos may come back
             state.step += 1
             self.controls.on_step()
             if state.tally.hopeless:
@@ -259,7 +268,7 @@ class _Session:
         if recipe.keep_replicas:
             self.replicas = copies
         merged, moves = merge_copies(job, copies, state.merged)
-        load_weights(job.network, merged)
+        load_weights(job.network, self.stepped(merged))
         if recipe.merge != "none" and recipe.batch_norm == "recalibrate":
             recalibrate_network(job)
         state.merged = weights_of(job.network)
@@ -276,6 +285,22 @@ class _Session:
             for name, move in moves.items()
         ]
         self.choose(logits)
+
+    def stepped(self, merged: Weights) -> Weights:
+        """The merged weights, or where an outer step from the last ones towards them leads."""
+        state, recipe = self.state, self.job.recipe
+        if recipe.outer == "none" or recipe.merge == "none":
+            return merged
+        parameters = dict(self.job.network.named_parameters())
+        velocity = state.velocity or {n: torch.zeros_like(merged[n]) for n in parameters}
+        stepped, state.velocity = merge.outer_step(
+            state.merged,
+            merged,
+            velocity,
+            rate=recipe.outer_rate,
+            momentum=recipe.outer_momentum,
+        )
+        return stepped
 
     def choose(self, logits: Float[np.ndarray, "n classes"]) -> None:
         """Keeps the merged weights: without early stopping always, else if they score best."""
@@ -477,7 +502,7 @@ def _all_finite(weights: Weights) -> bool:
 
 def _merged_is_the_replica(recipe: Recipe) -> bool:
     """Whether merging changes nothing, so that one evaluation does for both."""
-    own = recipe.replicas == 1 and recipe.batch_norm == "average"
+    own = recipe.replicas == 1 and recipe.batch_norm == "average" and recipe.outer == "none"
     return recipe.merge == "none" or own
 
 
@@ -529,6 +554,25 @@ def recalibrate_network(job: FoldJob) -> None:
         ) from error
 
 
+def replica_steps(recipe: Recipe, photos: int) -> list[int]:
+    """The steps of each replica's epoch, by a recipe and the fold's number of training photos."""
+    return epoch_steps(photos, recipe.batch_size, replicas=recipe.replicas, shares=_shares(recipe))
+
+
+def replica_rows(job: FoldJob, replica: int, epoch: int) -> IntArray:
+    """The photos that a replica trains on in an epoch."""
+    if not _shares(job.recipe):
+        return job.train
+    seed, replicas = job.recipe.seed, job.recipe.replicas
+    return share_of(
+        job.train, job.targets, seed=seed, replica=replica, replicas=replicas, epoch=epoch
+    )
+
+
+def _shares(recipe: Recipe) -> bool:
+    return recipe.replica_data == "share" and recipe.replicas > 1
+
+
 def training_size(recipe: Recipe, epoch: int) -> int:
     """Pixels a side of training pictures in an epoch (from 0).
 
@@ -558,7 +602,7 @@ def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls)
         key = id(weights)
         return moved.setdefault(key, {k: v.to(job.device) for k, v in weights.items()})
 
-    state.merged = on_device(state.merged)
+    state.merged, state.velocity = on_device(state.merged), on_device(state.velocity)
     state.copies = [on_device(copy) for copy in state.copies]
     state.chosen = on_device(state.chosen) if state.chosen is not None else None
     return state
@@ -651,9 +695,9 @@ def _too_large(job: FoldJob) -> ResourceError:
     )
 
 
-def _refuse_missing(job: FoldJob, tally: Tally) -> None:
-    if tally.missing > MISSING_SHARE * len(job.train):
+def _refuse_missing(tally: Tally, photos: int) -> None:
+    if tally.missing > MISSING_SHARE * photos:
         raise DataError(
-            f"{tally.missing} of {len(job.train)} training photos could not be read any more",
+            f"{tally.missing} of {photos} training photos could not be read any more",
             hint="bring the photos back; the same command then goes on from the last checkpoint",
         )
