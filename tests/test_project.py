@@ -14,10 +14,11 @@ SOURCE = ROOT / "src" / "fieldguide"
 ROWS = (
     {"errors"},
     {"augment", "backbones", "controls", "device", "files", "folds", "heads", "merge", "metrics"}
-    | {"optimize", "pretrained", "recipe", "seeds"},
+    | {"caches", "optimize", "pretrained", "recipe", "seeds"},
+    {"shards"},
     {"analysis", "catalog", "cluster", "pixels", "side_by_side", "store", "tracking"}
     | {"transforms"},
-    {"batches", "check", "checkpoint", "folding", "inputs", "network"},
+    {"batches", "check", "checkpoint", "folding", "inputs", "network", "pack"},
     {"inference", "predictions", "probe", "train"},
     {"classifier"},
     {"checkpoints", "combine"},

@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fieldguide import store
-from fieldguide.errors import ResourceError
-from fieldguide.store import RECORD_BYTES, Store, folder_of, pieces, remove, root, stores
+from fieldguide.store import RECORD_BYTES, Store, folder_of, pieces, remove, stores
 
 Pixels = NDArray[np.uint8]
 
@@ -717,47 +716,6 @@ def test_versions_are_part_of_the_definition(monkeypatch: pytest.MonkeyPatch) ->
         f"pixels-{store.VERSION}-64-bilinear-refuse-pillow-0.26.0+cu128-torchvision-0.26.0+cu128"
     )
     assert before != definition(Path("cache"), 64)
-
-
-HOME = Path.home()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
-@pytest.mark.parametrize(
-    ("platform", "environment", "expected"),
-    [
-        ("linux", {}, HOME / ".cache/fieldguide"),
-        ("linux", {"XDG_CACHE_HOME": "/big"}, Path("/big/fieldguide")),
-        ("linux", {"XDG_CACHE_HOME": "relative"}, HOME / ".cache/fieldguide"),
-        ("linux", {"XDG_CACHE_HOME": "/big", "FIELDGUIDE_CACHE": "/own"}, Path("/own")),
-        ("linux", {"FIELDGUIDE_CACHE": "~/own"}, HOME / "own"),
-        ("linux", {"FIELDGUIDE_CACHE": "own"}, Path("own").absolute()),
-        ("linux", {"FIELDGUIDE_CACHE": ""}, HOME / ".cache/fieldguide"),
-        ("darwin", {"XDG_CACHE_HOME": "/big"}, HOME / "Library/Caches/fieldguide"),
-        ("win32", {"LOCALAPPDATA": "/local"}, Path("/local/fieldguide/Cache")),
-        ("win32", {}, HOME / "AppData/Local/fieldguide/Cache"),
-    ],
-)
-def test_the_root_is_where_the_platform_keeps_caches(
-    platform: str, environment: dict[str, str], expected: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("FIELDGUIDE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "platform", platform)
-    assert root() == expected
-
-
-def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home() -> Path:
-        raise RuntimeError("could not determine home directory")
-
-    for name in ("FIELDGUIDE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(ResourceError, match="FIELDGUIDE_CACHE"):
-        root()
 
 
 def test_torch_is_not_imported() -> None:

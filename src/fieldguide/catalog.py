@@ -2,8 +2,9 @@
 
 A catalog is read from file names and tables alone. What is odd on the way becomes a `Note` and is
 not lost; what makes the rest unusable is a DataError. Nothing is written beside the photos, and
-labels are never converted: `01`, `1.0`, `NA` and ` oak` stay as they are. Knows nothing of pixels:
-whether a file holds a picture is found out by `check`.
+labels are never converted: `01`, `1.0`, `NA` and ` oak` stay as they are. A folder of shards reads
+as the folder or table that was packed. Knows nothing of pixels: whether a file holds a picture is
+found out by `check`.
 """
 
 import codecs
@@ -19,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from fieldguide import files
+from fieldguide import caches, files, shards
 from fieldguide.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -191,9 +192,14 @@ def scan(folder: str | Path) -> Catalog:
     folder a class; `test` may also hold unlabelled photos directly. Photos deeper down belong to
     the class folder above them. Links are followed, hidden files are not looked at.
 
+    Or that holds shards (see `shards`), whose catalog is that of the photos that were packed.
+
     Raises DataError where there is no such folder, no photo, or no class folder.
     """
     root = _existing_folder(folder)
+    index = _index(root)
+    if index:
+        return _of_shards(index)
     walk = _Walk(root)
     splits = _split_folders(walk)
     if "train" in splits.values():
@@ -214,6 +220,10 @@ def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
     Raises DataError where there is no such folder or no photo in it.
     """
     root = _existing_folder(folder)
+    index = _index(root)
+    if index:
+        found = (Photo(entry.path, None, split="test") for entry in index.entries())
+        return Catalog(index.path, tuple(found), _left_out(index))
     walk = _Walk(root)
     paths = sorted(walk.below("") if recursive else walk.images(""))
     if not paths:
@@ -231,6 +241,9 @@ def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dic
     there is no such folder, it cannot be listed, or nothing is found in it.
     """
     root = _existing_folder(folder)
+    index = _index(root)
+    if index:
+        return index.path, dict.fromkeys((entry.path for entry in index.entries()), "")
     walk = _Walk(root)
     found = dict.fromkeys(walk.below("") if recursive else walk.images(""), "") | walk.lost
     if "" in walk.lost:
@@ -247,6 +260,44 @@ def _existing_folder(folder: str | Path) -> Path:
     if root.exists():
         raise DataError(f"not a folder: {folder}", hint="a CSV file is read with `read_table`")
     raise DataError(f"no such folder: {folder}")
+
+
+def root_of(place: Path) -> Path:
+    """What photos' paths are relative to: the folder itself, or the index of its shards."""
+    index = _index(place.resolve()) if place.is_dir() else None
+    return index.path if index else place
+
+
+def _index(root: Path) -> shards.Index | None:
+    return shards.find_index(root, caches.root, EXTENSIONS, _SPLIT_FOLDERS)
+
+
+def _of_shards(index: shards.Index) -> Catalog:
+    """In the order of the catalog that was packed; where there was none, as from folders."""
+    notes = [*_left_out(index)]
+    rows: list[tuple[int | None, Photo]] = []
+    for entry in index.entries():
+        if entry.label is None and entry.split != "test":
+            notes.append(Note("empty-label", entry.path, "no label in the shard, left out"))
+            continue
+        split = _SPLIT_FOLDERS[entry.split]
+        photo = Photo(entry.path, entry.label, entry.group, split, entry.fold)
+        rows.append((entry.row, photo))
+    if not rows:
+        raise DataError(f"no labelled photographs in the shards of {index.folder}")
+    rows.sort(key=lambda each: _place(*each))
+    notes += _similar_classes({p.label for _, p in rows if p.label is not None})
+    return Catalog(index.path, tuple(photo for _, photo in rows), tuple(notes))
+
+
+def _place(row: int | None, photo: Photo) -> tuple[int, int, str, str]:
+    if row is not None:
+        return row, 0, "", ""
+    return 0, SPLITS.index(photo.split), photo.label or "", photo.path
+
+
+def _left_out(index: shards.Index) -> tuple[Note, ...]:
+    return tuple(Note("left-out", "", f"left out: {what}") for what in index.notes)
 
 
 class _Walk:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fieldguide import check, files, folding, runs, store, tracking
+from fieldguide import caches, check, files, folding, pixels, runs, store, tracking
 from fieldguide import recipe as recipes
 from fieldguide.augment import (
     Augmentation,
@@ -318,7 +318,7 @@ def require_same_photos(stored: Catalog, catalog: Catalog, folder: Path) -> None
     kept = [photo for photo in used if photo.path in now]
     relabelled = [p.path for p in kept if p.label != now[p.path].label]
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(lambda photo: files.sha256(catalog.file(photo)), kept)
+        hashes = pool.map(lambda photo: pixels.sha256(catalog.file(photo)), kept)
         changed = [p.path for p, digest in zip(kept, hashes, strict=True) if digest != p.sha256]
     for paths, what in ((lost, "are gone"), (relabelled, "changed label"), (changed, "changed")):
         if paths:
@@ -764,7 +764,7 @@ def _training(recipe: Recipe, size: int) -> TrainingTransform:
 def _cache(recipe: Recipe, notice: Callable[[str], None]) -> Path | None:
     """The folder for what is worth keeping from run to run, if there can be one."""
     try:
-        return None if recipe.cache == "none" else store.root_of(recipe.cache)
+        return None if recipe.cache == "none" else caches.root_of(recipe.cache)
     except ResourceError as error:
         notice(f"decoded photos are not kept: {error.message}")
         return None

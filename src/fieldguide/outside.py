@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from fieldguide import check, combine, files, inference, metrics
+from fieldguide import check, combine, files, inference, metrics, pixels
 from fieldguide.catalog import Catalog, Photo, listed
 from fieldguide.classifier import Classifier, combined, member_probabilities
 from fieldguide.combine import BatchNorm, Ingredients, Outside, Rule
@@ -306,7 +306,7 @@ def _look_alikes(
 
 def _sha256(path: Path) -> str:
     try:
-        return files.sha256(path)
+        return pixels.sha256(path)
     except OSError:  # whoever looks at the photo will say so
         return ""
 

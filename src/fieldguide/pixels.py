@@ -9,6 +9,7 @@ warn; Pillow's process-wide settings are not changed. Safe to call from many thr
 Knows nothing of labels, folders, augmentation or tensors.
 """
 
+import hashlib
 import importlib
 import io
 import re
@@ -28,6 +29,7 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from fieldguide import files, shards
 from fieldguide.errors import UnreadablePhoto
 
 Truncated = Literal["refuse", "keep"]
@@ -81,19 +83,35 @@ def load(
 
 
 def read(path: Path) -> bytes:
-    """All bytes of a regular file; raises `UnreadablePhoto` where there is nothing to decode."""
+    """All bytes of a photo's file; raises `UnreadablePhoto` where there is nothing to decode."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            raise UnreadablePhoto("not a regular file")
-        if status.st_size > FILE_LIMIT:
-            raise UnreadablePhoto(f"too large: {status.st_size / 2**30:.1f} GiB")
-        data = path.read_bytes()
+        data = _bytes_of(path)
     except OSError as error:
         raise UnreadablePhoto(_system_reason(error)) from error
     if not data:
         raise UnreadablePhoto("empty file")
     return data
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a photo's bytes in hexadecimal; OSError if they cannot be read."""
+    try:
+        return files.sha256(path)
+    except (NotADirectoryError, FileNotFoundError):  # perhaps in a shard
+        return hashlib.sha256(shards.read(path)).hexdigest()
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Of a regular file, or of a photo in a shard."""
+    try:
+        status = path.stat()
+    except (NotADirectoryError, FileNotFoundError):  # the latter on Windows, where a part is a file
+        return shards.read(path)
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise UnreadablePhoto("not a regular file")
+    if status.st_size > FILE_LIMIT:
+        raise UnreadablePhoto(f"too large: {status.st_size / 2**30:.1f} GiB")
+    return path.read_bytes()
 
 
 def decode(

@@ -155,7 +155,8 @@ class Run:
     @cached_property
     def catalog(self) -> Catalog:
         """The photos, with the fold that tests each training photo."""
-        root = Path(self.photos or self.environment["photos"])
+        root = catalogs.root_of(Path(self.photos)) if self.photos else None
+        root = root or Path(self.environment["photos"])
         return catalogs.read_rows(self.folder / "catalog.csv", root=root)
 
     @cached_property

@@ -35,9 +35,9 @@ def cache(*, clear: bool = False, older_than: float | None = None) -> None:
         raise UsageError("--clear removes all: leave --older-than out")
     if older_than is not None and not older_than >= 0:  # NaN too
         raise UsageError(f"--older-than is below 0 days: {older_than}")
-    from fieldguide import store
+    from fieldguide import caches, store
 
-    root = store.root()
+    root = caches.root()
     if clear or older_than is not None:
         latest = time.time() - (older_than or 0) * DAY
         _remove(

@@ -1,4 +1,4 @@
-"""Commands from photographs to a run: check, fit, demo, recipe."""
+"""Commands from photographs to a run: check, pack, fit, demo, recipe."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ from fieldguide.cli.app import app
 from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
 from fieldguide.cli.flags import Columns, Flags, TableFlags
 from fieldguide.display import Display
-from fieldguide.errors import DataError, TrainingError
+from fieldguide.errors import DataError, TrainingError, UsageError
 from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -61,6 +61,45 @@ def check(
     tables.print_findings(terminal.stdout, found, csv)
     if any(finding.fatal for finding in found) or (strict and found):
         raise SystemExit(DataError.exit_code)
+
+
+@app.command
+def pack(
+    photos: Path,
+    *,
+    out: Path,
+    shard_mb: float = 256,
+    columns: TableFlags = Columns(),
+) -> None:
+    """Pack PHOTOS into a few large files, which every command reads as it reads the folder.
+
+    For collections of many photos, and for places where small files are slow. The files are tar
+    files as WebDataset has them. The same photos give the same bytes.
+
+    Parameters
+    ----------
+    photos
+        A folder with one folder a class, or with train, val and test, or a CSV table.
+    out
+        The folder to write, which must be new.
+    shard_mb
+        Megabytes of a file, at most (but for photos that are larger).
+    """
+    if not shard_mb > 0:  # NaN too
+        raise UsageError(f"--shard-mb is not above 0: {shard_mb}")
+    require_beside(out, photos)
+    from fieldguide import pack as packing
+
+    catalog = columns.read(photos)
+    with Display(terminal.stderr) as display:
+        display.begin("packing photos", len(catalog))
+        packed = packing.pack(
+            catalog, out, shard_bytes=round(1e6 * shard_mb), progress=display.reach
+        )
+        for path, reason in packed.left_out:
+            display.notice(f"left out: {path}: {reason}")
+    shards = "shard" if packed.shards == 1 else "shards"
+    terminal.stdout.print(f"{packed.photos:,} photos in {packed.shards:,} {shards}: {out}")
 
 
 @app.command

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 
 from fieldguide import catalog as catalogs
-from fieldguide import files, labels, metrics
+from fieldguide import labels, metrics, pixels
 from fieldguide.analysis.suspects import HardPhoto, hard_photos, suspects
 from fieldguide.catalog import Photo
 from fieldguide.errors import DataError, FieldguideError
@@ -224,7 +224,7 @@ def _heats(
 def _is_there(run: Run, photo: Photo) -> bool:
     """Whether its file is the one that was judged; heat over another picture would mean nothing."""
     try:
-        return files.sha256(run.catalog.file(photo)) == photo.sha256
+        return pixels.sha256(run.catalog.file(photo)) == photo.sha256
     except OSError:
         return False
 

@@ -1,0 +1,158 @@
+"""Tar files of others: WebDataset's, or any."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from photos import encoded, photograph
+
+from fieldguide import caches, inputs, pixels
+from fieldguide.catalog import Note, Photo, scan
+from fieldguide.errors import DataError
+from fieldguide.shards import INDEX
+
+
+def jpeg(seed: int) -> bytes:
+    return encoded(photograph(seed))
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
+    return caches.root()
+
+
+def test_classes_of_webdataset_are_labels(tmp_path: Path, cache: Path) -> None:
+    place = tmp_path / "shards"
+    write_tar(
+        place / "train-0000.tar",
+        {"001.cls": b"7\n", "001.jpg": jpeg(1), "002.jpg": jpeg(2), "002.cls": b"3"},
+    )
+    about = json.dumps({"label": 3, "group": "pond"}).encode()
+    write_tar(place / "val-0000.tar", {"./x/003.jpg": jpeg(3), "./x/003.json": about})
+    found = scan(place)
+    assert found.photos == (
+        Photo("train-0000/002.jpg", "3"),
+        Photo("train-0000/001.jpg", "7"),
+        Photo("val-0000/x/003.jpg", "3", "pond", "val"),
+    )
+    assert [pixels.read(found.file(photo)) for photo in found.photos] == [jpeg(2), jpeg(1), jpeg(3)]
+    assert sorted(path.name for path in place.iterdir()) == ["train-0000.tar", "val-0000.tar"]
+    assert [each.name for each in inputs.read(place)] == sorted(p.path for p in found.photos)
+
+
+def test_folders_within_tar_files_are_labels(tmp_path: Path, cache: Path) -> None:
+    for split in ("train", "test"):
+        write_tar(
+            tmp_path / "tars" / split / "1.tar", {"oak/a.b.jpg": jpeg(1), "elm/c.JPG": jpeg(2)}
+        )
+    write_tar(tmp_path / "tars" / "train" / "2.tar", {"oak/a.b.jpg": jpeg(3)})
+    assert scan(tmp_path / "tars").photos == (
+        Photo("train/1/elm/c.JPG", "elm"),
+        Photo("train/1/oak/a.b.jpg", "oak"),
+        Photo("train/2/oak/a.b.jpg", "oak"),
+        Photo("test/1/elm/c.JPG", "elm", split="test"),
+        Photo("test/1/oak/a.b.jpg", "oak", split="test"),
+    )
+
+
+def test_of_several_pictures_in_a_sample_the_plain_one_is_used(tmp_path: Path, cache: Path) -> None:
+    members = {"1.mask.png": jpeg(1), "1.jpg": jpeg(2), "1.cls": b"oak"}
+    write_tar(tmp_path / "tars" / "1.tar", members)
+    assert scan(tmp_path / "tars").photos == (Photo("1/1.jpg", "oak"),)
+
+
+def test_what_cannot_be_used_is_noted(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tars" / "1.tar"
+    write_tar(path, {"oak/1.jpg": jpeg(1)})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("oak/2.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        for name in ("../3.jpg", "/4.jpg", "oak/1.jpg", "5.jpg", "oak/._6.jpg", "notes.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = len(jpeg(2))
+            tar.addfile(member, io.BytesIO(jpeg(2)))
+    found = scan(tmp_path / "tars")
+    assert found.photos == (Photo("1/oak/1.jpg", "oak"),)
+    assert pixels.read(found.file(found.photos[0])) == jpeg(1)
+    notes = {(note.kind, note.path, note.message) for note in found.notes}
+    assert notes == {
+        ("empty-label", "1/5.jpg", "no label in the shard, left out"),
+        ("left-out", "", "left out: 1 links, devices and sparse files in tar files"),
+        ("left-out", "", "left out: 1 photos whose name stands twice in a tar file"),
+        ("left-out", "", "left out: 2 files in tar files whose names lead out of them"),
+    }
+    assert all(isinstance(note, Note) for note in found.notes)
+
+
+def test_tar_files_are_indexed_once_and_when_they_change(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tars"
+    write_tar(place / "1.tar", {"oak/1.jpg": jpeg(1)})
+    first = scan(place)
+    (index,) = cache.glob(f"shards/*/{INDEX}")
+    before = index.stat()
+    assert scan(place) == first and index.stat() == before
+    write_tar(place / "1.tar", {"oak/1.jpg": jpeg(2), "oak/2.jpg": jpeg(3)})
+    again = scan(place)
+    assert [pixels.read(again.file(photo)) for photo in again.photos] == [jpeg(2), jpeg(3)]
+
+
+@pytest.mark.parametrize("damage", ["header", "cut", "cut at a file", "compressed", "none"])
+def test_a_damaged_tar_file_is_told(tmp_path: Path, cache: Path, damage: str) -> None:
+    path = tmp_path / "tars" / "1.tar"
+    write_tar(path, {"oak/1.jpg": jpeg(1), "oak/2.jpg": jpeg(2)})
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1]
+    if damage == "header":
+        data[second.offset] ^= 0xFF
+    elif damage == "cut":
+        del data[second.offset_data + 100 :]
+    elif damage == "cut at a file":
+        del data[second.offset :]
+    elif damage == "compressed":
+        data[:2] = b"\x1f\x8b"
+    path.write_bytes(data)
+    if damage == "none":
+        assert len(scan(path.parent)) == 2
+        return
+    with pytest.raises(DataError, match=r"the tar file cannot be read: .*1\.tar"):
+        scan(path.parent)
+    assert not list(cache.glob(f"shards/*/{INDEX}"))
+
+
+def test_a_folder_with_photos_beside_a_tar_file_is_a_folder_of_photos(tmp_path: Path) -> None:
+    write_tar(tmp_path / "oak" / "backup.tar", {"oak/1.jpg": jpeg(1)})
+    (tmp_path / "oak" / "1.jpg").write_bytes(jpeg(1))
+    write_tar(tmp_path / "backup.tar", {"oak/1.jpg": jpeg(1)})
+    (tmp_path / "elm").mkdir()
+    (tmp_path / "elm" / "1.jpg").write_bytes(jpeg(2))
+    assert [photo.path for photo in scan(tmp_path).photos] == ["elm/1.jpg", "oak/1.jpg"]
+
+
+def test_without_photos_or_labels_the_reason_is_told(tmp_path: Path, cache: Path) -> None:
+    write_tar(tmp_path / "tars" / "1.tar", {"1.jpg": jpeg(1)})
+    with pytest.raises(DataError, match="no labelled photographs in the shards of"):
+        scan(tmp_path / "tars")
+
+
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_photo_below_no_index_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file not found"):
+        pixels.read(tmp_path / "file" / "1.jpg")
