@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from fieldguide.batches import (
     Draw,
     Loader,
     Pictures,
+    Plan,
     epoch_steps,
     evaluation_plan,
     share_of,
     steps_in_epoch,
+    streamed,
     training_plan,
 )
 from fieldguide.errors import DataError, UsageError
@@ -35,8 +37,6 @@ from fieldguide.transforms import Picture, evaluation, training
 
 PHOTOS = 9
 ROWS = np.arange(PHOTOS)
-Plan = list[list[Draw]]
-
 AUGMENTATION = Augmentation(
     size=16,
     interpolation="bilinear",
@@ -72,11 +72,11 @@ def fragile(tmp_path: Path) -> Pictures:
     return pictures_of(tmp_path)
 
 
-def plan(seed: int = 0, replica: int = 0, epoch: int = 0, batch_size: int = 4) -> Plan:
-    return training_plan(ROWS, batch_size, seed=seed, replica=replica, epoch=epoch)
+def plan(seed: int = 0, replica: int = 0, epoch: int = 0, batch_size: int = 4) -> list[list[Draw]]:
+    return list(training_plan(ROWS, batch_size, seed=seed, replica=replica, epoch=epoch))
 
 
-def pixels(pictures: Pictures, draws: Plan, workers: int = 0) -> dict[int, Tensor]:
+def pixels(pictures: Pictures, draws: Sequence[list[Draw]], workers: int = 0) -> dict[int, Tensor]:
     """What each photo looks like."""
     return seen(Loader(pictures, workers).batches(draws))
 
@@ -155,6 +155,65 @@ def test_a_plan_leaves_the_rows_as_they_are() -> None:
     rows = ROWS.copy()
     training_plan(rows, 4, seed=0, replica=0, epoch=0)
     assert rows.tolist() == ROWS.tolist()
+
+
+def places_of(shards: int, each: int, seed: int) -> np.ndarray:
+    """Shard and offset of photos that lie mixed in shards."""
+    mixed = np.random.default_rng(seed).permutation(shards * each)
+    return np.stack([mixed // each, mixed % each * 512], axis=1)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 100), st.integers(0, 3))
+def test_a_stream_has_every_row_once(shards: int, each: int, buffer: int, seed: int) -> None:
+    rows = np.arange(shards * each)[seed::2] if shards * each > seed + 1 else np.arange(1)
+    options = {"seed": seed, "replica": 0, "epoch": 0}
+    draws = training_plan(rows, 4, **options, places=places_of(shards, each, seed), buffer=buffer)
+    assert sorted(draw.photo for part in draws for draw in part) == rows.tolist()
+    again = training_plan(rows, 4, **options, places=places_of(shards, each, seed), buffer=buffer)
+    assert list(draws) == list(again)
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 3))
+def test_without_a_buffer_each_shard_is_read_from_start_to_end(
+    shards: int, each: int, seed: int
+) -> None:
+    places = places_of(shards, each, seed)
+    rows = np.arange(shards * each)
+    order = streamed(rows, places, 1, np.random.default_rng(seed))
+    shown = places[order].reshape(shards, each, 2)
+    assert (shown[:, :, 0] == shown[:, :1, 0]).all()
+    assert (np.diff(shown[:, :, 1], axis=1) > 0).all()
+
+
+@given(st.integers(1, 30), st.integers(0, 3))
+def test_a_row_comes_at_most_a_buffer_before_its_turn(buffer: int, seed: int) -> None:
+    places = places_of(5, 12, seed)
+    rows = np.arange(60)
+    plain = streamed(rows, places, 1, np.random.default_rng(seed)).tolist()
+    mixed = streamed(rows, places, buffer, np.random.default_rng(seed)).tolist()
+    assert all(plain.index(row) < step + buffer for step, row in enumerate(mixed))
+
+
+def test_the_order_of_shards_and_within_the_buffer_is_new_in_each_epoch() -> None:
+    places, rows = places_of(8, 8, 0), np.arange(64)
+
+    def order(buffer: int, **which: int) -> tuple[int, ...]:
+        options = {"seed": 0, "replica": 0, "epoch": 0} | which
+        draws = training_plan(rows, 8, **options, places=places, buffer=buffer)
+        return tuple(draw.photo for part in draws for draw in part)
+
+    for buffer in (1, 10, 64, 100):
+        assert len({order(buffer, **{w: 1}) for w in ("seed", "replica", "epoch")}) == 3
+
+
+def test_a_plan_is_made_as_it_is_asked_for() -> None:
+    draws = training_plan(ROWS, 2, seed=0, replica=1, epoch=2)
+    assert list(draws[2:]) == list(draws)[2:] and draws[1] == list(draws)[1]
+    assert draws[-1] == list(draws)[-1] and len(draws[2:]) == len(draws) - 2
+    seeds = iter(range(3))
+    once = Plan([np.array([5, 6]), np.array([7]), np.array([8])], lambda row: next(seeds))
+    assert once[1] == [Draw(7, 0)]
+    assert once[0] == [Draw(5, 1), Draw(6, 2)]
 
 
 # --- pixels ---------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_the_head_goes_on_at_its_suggestion_while_the_backbone_is_swept(
 def test_batches_are_those_of_a_fits_first_replica(job: FoldJob) -> None:
     seed, size = job.recipe.seed, job.recipe.batch_size
     epochs = [training_plan(job.train, size, seed=seed, replica=0, epoch=epoch) for epoch in (0, 1)]
-    both = epochs[0] + epochs[1]
+    both = [*epochs[0], *epochs[1]]
     assert module._plan(job, len(both) - 1) == both[:-1]
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from conftest import draw_photo
-from fits import results, small_fit
+from fits import Killed, killer, results, small_fit
 from photos import save
 
 from fieldguide import catalog as catalogs
 from fieldguide import check, cli, files, inputs, pixels, runs
 from fieldguide.catalog import Catalog, Photo, read_table, scan, scan_unlabelled
+from fieldguide.crossval import Watcher
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.pack import Packed, pack
-from fieldguide.shards import INDEX
+from fieldguide.shards import INDEX, opened
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,6 +90,45 @@ def test_a_fit_from_shards_side_by_side_and_resumed(packed: Path, tmp_path: Path
     small_fit(packed, tmp_path / "parts", fold=1, cache="none")
     resumed = small_fit(packed, tmp_path / "parts", cache="none", workers=2)
     assert results(resumed) == results(alone)
+
+
+@pytest.mark.parametrize("step", [1, 4, 8, 11])
+def test_photos_in_the_order_of_shards_resume_to_the_same_bits(
+    packed: Path, tmp_path: Path, step: int
+) -> None:
+    settings = {"order": "shards", "shuffle_buffer": 5, "workers": 0, "epochs": 1}
+    whole = small_fit(packed, tmp_path / "whole", **settings, warmup=0)
+    with pytest.raises(Killed):
+        killed = Watcher(on_step=killer(step))
+        small_fit(
+            packed,
+            tmp_path / "killed",
+            watcher=killed,
+            **settings,
+            warmup=0,
+            checkpoint_minutes=1e-9,
+        )
+    resumed = small_fit(packed, tmp_path / "killed", **settings, warmup=0)
+    assert results(resumed) == results(whole)
+    mixed = small_fit(packed, tmp_path / "mixed", epochs=1, warmup=0)
+    assert results(mixed) != results(whole)
+
+
+def test_the_order_of_shards_needs_shards(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the photos are not in shards"):
+        small_fit(parts, tmp_path / "run", order="shards")
+
+
+def test_places_are_where_photos_lie(packed: Path) -> None:
+    catalog = scan(packed)
+    index = opened(catalog.root)
+    for photo, (shard, offset) in zip(
+        catalog.photos, index.places([photo.path for photo in catalog.photos]), strict=True
+    ):
+        entry = index.find(photo.path)
+        assert entry and (entry.shard, entry.offset) == (shard, offset)
+    with pytest.raises(DataError, match="`train/none` is none of the photos"):
+        index.places(["train/none"])
 
 
 def test_what_is_to_be_predicted_may_be_in_shards(packed: Path, parts: Path) -> None:

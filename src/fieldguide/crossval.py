@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fieldguide import caches, check, files, folding, pixels, runs, store, tracking
+from fieldguide import caches, check, files, folding, pixels, runs, shards, store, tracking
 from fieldguide import recipe as recipes
 from fieldguide.augment import (
     Augmentation,
@@ -180,6 +181,8 @@ def create(
     prepared: bool = False,
 ) -> Run:
     """A run at its start: photos checked and put into folds, settings resolved, first weights."""
+    if recipe.order == "shards":
+        _index(catalog.root)
     backbone = build_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
     resolved = resolve(recipe, backbone)
     for message in recipes.without_effect(recipe):
@@ -539,6 +542,10 @@ def fold_jobs(
         pin_memory=device.type == "cuda",
     )
 
+    places = None
+    if recipe.order == "shards":
+        places = _index(root).places([photo.path for photo in photos])
+
     def resized(size: int) -> Loader:
         shown = replace(loader.pictures, training=_training(recipe, size))
         return replace(loader, pictures=shown)
@@ -561,9 +568,20 @@ def fold_jobs(
             test=run.folds[index].test,
             watch=watch,
             parts=run.parts,
+            places=places,
         )
 
     return job
+
+
+def _index(root: Path) -> shards.Index:
+    """The index of a sharded collection; `DataError` where the photos are not in shards."""
+    if root.name != shards.INDEX:
+        raise DataError(
+            f"`order` = 'shards', and the photos are not in shards: {root}",
+            hint="pack them with `fieldguide pack`, or leave `order` as it is",
+        )
+    return shards.opened(root)
 
 
 def _train_folds(
@@ -650,10 +668,10 @@ def _fingerprint(run: Run, root: Path) -> dict[str, str]:
     digest = hashlib.sha256()
     for number, photo in enumerate(photos):
         path = root / photo.path
-        size = path.stat().st_size if path.is_file() else -1
-        digest.update(f"{photo.path}\0{size}\n".encode())
-        if size >= 0 and number % max(len(photos) // HASHED_PHOTOS, 1) == 0:
-            digest.update(files.sha256(path).encode())
+        with suppress(OSError):  # what is not there is not digested
+            if number % max(len(photos) // HASHED_PHOTOS, 1) == 0:
+                digest.update(pixels.sha256(path).encode())
+            digest.update(f"{photo.path}\0{path.stat().st_size}\n".encode())
     versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"photos": digest.hexdigest()[:12], **versions}
 

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import nn
 
 from fieldguide import crossval, files
-from fieldguide.batches import Batch, Draw, training_plan
+from fieldguide.batches import Batch, Draw
 from fieldguide.catalog import Catalog
 from fieldguide.controls import Controls
 from fieldguide.crossval import Plan, Watcher, fold_jobs
@@ -303,11 +303,7 @@ def _groups(job: FoldJob, part: Part, rate: float) -> list[dict[str, Any]]:
 
 def _plan(job: FoldJob, steps: int) -> list[list[Draw]]:
     """The draws of so many steps: those of a fit's first replica, epoch after epoch."""
-    recipe = job.recipe
-    epochs = (
-        training_plan(job.train, recipe.batch_size, seed=recipe.seed, replica=0, epoch=epoch)
-        for epoch in count()
-    )
+    epochs = (job.plan(0, epoch) for epoch in count())
     return list(islice(chain.from_iterable(epochs), steps))
 
 

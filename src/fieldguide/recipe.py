@@ -104,6 +104,9 @@ class Recipe(BaseModel):
     watch_val: bool = _setting("Length", False, "stop = fold also watches the collection's `val` part")
 
     batch_size: int = _setting("Optimiser", 64, "photos in a step", ge=1)
+    order: Literal["photos", "shards"] = _setting("Optimiser", "photos",
+        "of an epoch's photos: mixed at random, or shard after shard and mixed within a buffer, for disks slow at random reads")
+    shuffle_buffer: int = _setting("Optimiser", 10_000, "photos that order = shards draws each next one from", ge=1)
     accumulate: int = _setting("Optimiser", 1, "parts a batch is computed in, to save memory", ge=1)
     backbone_rate: float = _setting("Optimiser", 1e-4, "AdamW's rate for the backbone", gt=0)
     head_rate: float = _setting("Optimiser", 1e-3, "AdamW's rate for the head", gt=0)
@@ -416,6 +419,7 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
         for name in names
     ]
     found += [("inner_share", "stop = 'fold'")] if recipe.stop == "fold" else []
+    found += [("shuffle_buffer", "order = 'photos'")] if recipe.order == "photos" else []
     found += [("jitter", "color_jitter = 0")] if recipe.color_jitter == 0 else []
     found += [("replica_data", "replicas = 1")] if recipe.replicas == 1 else []
     return found

@@ -18,12 +18,15 @@ import mmap
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fieldguide import files
 from fieldguide.errors import DataError
@@ -109,6 +112,19 @@ class Index:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise OSError(errno.EIO, f"`{name}` holds other bytes than its index says", path)
         return data
+
+    def places(self, paths: Sequence[str]) -> NDArray[np.int64]:
+        """Shard and offset of each photo, (n, 2); DataError for one that is not in the index."""
+        found = np.empty((len(paths), 2), np.int64)
+        entries = self.entries()
+        entry = next(entries, None)
+        for row in sorted(range(len(paths)), key=paths.__getitem__):
+            while entry and entry.path < paths[row]:
+                entry = next(entries, None)
+            if not entry or entry.path != paths[row]:
+                raise DataError(f"`{paths[row]}` is none of the photos that {self.path} lists")
+            found[row] = entry.shard, entry.offset
+        return found
 
     def require_shards(self) -> None:
         """Raises DataError where a shard is gone or has another size than when it was indexed."""

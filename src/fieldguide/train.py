@@ -33,6 +33,7 @@ from fieldguide.augment import Normaliser, mix_batch
 from fieldguide.batches import (
     Batch,
     Loader,
+    Plan,
     epoch_steps,
     evaluation_plan,
     share_of,
@@ -82,7 +83,8 @@ class FoldJob:
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
-    is resolved. `parts` are those that batches are computed in from the start.
+    is resolved. `parts` are those that batches are computed in from the start. `places` (n, 2) are
+    shard and offset of each photo, where the recipe wants them in that order.
     """
 
     fold: int
@@ -100,6 +102,28 @@ class FoldJob:
     test: IntArray
     watch: IntArray
     parts: int = 1
+    places: IntArray | None = None
+
+    def rows(self, replica: int, epoch: int) -> IntArray:
+        """The photos that a replica trains on in an epoch."""
+        seed, replicas = self.recipe.seed, self.recipe.replicas
+        if not _shares(self.recipe):
+            return self.train
+        return share_of(
+            self.train, self.targets, seed=seed, replica=replica, replicas=replicas, epoch=epoch
+        )
+
+    def plan(self, replica: int, epoch: int) -> Plan:
+        """The batches of a replica's epoch."""
+        return training_plan(
+            self.rows(replica, epoch),
+            self.recipe.batch_size,
+            seed=self.recipe.seed,
+            replica=replica,
+            epoch=epoch,
+            places=self.places,
+            buffer=self.recipe.shuffle_buffer,
+        )
 
     @cached_property
     def normalise(self) -> Normaliser:
@@ -222,10 +246,8 @@ class _Session:
         """The steps of one replica's epoch that are still to do."""
         job, state, recipe = self.job, self.state, self.job.recipe
         optimizer = self.optimizers[state.replica]
-        rows = replica_rows(job, state.replica, state.epoch)
-        plan = training_plan(
-            rows, recipe.batch_size, seed=recipe.seed, replica=state.replica, epoch=state.epoch
-        )
+        plan = job.plan(state.replica, state.epoch)
+        photos = sum(len(part) for part in plan.parts)
         train_mode(job.network)
         size = training_size(recipe, state.epoch)
         loader = job.loader if size == recipe.size else job.resized(size)
@@ -235,9 +257,7 @@ class _Session:
             seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
             state.tally.add(self.step(optimizer, batch, seed), len(batch.photos))
             state.tally.missing += batch.missing
-            _refuse_missing(
-                state.tally, len(rows)
-            )  # before any checkpoint: the photos may come back
+            _refuse_missing(state.tally, photos)  # before any checkpoint: they may come back
             state.step += 1
             self.controls.on_step()
             if state.tally.hopeless:
@@ -557,16 +577,6 @@ def recalibrate_network(job: FoldJob) -> None:
 def replica_steps(recipe: Recipe, photos: int) -> list[int]:
     """The steps of each replica's epoch, by a recipe and the fold's number of training photos."""
     return epoch_steps(photos, recipe.batch_size, replicas=recipe.replicas, shares=_shares(recipe))
-
-
-def replica_rows(job: FoldJob, replica: int, epoch: int) -> IntArray:
-    """The photos that a replica trains on in an epoch."""
-    if not _shares(job.recipe):
-        return job.train
-    seed, replicas = job.recipe.seed, job.recipe.replicas
-    return share_of(
-        job.train, job.targets, seed=seed, replica=replica, replicas=replicas, epoch=epoch
-    )
 
 
 def _shares(recipe: Recipe) -> bool:

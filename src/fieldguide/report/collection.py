@@ -397,14 +397,13 @@ def training_batch(
     import torch  # takes seconds, and so do the modules that need it
 
     from fieldguide.augment import mix_batch
-    from fieldguide.batches import training_plan
     from fieldguide.crossval import fold_jobs
     from fieldguide.train import training_size
 
     recipe = run.recipe
     # No GPU is worth starting for one batch.
     job = fold_jobs(run, run.catalog.root, recipe.replace(device="cpu", cache="none"))(0)
-    plan = training_plan(job.train, recipe.batch_size, seed=recipe.seed, replica=0, epoch=0)
+    plan = job.plan(0, 0)
     with torch.random.fork_rng(devices=[]):
         shown = job.resized(training_size(job.recipe, epoch=0))
         batch = next(shown.batches(plan[:1]))
