@@ -13,10 +13,10 @@ SOURCE = ROOT / "src" / "fieldguide"
 # A module may import from lower rows only; docs/design.md draws the same table.
 ROWS = (
     {"errors"},
-    {"augment", "backbones", "controls", "device", "files", "folds", "heads", "merge", "metrics"}
-    | {"caches", "optimize", "pretrained", "recipe", "seeds"},
+    {"augment", "backbones", "controls", "device", "files", "folds", "heads", "launched", "merge"}
+    | {"caches", "metrics", "optimize", "pretrained", "recipe", "seeds"},
     {"shards"},
-    {"analysis", "catalog", "cluster", "pixels", "side_by_side", "store", "tracking"}
+    {"analysis", "catalog", "cluster", "pixels", "ranks", "side_by_side", "store", "tracking"}
     | {"transforms"},
     {"batches", "check", "checkpoint", "folding", "inputs", "network", "pack"},
     {"inference", "predictions", "probe", "train"},

@@ -212,7 +212,7 @@ def test_moments_at_a_merge(moments: str, job: FoldJob) -> None:
     session = train._Session(FoldJob(**vars(job) | {"recipe": recipe}), None, train.Controls())
     session.run_epoch()
     named = list(job.network.named_parameters())
-    one, two = (train.moments_of(optimizer, named) for optimizer in session.optimizers)
+    one, two = (train.moments_of(each, named) for each in session.optimizers.values())
     name = named[0][0]
     if moments == "reset":
         assert not one and not two
@@ -340,9 +340,9 @@ def test_nothing_is_evaluated_twice_or_in_vain(
 ) -> None:
     original, seen = train.evaluate, []
 
-    def evaluate(job: FoldJob, rows: Any) -> Any:
+    def evaluate(job: FoldJob, rows: Any, *ranks: Any) -> Any:
         seen.append(len(rows))
-        return original(job, rows)
+        return original(job, rows, *ranks)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0, **settings)

@@ -175,7 +175,8 @@ class Loader:
         if not self.workers:
             yield from map(self._batch, plan)
             return
-        with ThreadPoolExecutor(self.workers, initializer=_one_thread_each) as pool:
+        gpu = torch.cuda.current_device() if self.pin_memory else None
+        with ThreadPoolExecutor(self.workers, initializer=_as_the_caller, initargs=(gpu,)) as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
                 for draws in plan:
@@ -192,8 +193,11 @@ class Loader:
         return replace(batch, images=batch.images.pin_memory()) if self.pin_memory else batch
 
 
-def _one_thread_each() -> None:
-    """Torch's own threads would wait for each other over single pictures."""
+def _as_the_caller(gpu: int | None) -> None:
+    """Memory is pinned for the caller's GPU, and pictures are made by one thread each."""
+    if gpu is not None:  # a new thread would pin for the first one, which may be another rank's
+        torch.cuda.set_device(gpu)
+    # Torch's own threads would wait for each other over single pictures.
     torch.set_num_threads(1)  # of this thread alone, where torch uses OpenMP
 
 

@@ -78,9 +78,10 @@ class Tally:
 class FoldState:
     """All that a fold's training changes.
 
-    The position is what comes next: `step` of the epoch `epoch` of `replica`. `copies` are the
-    replicas' weights as of their last finished step or merge; `chosen` those that the fold would
-    end with now (None: `merged`), whose logits of the test part are `logits`.
+    Replicas before `replica` are done with the epoch `epoch`, of which the others have done so many
+    `steps`. `copies` are the replicas' weights as of their last finished step or merge; `chosen`
+    those that the fold would end with now (None: `merged`), whose logits of the test part are
+    `logits`. `scalers` are those of the gradients' loss scaling, one a rank, for float16 alone.
     """
 
     merged: Weights
@@ -88,8 +89,8 @@ class FoldState:
     moments: list[Moments]
     epoch: int = 0
     replica: int = 0
-    step: int = 0
-    tally: Tally = field(default_factory=Tally)
+    steps: list[int] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list)
     diverged: list[int] = field(default_factory=list)  # replicas, in this epoch
     velocity: Weights = field(default_factory=dict)  # of the outer step
     ended: bool = False
@@ -99,20 +100,31 @@ class FoldState:
     best_score: float = float("-inf")
     logits: Tensor | None = None
     epoch_logits: list[Tensor] = field(default_factory=list)
-    scaler: Row = field(default_factory=dict)  # of the gradients' loss scaling, float16 alone
+    scalers: list[Row] = field(default_factory=list)
     history: list[Row] = field(default_factory=list)
     merges: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """At the start of an epoch unless told otherwise."""
+        if not self.steps:
+            self.begin_epoch(self.epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Changes the state: it is now before the first step of all replicas in `epoch`."""
+        self.epoch, self.replica, self.diverged = epoch, 0, []
+        self.steps = [0] * len(self.copies)
+        self.tallies = [Tally() for _ in self.copies]
 
 
 _PLAIN = (
     "epoch",
     "replica",
-    "step",
+    "steps",
     "diverged",
     "parts",
     "chosen_epoch",
     "best_score",
-    "scaler",
+    "scalers",
     "history",
     "merges",
 )
@@ -155,7 +167,8 @@ def _digest(folder: Path, number: int) -> Path:
 def _taken_apart(state: FoldState) -> tuple[dict[str, Tensor], Row]:
     """Tensors under path-like names, and the rest for JSON. Weights held twice are saved once."""
     tensors: dict[str, Tensor] = {}
-    rest: Row = {name: getattr(state, name) for name in _PLAIN} | {"tally": vars(state.tally)}
+    rest: Row = {name: getattr(state, name) for name in _PLAIN}
+    rest["tallies"] = [vars(tally) for tally in state.tallies]
     if rest["best_score"] == float("-inf"):
         rest["best_score"] = None
     held: dict[int, str] = {}
@@ -184,7 +197,7 @@ def _put_together(path: Path) -> FoldState:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     places = rest.pop("places")
     weights = {name: _under(tensors, name) for name in set(places.values())}
-    tally = Tally(**rest.pop("tally"))
+    tallies = [Tally(**tally) for tally in rest.pop("tallies")]
     if rest["best_score"] is None:
         rest["best_score"] = float("-inf")
     copies = sum(name.startswith("copy-") for name in places)
@@ -193,7 +206,7 @@ def _put_together(path: Path) -> FoldState:
         copies=[weights[places[f"copy-{number}"]] for number in range(copies)],
         moments=[_nested(_under(tensors, f"moments-{number}")) for number in range(copies)],
         chosen=weights[places["chosen"]] if "chosen" in places else None,
-        tally=tally,
+        tallies=tallies,
         velocity=_under(tensors, "velocity"),
         logits=tensors.get("logits"),
         epoch_logits=[tensor for _, tensor in sorted(_under(tensors, "epoch_logits").items())],

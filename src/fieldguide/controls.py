@@ -20,3 +20,12 @@ class Controls:
 
 # What makes a process ready to train folds, given what it may tell.
 Make = Callable[[Controls], TrainFold]
+
+
+def asked_to_stop(controls: Controls) -> BaseException | None:
+    """What the outside world wants to stop with, if it does."""
+    try:
+        controls.check_stop()
+    except BaseException as error:
+        return error
+    return None

@@ -32,7 +32,7 @@ from fieldguide.augment import (
 from fieldguide.batches import Decoding, Loader, Pictures
 from fieldguide.catalog import Catalog, require_trainable
 from fieldguide.cluster import train_on_cluster
-from fieldguide.controls import Controls
+from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import (
     choose_device,
     choose_precision,
@@ -46,6 +46,7 @@ from fieldguide.device import (
 )
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
+from fieldguide.launched import launch
 from fieldguide.merge import Weights
 from fieldguide.network import (
     Network,
@@ -57,6 +58,7 @@ from fieldguide.network import (
     with_head,
 )
 from fieldguide.probe import Choice, choose
+from fieldguide.ranks import ALONE, Ranks, joined
 from fieldguide.recipe import Recipe
 from fieldguide.runs import Run, Trained
 from fieldguide.seeds import derive_seed
@@ -81,7 +83,7 @@ class Plan:
     """How much there is to do, for whoever shows progress."""
 
     folds: tuple[int, ...]  # those that are still to be trained
-    steps: int  # of the optimiser, in all of these folds from their start
+    steps: int  # of the optimiser, in all of these folds from their start, on this rank
     recipe: Recipe
 
 
@@ -108,14 +110,70 @@ def fit(
 ) -> Run:
     """Trains every fold that is not done yet (or `fold` alone) and returns the run.
 
-    The same call resumes; a finished run is returned untouched. `force` resumes although the
-    version of torch differs. With `prepared` the catalog is one that `prepare` made: no photo is
-    checked, and its groups, folds and parts are those of the run. Raises `UsageError` where `out`
-    holds a run of another recipe, or of other photos, `DataError` where the photos cannot be used,
-    `ResourceError`, `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
+    On ranks that torchrun started, all of which call this, replicas are spread over them. The same
+    call resumes, on as many ranks or on others; a finished run is returned untouched. `force`
+    resumes although the version of torch differs. With `prepared` the catalog is one that `prepare`
+    made: no photo is checked, and its groups, folds and parts are those of the run. Raises
+    `UsageError` where `out` holds a run of another recipe, or of other photos, `DataError` where
+    the photos cannot be used, `ResourceError`, `TrainingError`, and whatever `watcher.check_stop`
+    raises, after a checkpoint.
     """
     watcher = watcher or Watcher()
     folder = Path(out)
+    with joined(recipe.device, recipe.replicas) as ranks:
+        recipe = _of_rank(recipe, ranks)
+        if ranks.first:
+            run = _fit(catalog, recipe, folder, fold, force, prepared, command, watcher, ranks)
+            ranks.announce(())  # it is written
+            return run
+        return _help(folder, recipe, catalog.root, watcher, ranks)
+
+
+def _of_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
+    """What was asked for, on the GPU that is the rank's own."""
+    if ranks.world == 1:
+        return recipe
+    if recipe.cluster != "none":
+        raise UsageError(
+            f"`cluster` = {recipe.cluster!r} spreads folds, torchrun's ranks replicas",
+            hint="leave one of them out",
+        )
+    device = choose_device(recipe.device)
+    gpu = f"cuda:{torch.cuda.current_device()}"
+    return recipe.replace(device=gpu) if device.type == "cuda" else recipe
+
+
+def _help(folder: Path, recipe: Recipe, root: Path, watcher: Watcher, ranks: Ranks) -> Run:
+    """What ranks but the first do: they train with it what it finds to be done."""
+    nothing: tuple[int, ...] = ()
+    todo = ranks.announce(nothing)
+    if todo:
+        _require_seen(folder, ranks)
+        _train_folds(Run(folder), recipe, root, todo, watcher, ranks)
+    ranks.announce(())
+    return Run(folder)
+
+
+def _require_seen(folder: Path, ranks: Ranks) -> None:
+    if not (folder / runs.SETUP).is_file():
+        raise ResourceError(
+            f"rank {ranks.rank} does not see the run in `{folder}`",
+            hint="the run folder must be the same one for all ranks",
+        )
+
+
+def _fit(
+    catalog: Catalog,
+    recipe: Recipe,
+    folder: Path,
+    fold: int | None,
+    force: bool,
+    prepared: bool,
+    command: Sequence[str],
+    watcher: Watcher,
+    ranks: Ranks,
+) -> Run:
+    """The fit, as the only or the first rank: it alone writes into the run folder."""
     _require_usable(folder)
     # What the machine cannot do is told before long work.
     tracker = tracking.start(recipe.track, folder, watcher.notice)
@@ -123,7 +181,9 @@ def fit(
     if not _has_folds(catalog):
         _require_fold(fold, recipe.folds)
     if (folder / files.MANIFEST).is_file():
-        return _reopen(folder, catalog, recipe, force, watcher)  # and touch nothing
+        run = _reopen(folder, catalog, recipe, force, watcher)  # and touch nothing
+        ranks.announce(())
+        return run
     with files.lock(folder):
         _clean(folder)
         if (folder / runs.SETUP).is_file():
@@ -133,8 +193,12 @@ def fit(
         _require_fold(fold, run.recipe.folds)
         wanted = range(run.recipe.folds) if fold is None else [fold]
         todo = tuple(index for index in wanted if index not in run.done)
+        ranks.announce(todo)
         if todo:
-            _train_folds(run, recipe, catalog.root, todo, watcher, tracker)
+            try:
+                _train_folds(run, recipe, catalog.root, todo, _tracked(watcher, tracker), ranks)
+            finally:
+                tracker.close()
         if not run.complete and len(run.done) == run.recipe.folds:
             runs.finish(run)
     return run
@@ -494,6 +558,8 @@ def _environment(
 
 def _threads(recipe: Recipe) -> int:
     """Torch's threads for each fold, so that those at the same time share the cores."""
+    if launch().world > 1:
+        return 1
     return count_threads(min(len(fold_places(recipe.device, recipe.workers)), recipe.folds))
 
 
@@ -584,20 +650,23 @@ def _index(root: Path) -> shards.Index:
     return shards.opened(root)
 
 
+def _tracked(watcher: Watcher, tracker: Tracker) -> Watcher:
+    def on_row(row: dict[str, Any]) -> None:
+        watcher.on_row(row)
+        tracker.row(row)
+
+    return replace(watcher, on_row=on_row)
+
+
 def _train_folds(
     run: Run,
     asked: Recipe,
     root: Path,
     todo: tuple[int, ...],
     watcher: Watcher,
-    tracker: Tracker,
+    ranks: Ranks,
 ) -> None:
     """Trains folds in this process one after another, or side by side in several."""
-
-    def on_row(row: dict[str, Any]) -> None:
-        watcher.on_row(row)
-        tracker.row(row)
-
     told: set[str] = set()
 
     def notice(message: str) -> None:
@@ -606,22 +675,21 @@ def _train_folds(
             told.add(message)
             watcher.notice(message)
 
-    telling = replace(watcher, on_row=on_row, notice=notice)
-    watcher.on_plan(_plan(run, todo))
+    telling = replace(watcher, notice=notice)
+    watcher.on_plan(_plan(run, todo, ranks))
     places = places_at_once(asked, run.environment["threads"])[: len(todo)]
     makes = [partial(_fold_trainer, run.folder, root, here) for here in _placed(asked, places)]
-    try:
-        if asked.cluster != "none":
-            _train_on_cluster(run, asked, root, todo, telling)
-        elif len(places) > 1:
-            train_side_by_side(makes, todo, telling)
-        else:
-            train = makes[0](telling)
-            for index in todo:
-                watcher.check_stop()
-                train(index)
-    finally:
-        tracker.close()
+    if asked.cluster != "none":
+        _train_on_cluster(run, asked, root, todo, telling)
+    elif len(places) > 1 and ranks.world == 1:
+        train_side_by_side(makes, todo, telling)
+    else:
+        train = makes[0](telling, ranks)
+        for index in todo:
+            stop, _ = ranks.agree(asked_to_stop(watcher), False)
+            if stop:
+                raise stop
+            train(index)
 
 
 def _train_on_cluster(
@@ -689,18 +757,20 @@ def _placed(asked: Recipe, places: Sequence[torch.device]) -> list[Recipe]:
 
 
 def _fold_trainer(
-    folder: Path, root: Path, asked: Recipe, controls: Controls
+    folder: Path, root: Path, asked: Recipe, controls: Controls, ranks: Ranks = ALONE
 ) -> Callable[[int], None]:
     """What trains and saves a fold of a run, in whatever process this is called."""
     run = Run(folder)
     job_of = fold_jobs(run, root, asked, controls.notice)
-    return lambda index: _train_fold(run, job_of(index), controls)
+    return lambda index: _train_fold(run, job_of(index), controls, ranks)
 
 
-def _train_fold(run: Run, job: FoldJob, controls: Controls) -> None:
-    """Trains one fold and saves it."""
+def _train_fold(run: Run, job: FoldJob, controls: Controls, ranks: Ranks) -> None:
+    """Trains one fold; the first rank saves it."""
     with training_threads(run.environment["threads"]):
-        result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", controls)
+        result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", controls, ranks)
+    if not ranks.first:
+        return
     trained = Trained(
         weights=_arrays(result.weights),
         chosen_epoch=result.chosen_epoch,
@@ -805,8 +875,8 @@ def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) ->
     return Store(folder, limit=limit, notice=notice)
 
 
-def _plan(run: Run, todo: tuple[int, ...]) -> Plan:
+def _plan(run: Run, todo: tuple[int, ...], ranks: Ranks) -> Plan:
     recipe = run.recipe
     photos = [len(_parts(run, run.folds[index])[0]) for index in todo]
-    steps = sum(sum(replica_steps(recipe, count)) for count in photos)
+    steps = sum(sum(replica_steps(recipe, n)[ranks.rank :: ranks.world]) for n in photos)
     return Plan(todo, steps * recipe.epochs, recipe)

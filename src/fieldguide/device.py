@@ -82,10 +82,11 @@ def memory_format(layout: Layout) -> torch.memory_format:
 
 
 def count_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores that this process may use: its part of them, beside other ranks."""
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")  # as torchrun tells
+    return max(cores // int(beside), 1) if beside.isdecimal() and int(beside) else cores
 
 
 def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> int:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from fieldguide import merge, metrics
 from fieldguide.augment import Normaliser, mix_batch
 from fieldguide.batches import (
     Batch,
+    Draw,
     Loader,
     Plan,
     epoch_steps,
@@ -40,7 +42,7 @@ from fieldguide.batches import (
     training_plan,
 )
 from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
-from fieldguide.controls import Controls
+from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import Precision, autocast, is_out_of_memory, memory_format
 from fieldguide.errors import DataError, ResourceError, TrainingError
 from fieldguide.folding import Folded
@@ -65,6 +67,7 @@ from fieldguide.optimize import (
     set_moments,
     set_rates,
 )
+from fieldguide.ranks import ALONE, Ranks
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
 
@@ -161,47 +164,66 @@ class FoldResult:
     replicas: list[Weights]
 
 
-def train_fold(job: FoldJob, folder: Path | None, controls: Controls | None = None) -> FoldResult:
+def train_fold(
+    job: FoldJob,
+    folder: Path | None,
+    controls: Controls | None = None,
+    ranks: Ranks = ALONE,
+) -> FoldResult:
     """Trains one fold, going on from the newest checkpoint in `folder` (None: no checkpoints).
 
-    Changes the job's network. Raises `TrainingError` when every replica has diverged, and whatever
-    `controls.check_stop` raises, after a checkpoint.
+    Changes the job's network. With `ranks` each trains some of the replicas, the first writes the
+    checkpoints, and all return the same. Raises `TrainingError` when every replica has diverged,
+    and whatever `controls.check_stop` raises, on any rank, after a checkpoint.
     """
     controls = controls or Controls()
     with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
-        session = _Session(job, folder, controls)
+        session = _Session(job, folder, controls, ranks)
         while not session.state.ended:
             session.run_epoch()
         return session.result()
 
 
 class _Session:
-    """The loop's moving parts: what checkpoints hold, and the optimisers of the one network."""
+    """The loop's moving parts: what checkpoints hold, and the optimisers of the one network.
 
-    def __init__(self, job: FoldJob, folder: Path | None, controls: Controls) -> None:
-        self.job, self.folder, self.controls = job, folder, controls
-        self.state = _first_or_saved_state(job, folder, controls)
-        self.optimizers = [_optimizer(job) for _ in self.state.copies]
-        for optimizer, moments in zip(self.optimizers, self.state.moments, strict=True):
-            set_moments(optimizer, job.network.named_parameters(), _to(job.device, moments))
+    On several ranks it holds weights and moments of its `own` replicas; of the others it knows
+    those that are merged, at a merge.
+    """
+
+    def __init__(
+        self, job: FoldJob, folder: Path | None, controls: Controls, ranks: Ranks = ALONE
+    ) -> None:
+        self.job, self.folder, self.controls, self.ranks = job, folder, controls, ranks
+        self.own = range(ranks.rank, job.recipe.replicas, ranks.world)
+        self.state = _first_or_saved_state(job, folder, controls, self.own)
+        _require_same_state(self.state, folder, ranks)
+        self.optimizers = {replica: _optimizer(job) for replica in self.own}
+        for replica, optimizer in self.optimizers.items():
+            moments = _to(job.device, self.state.moments[replica])
+            set_moments(optimizer, job.network.named_parameters(), moments)
         self.scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
-        self.scaler.load_state_dict(self.state.scaler or self.scaler.state_dict())
+        if self.state.scalers:
+            saved = self.state.scalers[ranks.rank % len(self.state.scalers)]
+            self.scaler.load_state_dict(saved)
         self.replicas: list[Weights] = []
-        self.replica_logits: Float[np.ndarray, "n classes"] | None = None  # of the last replica
+        self.replica_logits: Float[np.ndarray, "n classes"] | None = None  # of its last replica
         self.saved_at = time.monotonic()
         controls.on_resume(self.steps_done())
 
     def steps_done(self) -> int:
-        """The steps before the state's position, over all replicas."""
+        """The steps before the state's position, over its own replicas."""
         state, steps = self.state, replica_steps(self.job.recipe, len(self.job.train))
-        return state.epoch * sum(steps) + sum(steps[: state.replica]) + state.step
+        return sum(
+            state.epoch * steps[n] + (steps[n] if n < state.replica else state.steps[n])
+            for n in self.own
+        )
 
     def run_epoch(self) -> None:
         """Every replica's epoch, then the merge if it is due."""
         state, recipe = self.state, self.job.recipe
         while state.replica < recipe.replicas:
-            self.run_replica()
-            state.replica, state.step, state.tally = state.replica + 1, 0, Tally()
+            self.run_round()
         healthy = [n for n in range(recipe.replicas) if n not in state.diverged]
         if not healthy:
             raise self.divergence()
@@ -210,60 +232,94 @@ class _Session:
             self.merge(healthy)
             state.ended |= self.out_of_patience()
         self.revive(state.diverged)
-        state.epoch, state.replica, state.diverged = state.epoch + 1, 0, []
+        state.begin_epoch(state.epoch + 1)
         if not state.ended:
             self.save()
-            self.controls.check_stop()
+            stop, _ = self.ranks.agree(asked_to_stop(self.controls), False)
+            if stop:
+                raise stop
 
-    def run_replica(self) -> None:
-        """One replica's epoch, from the state's step on; weights and curve go into the state."""
-        state, network = self.state, self.job.network
-        started = time.monotonic() - state.tally.seconds
-        load_weights(network, state.copies[state.replica])
-        self.train_epoch(started)
-        state.copies[state.replica] = weights_of(network)
-        self.replica_logits = self.replica_evaluated()
-        row = _row(self.job, state, f"replica-{state.replica + 1}", self.replica_logits)
-        row["diverged"] |= state.tally.diverged or not _all_finite(state.copies[state.replica])
+    def run_round(self) -> None:
+        """The epoch of a replica on each rank, in step; their rows follow in order."""
+        state, begin = self.state, self.state.replica - self.state.replica % self.ranks.world
+        end, replica = begin + self.ranks.world, begin + self.ranks.rank
+        steps = replica_steps(self.job.recipe, len(self.job.train))
+        # After all but its last step a rank looks whether any of them is to stop or save.
+        looks = max(steps[n] - state.steps[n] for n in range(state.replica, end)) - 1
+        row = None
+        if replica >= state.replica:
+            row = self.run_replica(replica, looks)
+        else:  # it was done when another number of ranks saved
+            for _ in range(looks):
+                self.checkpoint_within_epoch()
+        told = self.ranks.exchange((row, state.parts))
+        state.parts = max(parts for _, parts in told)
+        for number, (each, _) in enumerate(told, start=begin):
+            if each is not None:
+                self.note(number, each)
+        state.replica = end
+
+    def note(self, replica: int, row: Row) -> None:
+        """Adds a replica's row to the history, and the replica to those that diverged."""
         if row["diverged"]:
-            state.diverged.append(state.replica)
+            self.state.diverged.append(replica)
             self.controls.notice(
-                f"fold {self.job.fold}: replica {state.replica + 1} diverged"
-                f" in epoch {state.epoch + 1} at step {state.tally.steps}"
+                f"fold {self.job.fold}: replica {replica + 1} diverged"
+                f" in epoch {row['epoch']} at step {row['steps']}"
             )
-        row |= {"seconds": round(time.monotonic() - started, 3)}
         self.record(row)
 
-    def replica_evaluated(self) -> Float[np.ndarray, "n classes"] | None:
+    def run_replica(self, replica: int, looks: int) -> Row:
+        """One replica's epoch, from its step on; weights go into the state. Returns its row."""
+        state, network, tally = self.state, self.job.network, self.state.tallies[replica]
+        started = time.monotonic() - tally.seconds
+        load_weights(network, state.copies[replica])
+        self.train_epoch(replica, looks, started)
+        state.copies[replica] = weights_of(network)
+        self.replica_logits = self.replica_evaluated(tally)
+        row = _row(self.job, state, f"replica-{replica + 1}", tally, self.replica_logits)
+        row["diverged"] |= tally.diverged or not _all_finite(state.copies[replica])
+        return row | {"seconds": round(time.monotonic() - started, 3)}
+
+    def replica_evaluated(self, tally: Tally) -> Float[np.ndarray, "n classes"] | None:
         """The logits of the replica under way, where its curve or the merged model's needs them."""
         recipe = self.job.recipe
         wanted = recipe.replica_curves or _merged_is_the_replica(recipe)
-        if self.state.tally.diverged or not wanted:
+        if tally.diverged or not wanted:
             return None
         return evaluate(self.job, evaluated_rows(self.job))
 
-    def train_epoch(self, started: float) -> None:
-        """The steps of one replica's epoch that are still to do."""
+    def train_epoch(self, replica: int, looks: int, started: float) -> None:
+        """What is left of one replica's epoch, with so many looks at the other ranks."""
         job, state, recipe = self.job, self.state, self.job.recipe
-        optimizer = self.optimizers[state.replica]
-        plan = job.plan(state.replica, state.epoch)
+        optimizer, tally = self.optimizers[replica], state.tallies[replica]
+        plan = job.plan(replica, state.epoch)
         photos = sum(len(part) for part in plan.parts)
         train_mode(job.network)
         size = training_size(recipe, state.epoch)
         loader = job.loader if size == recipe.size else job.resized(size)
-        for batch in loader.batches(plan[state.step :]):
-            done = state.epoch * len(plan) + state.step
-            set_rates(optimizer, _rate_factor(recipe, done, len(plan)))
-            seed = derive_seed(recipe.seed, "step", state.replica, state.epoch, state.step)
-            state.tally.add(self.step(optimizer, batch, seed), len(batch.photos))
-            state.tally.missing += batch.missing
-            _refuse_missing(state.tally, photos)  # before any checkpoint: they may come back
-            state.step += 1
-            self.controls.on_step()
-            if state.tally.hopeless:
-                return
-            if state.step < len(plan):
-                self.checkpoint_within_epoch(started)
+        todo = [] if tally.hopeless else plan[state.steps[replica] :]
+        left = looks
+        for left, batch in zip(
+            range(looks, -1, -1), chain(loader.batches(todo), repeat(None)), strict=False
+        ):
+            if batch is not None:
+                step = state.steps[replica]
+                set_rates(
+                    optimizer, _rate_factor(recipe, state.epoch * len(plan) + step, len(plan))
+                )
+                seed = derive_seed(recipe.seed, "step", replica, state.epoch, step)
+                tally.add(self.step(optimizer, batch, seed), len(batch.photos))
+                tally.missing += batch.missing
+                _refuse_missing(tally, photos)  # before any checkpoint: they may come back
+                state.steps[replica] += 1
+                self.controls.on_step()
+            if tally.hopeless:
+                break
+            if left:
+                self.checkpoint_within_epoch(replica, started)
+        for _ in range(left):  # others go on
+            self.checkpoint_within_epoch(replica, started)
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Step | None:
         """A step in as many parts as the memory demands: twice as many after each failure."""
@@ -284,6 +340,7 @@ class _Session:
         """Merges, evaluates, gives the merged weights back, and keeps them if they are the best."""
         job, state, recipe = self.job, self.state, self.job.recipe
         started = time.monotonic()
+        self.gather_copies()
         copies = [state.copies[n] for n in healthy]
         if recipe.keep_replicas:
             self.replicas = copies
@@ -291,12 +348,13 @@ class _Session:
         load_weights(job.network, self.stepped(merged))
         if recipe.merge != "none" and recipe.batch_norm == "recalibrate":
             recalibrate_network(job)
-        state.merged = weights_of(job.network)
+        state.merged = self.ranks.same(weights_of(job.network))
+        load_weights(job.network, state.merged)
         state.copies = [state.merged] * recipe.replicas
         self.merge_moments(healthy)
         logits = self.replica_logits if _merged_is_the_replica(recipe) else None
-        logits = evaluate(job, evaluated_rows(job)) if logits is None else logits
-        row = _row(job, state, "merged", logits) | _means(moves)
+        logits = evaluate(job, evaluated_rows(job), self.ranks) if logits is None else logits
+        row = _row(job, state, "merged", Tally(), logits) | _means(moves)
         self.record(row | {"seconds": round(time.monotonic() - started, 3)})
         if not np.isfinite(logits).all():
             raise self.divergence("the merged model")
@@ -305,6 +363,13 @@ class _Session:
             for name, move in moves.items()
         ]
         self.choose(logits)
+
+    def gather_copies(self) -> None:
+        """Every replica's weights on every rank: a merge is then the same to the bit as alone."""
+        for replica in self.own:
+            begin = replica - self.ranks.rank
+            gathered = self.ranks.gather(self.state.copies[replica])
+            self.state.copies[begin : begin + self.ranks.world] = gathered
 
     def stepped(self, merged: Weights) -> Weights:
         """The merged weights, or where an outer step from the last ones towards them leads."""
@@ -344,41 +409,61 @@ class _Session:
         how, named = self.job.recipe.moments, list(self.job.network.named_parameters())
         if how == "keep":
             return
-        moments = [moments_of(self.optimizers[n], named) for n in healthy]
-        mean = _mean_moments(moments) if how == "average" else {}
-        for optimizer in self.optimizers:
+        mean: Moments = {}
+        if how == "average":
+            found: dict[int, Moments] = {}
+            for part in self.ranks.exchange(self.own_moments()):
+                found |= part
+            mean = _to(self.job.device, _mean_moments([found[n] for n in healthy]))
+        for optimizer in self.optimizers.values():
             set_moments(optimizer, named, mean)
+
+    def own_moments(self) -> dict[int, Moments]:
+        """The moments of its replicas; in main memory, where other ranks are to have them."""
+        named = list(self.job.network.named_parameters())
+        device = self.job.device if self.ranks.world == 1 else torch.device("cpu")
+        return {n: _to(device, moments_of(each, named)) for n, each in self.optimizers.items()}
 
     def revive(self, diverged: Sequence[int]) -> None:
         """Diverged replicas start anew from the last merged weights, without moments."""
         for replica in diverged:
             self.state.copies[replica] = self.state.merged
-            self.optimizers[replica].state.clear()
+            if replica in self.optimizers:
+                self.optimizers[replica].state.clear()
 
-    def checkpoint_within_epoch(self, started: float) -> None:
-        """Saves if it is time, or if the outside world wants to stop: then its error goes on up."""
-        try:
-            self.controls.check_stop()
-        except BaseException:
-            self.save_within_epoch(started)
-            raise
-        if time.monotonic() - self.saved_at > 60 * self.job.recipe.checkpoint_minutes:
-            self.save_within_epoch(started)
+    def checkpoint_within_epoch(self, replica: int | None = None, started: float = 0.0) -> None:
+        """Saves if it is time, or if the outside world wants to stop: then its error goes on up.
 
-    def save_within_epoch(self, started: float) -> None:
-        """Saves with the network's present weights as those of the replica under way."""
-        self.state.tally.seconds = time.monotonic() - started
-        self.state.copies[self.state.replica] = weights_of(self.job.network)
-        self.save()
+        The network's present weights are those of the `replica` under way, if one is.
+        """
+        due = time.monotonic() - self.saved_at > 60 * self.job.recipe.checkpoint_minutes
+        stop, due = self.ranks.agree(asked_to_stop(self.controls), due)
+        if stop or due:
+            if replica is not None:
+                self.state.tallies[replica].seconds = time.monotonic() - started
+                self.state.copies[replica] = weights_of(self.job.network)
+            self.save()
+        if stop:
+            raise stop
 
     def save(self) -> None:
         """Writes a checkpoint, if there is a folder for it."""
-        named = list(self.job.network.named_parameters())
-        self.state.moments = [moments_of(optimizer, named) for optimizer in self.optimizers]
-        self.state.scaler = self.scaler.state_dict()
         if self.folder is not None:
-            save_state(self.folder, self.state)
+            self.collect()
+            if self.ranks.first:
+                save_state(self.folder, self.state)
         self.saved_at = time.monotonic()
+
+    def collect(self) -> None:
+        """Puts moments into the state, and on the first rank what the others have come to."""
+        state, ranks, moments = self.state, self.ranks, self.own_moments()
+        state.moments = [moments.get(n, {}) for n in range(self.job.recipe.replicas)]
+        parts = [] if ranks.first else [_Part.of(state, n) for n in self.own]
+        told = ranks.collect((parts, self.scaler.state_dict()))
+        state.scalers = [scaler for _, scaler in told]
+        for parts, _ in told:
+            for part in parts:
+                part.put_into(state)
 
     def record(self, row: Row) -> None:
         """Adds a row to the history and tells the outside world."""
@@ -490,30 +575,41 @@ def _backward(
     return total, right
 
 
-def evaluate(job: FoldJob, rows: IntArray) -> Float[np.ndarray, "n classes"]:
+def evaluate(job: FoldJob, rows: IntArray, ranks: Ranks = ALONE) -> Float[np.ndarray, "n classes"]:
     """Logits of photos under the network's weights, in the order of `rows`, in float32.
 
     Photos are seen by the evaluation transform; where memory runs out, in batches half as large.
+    `ranks` with the same weights look at whole batches in turn: at each photo once, and in the
+    batches of one that is alone.
     """
     load_weights(job.folded.network, job.folded.weights(job.network.state_dict()))
-    batch_size = job.recipe.batch_size
+    plan = evaluation_plan(rows, job.recipe.batch_size)
+    rank_of = np.repeat(np.arange(len(plan)) % ranks.world, [len(part) for part in plan])
+    logits = np.empty((len(rows), job.classes), dtype=np.float32)
+    for rank, found in enumerate(ranks.exchange(_evaluate(job, plan[ranks.rank :: ranks.world]))):
+        logits[rank_of == rank] = found
+    return logits
+
+
+def _evaluate(job: FoldJob, plan: Sequence[Sequence[Draw]]) -> Float[np.ndarray, "n classes"]:
     while True:
+        parts = [torch.empty((0, job.classes))]
         try:
-            return _evaluate(job, rows, batch_size)
+            with torch.inference_mode(), autocast(job.device, job.precision):
+                for batch in job.loader.batches(plan):
+                    parts.append(job.folded.network(job.normalise(batch.images)).float().cpu())
+            return torch.cat(parts).numpy()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size == 1:
+            if all(len(part) == 1 for part in plan):
                 raise _too_large(job) from error
-            batch_size = -(-batch_size // 2)
+            plan = [half for part in plan for half in _halves(part)]
 
 
-def _evaluate(job: FoldJob, rows: IntArray, batch_size: int) -> Float[np.ndarray, "n classes"]:
-    parts = []
-    with torch.inference_mode(), autocast(job.device, job.precision):
-        for batch in job.loader.batches(evaluation_plan(rows, batch_size)):
-            parts.append(job.folded.network(job.normalise(batch.images)).float().cpu())
-    return torch.cat(parts).numpy()
+def _halves(part: list[Draw]) -> list[list[Draw]]:
+    middle = -(-len(part) // 2)
+    return [half for half in (part[:middle], part[middle:]) if half]
 
 
 def _all_finite(weights: Weights) -> bool:
@@ -598,7 +694,47 @@ def training_size(recipe: Recipe, epoch: int) -> int:
     return min(recipe.first_size + round(grown / 16) * 16, recipe.size)
 
 
-def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls) -> FoldState:
+@dataclass
+class _Part:
+    """One replica's part of a state, as it goes from rank to rank. No weights: the merged ones."""
+
+    replica: int
+    steps: int
+    tally: Tally
+    weights: Weights | None
+    moments: Moments
+
+    @classmethod
+    def of(cls, state: FoldState, replica: int) -> "_Part":
+        copy = state.copies[replica]
+        own = None if copy is state.merged else {name: w.cpu() for name, w in copy.items()}
+        return cls(
+            replica, state.steps[replica], state.tallies[replica], own, state.moments[replica]
+        )
+
+    def put_into(self, state: FoldState) -> None:
+        """Changes the state."""
+        number = self.replica
+        state.steps[number], state.tallies[number] = self.steps, self.tally
+        state.moments[number] = self.moments
+        state.copies[number] = state.merged if self.weights is None else self.weights
+
+
+def _require_same_state(state: FoldState, folder: Path | None, ranks: Ranks) -> None:
+    """Raises `ResourceError` where ranks would go on from different places."""
+    found = ranks.exchange((state.epoch, state.replica, state.steps, len(state.merges)))
+    if any(each != found[0] for each in found):
+        odd = next(rank for rank, each in enumerate(found) if each != found[0])
+        raise ResourceError(
+            f"rank {odd} finds another checkpoint in `{folder}` than rank 0",
+            hint="the run folder must be the same one for all ranks",
+        )
+
+
+def _first_or_saved_state(
+    job: FoldJob, folder: Path | None, controls: Controls, own: range
+) -> FoldState:
+    """Where to go on; of other ranks' replicas without the weights and moments."""
     state = load_state(folder, controls.notice) if folder else None
     if state is None:
         start = {name: tensor.to(job.device) for name, tensor in job.start.items()}
@@ -613,7 +749,10 @@ def _first_or_saved_state(job: FoldJob, folder: Path | None, controls: Controls)
         return moved.setdefault(key, {k: v.to(job.device) for k, v in weights.items()})
 
     state.merged, state.velocity = on_device(state.merged), on_device(state.velocity)
-    state.copies = [on_device(copy) for copy in state.copies]
+    state.copies = [
+        on_device(copy) if n in own else state.merged for n, copy in enumerate(state.copies)
+    ]
+    state.moments = [each if n in own else {} for n, each in enumerate(state.moments)]
     state.chosen = on_device(state.chosen) if state.chosen is not None else None
     return state
 
@@ -652,10 +791,13 @@ def _to(device: torch.device, moments: Moments) -> Moments:
 
 
 def _row(
-    job: FoldJob, state: FoldState, model: str, logits: Float[np.ndarray, "n classes"] | None
+    job: FoldJob,
+    state: FoldState,
+    model: str,
+    tally: Tally,
+    logits: Float[np.ndarray, "n classes"] | None,
 ) -> Row:
     """One row of the history. What is not finite or not measured is None."""
-    tally = state.tally
     finite = logits is None or bool(np.isfinite(logits).all())
     row: Row = {
         "fold": job.fold,

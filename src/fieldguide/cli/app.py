@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fieldguide import recipe as recipes
 from fieldguide.cli import terminal
 from fieldguide.errors import FieldguideError, Stopped, UsageError
+from fieldguide.launched import launch
 
 app = App(
     name="fieldguide",
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit code, with errors told on stderr."""
     try:
+        _refuse_ranks(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
@@ -49,6 +51,12 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return 0
+
+
+def _refuse_ranks(arguments: Sequence[str]) -> None:
+    """Raises `UsageError` where several processes would do the same in the same place."""
+    if launch().world > 1 and arguments[:1] not in (["fit"], ["recipe"]):
+        raise UsageError("only `fit` works on several ranks", hint="leave torchrun out")
 
 
 def _tell(error: FieldguideError) -> int:

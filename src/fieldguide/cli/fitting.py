@@ -16,6 +16,7 @@ from fieldguide.cli import terminal
 from fieldguide.cli.flags import TEXT_FLAGS
 from fieldguide.display import Display
 from fieldguide.errors import Stopped, UsageError
+from fieldguide.launched import launch
 from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with Display(terminal.stderr) as display:
+        with Display(terminal.stderr if launch().rank == 0 else terminal.silent) as display:
             yield lambda: _watcher(display, check_stop, what)
     finally:
         for number, handler in before.items():

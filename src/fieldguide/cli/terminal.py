@@ -43,3 +43,4 @@ stdout = Terminal(
     width=None if sys.stdout is not None and sys.stdout.isatty() else PIPED_WIDTH,
 )
 stderr = Terminal(stderr=True, highlight=False, markup=False)
+silent = Terminal(stderr=True, quiet=True)  # of ranks but the first

@@ -12,6 +12,7 @@ from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weight
 from fieldguide.cli.flags import Columns, Flags, TableFlags
 from fieldguide.display import Display
 from fieldguide.errors import DataError, TrainingError, UsageError
+from fieldguide.launched import launch
 from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -134,8 +135,11 @@ def fit(
     chosen = chosen_recipe(recipe, settings)
     require_weights(chosen, out)
     require_beside(out, photos)
+    first = launch().rank == 0
+    report &= first
     run = _fit(columns.read(photos), chosen, out, fold=fold, force=force, report=report)
-    tables.print_scores(terminal.stdout, run)
+    if first:
+        tables.print_scores(terminal.stdout, run)
 
 
 @app.command

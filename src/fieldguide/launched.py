@@ -1,0 +1,44 @@
+"""As which of how many processes torchrun started this one: what it tells in the environment.
+
+Read without torch, so that what cannot work is told at once. Knows nothing of what ranks do.
+"""
+
+import os
+from dataclasses import dataclass
+
+from fieldguide.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's `rank` (from 0) among `world`; its `local` one among `beside` on its machine.
+
+    A process that was started alone is the first of one.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    beside: int = 1
+
+
+def launch() -> Launch:
+    """As what this process was started; raises `UsageError` for an environment that makes no sense.
+
+    Whoever starts ranks in another way than torchrun's sets RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT, and LOCAL_RANK and LOCAL_WORLD_SIZE where they are on several machines.
+    """
+    world = _number("WORLD_SIZE", 1)
+    if world == 1 or "RANK" not in os.environ:
+        return Launch()
+    rank = _number("RANK", 0)
+    if rank >= world:
+        raise UsageError(f"RANK = {rank} is none of 0 to {world - 1}, as WORLD_SIZE = {world} says")
+    return Launch(rank, world, _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", world))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UsageError(f"{name} = {text!r} is no number of processes")
+    return int(text)
