@@ -15,8 +15,9 @@ ROWS = (
     {"errors"},
     {"augment", "backbones", "controls", "device", "files", "folds", "heads", "launched", "merge"}
     | {"caches", "metrics", "optimize", "pretrained", "recipe", "seeds"},
-    {"shards"},
-    {"analysis", "catalog", "cluster", "pixels", "ranks", "side_by_side", "store", "tracking"}
+    {"remote", "shards"},
+    {"analysis", "catalog", "cluster", "mirror", "pixels", "ranks", "side_by_side", "store"}
+    | {"tracking"}
     | {"transforms"},
     {"batches", "check", "checkpoint", "folding", "inputs", "network", "pack"},
     {"inference", "predictions", "probe", "train"},

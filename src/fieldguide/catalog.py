@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from fieldguide import caches, files, shards
+from fieldguide import caches, files, remote, shards
 from fieldguide.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -112,9 +112,10 @@ def read(
 ) -> Catalog:
     """The catalog of a folder (`scan`) or of a table (`read_table`, for which the options are).
 
+    What is at an address, such as `s3://bucket/photos`, is fetched first: see `remote.local`.
     Raises DataError, also where an option for tables is given with a folder.
     """
-    place = Path(source)
+    place = remote.local(source)
     if not place.is_dir():
         return read_table(
             place,
@@ -254,7 +255,7 @@ def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dic
 
 
 def _existing_folder(folder: str | Path) -> Path:
-    root = Path(folder).resolve()
+    root = remote.local(folder).resolve()
     if root.is_dir():
         return root
     if root.exists():
@@ -544,7 +545,7 @@ def read_table(
     Rows without a label or without a file are left out and noted. Raises DataError with the row
     for a table that cannot be read, and with the nearest name for a column that is missing.
     """
-    place = Path(csv)
+    place = remote.local(csv)
     table = read_cells(place, encoding)
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")

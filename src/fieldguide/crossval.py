@@ -23,7 +23,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fieldguide import caches, check, files, folding, pixels, runs, shards, store, tracking
+from fieldguide import (
+    caches,
+    check,
+    files,
+    folding,
+    mirror,
+    pixels,
+    remote,
+    runs,
+    shards,
+    store,
+    tracking,
+)
 from fieldguide import recipe as recipes
 from fieldguide.augment import (
     Augmentation,
@@ -113,12 +125,27 @@ def fit(
     On ranks that torchrun started, all of which call this, replicas are spread over them. The same
     call resumes, on as many ranks or on others; a finished run is returned untouched. `force`
     resumes although the version of torch differs. With `prepared` the catalog is one that `prepare`
-    made: no photo is checked, and its groups, folds and parts are those of the run. Raises
-    `UsageError` where `out` holds a run of another recipe, or of other photos, `DataError` where
-    the photos cannot be used, `ResourceError`, `TrainingError`, and whatever `watcher.check_stop`
-    raises, after a checkpoint.
+    made: no photo is checked, and its groups, folds and parts are those of the run. An `out` that
+    is an address, such as `s3://bucket/run`, is kept in the cache folder and sent as it grows:
+    `mirror`.
+
+    Raises `UsageError` where `out` holds a run of another recipe, or of other photos, `DataError`
+    where the photos cannot be used, `ResourceError`, `TrainingError`, and whatever
+    `watcher.check_stop` raises, after a checkpoint.
     """
     watcher = watcher or Watcher()
+    if isinstance(out, str) and remote.is_address(out):
+        with mirror.mirrored(out, watcher.notice) as here:
+            return fit(
+                catalog,
+                recipe,
+                here,
+                fold=fold,
+                force=force,
+                prepared=prepared,
+                command=command,
+                watcher=watcher,
+            )
     folder = Path(out)
     with joined(recipe.device, recipe.replicas) as ranks:
         recipe = _of_rank(recipe, ranks)

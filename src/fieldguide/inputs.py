@@ -8,12 +8,12 @@ in the result. Knows nothing of models, nor of what the files hold.
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fieldguide import catalog
+from fieldguide import catalog, remote
 from fieldguide.errors import DataError, UsageError
 
 TABLES = frozenset({".csv", ".tsv", ".tab"})
@@ -46,6 +46,7 @@ def read(
     path_column: str | None = None,
     root: str | Path | None = None,
     encoding: str | None = None,
+    notice: Callable[[str], None] = lambda message: None,
 ) -> list[Input]:
     """The photos that the sources name: source by source, each in its own order.
 
@@ -65,12 +66,14 @@ def read(
     may stand for `/`. `encoding` is theirs; without it UTF-16 is known by its mark and all else is
     UTF-8, and in lists also bytes that are not, as they are in file names.
 
+    What is at an address is fetched first, see `remote.local`; `notice` is told where that waits.
+
     Raises DataError where a source is not there (but a file that ends like a picture is an input
     and missing), a folder has no picture or a table cannot be read; UsageError for an option that
     no source has a use for.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
-    found = [_recognised(source) for source in several]
+    found = [_recognised(source, notice) for source in several]
     _refuse_idle(found, recursive, path_column, root, encoding)
     inputs: list[Input] = []
     for source in found:
@@ -86,8 +89,8 @@ def read(
     return inputs
 
 
-def _recognised(source: str | Path) -> _Source:
-    text, place = str(source), Path(source)
+def _recognised(source: str | Path, notice: Callable[[str], None]) -> _Source:
+    text, place = str(source), remote.local(source, notice=notice)
     if text == STANDARD_INPUT:
         return _Source(text, place, "list")
     if not text:  # to Path it would be the current folder

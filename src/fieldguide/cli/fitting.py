@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from fieldguide import mirror, remote
 from fieldguide import recipe as recipes
 from fieldguide.backbones import require_backbone
 from fieldguide.cli import terminal
@@ -45,9 +46,20 @@ def require_weights(recipe: Recipe, folder: Path) -> None:
         raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
 
 
-def require_beside(folder: Path, photos: Path) -> None:
+@contextmanager
+def folder_of(out: str) -> Iterator[Path]:
+    """The folder to write a run to; that of an address is sent as it grows."""
+    if not remote.is_address(out):
+        yield Path(out)
+        return
+    with mirror.mirrored(out, lambda text: terminal.stderr.print(text, soft_wrap=True)) as folder:
+        yield folder
+
+
+def require_beside(folder: Path, photos: str) -> None:
     """Refuses a folder to write to that would lie among the photos."""
-    if photos.is_dir() and folder.resolve().is_relative_to(photos.resolve()):
+    place = Path(photos)
+    if place.is_dir() and folder.resolve().is_relative_to(place.resolve()):
         raise UsageError(
             f"`{folder}` would lie among the photos in `{photos}`",
             hint="name a folder beside them with --out",

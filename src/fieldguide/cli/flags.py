@@ -9,6 +9,9 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fieldguide import recipe as recipes
+from fieldguide import remote
+from fieldguide.cli import terminal
+from fieldguide.display import Display
 from fieldguide.errors import UsageError
 from fieldguide.recipe import Recipe
 
@@ -47,6 +50,20 @@ Settings = _settings_model()
 Flags = Annotated[Settings, Parameter(name="*")]  # type: ignore[valid-type]
 
 
+def fetched(photos: str) -> Path:
+    """PHOTOS as a path; what is at an address is fetched, with progress on the terminal."""
+    if not remote.is_address(photos):
+        return Path(photos)
+    with Display(terminal.stderr) as display:
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:
+                display.begin("fetching files", total)
+            display.reach(done)
+
+        return remote.local(photos, notice=display.notice, progress=progress)
+
+
 @dataclass(frozen=True)
 class Columns:
     """How to read PHOTOS where it is a table; the usual column names are found by themselves.
@@ -77,12 +94,12 @@ class Columns:
     root: Path | None = None
     encoding: str | None = None
 
-    def read(self, photos: Path) -> "Catalog":
-        """The catalog of a folder or table."""
+    def read(self, photos: str) -> "Catalog":
+        """The catalog of a folder or table, which is fetched first where it is an address."""
         from fieldguide import catalog
 
         return catalog.read(
-            photos,
+            fetched(photos),
             path=self.path_column,
             label=self.label_column,
             group=self.group_column,

@@ -117,7 +117,7 @@ def landscape(
 
 @app.command
 def compare(
-    photos: Path,
+    photos: str,
     *,
     out: Path,
     vary: list[str] | None = None,
@@ -166,9 +166,10 @@ def compare(
     )
     for trial in trials:
         require_weights(trial.recipe, out)
+    catalog = columns.read(photos)
     with watching() as watcher:
         found = compares.compare(
-            columns.read(photos),
+            catalog,
             trials,
             out,
             budget_hours=budget,
@@ -181,7 +182,7 @@ def compare(
 
 @app.command
 def preview(
-    photos: Path,
+    photos: str,
     *,
     out: Path = Path("preview.png"),
     recipe: str = "default",
@@ -213,7 +214,7 @@ def preview(
 
 @app.command(name="find-rate")
 def find_rate(
-    photos: Path,
+    photos: str,
     *,
     out: Path,
     recipe: str = "default",

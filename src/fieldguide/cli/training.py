@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from fieldguide import recipe as recipes
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
-from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
+from fieldguide.cli.fitting import (
+    chosen_recipe,
+    folder_of,
+    require_beside,
+    require_weights,
+    watching,
+)
 from fieldguide.cli.flags import Columns, Flags, TableFlags
 from fieldguide.display import Display
 from fieldguide.errors import DataError, TrainingError, UsageError
@@ -24,7 +30,7 @@ DEMO_PHOTOS_EACH = 60
 
 @app.command
 def check(
-    photos: Path,
+    photos: str,
     *,
     csv: Path | None = None,
     strict: bool = False,
@@ -39,7 +45,8 @@ def check(
     Parameters
     ----------
     photos
-        A folder with one folder a class, or with train, val and test, or a CSV table.
+        A folder with one folder a class, or with train, val and test, shards, or a CSV table; or
+        the address of one, such as s3://bucket/photos.
     csv
         Write every finding to this file.
     strict
@@ -66,7 +73,7 @@ def check(
 
 @app.command
 def pack(
-    photos: Path,
+    photos: str,
     *,
     out: Path,
     shard_mb: float = 256,
@@ -80,7 +87,8 @@ def pack(
     Parameters
     ----------
     photos
-        A folder with one folder a class, or with train, val and test, or a CSV table.
+        A folder with one folder a class, or with train, val and test, shards, or a CSV table; or
+        the address of one, such as s3://bucket/photos.
     out
         The folder to write, which must be new.
     shard_mb
@@ -105,9 +113,9 @@ def pack(
 
 @app.command
 def fit(
-    photos: Path,
+    photos: str,
     *,
-    out: Path,
+    out: str,
     recipe: str = "default",
     fold: int | None = None,
     force: bool = False,
@@ -120,9 +128,10 @@ def fit(
     Parameters
     ----------
     photos
-        A folder with one folder a class, or with train, val and test, or a CSV table.
+        A folder with one folder a class, or with train, val and test, shards, or a CSV table; or
+        the address of one, such as s3://bucket/photos.
     out
-        The run's folder: new, or that of the run to go on with.
+        The run's folder, or its address: new, or that of the run to go on with.
     recipe
         A named recipe or a .toml file; `fieldguide recipe` prints them.
     fold
@@ -133,13 +142,15 @@ def fit(
         Write RUN/report.html at the end.
     """
     chosen = chosen_recipe(recipe, settings)
-    require_weights(chosen, out)
-    require_beside(out, photos)
+    require_beside(Path(out), photos)
     first = launch().rank == 0
-    report &= first
-    run = _fit(columns.read(photos), chosen, out, fold=fold, force=force, report=report)
-    if first:
-        tables.print_scores(terminal.stdout, run)
+    with folder_of(out) as folder:
+        require_weights(chosen, folder)
+        catalog = columns.read(photos)
+        report &= first
+        run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
+        if first:
+            tables.print_scores(terminal.stdout, run)
 
 
 @app.command

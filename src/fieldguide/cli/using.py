@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from fieldguide import mirror
 from fieldguide.backbones import require_backbone
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @app.command
 def score(
     run: Path,
-    photos: Path | None = None,
+    photos: str | None = None,
     *,
     per_class: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -202,7 +203,7 @@ def save(
 
 @app.command
 def predict(
-    model: Path,
+    model: str,
     photos: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
     *,
     out: Path = Path("predictions.csv"),
@@ -231,10 +232,11 @@ def predict(
     Parameters
     ----------
     model
-        A run's folder, or that of a classifier which `fieldguide save` or `merge` wrote.
+        A run's folder, or that of a classifier which `fieldguide save` or `merge` wrote; or its
+        address.
     photos
-        A folder, a CSV table, a list of paths (.txt, or - for standard input), a photo, or
-        several of these.
+        A folder, a CSV table, a list of paths (.txt, or - for standard input), a photo, the
+        address of one, or several of these.
     out
         The table to write.
     combine
@@ -284,15 +286,21 @@ def predict(
     predictions.require_free(out, overwrite)
     if zip:
         predictions.require_free(predictions.zip_path(out), overwrite)
+
+    def notice(message: str) -> None:
+        terminal.stderr.print(message, soft_wrap=True)
+
     found = inputs.read(
         photos,
         recursive=recursive,
         path_column=lists.path_column,
         root=lists.root,
         encoding=lists.encoding,
+        notice=notice,
     )
-    layout, found = table.layout(_classes_of(model), found)
-    classifier = _classifier(model, combine, photos_root, machine)
+    folder = mirror.run_folder(model, notice)
+    layout, found = table.layout(_classes_of(folder), found)
+    classifier = _classifier(folder, combine, photos_root, machine)
     _tell_precision(classifier, machine)
     if asked_sets and asked_views:
         terminal.stderr.print("sets are calibrated on one view: with several, coverage may differ")
