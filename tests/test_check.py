@@ -187,6 +187,16 @@ def test_pairs_equal_those_of_brute_force() -> None:
     assert len(pairs) <= 1.2 * len(expected)  # those of six and seven bits
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 50])
+def test_thumbnails_at_once_change_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.random.default_rng(0)
+    fingerprints = draws.integers(0, 256, (50, 288), dtype=np.uint8)
+    fingerprints[20:40] = fingerprints[:20]
+    whole = check._near_pairs(fingerprints)
+    monkeypatch.setattr(check, "_AT_ONCE", at_once)
+    assert len(whole) == 20 and check._near_pairs(fingerprints).tolist() == whole.tolist()
+
+
 def test_the_hash_of_a_mirror_image_and_of_a_slope() -> None:
     slope = np.tile(np.arange(0, 160, 10, dtype=np.uint8), (1, 16, 1))
     assert check._hashes(slope).tolist() == [2**64 - 1]

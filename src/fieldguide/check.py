@@ -145,6 +145,7 @@ _MOST_APART = 0.75  # standard deviations, at any place
 _MOST_COLOUR = 10  # levels
 _BRIGHTER = 1.5  # levels, for a bit to be set: at 0, even white backgrounds would set half of them
 _FLAT = 4.0  # levels: a gray thumbnail that deviates less is mostly noise of the compression
+_AT_ONCE = 10_000  # thumbnails made into floats at once: 10 MB in each of some ten arrays
 _NEIGHBOURS = 64  # compared at most for each photo in each table; only look-alikes have more
 
 
@@ -215,10 +216,14 @@ def _near_pairs(fingerprints: _Bytes) -> _Pairs:
 
 def _hashes(thumbnails: _Bytes) -> _Hashes:
     """A bit for each of 8 × 8 neighbours in 8 rows of 9 cells, cells being averages over areas."""
-    cells = _areas(8) @ thumbnails.astype(np.float64) @ _areas(9).T
-    bits = cells[:, :, 1:] > cells[:, :, :-1] + _BRIGHTER
-    packed: _Hashes = np.packbits(bits.reshape(len(bits), 64), axis=1).view(np.uint64)
-    return packed.ravel()
+    hashes = np.empty(len(thumbnails), np.uint64)
+    for start in range(0, len(thumbnails), _AT_ONCE):
+        some = thumbnails[start : start + _AT_ONCE].astype(np.float64)
+        cells = _areas(8) @ some @ _areas(9).T
+        bits = cells[:, :, 1:] > cells[:, :, :-1] + _BRIGHTER
+        packed = np.packbits(bits.reshape(len(bits), 64), axis=1).view(np.uint64)
+        hashes[start : start + _AT_ONCE] = packed.ravel()
+    return hashes
 
 
 def _areas(cells: int) -> NDArray[np.float64]:
@@ -240,13 +245,15 @@ def _candidates(hashes: _Hashes, count: int) -> tuple[_Pairs, _Pairs]:
     """
     straight: list[_Numbers] = []
     swapped: list[_Numbers] = []
-    for bytes_kept in itertools.combinations(range(8), 3):
+    for table, bytes_kept in enumerate(itertools.combinations(range(8), 3), start=1):
         for one, other in _meetings(hashes, bytes_kept):
             low, high = np.minimum(one, other), np.maximum(one, other)
             both = high < count
             straight.append(low[both] * count + high[both])
             mixed = (low < count) & (high >= count) & (low != high - count)
             swapped.append(low[mixed] * count + high[mixed] - count)
+        if table % 8 == 0:  # most pairs meet in several tables: keep each once
+            straight, swapped = [_different(straight)], [_different(swapped)]
     return _pairs(straight, count), _pairs(swapped, count)
 
 
@@ -255,8 +262,11 @@ def _meetings(hashes: _Hashes, bytes_kept: Iterable[int]) -> Iterator[tuple[_Num
     keys = hashes & mask
     order = np.lexsort((hashes, keys))
     keys, sorted_hashes = keys[order], hashes[order]
-    for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
-        same = np.flatnonzero(keys[step:] == keys[:-step])
+    # Only rows whose key the next one has too go on: most keys are had once.
+    same = np.arange(len(order))
+    for step in range(1, _NEIGHBOURS + 1):
+        same = same[same < len(order) - step]
+        same = same[keys[same] == keys[same + step]]
         if not len(same):
             return
         near = np.bitwise_count(sorted_hashes[same] ^ sorted_hashes[same + step]) <= _MOST_BITS
@@ -264,15 +274,20 @@ def _meetings(hashes: _Hashes, bytes_kept: Iterable[int]) -> Iterator[tuple[_Num
 
 
 def _pairs(codes: Sequence[_Numbers], count: int) -> _Pairs:
-    unique = np.unique(np.concatenate(codes)) if codes else np.empty(0, np.int64)
-    return np.stack(np.divmod(unique, count), axis=1)
+    return np.stack(np.divmod(_different(codes), count), axis=1)
+
+
+def _different(codes: Sequence[_Numbers]) -> _Numbers:
+    """Each number once, ascending: by sorting, which takes a fraction of numpy's hash tables."""
+    found = np.sort(np.concatenate([np.empty(0, np.int64), *codes]))
+    return found[np.diff(found, prepend=-1) > 0]
 
 
 def _alike(one: _Thumbnails, other: _Thumbnails, pairs: _Pairs) -> NDArray[np.bool_]:
     """Whether the thumbnails of each pair correlate and have the same colours."""
     answers = [np.empty(0, np.bool_)]
-    for start in range(0, len(pairs), 100_000):  # 200 MB of float32 at a time
-        a, b = pairs[start : start + 100_000].T
+    for start in range(0, len(pairs), _AT_ONCE):
+        a, b = pairs[start : start + _AT_ONCE].T
         answers.append(_same_gray(one[0][a], other[0][b]) & _same_colour(one[1][a], other[1][b]))
     return np.concatenate(answers)
 
