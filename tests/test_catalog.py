@@ -440,6 +440,15 @@ PHOTOS = st.builds(
 )
 
 
+def test_files_are_where_the_photos_lie(tmp_path: Path) -> None:
+    outside = str(tmp_path / "z.jpg")
+    photos = tuple(Photo(path, "x") for path in ("a/1.jpg", "b.jpg", outside))
+    found = Catalog(tmp_path / "root", photos).files
+    places = [tmp_path / "root" / "a" / "1.jpg", tmp_path / "root" / "b.jpg", Path(outside)]
+    assert list(found) == places and len(found) == 3
+    assert list(found[1:]) == places[1:] and found[-1] == places[-1]
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from fieldguide import caches, files, remote, shards
 from fieldguide.errors import DataError
@@ -97,6 +97,35 @@ class Catalog:
     def file(self, photo: Photo) -> Path:
         """Where the photo lies."""
         return self.root / photo.path
+
+    @property
+    def files(self) -> "Files":
+        """Where the photos lie, in catalog order."""
+        return Files(self.root, self.photos)
+
+
+@dataclass(frozen=True)
+class Files(Sequence[Path]):
+    """Where photos lie. A path takes more room than its photo: each is made when asked for."""
+
+    root: Path
+    photos: Sequence[Photo]
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self.photos)
+
+    @overload
+    def __getitem__(self, which: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> "Files": ...
+
+    def __getitem__(self, which: int | slice) -> "Path | Files":
+        """The path of one photo, or those of several."""
+        if isinstance(which, slice):
+            return Files(self.root, self.photos[which])
+        return self.root / self.photos[which].path
 
 
 def read(

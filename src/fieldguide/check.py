@@ -76,7 +76,7 @@ def inspect(
     started, and to import, first. `progress` is called in the caller's thread with the number of
     photos done so far. The result does not depend on `workers`.
     """
-    paths = [catalog.file(photo) for photo in catalog.photos]
+    paths = catalog.files
     # one future a photo would cost as much as decoding a small one
     batches = [paths[start : start + 32] for start in range(0, len(paths), 32)]
     facts: list[Facts] = []

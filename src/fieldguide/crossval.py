@@ -42,7 +42,7 @@ from fieldguide.augment import (
     decoded_side,
 )
 from fieldguide.batches import Decoding, Loader, Pictures
-from fieldguide.catalog import Catalog, require_trainable
+from fieldguide.catalog import Catalog, Files, require_trainable
 from fieldguide.cluster import train_on_cluster
 from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import (
@@ -627,7 +627,7 @@ def fold_jobs(
     loader = Loader(
         pictures(
             recipe,
-            [root / photo.path for photo in photos],
+            Files(root, photos),
             keys=[photo.sha256 for photo in photos],
             notice=notice,
         ),
