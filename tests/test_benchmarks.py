@@ -289,3 +289,20 @@ def test_long_parts_run_only_when_they_are_named() -> None:
     assert {"kfold", "gate", "growth"} == parts.LONG.keys()
     assert not parts.LONG.keys() & parts.USUAL.keys()
     assert parts.PARTS.keys() == parts.LONG.keys() | parts.USUAL.keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_the_scale_of_many_photos_is_measured_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "scale"
+    script = str(ROOT / "benchmarks" / "scale.py")
+    done = subprocess.run(
+        [sys.executable, script, "--photos", "500", "--folder", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    stages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [stage["stage"] for stage in stages][:3] == ["index tar files", "pack", "catalog"]
+    assert stages[-1]["stage"] == "all draws of an epoch"
+    assert all(stage["seconds"] >= 0 and stage["photos"] == 500 for stage in stages)
+    assert not folder.exists()
