@@ -95,6 +95,16 @@ def test_photos_are_fetched_once_and_when_they_change() -> None:
     assert fetched() == ["elm/1.jpg", "elm/2.jpg"]
 
 
+def test_a_class_that_is_gone_there_leaves_no_empty_folder() -> None:
+    put("elm/1.jpg")
+    put("oak/young/1.jpg")
+    scan("far://photos")
+    Far().rm("far://photos/oak", recursive=True)
+    found = scan("far://photos")
+    assert [photo.path for photo in found.photos] == ["elm/1.jpg"] and not found.notes
+    assert not (found.root / "oak").exists()
+
+
 def test_a_damaged_copy_is_fetched_again() -> None:
     there = {"elm/1.jpg": put("elm/1.jpg"), "oak/1.jpg": put("oak/1.jpg")}
     root = scan("far://photos").root

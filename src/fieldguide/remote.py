@@ -265,8 +265,12 @@ def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    for path in list(folder.rglob("*")):
-        if path.is_file() and path.relative_to(folder).as_posix() not in kept:
+    """Removes all other files, and the folders that are then empty: they would be empty classes."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in kept:
             path.unlink()
 
 
