@@ -6,6 +6,8 @@ import pickle
 import re
 import signal
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fits import Killed, killer, results, small_fit
+from fits import SMALL, Killed, killer, results, small_fit
 
 import fieldguide as fg
+from fieldguide import cli, train
 from fieldguide import ranks as ranking
-from fieldguide import train
 from fieldguide.crossval import Watcher
 from fieldguide.errors import DataError, FieldguideError, ResourceError, Stopped, UsageError
 from fieldguide.launched import Launch, launch
@@ -457,3 +459,29 @@ def test_evaluation_looks_at_each_photo_once(
     assert sum(len(part) for part in parts.values()) == photos
     for rank in range(world):
         assert np.array_equal(train.evaluate(job, rows, Counting(Launch(rank, world))), expected)
+
+
+# --- the command line on ranks --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plain_consoles")
+def test_commands_other_than_fit_are_refused_on_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in as_rank(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert "only `fit` works on several ranks" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_torchrun_fits_as_one_process_does_and_tells_once(discs: Path, tmp_path: Path) -> None:
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    place = ["--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *place, "-m", "fieldguide"]
+    fit = ["fit", str(discs), f"--out={tmp_path / 'run'}", *settings, "--no-report"]
+    done = subprocess.run([*command, *fit], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("out-of-fold accuracy") == 1
+    assert done.stderr.count("fold 1  epoch  2  merged") == 1
+    assert results(fg.Run(tmp_path / "run")) == results(small_fit(discs, tmp_path / "alone"))

@@ -14,6 +14,7 @@ run folders.
 
 import os
 import pickle
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +41,8 @@ JOIN = timedelta(seconds=45)
 STEP = timedelta(minutes=30)
 # How long the others wait while the first checks the photos (a million take hours) and tries steps.
 SETUP = timedelta(hours=12)
-# How long the first, which may hold the store, waits at an error until all others have read it.
+# How long the first waits at an error until all others have read it, where torchrun does not hold
+# the store.
 HEARD = timedelta(seconds=5)
 
 _ERROR = "fieldguide/error"
@@ -162,8 +164,7 @@ class Ranks:
                 found: FieldguideError = pickle.loads(bytes.fromhex(store.get(_ERROR).decode()))
                 return found
         return ResourceError(
-            "another rank has ended without a word, or does not answer:"
-            f" {str(error).strip().splitlines()[0]}",
+            f"another rank has ended without a word, or does not answer: {_reason(error)}",
             hint="often memory ran out; the same command goes on from the last checkpoint",
         )
 
@@ -179,7 +180,7 @@ class Ranks:
         if error is not None:
             with suppress(RuntimeError):
                 store.set(_heard(self.rank), "")
-                if self.first:
+                if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                     store.wait([_heard(rank) for rank in range(self.world)], HEARD)
 
     def _portable(self, error: BaseException) -> FieldguideError:
@@ -264,7 +265,7 @@ def _join(place: Launch, on_gpu: bool) -> _Groups:
             dist.destroy_process_group()
         raise ResourceError(
             f"rank {place.rank} did not meet all {place.world} ranks at `{where}`"
-            f" within {JOIN.seconds} seconds: {str(error).strip().splitlines()[0]}",
+            f" within {JOIN.seconds} seconds: {_reason(error)}",
             hint="MASTER_ADDR and MASTER_PORT name the machine and port of the first rank;"
             " torchrun sets them by --master-addr and --master-port",
         ) from error
@@ -275,6 +276,12 @@ def _group(backend: str, timeout: timedelta) -> ProcessGroup:
     group = dist.new_group(backend=backend, timeout=timeout)
     assert isinstance(group, ProcessGroup)  # every rank is in it
     return group
+
+
+def _reason(error: Exception) -> str:
+    """What torch or gloo says, without the place in its source and what it advises."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[[^]]*\] ", "", line).partition(". ")[0]
 
 
 def _heard(rank: int) -> str:
