@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from fieldguide import files
-from fieldguide.errors import FieldguideError, ResourceError
+from fieldguide.errors import FieldguideError, ResourceError, UsageError
+from fieldguide.launched import launch
 from fieldguide.remote import Place, fetch, folder_of, is_address, opened, silent, token_of
 
 PERIOD = 30.0  # seconds between two looks at what a run has finished (taste)
@@ -33,8 +34,14 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
     and at its end, however it ends. While the address does not answer, the block goes on.
 
     Raises ResourceError where the address cannot be reached at the start, or, naming the folder of
-    this machine where all is kept, at the end of a block that went well.
+    this machine where all is kept, at the end of a block that went well; UsageError on several
+    ranks, which write into one folder.
     """
+    if launch().world > 1:
+        raise UsageError(
+            f"ranks need one folder, and `{address}` is kept in one on each machine",
+            hint="choose --out on a disk that all ranks share",
+        )
     address = address.rstrip("/")
     parent = folder_of("runs", address)
     files.make_folder(parent)

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -299,26 +298,23 @@ class _Session:
         size = training_size(recipe, state.epoch)
         loader = job.loader if size == recipe.size else job.resized(size)
         todo = [] if tally.hopeless else plan[state.steps[replica] :]
-        left = looks
-        for left, batch in zip(
-            range(looks, -1, -1), chain(loader.batches(todo), repeat(None)), strict=False
-        ):
-            if batch is not None:
-                step = state.steps[replica]
-                set_rates(
-                    optimizer, _rate_factor(recipe, state.epoch * len(plan) + step, len(plan))
-                )
-                seed = derive_seed(recipe.seed, "step", replica, state.epoch, step)
-                tally.add(self.step(optimizer, batch, seed), len(batch.photos))
-                tally.missing += batch.missing
-                _refuse_missing(tally, photos)  # before any checkpoint: they may come back
-                state.steps[replica] += 1
-                self.controls.on_step()
+        looked = 0
+        for batch in loader.batches(todo):
+            step = state.steps[replica]
+            done = state.epoch * len(plan) + step
+            set_rates(optimizer, _rate_factor(recipe, done, len(plan)))
+            seed = derive_seed(recipe.seed, "step", replica, state.epoch, step)
+            tally.add(self.step(optimizer, batch, seed), len(batch.photos))
+            tally.missing += batch.missing
+            _refuse_missing(tally, photos)  # before any checkpoint: they may come back
+            state.steps[replica] += 1
+            self.controls.on_step()
             if tally.hopeless:
                 break
-            if left:
+            if looked < looks:
                 self.checkpoint_within_epoch(replica, started)
-        for _ in range(left):  # others go on
+                looked += 1
+        for _ in range(looked, looks):  # others go on
             self.checkpoint_within_epoch(replica, started)
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Step | None:
@@ -607,7 +603,7 @@ def _evaluate(job: FoldJob, plan: Sequence[Sequence[Draw]]) -> Float[np.ndarray,
             plan = [half for part in plan for half in _halves(part)]
 
 
-def _halves(part: list[Draw]) -> list[list[Draw]]:
+def _halves(part: Sequence[Draw]) -> list[Sequence[Draw]]:
     middle = -(-len(part) // 2)
     return [half for half in (part[:middle], part[middle:]) if half]
 
