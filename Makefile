@@ -17,7 +17,7 @@ demo: venv
 	$(BIN)/fieldguide demo --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # All but the long ones, or those named: make bench PARTS="step epoch --rounds 9"
 bench: venv

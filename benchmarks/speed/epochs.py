@@ -20,7 +20,7 @@ from fieldguide.batches import Batch
 from fieldguide.device import Precision, autocast
 from fieldguide.train import FoldJob, train_fold
 
-PHOTOS = 640
+PHOTOS = 1280
 
 CPU = torch.device("cpu")
 
