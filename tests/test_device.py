@@ -1,4 +1,6 @@
 import os
+import platform
+import resource
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from fieldguide.device import (
     count_workers,
     device_name,
     fold_places,
+    keep_freed_memory,
     training_threads,
 )
 from fieldguide.errors import ResourceError, UsageError
@@ -240,3 +243,15 @@ def test_threads_are_given_back() -> None:
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_is_used_again() -> None:
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    keep_freed_memory()
+    torch.ones(16_000_000)
+    before = faults()
+    torch.ones(16_000_000)  # 64 MB, 16,000 pages
+    assert faults() - before < 1000

@@ -241,7 +241,7 @@ def test_ranks_that_cannot_share_the_replicas_are_refused(
 def test_a_gpu_for_all_ranks_or_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in as_rank(1, 2, 1).items():
         monkeypatch.setenv(name, value)
-    message = "'cuda:0' would be that of every rank"
+    message = "'cuda:0' would be for every rank"
     with pytest.raises(UsageError, match=message), joined("cuda:0", 2):
         raise AssertionError
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

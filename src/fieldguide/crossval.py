@@ -53,6 +53,7 @@ from fieldguide.device import (
     count_workers,
     device_name,
     fold_places,
+    keep_freed_memory,
     memory_format,
     training_threads,
 )
@@ -317,6 +318,7 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
     device = choose_device(resolved.device)
     training = sum(photo.split == "train" for photo in used.photos)
     steps = sum(replica_steps(resolved, training - training // resolved.folds))
+    keep_freed_memory()
     with training_threads(_threads(resolved)):
         return choose(
             network.to(device),
@@ -788,6 +790,7 @@ def _fold_trainer(
 ) -> Callable[[int], None]:
     """What trains and saves a fold of a run, in whatever process this is called."""
     run = Run(folder)
+    keep_freed_memory()
     job_of = fold_jobs(run, root, asked, controls.notice)
     return lambda index: _train_fold(run, job_of(index), controls, ranks)
 

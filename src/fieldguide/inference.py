@@ -33,6 +33,7 @@ from fieldguide.device import (
     count_readers,
     count_threads_beside,
     is_out_of_memory,
+    keep_freed_memory,
     memory_format,
     training_threads,
 )
@@ -115,6 +116,7 @@ def logits(
     odd = [view for view in views if view not in get_args(View)]
     if odd:
         raise UsageError(f"there is no view `{odd[0]}`", hint=f"one of {', '.join(get_args(View))}")
+    keep_freed_memory()
     device = choose_device(machine.device)
     networks = _Networks(architecture, members, device, precision_used(architecture, machine))
     loader = _loader(architecture, files, machine, device, views)
