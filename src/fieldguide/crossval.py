@@ -166,9 +166,9 @@ def _of_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
             f"`cluster` = {recipe.cluster!r} spreads folds, torchrun's ranks replicas",
             hint="leave one of them out",
         )
-    device = choose_device(recipe.device)
-    gpu = f"cuda:{torch.cuda.current_device()}"
-    return recipe.replace(device=gpu) if device.type == "cuda" else recipe
+    if choose_device(recipe.device).type != "cuda":
+        return recipe
+    return recipe.replace(device=f"cuda:{torch.cuda.current_device()}")
 
 
 def _help(folder: Path, recipe: Recipe, root: Path, watcher: Watcher, ranks: Ranks) -> Run:
