@@ -64,15 +64,20 @@ def test_what_a_job_does_again_is_told_once() -> None:
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":6379", "ray://"])
 def test_what_is_no_address_is_refused(address: str) -> None:
+    pytest.importorskip("ray")
     with pytest.raises(UsageError, match="is no address"):
-        cluster._require_answer(address)
+        cluster.require_address(address)
 
 
-def test_an_address_where_nobody_listens_is_named() -> None:
+def test_an_address_where_nobody_listens_is_told_before_any_work(
+    discs: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ResourceError, match=f"no Ray cluster at `127.0.0.1:{port}`: .*refused"):
-        cluster._require_answer(f"127.0.0.1:{port}")
+        small_fit(discs, tmp_path / "run", cluster=f"127.0.0.1:{port}")
+    assert not (tmp_path / "run" / "setup.json").exists()
 
 
 def test_an_address_that_never_answers_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +87,7 @@ def test_an_address_that_never_answers_is_no_hang(monkeypatch: pytest.MonkeyPatc
         address = f"127.0.0.1:{server.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(ResourceError, match=f"no Ray cluster at `{address}`: no answer"):
-            cluster._require_answer(address)
+            cluster._require_cluster(address)
     assert time.monotonic() - started < 30
 
 

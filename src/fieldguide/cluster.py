@@ -214,8 +214,9 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    require_address(address)
     if address != LOCAL:
-        _require_answer(address)
+        _require_cluster(address)
     try:
         with _signals_kept():
             ray.init(
@@ -260,19 +261,25 @@ def _signals_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _require_answer(address: str) -> None:
-    """Refuses an address that does not answer, or not as a cluster does: Ray itself may hang."""
-    if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdecimal():
-            raise UsageError(
-                f"`cluster` = {address!r} is no address",
-                hint="`local`, `auto` (on a machine of the cluster), HOST:PORT or ray://HOST:PORT",
-            )
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
-        except (OSError, OverflowError) as error:
-            raise _no_cluster(address, str(error)) from error
+def require_address(address: str) -> None:
+    """Refuses, in seconds, an address that is none or where nobody listens, and a missing Ray."""
+    _imported()
+    if address in {LOCAL, "auto"}:
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(
+            f"`cluster` = {address!r} is no address",
+            hint="`local`, `auto` (on a machine of the cluster), HOST:PORT or ray://HOST:PORT",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _require_cluster(address: str) -> None:
+    """Refuses what does not answer as a cluster does, by another process: Ray itself may hang."""
     join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
     command = [sys.executable, "-c", join]
     try:

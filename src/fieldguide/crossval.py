@@ -43,7 +43,7 @@ from fieldguide.augment import (
 )
 from fieldguide.batches import Decoding, Loader, Pictures
 from fieldguide.catalog import Catalog, Files, require_trainable
-from fieldguide.cluster import train_on_cluster
+from fieldguide.cluster import require_address, train_on_cluster
 from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import (
     choose_device,
@@ -206,6 +206,8 @@ def _fit(
     # What the machine cannot do is told before long work.
     tracker = tracking.start(recipe.track, folder, watcher.notice)
     choose_precision(recipe.precision, choose_device(recipe.device))
+    if recipe.cluster != "none":
+        require_address(recipe.cluster)
     if not _has_folds(catalog):
         _require_fold(fold, recipe.folds)
     if (folder / files.MANIFEST).is_file():

@@ -65,8 +65,8 @@ def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | Non
         console.print("--csv FILE lists them all")
 
 
-def print_scores(console: Console, run: "Run") -> None:
-    """Out-of-fold scores of a run."""
+def print_scores(console: Console, run: "Run", place: str = "") -> None:
+    """Out-of-fold scores of a run, which is in `place` (if not in its folder)."""
     scores = run.scores
     low, high = scores.interval
     done = len(scores.accuracy_per_fold)
@@ -97,7 +97,7 @@ def print_scores(console: Console, run: "Run") -> None:
     )
     table.add_row("photos", f"{scores.photos:,}")
     console.print(table)
-    console.print(f"training took {duration(run.seconds)}; everything is in {run.folder}")
+    console.print(f"training took {duration(run.seconds)}; everything is in {place or run.folder}")
 
 
 def print_classes(console: Console, run: "Run") -> None:
