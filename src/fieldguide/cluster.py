@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fieldguide.controls import Controls, Make
+from fieldguide.controls import Controls, Make, relayed
 from fieldguide.errors import ResourceError, Stopped, UsageError, portable
 
 LOCAL = "local"  # a cluster of this machine alone, for as long as it is needed
@@ -195,13 +195,7 @@ def _telling(fold: int, mailbox: Any) -> Controls:
             if ray.get(mailbox.stopped.remote()):
                 raise Stopped(signal.SIGTERM)
 
-    return Controls(
-        on_resume=tell("on_resume"),
-        on_step=tell("on_step"),
-        on_row=tell("on_row"),
-        notice=tell("notice"),
-        check_stop=check_stop,
-    )
+    return relayed(tell, check_stop)
 
 
 # --- the cluster ----------------------------------------------------------------------------------
@@ -214,7 +208,6 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    require_address(address)
     if address != LOCAL:
         _require_cluster(address)
     try:

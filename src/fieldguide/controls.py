@@ -18,6 +18,17 @@ class Controls:
     check_stop: Callable[[], None] = lambda: None  # raises to stop, after a checkpoint
 
 
+def relayed(tell: Callable[[str], Callable[..., None]], check_stop: Callable[[], None]) -> Controls:
+    """Controls of another process: `tell` gives, by name, what passes its arguments on."""
+    return Controls(
+        on_resume=tell("on_resume"),
+        on_step=tell("on_step"),
+        on_row=tell("on_row"),
+        notice=tell("notice"),
+        check_stop=check_stop,
+    )
+
+
 # What makes a process ready to train folds, given what it may tell.
 Make = Callable[[Controls], TrainFold]
 

@@ -1,7 +1,8 @@
 """A whole fit: from photographs and a recipe to a run folder with trained folds and honest scores.
 
-Folds are trained one after another here, each a pure job; a killed fit goes on from its last
-checkpoint when it is called again with the same arguments.
+Folds are pure jobs, trained one after another, on several devices at the same time, or on a
+cluster; a killed fit goes on from its last checkpoint when it is called again with the same
+arguments.
 """
 
 import hashlib

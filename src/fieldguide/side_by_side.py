@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 
-from fieldguide.controls import Controls, Make, TrainFold
+from fieldguide.controls import Controls, Make, TrainFold, relayed
 from fieldguide.errors import ResourceError, Stopped, portable
 
 # Seconds between two looks at whether the user wants to stop, while no process has news (taste).
@@ -180,10 +180,4 @@ def _telling(connection: Connection) -> Controls:
         ):  # while a fold is trained, a word from the parent, or its end, is stop
             raise Stopped(signal.SIGTERM)
 
-    return Controls(
-        on_resume=tell("on_resume"),
-        on_step=tell("on_step"),
-        on_row=tell("on_row"),
-        notice=tell("notice"),
-        check_stop=check_stop,
-    )
+    return relayed(tell, check_stop)

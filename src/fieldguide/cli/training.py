@@ -150,7 +150,7 @@ def fit(
         report &= first
         run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
         if first:
-            tables.print_scores(terminal.stdout, run, place=str(out))
+            tables.print_scores(terminal.stdout, run, place=out)
 
 
 @app.command
