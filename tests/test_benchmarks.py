@@ -286,7 +286,7 @@ def test_an_unknown_part_is_refused_before_anything_is_measured(
 
 
 def test_long_parts_run_only_when_they_are_named() -> None:
-    assert {"kfold", "gate", "growth"} == parts.LONG.keys()
+    assert {"kfold", "gate", "shares", "growth"} == parts.LONG.keys()
     assert not parts.LONG.keys() & parts.USUAL.keys()
     assert parts.PARTS.keys() == parts.LONG.keys() | parts.USUAL.keys()
 

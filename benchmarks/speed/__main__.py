@@ -1,7 +1,7 @@
 """Is it fast? Each part measures ours against a peer's in turn and prints rows with targets.
 
     python benchmarks/speed                          all parts but the long ones
-    python benchmarks/speed kfold gate growth        the long ones
+    python benchmarks/speed kfold gate shares growth the long ones
     python benchmarks/speed data-cached --large      on photos of 1024 x 768 pixels
     python benchmarks/speed step --quick             tiny counts: does it run at all?
 

@@ -1,4 +1,4 @@
-"""What speed costs in accuracy: out of fold, on the same folds, for several seeds."""
+"""What speed, and what shares of the photos, cost in accuracy: out of fold, for several seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +30,18 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     f"{EPOCHS - 1} epochs": {"epochs": EPOCHS - 1},
 }
 
+# Replicas on shares of the photos, and what a merge does with them.
+SHARES: Mapping[str, Mapping[str, Any]] = {
+    f"{replicas} shares, {rule}": {
+        "replicas": replicas,
+        "merge": "average",
+        "replica_data": "share",
+        **outer,
+    }
+    for replicas in (2, 4)
+    for rule, outer in {"mean": {}, "momentum": {"outer": "momentum"}}.items()
+}
+
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Groups = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -44,17 +56,38 @@ class Outcome(NamedTuple):
 
 def gate(options: Options) -> Iterator[Row]:
     """The fast road against the plain one, and each change of the recipe against none."""
+    roads = {"the fast road": {}, "the plain road": PLAIN, **CHANGES}
+    pairs = {"the fast road": "the plain road", **dict.fromkeys(CHANGES, "the fast road")}
+    return _compared(options, "gate", roads, pairs, Target("≥", -0.001))
+
+
+def shares(options: Options) -> Iterator[Row]:
+    """Replicas on shares of the photos, merged each epoch, against one replica on all of them.
+
+    Each epoch goes through every photo once on either side, so that both cost the same.
+    """
+    roads = {"one replica on all photos": {"replicas": 1, "merge": "none"}, **SHARES}
+    pairs = dict.fromkeys(SHARES, "one replica on all photos")
+    return _compared(options, "shares", roads, pairs)
+
+
+def _compared(
+    options: Options,
+    part: str,
+    roads: Mapping[str, Mapping[str, Any]],
+    pairs: Mapping[str, str],
+    target: Target | None = None,
+) -> Iterator[Row]:
+    """Fits of all roads for every seed, and the rows of the pairs."""
     photos = _photos(options)
     seeds = SEEDS[:1] if options.quick else SEEDS
-    roads = {"the fast road": {}, "the plain road": PLAIN, **CHANGES}
     outcomes: dict[str, list[Outcome]] = {name: [] for name in roads}
     for seed in seeds:
         for name, changed in roads.items():
             outcomes[name].append(_outcome(options, photos, seed, changed))
-    pairs = {"the fast road": "the plain road", **dict.fromkeys(CHANGES, "the fast road")}
-    about = f"{photos.about}; resnet18@{SIZE}, {FOLDS} folds x 2 replicas x {EPOCHS} epochs"
+    about = f"{photos.about}; resnet18@{SIZE}, {FOLDS} folds x {EPOCHS} epochs"
     for ours, peer in pairs.items():
-        for row in _rows(outcomes[ours], outcomes[peer], f"{ours} vs {peer}"):
+        for row in _rows(outcomes[ours], outcomes[peer], part, f"{ours} vs {peer}", target):
             yield replace(row, photos=about)
 
 
@@ -76,23 +109,29 @@ def _outcome(
     return Outcome(right(run), np.unique(names, return_inverse=True)[1], cost)
 
 
-def _rows(ours: Sequence[Outcome], peer: Sequence[Outcome], what: str) -> Iterator[Row]:
+def _rows(
+    ours: Sequence[Outcome],
+    peer: Sequence[Outcome],
+    part: str,
+    what: str,
+    target: Target | None,
+) -> Iterator[Row]:
     """How much accuracy is lost over the seeds, and how much time is saved."""
     a, b = (np.array([each.right for each in side], dtype=float) for side in (ours, peer))
     low, high = metrics.bootstrap_interval((a - b).mean(axis=0), ours[0].groups)
     yield Row(
-        "gate-accuracy",
+        f"{part}-accuracy",
         what,
         tuple(a.mean(axis=1)),
         tuple(b.mean(axis=1)),
         "accuracy",
-        target=Target("≥", -0.001),
+        target=target,
         difference=True,
         mean=True,
         note=f"95 % interval over groups {low:+.4f} … {high:+.4f}",
     )
     times = (seconds([each.cost for each in side], "cpu") for side in (ours, peer))
-    yield Row("gate-seconds", what, *times, "s", "cpu")
+    yield Row(f"{part}-seconds", what, *times, "s", "cpu")
 
 
 def right(run: Run) -> Bools:

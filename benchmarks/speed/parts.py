@@ -32,6 +32,11 @@ USUAL: Mapping[str, Part] = {
 }
 
 # Each takes half an hour or more.
-LONG: Mapping[str, Part] = {"kfold": folds.kfold, "gate": gate.gate, "growth": sizes.growth}
+LONG: Mapping[str, Part] = {
+    "kfold": folds.kfold,
+    "gate": gate.gate,
+    "shares": gate.shares,
+    "growth": sizes.growth,
+}
 
 PARTS: Mapping[str, Part] = {**USUAL, **LONG}
