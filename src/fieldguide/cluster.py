@@ -42,7 +42,7 @@ def train_on_cluster(
     raised; so is what `controls.check_stop` raises. Raises `ResourceError` for a cluster that does
     not answer or has no such machine, and for a job that died too often.
     """
-    with _connected(address) as ray:
+    with connected(address) as ray:
         _require_room(ray, needs, address)
         here = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -202,8 +202,11 @@ def _telling(fold: int, mailbox: Any) -> Controls:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to the cluster; one that this process is connected to already stays so."""
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster; one that this process is connected to already stays so.
+
+    Raises `UsageError` without Ray and `ResourceError` for a cluster that does not answer.
+    """
     ray = _imported()
     if ray.is_initialized():
         yield ray
@@ -292,17 +295,27 @@ def _no_cluster(address: str, reason: str) -> ResourceError:
     )
 
 
+def jobs_at_once(ray: Any, needs: dict[str, float]) -> int:
+    """How many jobs of such needs all machines of the cluster take together when they are free."""
+    wanted = _by_resource(needs)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(m.get(k, 0) // n) for k, n in wanted.items()) for m in machines)
+
+
 def _require_room(ray: Any, needs: dict[str, float], address: str) -> None:
     """Refuses a cluster of which no machine could ever take a job."""
-    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-    wanted = {names[name]: count for name, count in needs.items() if count}
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(m.get(k, 0) >= n for k, n in wanted.items()) for m in machines):
-        told = ", ".join(f"{count:g} {name}" for name, count in wanted.items())
+    if not jobs_at_once(ray, needs):
+        told = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
         raise ResourceError(
             f"no machine of the cluster at `{address}` has what a fold needs: {told}",
             hint="`ray status` lists what there is",
         )
+
+
+def _by_resource(needs: dict[str, float]) -> dict[str, float]:
+    """The needs by the names that machines tell their resources by."""
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    return {names[name]: count for name, count in needs.items() if count}
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,10 +20,13 @@ import heapq
 import itertools
 import json
 import re
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,8 @@ from fieldguide.analysis import paired
 from fieldguide.backbones import require_backbone
 from fieldguide.batches import AHEAD
 from fieldguide.catalog import Catalog
-from fieldguide.controls import Controls
+from fieldguide.cluster import connected, require_address
+from fieldguide.controls import Controls, relayed
 from fieldguide.crossval import Watcher
 from fieldguide.device import choose_device, choose_precision, training_threads
 from fieldguide.errors import ResourceError, Stopped, TrainingError, UsageError
@@ -249,16 +253,15 @@ def compare(
     files.make_folder(folder)
     with files.lock(folder):
         begun = (folder / PREPARED).is_file()
+        if not begun and trials[0].recipe.cluster != "none":
+            require_address(trials[0].recipe.cluster)
         used = _prepared(folder, catalog, trials[0].recipe, watcher)
         trials = _without_twins([_in_one_precision(trial) for trial in trials], watcher)
         _require_same_recipes(folder, trials)
         todo = [trial for trial in trials if not _is_over(folder, trial)]
         if begun and todo:
             crossval.require_same_photos(used, catalog, folder)
-        costs = _forecast(folder, todo, used, watcher)
-        left_out = _over_budget(trials[0].name, costs, budget_hours)
-        for note in left_out.values():
-            watcher.notice(note)
+        left_out: dict[str, str] = {}
 
         def so_far() -> Comparison:
             found = collect(folder, trials, used, left_out)
@@ -266,17 +269,44 @@ def compare(
             return found
 
         if todo:
-            so_far()
-        started = time.monotonic()
-        for trial in todo:
-            late = _too_late(trial.name, costs, budget_hours, time.monotonic() - started)
-            if late and trial is not trials[0] and trial.name not in left_out:
-                watcher.notice(late)
-                left_out[trial.name] = late
-            if trial.name not in left_out:
-                _fit(folder, trial, used, command, watcher, stopped=so_far)
+            with _cluster_of(todo):
+                costs = _forecast(folder, todo, used, watcher)
+                left_out |= _over_budget(trials[0].name, costs, budget_hours)
+                for note in left_out.values():
+                    watcher.notice(note)
                 so_far()
+                started = time.monotonic()
+
+                def fit(trial: Trial, watcher: Watcher) -> None:
+                    late = _too_late(trial.name, costs, budget_hours, time.monotonic() - started)
+                    if late and trial is not trials[0]:
+                        watcher.notice(late)
+                        left_out[trial.name] = late
+                    else:
+                        _fit(folder, trial, used, command, watcher)
+
+                todo = [trial for trial in todo if trial.name not in left_out]
+                try:
+                    if todo and todo[0].recipe.cluster != "none":
+                        new = [_begin(folder, each, used, command, watcher) for each in todo]
+                        for _ in _at_once(fit, todo, _told_as_one(new, watcher)):
+                            so_far()
+                    else:
+                        for trial in todo:
+                            fit(trial, watcher)
+                            so_far()
+                except Stopped:
+                    so_far()
+                    raise
         return so_far()
+
+
+@contextmanager
+def _cluster_of(todo: Sequence[Trial]) -> Iterator[None]:
+    """Connected to the trials' cluster, if they have one."""
+    address = todo[0].recipe.cluster
+    with nullcontext() if address == "none" else connected(address):
+        yield
 
 
 def _require_usable(folder: Path) -> None:
@@ -377,35 +407,89 @@ def _is_over(folder: Path, trial: Trial) -> bool:
     return (place / files.MANIFEST).is_file() or (place / FAILED).is_file()
 
 
+def _begin(
+    folder: Path, trial: Trial, used: Catalog, command: Sequence[str], watcher: Watcher
+) -> Run:
+    """The run of a trial, which begins now if it has not begun."""
+    place = folder / trial.folder
+    if (place / runs.SETUP).is_file():
+        return Run(place)
+    files.make_folder(place)
+    findings = (folder / runs.FINDINGS).read_bytes()
+    files.write_bytes(place / runs.FINDINGS, findings)
+    return crossval.begin(place, used, trial.recipe, command, watcher)
+
+
 def _fit(
-    folder: Path,
-    trial: Trial,
-    used: Catalog,
-    command: Sequence[str],
-    watcher: Watcher,
-    *,
-    stopped: Callable[[], object],
+    folder: Path, trial: Trial, used: Catalog, command: Sequence[str], watcher: Watcher
 ) -> None:
-    """Trains one trial; records it where training goes wrong. `stopped` is called when it is."""
+    """Trains one trial; records it where training goes wrong."""
     place = folder / trial.folder
 
     def notice(message: str) -> None:
         watcher.notice(f"{trial.name}: {message}")
 
     named = replace(watcher, notice=notice)
-    if not (place / runs.SETUP).is_file():
-        files.make_folder(place)
-        findings = (folder / runs.FINDINGS).read_bytes()
-        files.write_bytes(place / runs.FINDINGS, findings)
+    _begin(folder, trial, used, command, named)
     named.notice("training begins")
     try:
         crossval.fit(used, trial.recipe, place, prepared=True, command=command, watcher=named)
     except TrainingError as error:
         named.notice(f"failed: {error.message}")
         files.write_json(place / FAILED, {"message": error.message, "hint": error.hint})
-    except Stopped:
-        stopped()
-        raise
+
+
+def _at_once(
+    fit: Callable[[Trial, Watcher], None], todo: Sequence[Trial], watcher: Watcher
+) -> Iterator[None]:
+    """Trials that have begun, as many at the same time as fill the cluster; yields after each.
+
+    Threads are enough: each only waits for the jobs of one trial. The first error stops the others,
+    which save checkpoints, and is raised.
+    """
+    over = threading.Event()
+
+    def check_stop() -> None:
+        if over.is_set():
+            raise Stopped(signal.SIGTERM)
+        watcher.check_stop()
+
+    def train(trial: Trial) -> None:
+        def on_row(row: dict[str, Any]) -> None:
+            watcher.on_row({"trial": trial.name} | row)
+
+        check_stop()
+        fit(trial, replace(watcher, on_row=on_row, check_stop=check_stop))
+
+    recipe = todo[0].recipe
+    # One more than fills it, as a trial's last folds leave room.
+    at_once = 1 + -(-crossval.folds_at_once(recipe) // recipe.folds)
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = [pool.submit(train, trial) for trial in todo]
+        try:
+            for each in as_completed(waiting):
+                yield each.result()
+        except BaseException:
+            over.set()
+            raise
+
+
+def _told_as_one(begun: Sequence[Run], watcher: Watcher) -> Watcher:
+    """A watcher that several threads may tell, of one plan for all of these runs."""
+    plans = [crossval.planned(run) for run in begun]
+    folds = tuple(fold for plan in plans for fold in plan.folds)
+    steps = sum(plan.steps for plan in plans)
+    watcher.on_plan(crossval.Plan(folds, steps, begun[0].recipe, trials=len(begun)))
+    lock = threading.Lock()
+
+    def tell(kind: str) -> Callable[..., None]:
+        def locked(*values: object) -> None:
+            with lock:
+                getattr(watcher, kind)(*values)
+
+        return locked
+
+    return Watcher(**vars(relayed(tell, watcher.check_stop)))
 
 
 # --- forecast and budget --------------------------------------------------------------------------
@@ -451,7 +535,7 @@ def _forecast(
             grown = trial.recipe.replace(first_size="auto")  # the first epoch would be the cheapest
             known[key] = _measured(grown, used, watcher)
         left = _sizes_left(folder / trial.folder, used)
-        at_once = len(crossval.places_at_once(trial.recipe))
+        at_once = crossval.folds_at_once(trial.recipe)
         seconds[trial.name] = seconds_of(trial.recipe, left, known[key], at_once)
         most = "" if trial.recipe.stop == "none" else "at most "
         watcher.notice(f"forecast: {trial.name}: {most}{shown_time(seconds[trial.name])}")

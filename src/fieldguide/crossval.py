@@ -9,7 +9,7 @@ import hashlib
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +44,7 @@ from fieldguide.augment import (
 )
 from fieldguide.batches import Decoding, Loader, Pictures
 from fieldguide.catalog import Catalog, Files, require_trainable
-from fieldguide.cluster import require_address, train_on_cluster
+from fieldguide.cluster import connected, jobs_at_once, require_address, train_on_cluster
 from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import (
     choose_device,
@@ -99,6 +99,7 @@ class Plan:
     folds: tuple[int, ...]  # those that are still to be trained
     steps: int  # of the optimiser, in all of these folds from their start, on this rank
     recipe: Recipe
+    trials: int = 1  # that these are the folds of
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,16 @@ def _of_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
     return recipe.replace(device=f"cuda:{torch.cuda.current_device()}")
 
 
+def begin(
+    folder: Path, catalog: Catalog, recipe: Recipe, command: Sequence[str], watcher: Watcher
+) -> Run:
+    """A new run of a catalog that `prepare` made, of which nothing is trained; `fit` goes on."""
+    _require_usable(folder)
+    with files.lock(folder):
+        _clean(folder)
+        return create(folder, catalog, recipe, command, watcher, prepared=True)
+
+
 def _help(folder: Path, recipe: Recipe, root: Path, watcher: Watcher, ranks: Ranks) -> Run:
     """What ranks but the first do: they train with it what it finds to be done."""
     nothing: tuple[int, ...] = ()
@@ -222,8 +233,7 @@ def _fit(
         else:
             run = create(folder, catalog, recipe, command, watcher, prepared=prepared)
         _require_fold(fold, run.recipe.folds)
-        wanted = range(run.recipe.folds) if fold is None else [fold]
-        todo = tuple(index for index in wanted if index not in run.done)
+        todo = tuple(index for index in run.undone if fold in (None, index))
         ranks.announce(todo)
         if todo:
             try:
@@ -708,7 +718,7 @@ def _train_folds(
             watcher.notice(message)
 
     telling = replace(watcher, notice=notice)
-    watcher.on_plan(_plan(run, todo, ranks))
+    watcher.on_plan(planned(run, todo, ranks))
     places = places_at_once(asked, run.environment["threads"])[: len(todo)]
     makes = [partial(_fold_trainer, run.folder, root, here) for here in _placed(asked, places)]
     if asked.cluster != "none":
@@ -728,14 +738,19 @@ def _train_on_cluster(
     run: Run, asked: Recipe, root: Path, todo: tuple[int, ...], controls: Controls
 ) -> None:
     """Trains each fold as a job where there is room, on the same kind of device as here."""
-    device, threads = choose_device(asked.device), run.environment["threads"]
-    on_gpu = device.type == "cuda"
-    needs = {"num_gpus": 1.0, "num_cpus": 1.0} if on_gpu else {"num_cpus": float(threads)}
-    there = asked.replace(device=device.type, cluster="none")
+    there = asked.replace(device=choose_device(asked.device).type, cluster="none")
     make = partial(
         _distant_trainer, run.folder.resolve(), root.resolve(), there, _fingerprint(run, root)
     )
+    needs = _needs(asked, run.environment["threads"])
     train_on_cluster(make, todo, asked.cluster, needs, controls)
+
+
+def _needs(asked: Recipe, threads: int) -> dict[str, float]:
+    """What a fold's job takes of a machine, in Ray's terms."""
+    if choose_device(asked.device).type == "cuda":
+        return {"num_gpus": 1.0, "num_cpus": 1.0}
+    return {"num_cpus": float(threads)}
 
 
 def _distant_trainer(
@@ -774,6 +789,17 @@ def _fingerprint(run: Run, root: Path) -> dict[str, str]:
             digest.update(f"{photo.path}\0{path.stat().st_size}\n".encode())
     versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"photos": digest.hexdigest()[:12], **versions}
+
+
+def folds_at_once(asked: Recipe) -> int:
+    """How many folds are trained at the same time, here or on the recipe's cluster.
+
+    Raises what `cluster.connected` does.
+    """
+    if asked.cluster == "none":
+        return len(places_at_once(asked))
+    with connected(asked.cluster) as ray:
+        return max(jobs_at_once(ray, _needs(asked, _threads(asked))), 1)
 
 
 def places_at_once(asked: Recipe, threads: int = 1) -> tuple[torch.device, ...]:
@@ -908,8 +934,10 @@ def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) ->
     return Store(folder, limit=limit, notice=notice)
 
 
-def _plan(run: Run, todo: tuple[int, ...], ranks: Ranks) -> Plan:
+def planned(run: Run, folds: Iterable[int] | None = None, ranks: Ranks = ALONE) -> Plan:
+    """How much there is to do in some folds, or in all that are not done."""
     recipe = run.recipe
+    todo = tuple(run.undone if folds is None else folds)
     photos = [len(_parts(run, run.folds[index])[0]) for index in todo]
     steps = sum(sum(replica_steps(recipe, n)[ranks.rank :: ranks.world]) for n in photos)
     return Plan(todo, steps * recipe.epochs, recipe)

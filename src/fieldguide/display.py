@@ -84,6 +84,7 @@ class Display:
     def row(self, row: dict[str, Any]) -> None:
         """A line for one epoch of one model."""
         figures = [
+            row.get("trial", ""),
             f"fold {row['fold']}  epoch {row['epoch']:>2}  {row['model']:<10}",
             _figure("train loss", row["train_loss"], ".3f"),
             _figure("test loss", row["test_loss"], ".3f"),

@@ -207,6 +207,11 @@ class Run:
             if (self.fold_folder(fold) / files.MANIFEST).is_file()
         ]
 
+    @property
+    def undone(self) -> list[int]:
+        """The folds that are still to be trained."""
+        return sorted(set(range(self.recipe.folds)) - set(self.done))
+
     def fold_folder(self, fold: int) -> Path:
         """Where a fold's files lie."""
         return self.folder / "folds" / str(fold)

@@ -102,6 +102,8 @@ def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "
             f"training {len(plan.folds)} folds × {recipe.replicas} replicas"
             f" × {recipe.epochs} epochs"
         )
+        if plan.trials > 1:
+            training = f"training {plan.trials} trials: {len(plan.folds)} folds"
         display.begin(what or training, plan.steps)
 
     def on_check(photos: int) -> None:
