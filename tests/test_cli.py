@@ -17,7 +17,8 @@ from fits import SMALL, results, small_fit
 
 import fieldguide as fg
 from fieldguide import cli, train
-from fieldguide.cli import tables, terminal
+from fieldguide.cli import fitting, tables, terminal
+from fieldguide.errors import Stopped
 from fieldguide.outside import Worth, Worths
 from fieldguide.recipe import RECIPES
 
@@ -390,3 +391,20 @@ def test_demo_draws_once_and_fits(
     assert summary["photos"] == 48
     assert cli.run(arguments) == 0
     assert "complete" in capsys.readouterr().err
+
+
+def test_signals_at_once_are_one_and_a_later_one_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    with fitting.watching() as watcher:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert not ended
+        with pytest.raises(Stopped) as error:
+            watcher().check_stop()
+        assert error.value.exit_code == 128 + signal.SIGTERM
+        monkeypatch.setattr(fitting, "SAME_SIGNAL", 0.0)
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [128 + signal.SIGINT]

@@ -13,7 +13,7 @@ from fits import results, small_fit, small_recipe
 from side_folds import made
 
 import fieldguide as fg
-from fieldguide import cluster, compare, crossval
+from fieldguide import cluster, compare, crossval, files
 from fieldguide.cluster import _Heard, train_on_cluster
 from fieldguide.controls import Controls, TrainFold
 from fieldguide.crossval import Watcher
@@ -241,6 +241,28 @@ def test_a_machine_with_other_photos_is_refused(ray: Any, discs: Path, tmp_path:
         crossval._distant_trainer(run.folder, discs, recipe, other, Controls())
     with pytest.raises(ResourceError, match="does not see the run's folder"):
         crossval._distant_trainer(tmp_path / "no", discs, recipe, expected, Controls())
+
+
+def test_a_fold_is_trained_by_one_job_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, discs: Path, tmp_path: Path
+) -> None:
+    run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
+    told: list[object] = []
+    expected = crossval._fingerprint(run, discs)
+    train = crossval._distant_trainer(
+        run.folder, discs, run.recipe, expected, Controls(on_row=told.append)
+    )
+    train(0)  # one that was taken for dead has ended it
+    assert not told
+    monkeypatch.setattr(crossval, "TAKEN_FOR_DEAD", 0.2)
+    place = run.fold_folder(1)
+    place.mkdir()
+    with files.lock(place), pytest.raises(ResourceError, match="is in use"):
+        train(1)  # or is still at it
+    assert not told
+    train(1)
+    assert told
+    assert run.done == [0, 1]
 
 
 def test_a_machine_that_dies_costs_no_fold(discs: Path, tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pil
 # Photos whose content is compared between machines; of all others it is the size (taste).
 HASHED_PHOTOS = 64
 
+# Seconds that a fold's new job waits for one that was taken for dead, and trains all the same.
+TAKEN_FOR_DEAD = 300.0
+
 # Findings of the check that leave a photo out.
 UNREADABLE = frozenset({"unreadable", "truncated"})
 
@@ -774,7 +777,17 @@ def _distant_trainer(
             f"machine `{name}` differs from the one that began this: {'; '.join(odd)}",
             hint="all machines need the same versions and the same photos in the same place",
         )
-    return _fold_trainer(folder, root, asked, controls)
+    train = _fold_trainer(folder, root, asked, controls)
+
+    def train_once(fold: int) -> None:
+        """A machine that was taken for dead may still be at it, or have ended it."""
+        place = Run(folder).fold_folder(fold)
+        files.make_folder(place)
+        with files.lock(place, wait=TAKEN_FOR_DEAD):
+            if not (place / files.MANIFEST).is_file():
+                train(fold)
+
+    return train_once
 
 
 def _fingerprint(run: Run, root: Path) -> dict[str, str]:

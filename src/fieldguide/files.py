@@ -376,10 +376,11 @@ def _stays_inside(name: str) -> bool:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold `folder` for this process alone while the block runs.
 
-    Does not wait: ResourceError, naming host and process of the holder, if another one has it.
+    ResourceError, naming host and process of the holder, if another one has it and keeps it for
+    `wait` seconds.
     The system frees the lock when its holder ends in any way, a crash of the machine included, so
     a dead process blocks nobody. The file `.lock` stays in the folder: it is the lock on it that
     counts. (On a file system without locks filelock warns and goes by the file's existence.)
@@ -391,7 +392,7 @@ def lock(folder: Path) -> Iterator[None]:
     # One lock for all threads of the process: a generator may be closed by another thread.
     held = filelock.FileLock(path, thread_local=False)
     try:
-        held.acquire(blocking=False)
+        held.acquire(timeout=wait)
     except filelock.Timeout as error:
         raise ResourceError(
             f"{folder} is in use: {holder}", hint="wait until it ends, or choose another folder"

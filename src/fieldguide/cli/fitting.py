@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
     from fieldguide.crossval import Plan, Watcher
+
+# Seconds in which signals count as one: a scheduler may reach a rank both itself and by torchrun.
+SAME_SIGNAL = 1.0
 
 
 def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
@@ -71,14 +75,18 @@ def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
     """A display and signal handlers while a fit runs, and the maker of what ties them to it.
 
     `what` is being done, if it is no fit. The first SIGINT or SIGTERM asks for a checkpoint and an
-    orderly end, the second ends at once.
+    orderly end, one that comes later ends at once.
     """
     asked: list[int] = []
+    first = 0.0
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if asked:
+        nonlocal first
+        if not asked:
+            first = time.monotonic()
+            asked.append(number)
+        elif time.monotonic() - first > SAME_SIGNAL:
             os._exit(128 + number)
-        asked.append(number)
 
     def check_stop() -> None:
         if asked:
