@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "fieldguide"
 ROWS = (
     {"errors"},
     {"augment", "backbones", "controls", "device", "files", "folds", "heads", "launched", "merge"}
-    | {"caches", "metrics", "optimize", "pretrained", "recipe", "seeds"},
+    | {"caches", "metrics", "optimize", "parquet", "pretrained", "recipe", "seeds"},
     {"remote", "shards"},
     {"analysis", "catalog", "cluster", "mirror", "pixels", "ranks", "side_by_side", "store"}
     | {"tracking"}

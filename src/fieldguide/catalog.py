@@ -299,7 +299,7 @@ def root_of(place: Path) -> Path:
 
 
 def _index(root: Path) -> shards.Index | None:
-    return shards.find_index(root, caches.root, EXTENSIONS, _SPLIT_FOLDERS)
+    return shards.find_index(root, caches.root, EXTENSIONS, _SPLIT_FOLDERS, _USUAL_NAMES)
 
 
 def _of_shards(index: shards.Index) -> Catalog:
@@ -314,7 +314,11 @@ def _of_shards(index: shards.Index) -> Catalog:
         photo = Photo(entry.path, entry.label, entry.group, split, entry.fold)
         rows.append((entry.row, photo))
     if not rows:
-        raise DataError(f"no labelled photographs in the shards of {index.folder}")
+        raise DataError(
+            f"no labelled photographs in the shards of {index.folder}",
+            hint="tar files label them by folders, KEY.json or KEY.cls, Parquet files by a column"
+            " such as `label`",
+        )
     rows.sort(key=lambda each: _place(*each))
     notes += _similar_classes({p.label for _, p in rows if p.label is not None})
     return Catalog(index.path, tuple(photo for _, photo in rows), tuple(notes))

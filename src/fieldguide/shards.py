@@ -1,11 +1,14 @@
-"""Photos inside tar files: an index of where each lies, and reading any of them without unpacking.
+"""Photos inside large files: an index of where each lies, and reading any of them by it.
 
 A sharded collection is a folder of tar files as WebDataset has them: for each photo a file
-`KEY.jpg` and beside it `KEY.json` or `KEY.cls`, which says what it shows. The index has one line a
-photo, sorted by path, so that a photo is found by bisecting the file: no process holds the index in
-memory. A photo's place is written `INDEX/PATH`, as if the index were a folder; `read` understands
-that. The index of our own shards lies beside them (`pack` writes it), that of others' in the user's
-cache folder: nothing is written among the photos of others.
+`KEY.jpg` and beside it `KEY.json` or `KEY.cls`, which says what it shows. Or it is one of Parquet
+files. No photo in such can be read without its row group, often 100 MB, and an epoch reads photos
+in any order: so they are copied out once, into the user's cache folder, and read there.
+
+The index has one line a photo, sorted by path, so that a photo is found by bisecting the file: no
+process holds the index in memory. A photo's place is written `INDEX/PATH`, as if the index were a
+folder; `read` understands that. The index of our own shards lies beside them (`pack` writes it),
+that of others' in the user's cache folder: nothing is written among the photos of others.
 
 Format of the tar files: A. Aizman, G. Maltby, T. Breuel, "High Performance I/O For Large Scale Deep
 Learning", IEEE Big Data 2019. Knows nothing of catalogs, nor of what pictures hold.
@@ -28,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldguide import files
+from fieldguide import files, parquet
 from fieldguide.errors import DataError
 
 INDEX = "photos.index"
@@ -36,6 +39,7 @@ FORMAT = 1
 
 _LABEL_BYTES = 1 << 20  # a file beside a photo that is larger says something else (taste)
 _ENDINGS = frozenset({".json", ".cls"})
+_SHARDS = frozenset({".tar", parquet.ENDING})
 
 
 class Entry(NamedTuple):
@@ -48,13 +52,13 @@ class Entry(NamedTuple):
     fold: int | None
     row: int | None  # in the catalog that was packed; None: nobody gave an order
     shard: int  # number in the index's list
-    offset: int  # bytes from the start of the tar file
+    offset: int  # bytes from the start of the tar file, or of the copy of a Parquet file's photos
     size: int
     sha256: str
 
 
 class Shard(NamedTuple):
-    """One tar file as it was indexed. `modified` is 0 where only the size is compared."""
+    """A tar or Parquet file as it was indexed. `modified` is 0 where only the size is compared."""
 
     name: str  # relative to the collection, with `/`
     bytes: int
@@ -104,14 +108,18 @@ class Index:
             raise FileNotFoundError(errno.ENOENT, "No such photo", path)
         name = self.shards[entry.shard].name
         try:
-            with (self.folder / name).open("rb") as shard:
-                shard.seek(entry.offset)
-                data = shard.read(entry.size)
+            with self.holder(entry.shard).open("rb") as holder:
+                data = _cut(holder, entry.offset, entry.size)
         except FileNotFoundError as error:
             raise OSError(errno.EIO, f"the shard `{name}` is missing", path) from error
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise OSError(errno.EIO, f"`{name}` holds other bytes than its index says", path)
         return data
+
+    def holder(self, shard: int) -> Path:
+        """The file with the bytes of a shard's photos: a tar file itself, of Parquet the copy."""
+        name = self.shards[shard].name
+        return _copy(self.path, shard) if name.endswith(parquet.ENDING) else self.folder / name
 
     def places(self, paths: Sequence[str]) -> NDArray[np.int64]:
         """Shard and offset of each photo, (n, 2); DataError for one that is not in the index."""
@@ -227,38 +235,61 @@ def write_index(
 
 
 def find_index(
-    folder: Path, cache: Callable[[], Path], pictures: frozenset[str], splits: Mapping[str, str]
+    folder: Path,
+    cache: Callable[[], Path],
+    pictures: frozenset[str],
+    splits: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
 ) -> Index | None:
     """The index of a sharded collection; None where the folder is none.
 
-    Tar files without an index are read through once, and again when they have changed; their index
-    is kept below `cache()`. `pictures` are endings of photos' names, `splits` is what the words of
-    a tar file's path (`train-0001.tar`, `val/1.tar`) say of its photos. Labels come from
-    `KEY.json` (`label`, `group`, `split`), from `KEY.cls`, or from the folder within the tar file.
+    Tar and Parquet files without an index are read through once, and again when they have changed;
+    their index, and copies of the photos in Parquet files, are kept below `cache()`. `pictures` are
+    endings of photos' names, `splits` is what the words of a file's path (`train-0001.tar`,
+    `val/1.parquet`) say of its photos. Labels come from `KEY.json` (`label`, `group`, `split`),
+    from `KEY.cls`, or from the folder within the tar file; in Parquet files from `columns` of usual
+    names, see `parquet.rows`.
 
-    Raises DataError for a damaged tar file, an index that does not fit, or shards that are gone.
+    Raises DataError for a damaged file, an index that does not fit, or shards that are gone,
+    UsageError where Parquet files cannot be read here, ResourceError where copies find no room.
     """
     if (folder / INDEX).is_file():
         index = opened(folder / INDEX)
         index.require_shards()
         return index
-    tars = _tar_files(folder, pictures)
-    if not tars:
+    paths = _shard_files(folder, pictures)
+    if not paths:
         return None
-    shards = [_as_it_is(folder, path) for path in tars]
+    shards = [_as_it_is(folder, path) for path in paths]
     name = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     place = cache() / "shards" / name / INDEX
-    if place.is_file() and opened(place).shards == tuple(shards):
+    if place.is_file() and _fits(opened(place), shards):
         return opened(place)
     files.make_folder(place.parent)
     found: list[Entry] = []
     left_out: Counter[str] = Counter()
-    for number, path in enumerate(tars):
-        found += _photos_of(path, number, shards[number].name, pictures, splits, left_out)
+    for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
+        if path.suffix == parquet.ENDING:
+            copy = _copy(place, number)
+            found += _copied(path, number, shard.name, copy, splits, columns, left_out)
+        else:
+            found += _photos_of(path, number, shard.name, pictures, splits, left_out)
     found.sort(key=lambda entry: entry.path)
     notes = [f"{count:,} {what}" for what, count in sorted(left_out.items())]
     write_index(place, shards, found, len(found), folder=str(folder), notes=notes)
     return opened(place)
+
+
+def _copy(index: Path, shard: int) -> Path:
+    """The photos of a Parquet file, one after the other."""
+    return index.with_name(f"{shard}.photos")
+
+
+def _fits(index: Index, shards: Sequence[Shard]) -> bool:
+    """Whether it is the index of these shards as they are now, and their photos can be read."""
+    return index.shards == tuple(shards) and all(
+        index.holder(number).is_file() for number in range(len(shards))
+    )
 
 
 def _as_it_is(folder: Path, path: Path) -> Shard:
@@ -266,22 +297,22 @@ def _as_it_is(folder: Path, path: Path) -> Shard:
     return Shard(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
 
 
-def _tar_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
-    """The tar files of a folder that holds nothing but such, itself or in its folders."""
+def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
+    """The shards in a folder that holds nothing but such, itself or in its folders."""
     try:
         visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:  # whoever reads it as a folder of photos will say so
         return []
-    tars = [path for path in visible if path.suffix == ".tar" and path.is_file()]
+    shards = [path for path in visible if path.suffix in _SHARDS and path.is_file()]
     if any(path.suffix.lower() in pictures for path in visible):
         return []
     for path in visible:
         if path.is_dir():
-            below = sorted(path.glob("*.tar"))
+            below = sorted(found for found in path.glob("*") if found.suffix in _SHARDS)
             if not below:
                 return []
-            tars += below
-    return tars
+            shards += below
+    return shards
 
 
 @dataclass
@@ -302,9 +333,7 @@ def _photos_of(
     left_out: Counter[str],
 ) -> Iterator[Entry]:
     """The photos of one tar file; changes `left_out`."""
-    words = re.split(r"[^a-z]+", name.lower())
-    split = next((splits[word] for word in words if word in splits), "train")
-    above = name.removesuffix(".tar")
+    above, split = _above(name, splits)
     seen: set[str] = set()
     for sample in _samples(path, pictures, left_out):
         plain = [each for each in sample.pictures if "." not in each[0][len(sample.key) + 1 :]]
@@ -327,6 +356,33 @@ def _photos_of(
                 size,
                 sha256,
             )
+
+
+def _above(name: str, splits: Mapping[str, str]) -> tuple[str, str]:
+    """What the paths of a shard's photos begin with, and the split that its name tells of."""
+    words = re.split(r"[^a-z]+", name.lower())
+    split = next((splits[word] for word in words if word in splits), "train")
+    return name.rpartition(".")[0], split
+
+
+def _copied(
+    path: Path,
+    number: int,
+    name: str,
+    copy: Path,
+    splits: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
+    left_out: Counter[str],
+) -> Iterator[Entry]:
+    """The photos of a Parquet file, whose bytes are written to `copy`; changes `left_out`."""
+    above, split = _above(name, splits)
+    with files.replacing(copy) as file:
+        for row in parquet.rows(path, columns, left_out):
+            said = splits.get((row.split or "").lower(), split)
+            digest = hashlib.sha256(row.data).hexdigest()
+            place = (number, file.tell(), len(row.data), digest)
+            yield Entry(f"{above}/{row.name}", row.label, row.group, said, None, None, *place)
+            file.write(row.data)
 
 
 def _samples(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> Iterator[_Sample]:

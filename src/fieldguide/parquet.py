@@ -1,0 +1,198 @@
+"""Photos inside Parquet files, one a row, as the Hugging Face Hub has them.
+
+A column holds the bytes of the pictures, as `struct<bytes, path>` or plainly; others may say what
+they show. Numbers of classes get the names that the schema's metadata have for them: `ClassLabel`
+of Hugging Face's `datasets`. Rows are read in order, a few at a time. pyarrow is imported where
+there is a file to read. Knows nothing of indexes and catalogs.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from fieldguide.errors import DataError, UsageError
+
+ENDING = ".parquet"
+
+_PICTURES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
+_AT_ONCE = 16  # rows: photos of 100 kB to 10 MB are then 2 to 160 MB (taste)
+_BUFFER = 1 << 20  # bytes; without one, all pictures of a row group are read at once
+_KINDS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}  # by the first bytes
+
+
+class Row(NamedTuple):
+    """A photo: its name within the file, and what the file says of it."""
+
+    name: str
+    label: str | None
+    group: str | None
+    split: str | None
+    data: bytes
+
+
+class _Columns(NamedTuple):
+    """The columns that are read. Those of pictures and their names may be a field of a struct."""
+
+    picture: tuple[str, ...]
+    path: tuple[str, ...] | None
+    says: Mapping[str, str]  # `label`, `group` and `split`: the column, where there is one
+    classes: Sequence[str] | None  # what the numbers in the column of labels stand for
+
+
+def rows(path: Path, usual: Mapping[str, Sequence[str]], left_out: Counter[str]) -> Iterator[Row]:
+    """The photos of a Parquet file in the order of its rows; changes `left_out`.
+
+    `usual` are names of the columns for `label`, `group` and `split`, lower case, letters and
+    digits alone. A photo is called as the file says where that gives each of its rows a relative
+    name of its own, else by the number of its row. A label that is the number of no class is none.
+
+    Memory: a page of the file, which others write as large as a row group, and a few photos. Raises
+    UsageError where pyarrow is not there, DataError for a file that is damaged or has no pictures.
+    """
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError(
+            f"`{path}` needs pyarrow", hint="pip install 'fieldguide[parquet]'"
+        ) from error
+    with _telling_damage(path), parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
+        columns = _columns(path, file.schema_arrow, usual)
+        names = _own_names(file, columns)
+        wanted = [".".join(columns.picture), *columns.says.values()]
+        for number, row in enumerate(_rows(file, wanted)):
+            data = _at(row, columns.picture)
+            if data is None:
+                left_out["rows without the bytes of a picture"] += 1
+                continue
+            said = {role: row[column] for role, column in columns.says.items()}
+            label = said.get("label")
+            if columns.classes is not None and label is not None:
+                label = _class_of(label, columns.classes, left_out)
+            yield Row(
+                names[number] if names else f"{number:08d}{_KINDS.get(data[:2], '')}",
+                _text(label),
+                _text(said.get("group")),
+                _text(said.get("split")),
+                data,
+            )
+
+
+@contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, EOFError) as error:
+        raise DataError(
+            f"the Parquet file cannot be read: {path}: {_first_line(error)}", hint="copy it anew"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(_AT_ONCE, columns=columns, use_threads=False):
+        yield from batch.to_pylist()
+
+
+def _at(row: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        row = None if row is None else row[name]
+    return row
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _class_of(number: int, names: Sequence[str], left_out: Counter[str]) -> str | None:
+    if 0 <= number < len(names):
+        return names[number]
+    if number != -1:  # which says that there is no label
+        left_out["labels that are the number of no class"] += 1
+    return None
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def _columns(path: Path, schema: Any, usual: Mapping[str, Sequence[str]]) -> _Columns:
+    from pyarrow import types
+
+    def pictures(field: Any) -> bool:
+        kind = field.type
+        if types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
+        return _is_bytes(kind)
+
+    found = {field.name: field for field in schema if pictures(field)}
+    usually = [name for name in _PICTURES if name in found]
+    if not usually and len(found) != 1:
+        raise DataError(
+            f"no column of pictures in {path}; columns found: "
+            + ", ".join(f"`{field.name}` ({field.type})" for field in schema),
+            hint="it is called `image` and holds bytes, or a struct of `bytes` and `path`",
+        )
+    picture = found[(usually or list(found))[0]]
+    plain = {
+        "".join(c for c in field.name.casefold() if c.isalnum()): field.name
+        for field in schema
+        if _is_plain(field.type)
+    }
+    says = {
+        role: next(plain[name] for name in usual[role] if name in plain)
+        for role in ("label", "group", "split")
+        if any(name in plain for name in usual[role])
+    }
+    struct = types.is_struct(picture.type)
+    named = struct and picture.type.get_field_index("path") >= 0
+    return _Columns(
+        (picture.name, "bytes") if struct else (picture.name,),
+        (picture.name, "path") if named else None,
+        says,
+        _classes(schema, says["label"]) if "label" in says else None,
+    )
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether its values are numbers or text, and no bytes, lists or structs."""
+    from pyarrow import types
+
+    return not (types.is_nested(kind) or _is_bytes(kind))
+
+
+def _classes(schema: Any, column: str) -> list[str] | None:
+    """The names of the classes in the metadata of Hugging Face; None where there are none."""
+    from pyarrow import types
+
+    try:
+        said = json.loads((schema.metadata or {})[b"huggingface"])
+        names = [str(name) for name in said["info"]["features"][column]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if types.is_integer(schema.field(column).type) else None
+
+
+def _own_names(file: Any, columns: _Columns) -> list[str] | None:
+    """What the file calls its photos; None unless each has a relative path of its own."""
+    if columns.path is None:
+        return None
+    names = [_at(row, columns.path) for row in _rows(file, [".".join(columns.path)])]
+    usable = all(name and _is_relative(PurePosixPath(name)) for name in names)
+    return names if usable and len(set(names)) == len(names) else None
+
+
+def _is_relative(path: PurePosixPath) -> bool:
+    return not path.is_absolute() and ".." not in path.parts
