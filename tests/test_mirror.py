@@ -121,6 +121,25 @@ def test_a_store_that_vanishes_hurts_no_run(monkeypatch: pytest.MonkeyPatch) -> 
     assert there() == {"weights": b"1"}
 
 
+def test_what_a_killed_command_had_sent_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(what: str, path: str) -> None:
+        if what == "put" and path.endswith("weights"):
+            raise Killed
+
+    with mirrored(RUN) as folder:
+        pass
+    place = remote.opened(RUN)
+    (folder / "events.jsonl").write_bytes(b"1")
+    (folder / "weights").write_bytes(b"1")
+    monkeypatch.setattr(Far, "fault", staticmethod(killed))
+    with pytest.raises(Killed):
+        mirror.Mirror(place, folder.parent).push()
+    assert there() == {"events.jsonl": b"1"}
+    (folder / "events.jsonl").write_bytes(b"12")
+    mirror.Mirror(place, folder.parent).pull()
+    assert here(folder) == {"events.jsonl": b"12", "weights": b"1"}
+
+
 def test_a_file_that_arrives_short_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     send, times = Far.put_file, iter(range(2))
 

@@ -3,6 +3,7 @@
 import errno
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,13 @@ def test_files_differ_by_size_mark_or_time(
 ) -> None:
     assert token_of(one) == token_of(dict(one)) != token_of(other)
     assert token_of(one | {"ETag": "x", "mtime": 1}) == token_of(one | {"ETag": "x", "mtime": 2})
+
+
+def test_a_time_is_the_same_however_the_store_tells_it() -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
+    assert token_of({"size": 1, "created": when}) == token_of(
+        {"size": 1, "created": when.timestamp()}
+    )
 
 
 def test_check_reads_an_address(

@@ -178,6 +178,7 @@ class Mirror:
         finally:
             copy.unlink()
         self.synced[name] = (status.st_size, status.st_mtime_ns, *token)
+        self._save()  # a killed command must not fetch what it sent: it has gone on since
 
     def _put(self, copy: Path, there: str) -> tuple[int, str]:
         self.place.system.makedirs(there.rpartition("/")[0], exist_ok=True)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -103,7 +104,10 @@ class Place:
 def token_of(info: Mapping[str, Any]) -> tuple[int, str]:
     """Size and mark of a file, as its store describes it."""
     name = next((name for name in (*_MARKS, *_TIMES) if info.get(name)), "")
-    return int(info["size"] or 0), f"{name}={info.get(name)}"
+    mark = info.get(name)
+    if isinstance(mark, datetime):  # where a list of the same file may have seconds
+        mark = mark.timestamp()
+    return int(info["size"] or 0), f"{name}={mark}"
 
 
 def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
