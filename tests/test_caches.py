@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldguide.caches import root, root_of
+from fieldguide.caches import root, root_of, source_of, unused, use
 from fieldguide.errors import ResourceError
 
 HOME = Path.home()
@@ -52,3 +52,26 @@ def test_a_name_is_a_folder_and_auto_the_users(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FIELDGUIDE_CACHE", "/big")
     assert root_of("auto") == Path("/big")
     assert root_of("own") == Path("own").absolute()
+
+
+def test_a_folder_says_what_it_holds_a_copy_of(tmp_path: Path) -> None:
+    assert source_of(tmp_path) == ("", tmp_path.stat().st_mtime)
+    use(tmp_path, "far://phötos")
+    assert source_of(tmp_path)[0] == "far://phötos"
+    (tmp_path / "source.txt").unlink()
+    use(tmp_path, "elsewhere")
+    assert source_of(tmp_path)[0] == "elsewhere"
+
+
+def test_a_folder_that_cannot_be_written_is_used_in_silence(tmp_path: Path) -> None:
+    use(tmp_path / "nowhere", "far://photos")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs locks that are shared")
+def test_what_this_process_uses_is_not_unused(tmp_path: Path) -> None:
+    with unused(tmp_path):
+        pass
+    use(tmp_path, "far://photos")
+    with pytest.raises(BlockingIOError), unused(tmp_path):
+        pass

@@ -19,7 +19,7 @@ ROWS = (
     {"analysis", "catalog", "cluster", "mirror", "pixels", "ranks", "side_by_side", "store"}
     | {"tracking"}
     | {"transforms"},
-    {"batches", "check", "checkpoint", "folding", "inputs", "network", "pack"},
+    {"batches", "check", "checkpoint", "copies", "folding", "inputs", "network", "pack"},
     {"inference", "predictions", "probe", "train"},
     {"classifier"},
     {"checkpoints", "combine"},

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fieldguide import files
+from fieldguide import caches, files
 from fieldguide.errors import FieldguideError, ResourceError, UsageError
 from fieldguide.launched import launch
 from fieldguide.remote import Place, fetch, folder_of, is_address, opened, silent, token_of
@@ -45,6 +45,7 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
     address = address.rstrip("/")
     parent = folder_of("runs", address)
     files.make_folder(parent)
+    caches.use(parent, address)
     with files.lock(parent):
         mirror = Mirror(opened(address, notice), parent)
         mirror.pull()
@@ -80,10 +81,21 @@ def run_folder(source: str | Path, notice: Callable[[str], None] = silent) -> Pa
     address = str(source).rstrip("/")
     parent = folder_of("runs", address)
     files.make_folder(parent)
+    caches.use(parent, address)
     with files.lock(parent):
         mirror = Mirror(opened(address, notice), parent)
         mirror.pull()
     return mirror.folder
+
+
+def unsent(parent: Path) -> list[str]:
+    """The files of a run's copy, `parent` / run, that its address has not as they are now."""
+    mirror = Mirror(Place("", None, ""), parent)  # no address is asked
+    return [
+        name
+        for name in mirror.names()
+        if mirror.synced.get(name, ())[:2] != _state(mirror.folder / name)
+    ]
 
 
 def _keep_sending(mirror: "Mirror", over: threading.Event) -> None:
@@ -136,8 +148,8 @@ class Mirror:
 
     def push(self) -> None:
         """Sends what was written since, manifests last, and removes what went here."""
-        ready = {name for name in self._names() if PurePosixPath(name).name in _LAST}
-        others = {name for name in self._names() if PurePosixPath(name).name not in _LAST}
+        ready = {name for name in self.names() if PurePosixPath(name).name in _LAST}
+        others = {name for name in self.names() if PurePosixPath(name).name not in _LAST}
         for name in sorted(others) + sorted(ready, key=_turn):
             self._send(name)
         for name in sorted(self.synced.keys() - others - ready):
@@ -153,7 +165,7 @@ class Mirror:
         except FieldguideError as error:
             self.place.notice(f"{error.message}; what was trained is kept in {self.folder}")
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """The whole files of the folder of this machine."""
         return [
             (Path(folder) / name).relative_to(self.folder).as_posix()
@@ -165,8 +177,8 @@ class Mirror:
     def _send(self, name: str) -> None:
         path, copy = self.folder / name, self.parent / "sending"
         try:
-            status = path.stat()
-            if self.synced.get(name, ())[:2] == (status.st_size, status.st_mtime_ns):
+            state = _state(path)
+            if self.synced.get(name, ())[:2] == state:
                 return
             shutil.copyfile(path, copy)  # the run may write on, or remove it, meanwhile
         except FileNotFoundError:
@@ -177,7 +189,7 @@ class Mirror:
             token = self.place.patiently(partial(self._put, copy, self.place.below(name)))
         finally:
             copy.unlink()
-        self.synced[name] = (status.st_size, status.st_mtime_ns, *token)
+        self.synced[name] = (*state, *token)
         self._save()  # a killed command must not fetch what it sent: it has gone on since
 
     def _put(self, copy: Path, there: str) -> tuple[int, str]:
@@ -194,11 +206,16 @@ class Mirror:
             self.place.system.rm_file(self.place.below(name))
 
     def _record(self, name: str, path: Path, token: tuple[int, str]) -> None:
-        status = path.stat()
-        self.synced[name] = (status.st_size, status.st_mtime_ns, *token)
+        self.synced[name] = (*_state(path), *token)
 
     def _save(self) -> None:
         files.write_json(self.parent / "synced.json", self.synced)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """By which it is seen that a file has changed: size, and modification time in nanoseconds."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _turn(name: str) -> tuple[int, int, str]:

@@ -240,6 +240,7 @@ def _fetched_file(place: Place, name: str) -> Path:
     path = folder_of("remote", f"{place.address} {size} {mark}") / name
     if not _has_size(path, size):
         fetch(place, "", path, size)
+    caches.use(path.parent, place.address)
     return path
 
 
@@ -254,6 +255,7 @@ def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
         raise DataError(f"no files at {place.address}")
     folder = folder_of("remote", place.address)
     files.make_folder(folder / "files")
+    caches.use(folder, place.address)
     with files.lock(folder):
         before = _recorded(folder / "files.json")
         if before != there:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldguide import files, parquet
+from fieldguide import caches, files, parquet
 from fieldguide.errors import DataError
 
 INDEX = "photos.index"
@@ -263,9 +263,10 @@ def find_index(
     shards = [_as_it_is(folder, path) for path in paths]
     name = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     place = cache() / "shards" / name / INDEX
+    files.make_folder(place.parent)
+    caches.use(place.parent, str(folder))
     if place.is_file() and _fits(opened(place), shards):
         return opened(place)
-    files.make_folder(place.parent)
     found: list[Entry] = []
     left_out: Counter[str] = Counter()
     for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):

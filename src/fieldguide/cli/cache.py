@@ -1,6 +1,7 @@
-"""The command that shows and removes decoded photos: cache. It never imports torch."""
+"""The command that shows, verifies and removes what is kept: cache. It never imports torch."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,19 +10,20 @@ from rich.table import Column, Table
 
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
-from fieldguide.errors import UsageError
+from fieldguide.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from fieldguide.copies import Copy
     from fieldguide.store import Piece
 
 DAY = 24 * 3600.0
 
 
 @app.command
-def cache(*, clear: bool = False, older_than: float | None = None) -> None:
-    """List the decoded photos that are kept for later fits, or remove them.
+def cache(*, clear: bool = False, older_than: float | None = None, verify: bool = False) -> None:
+    """List what is kept for later, decoded photos and copies from elsewhere, or remove it.
 
-    What is removed is decoded anew when it is needed.
+    Photos are decoded anew, and fetched anew from their address, when they are needed.
     FIELDGUIDE_CACHE names another folder for them.
 
     Parameters
@@ -30,12 +32,14 @@ def cache(*, clear: bool = False, older_than: float | None = None) -> None:
         Remove all that no process uses.
     older_than
         Remove what was not used for so many days.
+    verify
+        Read the copies through, and say which are damaged.
     """
     if clear and older_than is not None:
         raise UsageError("--clear removes all: leave --older-than out")
     if older_than is not None and not older_than >= 0:  # NaN too
         raise UsageError(f"--older-than is below 0 days: {older_than}")
-    from fieldguide import caches, store
+    from fieldguide import caches, copies, store
 
     root = caches.root()
     if clear or older_than is not None:
@@ -45,13 +49,19 @@ def cache(*, clear: bool = False, older_than: float | None = None) -> None:
                 folder: pieces
                 for folder, pieces in store.stores(root).items()
                 if clear or _last_used(pieces) <= latest
-            }
+            },
+            [copy for copy in copies.copies(root) if clear or copy.used <= latest],
         )
+    found = copies.copies(root)
     _print_stores(root, store.stores(root))
+    _print_copies(found)
+    if verify:
+        _verify(found)
 
 
-def _remove(stores: "dict[Path, list[Piece]]") -> None:
-    """Remove stores, and say on stderr what went and what stays, and why."""
+def _remove(stores: "dict[Path, list[Piece]]", others: "Sequence[Copy]") -> None:
+    """Remove stores and copies, and say on stderr what went and what stays, and why."""
+    from fieldguide import copies
     from fieldguide.store import remove, shown_bytes
 
     gone = 0
@@ -60,9 +70,37 @@ def _remove(stores: "dict[Path, list[Piece]]") -> None:
         gone += sum(piece.bytes for piece, reason in reasons.items() if not reason)
         for reason in sorted({reason for reason in reasons.values() if reason}):
             left = sum(piece.bytes for piece in pieces if reasons[piece] == reason)
-            told = f"left {shown_bytes(left)} of `{folder.name}`: {reason}"
-            terminal.stderr.print(told, soft_wrap=True)
+            _tell_left(left, folder.name, reason)
+    for copy in others:
+        reason = copies.remove(copy)
+        if reason:
+            _tell_left(copy.bytes, _named(copy), reason)
+        else:
+            gone += copy.bytes
     terminal.stderr.print(f"removed {shown_bytes(gone)}")
+
+
+def _tell_left(count: int, name: str, reason: str) -> None:
+    from fieldguide.store import shown_bytes
+
+    told = f"left {shown_bytes(count)} of `{name}`: {reason}"
+    terminal.stderr.print(told, soft_wrap=True)
+
+
+def _verify(found: "Sequence[Copy]") -> None:
+    """Say on stderr what is damaged; ResourceError if anything is."""
+    from fieldguide import copies
+
+    damaged = {_named(copy): faults for copy in found if (faults := copies.faults(copy))}
+    for name, faults in damaged.items():
+        for fault in faults:
+            terminal.stderr.print(f"damaged: {name}: {fault}", soft_wrap=True)
+    if damaged:
+        raise ResourceError(
+            f"{len(damaged)} of {len(found)} copies are damaged",
+            hint="--clear removes them; they are fetched or made again when they are needed",
+        )
+    terminal.stderr.print(f"{len(found)} copies are as they were written")
 
 
 def _last_used(pieces: "list[Piece]") -> float:
@@ -75,12 +113,36 @@ def _print_stores(root: Path, stores: "dict[Path, list[Piece]]") -> None:
         return
     table = Table(Column("store", overflow="fold"), "photos", "size", "last used", box=None)
     for folder, pieces in stores.items():
-        used = datetime.fromtimestamp(_last_used(pieces)).strftime("%Y-%m-%d %H:%M")
-        table.add_row(terminal.cell(folder.name), *_sums(pieces), used)
+        table.add_row(terminal.cell(folder.name), *_sums(pieces), _shown_time(_last_used(pieces)))
     if len(stores) > 1:
         table.add_row("total", *_sums([piece for pieces in stores.values() for piece in pieces]))
     terminal.stdout.print(table)
     terminal.stdout.print(f"they are kept in {root}")
+
+
+def _print_copies(found: "Sequence[Copy]") -> None:
+    if not found:
+        return
+    from fieldguide.store import shown_bytes
+
+    table = Table(
+        Column("copy of", overflow="fold"), "what", "files", "size", "last used", box=None
+    )
+    for copy in found:
+        size, used = shown_bytes(copy.bytes), _shown_time(copy.used)
+        table.add_row(terminal.cell(_named(copy)), copy.kind, f"{copy.files:,}", size, used)
+    if len(found) > 1:
+        count, total = sum(copy.files for copy in found), sum(copy.bytes for copy in found)
+        table.add_row("all copies", "", f"{count:,}", shown_bytes(total))
+    terminal.stdout.print(table)
+
+
+def _named(copy: "Copy") -> str:
+    return copy.source or copy.folder.name
+
+
+def _shown_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _sums(pieces: "list[Piece]") -> tuple[str, str]:
