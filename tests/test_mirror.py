@@ -74,8 +74,8 @@ def test_manifests_are_sent_last(tmp_path: Path) -> None:
             (folder / name).write_text(name)
         (folder / ".0123456789abcdef.tmp").touch()
     sent = [path.removeprefix("/bucket/run/") for what, path in Far.asked if what == "put"]
-    assert sent[:3] == ["folds/0/z", "oof.csv", "z"]
-    assert sent[3:] == ["folds/0/manifest.json", "setup.json", "manifest.json"]
+    assert sent[:4] == [".probe", "folds/0/z", "oof.csv", "z"]
+    assert sent[4:] == ["folds/0/manifest.json", "setup.json", "manifest.json"]
 
 
 def test_an_error_in_the_block_is_raised_after_sending() -> None:
@@ -140,8 +140,31 @@ def test_what_a_killed_command_had_sent_is_not_fetched(monkeypatch: pytest.Monke
     assert here(folder) == {"events.jsonl": b"12", "weights": b"1"}
 
 
+def test_an_address_that_cannot_be_written_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(what: str, path: str) -> None:
+        if what == "put":
+            raise PermissionError("read only")
+
+    monkeypatch.setattr(Far, "fault", staticmethod(refuse))
+    with pytest.raises(ResourceError, match="read only"), mirrored(RUN):
+        raise AssertionError("it was not told")
+
+
+def test_folders_are_made_but_no_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mirrored(f"file://{tmp_path}/new/run") as folder:
+        (folder / "weights").write_bytes(b"1")
+    assert here(tmp_path / "new") == {"run/weights": b"1"}
+    made: list[str] = []
+    monkeypatch.setattr(Far, "makedirs", lambda self, path, exist_ok: made.append(path))
+    monkeypatch.setattr(mirror, "_WITH_BUCKETS", {"far"})
+    with mirrored(RUN) as folder:
+        (folder / "weights").write_bytes(b"1")
+    assert there() == {"weights": b"1"}
+    assert len(made) == [what for what, _ in Far.asked].count("put")  # the store's own, for each
+
+
 def test_a_file_that_arrives_short_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    send, times = Far.put_file, iter(range(2))
+    send, times = Far.put_file, iter(range(3))
 
     def short(self: Far, lpath: str, rpath: str) -> None:
         if next(times, None) is None:

@@ -141,7 +141,10 @@ class Pictures:
                 reasons.append(f"`{self.files[draw.photo]}`: {error}")
                 if draw.seed is None:
                     break
-        raise DataError(f"a photo cannot be read any more: {reasons[0]}")
+        raise DataError(
+            f"a photo cannot be read any more: {reasons[0]}",
+            hint="bring the photos back; the same command then goes on from the last checkpoint",
+        )
 
     def _image(self, draw: Draw) -> Tensor:
         picture = self._decoded(draw.photo)

@@ -24,6 +24,9 @@ PERIOD = 30.0  # seconds between two looks at what a run has finished (taste)
 
 # Written when what they list is there; the run's own after those of its folds.
 _LAST = {"manifest.json": 1, "setup.json": 2}
+_PROBE = ".probe"
+# They need no folders, and their `makedirs` would make a bucket of a misspelt name.
+_WITH_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss"})
 
 
 @contextmanager
@@ -49,6 +52,8 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
     with files.lock(parent):
         mirror = Mirror(opened(address, notice), parent)
         mirror.pull()
+        if not mirror.synced:
+            mirror.require_writable()
         yield from _sending(mirror)
 
 
@@ -192,8 +197,17 @@ class Mirror:
         self.synced[name] = (*state, *token)
         self._save()  # a killed command must not fetch what it sent: it has gone on since
 
+    def require_writable(self) -> None:
+        """Raises ResourceError where nothing can be written: better now than after training."""
+        probe = self.parent / "sending"
+        files.write_bytes(probe, b"to see whether a run can be written here")
+        self.place.patiently(partial(self._put, probe, self.place.below(_PROBE)))
+        self.place.patiently(partial(self._remove, _PROBE))
+        probe.unlink()
+
     def _put(self, copy: Path, there: str) -> tuple[int, str]:
-        self.place.system.makedirs(there.rpartition("/")[0], exist_ok=True)
+        if self.place.address.partition("://")[0] not in _WITH_BUCKETS:
+            self.place.system.makedirs(there.rpartition("/")[0], exist_ok=True)
         self.place.system.put_file(str(copy), there)
         self.place.system.invalidate_cache()
         token = token_of(self.place.system.info(there))

@@ -149,8 +149,8 @@ def fit(
         catalog = columns.read(photos)
         report &= first
         run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
-        if first:
-            tables.print_scores(terminal.stdout, run, place=out)
+    if first:  # and all is at its address
+        tables.print_scores(terminal.stdout, run, place=out)
 
 
 @app.command
