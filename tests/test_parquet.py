@@ -13,7 +13,7 @@ from photos import encoded, photograph
 from test_shards import write_tar
 
 from fieldguide import caches, cli, inputs, pixels
-from fieldguide.catalog import Catalog, Photo, scan
+from fieldguide.catalog import Catalog, Photo, read, scan
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.shards import INDEX
 
@@ -295,3 +295,15 @@ def test_without_pyarrow_the_extra_is_named(
     with pytest.raises(UsageError, match=r"a\.parquet` needs pyarrow") as caught:
         scan(tmp_path)
     assert caught.value.hint == "pip install 'fieldguide[parquet]'"
+
+
+@needs_pyarrow
+def test_a_single_file_is_pointed_to_its_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "set" / "a.parquet", {"image": [jpeg(1)], "label": ["oak"]})
+    with pytest.raises(DataError, match="not a table in plain text") as caught:
+        read(path)
+    assert caught.value.hint == "name the folder that the Parquet files lie in"
+    (one,) = inputs.read(path)
+    assert one.file
+    with pytest.raises(DataError, match=r"not an image \(a Parquet file\)"):
+        pixels.load(one.file)

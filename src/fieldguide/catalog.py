@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
 
-from fieldguide import caches, files, remote, shards
+from fieldguide import caches, files, parquet, remote, shards
 from fieldguide.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -606,6 +606,11 @@ def read_cells(place: Path, encoding: str | None = None) -> Table:
 
     Raises DataError with the row for what is no table.
     """
+    if place.suffix == parquet.ENDING:
+        raise DataError(
+            f"not a table in plain text: {place}",
+            hint="name the folder that the Parquet files lie in",
+        )
     text = decoded(content_of(place), place.name, encoding)
     if not text.strip():
         raise DataError(f"the table is empty: {place}")

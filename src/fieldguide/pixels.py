@@ -173,6 +173,7 @@ _NOT_IMAGES = (
     ),
     (re.compile(rb"%PDF"), "PDF", ""),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
+    (re.compile(rb"PAR1"), "a Parquet file", "name the folder that it lies in"),
     (re.compile(rb".{4}ftyp", re.DOTALL), "a video", ""),
     (re.compile(rb"\x00+\Z"), "only zero bytes", ""),
     (re.compile(rb"[\t\r\n -~\x80-\xff]+\Z"), "text", ""),
