@@ -19,7 +19,8 @@ ROWS = (
     {"analysis", "catalog", "cluster", "mirror", "pixels", "ranks", "side_by_side", "store"}
     | {"tracking"}
     | {"transforms"},
-    {"batches", "check", "checkpoint", "copies", "folding", "inputs", "network", "pack"},
+    {"batches", "check", "checkpoint", "copies", "folding", "inputs", "network", "pack"}
+    | {"synchrony"},
     {"inference", "predictions", "probe", "train"},
     {"classifier"},
     {"checkpoints", "combine"},

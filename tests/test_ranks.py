@@ -1,15 +1,10 @@
 """Ranks are forks of the test's process, which have met at a free port of this machine."""
 
-import csv
 import os
-import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,72 +13,17 @@ import numpy as np
 import pytest
 import torch
 from fits import SMALL, Killed, killer, results, small_fit
+from forks import EVERY_STEP, as_rank, curves, fitted_on_ranks, free_port, needs_fork, on_ranks
 
 import fieldguide as fg
 from fieldguide import cli, train
 from fieldguide import ranks as ranking
 from fieldguide.crossval import Watcher
-from fieldguide.errors import DataError, FieldguideError, ResourceError, Stopped, UsageError
+from fieldguide.errors import DataError, ResourceError, Stopped, UsageError
 from fieldguide.launched import Launch, launch
 from fieldguide.ranks import ALONE, Ranks, joined
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-EVERY_STEP = {"checkpoint_minutes": 1e-9}
-Work = Callable[[int], Any]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def as_rank(rank: int, world: int, port: int) -> dict[str, str]:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-    values = (rank, rank, world, world, port)
-    return {**dict(zip(names, map(str, values), strict=True)), "MASTER_ADDR": "127.0.0.1"}
-
-
-def begun(world: int, work: Work, folder: Path) -> list[int]:
-    """The processes of ranks that do `work` and write down what it gives or raises."""
-    port, children = free_port(), []
-    for rank in range(world):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a threaded process
-            child = os.fork()
-        if child == 0:
-            try:
-                warnings.simplefilter("ignore")
-                os.environ |= as_rank(rank, world, port)
-                try:
-                    outcome: Any = work(rank)
-                except BaseException as error:
-                    outcome = error if isinstance(error, FieldguideError) else repr(error)
-                (folder / f"rank-{rank}").write_bytes(pickle.dumps(outcome))
-            finally:
-                os._exit(0)
-        children.append(child)
-    return children
-
-
-def on_ranks(world: int, work: Work, folder: Path) -> list[Any]:
-    """What each rank gave or raised; None of one that was killed."""
-    folder.mkdir(parents=True)
-    for child in begun(world, work, folder):
-        os.waitpid(child, 0)
-    places = [folder / f"rank-{rank}" for rank in range(world)]
-    return [pickle.loads(p.read_bytes()) if p.exists() else None for p in places]
-
-
-def fitted_on_ranks(world: int, discs: Path, out: Path, **settings: Any) -> fg.Run:
-    def work(rank: int) -> list[int]:
-        return small_fit(discs, out, **settings).done
-
-    outcomes = on_ranks(world, work, out.with_name(f"{out.name}-ranks-{world}"))
-    assert outcomes == [fg.Run(out).done] * world
-    return fg.Run(out)
-
+pytestmark = needs_fork
 
 # --- how a process was started --------------------------------------------------------------------
 
@@ -280,11 +220,6 @@ def test_two_ranks_end_with_the_bits_of_one(
             assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def curves(run: fg.Run, fold: int) -> list[dict[str, str]]:
-    with (run.fold_folder(fold) / "history.csv").open(newline="") as file:
-        return [row | {"seconds": ""} for row in csv.DictReader(file)]
-
-
 def test_four_ranks_and_two_replicas_each_end_with_the_bits_of_one(
     discs: Path, tmp_path: Path
 ) -> None:
@@ -300,8 +235,8 @@ def test_a_diverged_replica_is_left_out_on_all_ranks(
 ) -> None:
     original = train.train_step
 
-    def spoiled(job: Any, optimizer: Any, scaler: Any, batch: Any, seed: int, parts: int) -> Any:
-        step = original(job, optimizer, scaler, batch, seed, parts)
+    def spoiled(job: Any, optimizer: Any, scaler: Any, batch: Any, *rest: Any) -> Any:
+        step = original(job, optimizer, scaler, batch, *rest)
         return None if spoil and first_photo(batch) in spoil else step
 
     def first_photo(batch: Any) -> int:

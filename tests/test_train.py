@@ -312,9 +312,9 @@ def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
 ) -> None:
     original, seen = train._backward, []
 
-    def watched(job: FoldJob, scaler: Any, batch: Batch, parts: int) -> Any:
+    def watched(job: FoldJob, scaler: Any, batch: Batch, *rest: Any) -> Any:
         seen.append(batch.images.shape[-1])
-        return original(job, scaler, batch, parts)
+        return original(job, scaler, batch, *rest)
 
     monkeypatch.setattr(train, "_backward", watched)
     small_fit(discs, tmp_path / "run", fold=0, epochs=2, size=48, eval_resize=56, first_size=32)

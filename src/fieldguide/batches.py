@@ -124,6 +124,8 @@ class Pictures:
 
     def _complete(self, draws: Sequence[Draw]) -> Batch:
         """A batch of all draws. A vanished training photo is replaced by its successor in it."""
+        if not draws:
+            return Batch(_NO_IMAGES, torch.empty(0, dtype=torch.int64))
         images, photos, missing = [], [], 0
         for position in range(len(draws)):
             draw, image = self._first_readable([*draws[position:], *draws[:position]])
@@ -229,6 +231,24 @@ class Plan(Sequence[list[Draw]]):
         if isinstance(which, slice):
             return Plan(self.parts[which], self.seed_of)
         return [Draw(row, self.seed_of(row)) for row in self.parts[which].tolist()]
+
+    def shared(self, rank: int, ranks: int) -> "Plan":
+        """What one of `ranks` has of each batch: as much as the others, as far as can be.
+
+        None has a single photo, whose batch norm would have no variance, unless the batch has no
+        more: where there are too few for all ranks, the last ones have none.
+        """
+        return Plan([_share(part, rank, ranks) for part in self.parts], self.seed_of)
+
+
+def ranks_with_photos(photos: int, ranks: int) -> int:
+    """How many of the `ranks` that share a batch of so many photos have some of them."""
+    return max(min(ranks, photos // 2), 1)
+
+
+def _share(part: NDArray[np.int64], rank: int, ranks: int) -> NDArray[np.int64]:
+    shares = np.array_split(part, ranks_with_photos(len(part), ranks))
+    return shares[rank] if rank < len(shares) else part[:0]
 
 
 def training_plan(

@@ -153,7 +153,7 @@ def fit(
                 watcher=watcher,
             )
     folder = Path(out)
-    with joined(recipe.device, recipe.replicas) as ranks:
+    with joined(recipe.device, recipe.replicas, recipe.batch_ranks) as ranks:
         recipe = _of_rank(recipe, ranks)
         if ranks.first:
             run = _fit(catalog, recipe, folder, fold, force, prepared, command, watcher, ranks)
@@ -334,17 +334,20 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
     device = choose_device(resolved.device)
     training = sum(photo.split == "train" for photo in used.photos)
     steps = sum(replica_steps(resolved, training - training // resolved.folds))
+    synchronised = resolved.sync_batch_norm and resolved.batch_ranks > 1
     keep_freed_memory()
     with training_threads(_threads(resolved)):
         return choose(
             network.to(device),
             size=resolved.size,
-            batch_size=resolved.batch_size,
+            batch_size=-(-resolved.batch_size // resolved.batch_ranks),
             classes=len(used.classes),
             device=device,
             layout=recipe.layout,
             precision=recipe.precision,
-            compile="auto" if recipe.compile == "auto" else recipe.compile == "on",
+            compile="auto"
+            if recipe.compile == "auto" and not synchronised
+            else recipe.compile == "on",
             steps_to_go=steps * resolved.epochs * resolved.folds,
             cache=_cache(recipe, lambda message: None),
         )
@@ -949,8 +952,8 @@ def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) ->
 
 def planned(run: Run, folds: Iterable[int] | None = None, ranks: Ranks = ALONE) -> Plan:
     """How much there is to do in some folds, or in all that are not done."""
-    recipe = run.recipe
+    recipe, peers = run.recipe, ranks.peers
     todo = tuple(run.undone if folds is None else folds)
     photos = [len(_parts(run, run.folds[index])[0]) for index in todo]
-    steps = sum(sum(replica_steps(recipe, n)[ranks.rank :: ranks.world]) for n in photos)
+    steps = sum(sum(replica_steps(recipe, n)[peers.rank :: peers.world]) for n in photos)
     return Plan(todo, steps * recipe.epochs, recipe)

@@ -154,6 +154,12 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(True for _ in _batch_norms(network))
 
 
+def trained_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of the batch norms that are in training mode, themselves."""
+    norms = [norm for norm in _batch_norms(network) if norm.training]
+    return [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
+
+
 def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height width"]]) -> None:
     """Changes the network: batch-norm statistics are measured anew on `batches`, and nothing else.
 

@@ -7,6 +7,10 @@ that all of them make at the same place: `agree`, `exchange`, `gather` … A pro
 the same calls, which then return what they were given. Weights go over NCCL between GPUs that each
 belong to one rank, everything else over gloo.
 
+Ranks come in teams: those of one train the same replicas and share each of their batches. `team`
+are the ranks of its own, `peers` one of each team, who have all replicas between them; both are
+reached by the same calls.
+
 A rank that fails leaves its error in the store where they met, and ends. The others then find a
 connection closed, look there, and end with the same error. Knows nothing of networks, replicas or
 run folders.
@@ -16,11 +20,11 @@ import os
 import pickle
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -61,10 +65,26 @@ class _Groups:
 class Ranks:
     """This process's place among those that train together, and how it talks with the others."""
 
-    def __init__(self, place: Launch, groups: _Groups | None = None) -> None:
-        """Alone, unless it has joined others (`joined`)."""
+    def __init__(
+        self,
+        place: Launch,
+        groups: _Groups | None = None,
+        team: "Ranks | None" = None,
+        peers: "Ranks | None" = None,
+    ) -> None:
+        """Alone, unless it has joined others (`joined`); in a team of its own unless told."""
         self.rank, self.world = place.rank, place.world
-        self._groups = groups
+        self._groups, self._team, self._peers = groups, team, peers
+
+    @property
+    def team(self) -> "Ranks":
+        """Those that share each batch of a replica with it."""
+        return self._team or ALONE
+
+    @property
+    def peers(self) -> "Ranks":
+        """Those that have its place in the other teams, which train other replicas."""
+        return self._peers or self
 
     @property
     def first(self) -> bool:
@@ -98,7 +118,7 @@ class Ranks:
             return [value]
         values: list[Any] | None = [None] * self.world if self.first else None
         with self._reaching() as groups:
-            dist.gather_object(value, values, dst=0, group=groups.training)
+            dist.gather_object(value, values, group_dst=0, group=groups.training)
         return values or []
 
     def announce(self, value: T) -> T:
@@ -126,15 +146,27 @@ class Ranks:
 
     def same(self, weights: Weights) -> dict[str, Tensor]:
         """The first one's weights."""
+        return self._told(
+            weights, lambda flat, group: dist.broadcast(flat, group=group, group_src=0)
+        )
+
+    def total(self, tensors: Weights) -> dict[str, Tensor]:
+        """Every rank's tensors added up; alike in names, shapes and types, as is the sum."""
+        return self._told(tensors, lambda flat, group: dist.all_reduce(flat, group=group))
+
+    def _told(
+        self, tensors: Weights, tell: Callable[[Tensor, ProcessGroup], object]
+    ) -> dict[str, Tensor]:
+        """What `tell` makes of the tensors, in one message for each type, which it changes."""
         if self._groups is None:
-            return dict(weights)
+            return dict(tensors)
         received: dict[str, Tensor] = {}
-        for flat, names in _flattened(weights):
+        for flat, names in _flattened(tensors):
             wire = self._sendable(flat)
             with self._reaching() as groups:
-                dist.broadcast(wire, src=0, group=self._group(groups, wire))
-            received |= _cut(wire.to(flat.device), names, weights)
-        return {name: received[name] for name in weights}
+                tell(wire, self._group(groups, wire))
+            received |= _cut(wire.to(flat.device), names, tensors)
+        return {name: received[name] for name in tensors}
 
     def _sendable(self, flat: Tensor) -> Tensor:
         """Where there is no NCCL, tensors go through main memory."""
@@ -194,20 +226,21 @@ ALONE = Ranks(Launch())
 
 
 @contextmanager
-def joined(device: str, replicas: int) -> Iterator[Ranks]:
+def joined(device: str, replicas: int, batch_ranks: int = 1) -> Iterator[Ranks]:
     """This process together with those that torchrun started beside it, while entered; else alone.
 
-    `device` is a recipe's; its GPU is that of its LOCAL_RANK. Raises `UsageError` where ranks and
-    replicas do not fit, and `ResourceError` where the others are not found in 45 seconds. Whatever
-    goes wrong in the block ends the other ranks with the same error.
+    `device` is a recipe's; its GPU is that of its LOCAL_RANK. Each `batch_ranks` that follow each
+    other are a team. Raises `UsageError` where ranks, teams and replicas do not fit, and
+    `ResourceError` where the others are not found in 45 seconds. Whatever goes wrong in the block
+    ends the other ranks with the same error.
     """
     place = launch()
+    _require_shares(place.world, replicas, batch_ranks)
     if place.world == 1:
         yield ALONE
         return
-    _require_shares(place.world, replicas)
     on_gpu = _take_gpu(device, place)
-    ranks = Ranks(place, _join(place, on_gpu))
+    ranks = _join(place, on_gpu, batch_ranks)
     try:
         yield ranks
     except BaseException as error:
@@ -216,13 +249,21 @@ def joined(device: str, replicas: int) -> Iterator[Ranks]:
     ranks.leave()
 
 
-def _require_shares(world: int, replicas: int) -> None:
-    if replicas % world:
-        fitting = [str(n) for n in range(1, replicas + 1) if replicas % n == 0]
+def _require_shares(world: int, replicas: int, batch_ranks: int) -> None:
+    fitting = [n * batch_ranks for n in range(1, replicas + 1) if replicas % n == 0]
+    start = f"start {' or '.join(map(str, fitting))} of them (torchrun --nproc-per-node)"
+    if world % batch_ranks:
         raise UsageError(
-            f"{world} ranks cannot share `replicas` = {replicas}: each must train as many",
-            hint=f"start {' or '.join(fitting)} of them (torchrun --nproc-per-node),"
-            f" or train {-(-replicas // world) * world} replicas",
+            f"`batch_ranks` = {batch_ranks} does not divide the number of ranks: {world}",
+            hint=start,
+        )
+    if replicas % (world // batch_ranks):
+        teams = "" if batch_ranks == 1 else f" in teams of `batch_ranks` = {batch_ranks}"
+        wider = "" if world % replicas else f", or share batches: --batch-ranks {world // replicas}"
+        more = -(-replicas * batch_ranks // world) * world // batch_ranks
+        raise UsageError(
+            f"{world} ranks{teams} cannot share `replicas` = {replicas}: each must train as many",
+            hint=f"{start}, or train {more} replicas{wider}",
         )
 
 
@@ -248,18 +289,20 @@ def _take_gpu(device: str, place: Launch) -> bool:
     return True
 
 
-def _join(place: Launch, on_gpu: bool) -> _Groups:
+def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
     """Meets the other ranks where MASTER_ADDR and MASTER_PORT say."""
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
         store, rank, world = next(rendezvous("env://", timeout=JOIN))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=JOIN)
-        groups = _Groups(
-            store,
-            training=_group("gloo", STEP),
-            setup=_group("gloo", SETUP),
-            nccl=_group("nccl", STEP) if on_gpu else None,
-        )
+        everyone = range(world)
+        groups = _groups(store, everyone, on_gpu)
+        teams = [everyone[n : n + batch_ranks] for n in everyone[::batch_ranks]]
+        peers = [everyone[n::batch_ranks] for n in range(batch_ranks)]
+        found = Ranks(place, groups)
+        if batch_ranks > 1:
+            team, peer = (_among(place, store, each, on_gpu) for each in (teams, peers))
+            found = Ranks(place, groups, team, peer)
     except (RuntimeError, ValueError) as error:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -269,13 +312,31 @@ def _join(place: Launch, on_gpu: bool) -> _Groups:
             hint="MASTER_ADDR and MASTER_PORT name the machine and port of the first rank;"
             " torchrun sets them by --master-addr and --master-port",
         ) from error
-    return groups
+    return found
 
 
-def _group(backend: str, timeout: timedelta) -> ProcessGroup:
-    group = dist.new_group(backend=backend, timeout=timeout)
-    assert isinstance(group, ProcessGroup)  # every rank is in it
-    return group
+def _among(place: Launch, store: Store, parts: Sequence[range], on_gpu: bool) -> Ranks:
+    """Its part of all ranks, as ranks of their own. All call this, with the same parts."""
+    made = [_groups(store, part, on_gpu) for part in parts if len(part) > 1]
+    mine = next(number for number, part in enumerate(parts) if place.rank in part)
+    if not made:
+        return ALONE
+    return Ranks(Launch(parts[mine].index(place.rank), len(parts[mine])), made[mine])
+
+
+def _groups(store: Store, members: range, on_gpu: bool) -> _Groups:
+    """The groups of some ranks, which all ranks have to make; of use to the members alone."""
+    return _Groups(
+        store,
+        training=_group("gloo", STEP, members),
+        setup=_group("gloo", SETUP, members),
+        nccl=_group("nccl", STEP, members) if on_gpu else None,
+    )
+
+
+def _group(backend: str, timeout: timedelta, members: range) -> ProcessGroup:
+    group = dist.new_group(list(members), backend=backend, timeout=timeout)
+    return cast(ProcessGroup, group)  # or a number, in place of a group that it is not in
 
 
 def _reason(error: Exception) -> str:

@@ -108,6 +108,10 @@ class Recipe(BaseModel):
         "of an epoch's photos: mixed at random, or shard after shard and mixed within a buffer, for disks slow at random reads")
     shuffle_buffer: int = _setting("Optimiser", 10_000, "photos that order = shards draws each next one from", ge=1)
     accumulate: int = _setting("Optimiser", 1, "parts a batch is computed in, to save memory", ge=1)
+    batch_ranks: int = _setting("Optimiser", 1,
+        "ranks that share each batch of a replica, for torchrun on as many, or a multiple of it", ge=1)
+    sync_batch_norm: bool = _setting("Optimiser", False,
+        "in training, batch norms normalise by the whole batch, not by each rank's share of it")
     backbone_rate: float = _setting("Optimiser", 1e-4, "AdamW's rate for the backbone", gt=0)
     head_rate: float = _setting("Optimiser", 1e-3, "AdamW's rate for the head", gt=0)
     weight_decay: float = _setting("Optimiser", 0.05, "decay of all weights but norms and biases", ge=0)
@@ -200,6 +204,15 @@ class Recipe(BaseModel):
             (
                 self.accumulate > self.batch_size,
                 f"`accumulate` = {self.accumulate} is more than `batch_size` = {self.batch_size}",
+            ),
+            (
+                self.batch_ranks > 1 and self.batch_size < 2 * self.batch_ranks,
+                f"`batch_size` = {self.batch_size} leaves fewer than 2 photos"
+                f" for each of `batch_ranks` = {self.batch_ranks}",
+            ),
+            (
+                self.sync_batch_norm and self.batch_ranks > 1 and self.compile == "on",
+                "`sync_batch_norm` cannot be compiled: set `compile` to off",
             ),
             (
                 self.watch_val and self.stop != "fold",
@@ -422,6 +435,7 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     found += [("shuffle_buffer", "order = 'photos'")] if recipe.order == "photos" else []
     found += [("jitter", "color_jitter = 0")] if recipe.color_jitter == 0 else []
     found += [("replica_data", "replicas = 1")] if recipe.replicas == 1 else []
+    found += [("sync_batch_norm", "batch_ranks = 1")] if recipe.batch_ranks == 1 else []
     return found
 
 

@@ -17,7 +17,8 @@ in sequence. Knows nothing of run folders.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from fieldguide.batches import (
     Plan,
     epoch_steps,
     evaluation_plan,
+    ranks_with_photos,
     share_of,
     training_plan,
 )
@@ -55,6 +57,7 @@ from fieldguide.network import (
     load_weights,
     recalibrate,
     train_mode,
+    trained_statistics,
     weights_of,
 )
 from fieldguide.optimize import (
@@ -69,6 +72,7 @@ from fieldguide.optimize import (
 from fieldguide.ranks import ALONE, Ranks
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
+from fieldguide.synchrony import Synchronised
 
 IntArray = NDArray[np.int64]
 
@@ -171,9 +175,9 @@ def train_fold(
 ) -> FoldResult:
     """Trains one fold, going on from the newest checkpoint in `folder` (None: no checkpoints).
 
-    Changes the job's network. With `ranks` each trains some of the replicas, the first writes the
-    checkpoints, and all return the same. Raises `TrainingError` when every replica has diverged,
-    and whatever `controls.check_stop` raises, on any rank, after a checkpoint.
+    Changes the job's network. With `ranks` each team trains some of the replicas, the first rank
+    writes the checkpoints, and all return the same. Raises `TrainingError` when every replica has
+    diverged, and whatever `controls.check_stop` raises, on any rank, after a checkpoint.
     """
     controls = controls or Controls()
     with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
@@ -186,15 +190,16 @@ def train_fold(
 class _Session:
     """The loop's moving parts: what checkpoints hold, and the optimisers of the one network.
 
-    On several ranks it holds weights and moments of its `own` replicas; of the others it knows
-    those that are merged, at a merge.
+    On several ranks it holds weights and moments of its `own` replicas, as do the other ranks of
+    its team; of the others it knows those that are merged, at a merge.
     """
 
     def __init__(
         self, job: FoldJob, folder: Path | None, controls: Controls, ranks: Ranks = ALONE
     ) -> None:
         self.job, self.folder, self.controls, self.ranks = job, folder, controls, ranks
-        self.own = range(ranks.rank, job.recipe.replicas, ranks.world)
+        self.team, self.peers = ranks.team, ranks.peers
+        self.own = range(self.peers.rank, job.recipe.replicas, self.peers.world)
         self.state = _first_or_saved_state(job, folder, controls, self.own)
         _require_same_state(self.state, folder, ranks)
         self.optimizers = {replica: _optimizer(job) for replica in self.own}
@@ -203,7 +208,7 @@ class _Session:
             set_moments(optimizer, job.network.named_parameters(), moments)
         self.scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
         if self.state.scalers:
-            saved = self.state.scalers[ranks.rank % len(self.state.scalers)]
+            saved = self.state.scalers[self.peers.rank % len(self.state.scalers)]
             self.scaler.load_state_dict(saved)
         self.replicas: list[Weights] = []
         self.replica_logits: Float[np.ndarray, "n classes"] | None = None  # of its last replica
@@ -239,9 +244,9 @@ class _Session:
                 raise stop
 
     def run_round(self) -> None:
-        """The epoch of a replica on each rank, in step; their rows follow in order."""
-        state, begin = self.state, self.state.replica - self.state.replica % self.ranks.world
-        end, replica = begin + self.ranks.world, begin + self.ranks.rank
+        """The epoch of a replica on each team, in step; their rows follow in order."""
+        state, begin = self.state, self.state.replica - self.state.replica % self.peers.world
+        end, replica = begin + self.peers.world, begin + self.peers.rank
         steps = replica_steps(self.job.recipe, len(self.job.train))
         # After all but its last step a rank looks whether any of them is to stop or save.
         looks = max(steps[n] - state.steps[n] for n in range(state.replica, end)) - 1
@@ -251,7 +256,7 @@ class _Session:
         else:  # it was done when another number of ranks saved
             for _ in range(looks):
                 self.checkpoint_within_epoch()
-        told = self.ranks.exchange((row, state.parts))
+        told = self.peers.exchange((row, state.parts))
         state.parts = max(parts for _, parts in told)
         for number, (each, _) in enumerate(told, start=begin):
             if each is not None:
@@ -286,7 +291,7 @@ class _Session:
         wanted = recipe.replica_curves or _merged_is_the_replica(recipe)
         if tally.diverged or not wanted:
             return None
-        return evaluate(self.job, evaluated_rows(self.job))
+        return evaluate(self.job, evaluated_rows(self.job), self.team)
 
     def train_epoch(self, replica: int, looks: int, started: float) -> None:
         """What is left of one replica's epoch, with so many looks at the other ranks."""
@@ -297,14 +302,16 @@ class _Session:
         train_mode(job.network)
         size = training_size(recipe, state.epoch)
         loader = job.loader if size == recipe.size else job.resized(size)
-        todo = [] if tally.hopeless else plan[state.steps[replica] :]
+        shares = plan.shared(self.team.rank, self.team.world)
+        todo = [] if tally.hopeless else shares[state.steps[replica] :]
         looked = 0
         for batch in loader.batches(todo):
             step = state.steps[replica]
             done = state.epoch * len(plan) + step
             set_rates(optimizer, _rate_factor(recipe, done, len(plan)))
             seed = derive_seed(recipe.seed, "step", replica, state.epoch, step)
-            tally.add(self.step(optimizer, batch, seed), len(batch.photos))
+            whole = len(plan.parts[step])
+            tally.add(self.step(optimizer, batch, seed, whole), whole)
             tally.missing += batch.missing
             _refuse_missing(tally, photos)  # before any checkpoint: they may come back
             state.steps[replica] += 1
@@ -317,12 +324,19 @@ class _Session:
         for _ in range(looked, looks):  # others go on
             self.checkpoint_within_epoch(replica, started)
 
-    def step(self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Step | None:
-        """A step in as many parts as the memory demands: twice as many after each failure."""
+    def step(
+        self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int, whole: int
+    ) -> Step | None:
+        """A step in as many parts as the memory demands: twice as many after each failure.
+
+        The batch is the team's share of one of `whole` photos.
+        """
         while True:
             try:
                 parts = max(self.state.parts, self.job.recipe.accumulate)
-                return train_step(self.job, optimizer, self.scaler, batch, seed, parts)
+                return train_step(
+                    self.job, optimizer, self.scaler, batch, seed, parts, self.team, whole
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -363,9 +377,9 @@ class _Session:
     def gather_copies(self) -> None:
         """Every replica's weights on every rank: a merge is then the same to the bit as alone."""
         for replica in self.own:
-            begin = replica - self.ranks.rank
-            gathered = self.ranks.gather(self.state.copies[replica])
-            self.state.copies[begin : begin + self.ranks.world] = gathered
+            begin = replica - self.peers.rank
+            gathered = self.peers.gather(self.state.copies[replica])
+            self.state.copies[begin : begin + self.peers.world] = gathered
 
     def stepped(self, merged: Weights) -> Weights:
         """The merged weights, or where an outer step from the last ones towards them leads."""
@@ -408,7 +422,7 @@ class _Session:
         mean: Moments = {}
         if how == "average":
             found: dict[int, Moments] = {}
-            for part in self.ranks.exchange(self.own_moments()):
+            for part in self.peers.exchange(self.own_moments()):
                 found |= part
             mean = _to(self.job.device, _mean_moments([found[n] for n in healthy]))
         for optimizer in self.optimizers.values():
@@ -417,7 +431,7 @@ class _Session:
     def own_moments(self) -> dict[int, Moments]:
         """The moments of its replicas; in main memory, where other ranks are to have them."""
         named = list(self.job.network.named_parameters())
-        device = self.job.device if self.ranks.world == 1 else torch.device("cpu")
+        device = self.job.device if self.peers.world == 1 else torch.device("cpu")
         return {n: _to(device, moments_of(each, named)) for n, each in self.optimizers.items()}
 
     def revive(self, diverged: Sequence[int]) -> None:
@@ -444,7 +458,7 @@ class _Session:
 
     def save(self) -> None:
         """Writes a checkpoint, if there is a folder for it."""
-        if self.folder is not None:
+        if self.folder is not None and self.team.first:
             self.collect()
             if self.ranks.first:
                 save_state(self.folder, self.state)
@@ -452,10 +466,10 @@ class _Session:
 
     def collect(self) -> None:
         """Puts moments into the state, and on the first rank what the others have come to."""
-        state, ranks, moments = self.state, self.ranks, self.own_moments()
+        state, peers, moments = self.state, self.peers, self.own_moments()
         state.moments = [moments.get(n, {}) for n in range(self.job.recipe.replicas)]
-        parts = [] if ranks.first else [_Part.of(state, n) for n in self.own]
-        told = ranks.collect((parts, self.scaler.state_dict()))
+        parts = [] if peers.first else [_Part.of(state, n) for n in self.own]
+        told = peers.collect((parts, self.scaler.state_dict()))
         state.scalers = [scaler for _, scaler in told]
         for parts, _ in told:
             for part in parts:
@@ -500,23 +514,33 @@ def train_step(
     batch: Batch,
     seed: int,
     parts: int = 1,
+    team: Ranks = ALONE,
+    whole: int | None = None,
 ) -> Step | None:
     """Changes the network by one step; None if its loss or a gradient was not finite.
 
     A step that fails or is not finite changes nothing, batch-norm statistics included. The batch is
     computed in `parts`, whose gradients are added up: the same step, but that each part is
     normalised by its own statistics where there is batch norm.
+
+    The ranks of a `team` have a share each of a batch of `whole` photos, perhaps none, and add up
+    their gradients. So they come to the same weights, and know alike what is not finite. Each finds
+    by itself in how many parts its share fits into memory; the others wait for it.
     """
     network = job.network
+    whole = len(batch.photos) if whole is None else whole
     statistics = [buffer.clone() for buffer in network.buffers()]
     torch.manual_seed(seed)
     try:
-        loss, accuracy = _backward(job, scaler, batch, parts)
-        scaler.unscale_(optimizer)
-        gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
-        finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
-        if finite:
-            scaler.step(optimizer)
+        with _batch_norms_over(job, team):
+            loss, accuracy = _backward(job, scaler, batch, parts, team, whole)
+        with _no_second_try(job, team):
+            loss, accuracy = _put_together(job, batch, loss, accuracy, team, whole)
+            scaler.unscale_(optimizer)
+            gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
+            finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
+            if finite:
+                scaler.step(optimizer)
     except RuntimeError:
         _restore(network, statistics)
         optimizer.zero_grad()
@@ -534,14 +558,83 @@ def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
         buffer.copy_(before)
 
 
-def _backward(
-    job: FoldJob, scaler: torch.GradScaler, batch: Batch, parts: int
+@contextmanager
+def _batch_norms_over(job: FoldJob, team: Ranks) -> Iterator[None]:
+    """While it is entered, batch norms look at all of the team's photos, if the recipe says so."""
+    if team.world == 1 or not job.recipe.sync_batch_norm:
+        yield
+        return
+    with Synchronised(team), _no_second_try(job, team):
+        yield
+
+
+@contextmanager
+def _no_second_try(job: FoldJob, team: Ranks) -> Iterator[None]:
+    """For what ranks do together: where memory runs out on one, it cannot begin anew alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if team.world == 1 or not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"memory ran out on `{job.device}` where the ranks of a batch wait for each other",
+            hint="begin a run with a larger `accumulate`, or more `batch_ranks`",
+        ) from error
+
+
+def _put_together(
+    job: FoldJob, batch: Batch, loss: Tensor, accuracy: Tensor, team: Ranks, whole: int
 ) -> tuple[Tensor, Tensor]:
-    """Changes the gradients; returns mean loss and accuracy of a batch computed in parts."""
+    """Changes gradients, statistics and the count of missing photos to those of the whole batch.
+
+    Gradients are added up, running statistics averaged by the ranks' numbers of photos. Returns the
+    whole batch's loss and accuracy. Norms' counters of batches stay each rank's own: the first's
+    are kept.
+
+    One message after the gradients, not torch's DistributedDataParallel: that sends from within the
+    backward pass, so that a rank could neither do it again in more parts nor leave it out.
+    """
+    if team.world == 1:
+        return loss, accuracy
+    trained = [each for each in job.network.parameters() if each.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:  # this rank has no photos
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    statistics = trained_statistics(job.network)
+    for statistic in statistics:
+        statistic.mul_(len(batch.photos) / whole)
+    own = dict(enumerate([*gradients, *statistics]))
+    measured = torch.stack([loss, accuracy, torch.full_like(loss, batch.missing)])
+    totals = team.total({str(n): tensor for n, tensor in own.items()} | {"step": measured})
+    for number, tensor in own.items():
+        tensor.copy_(totals[str(number)])
+    loss, accuracy, missing = totals["step"]
+    batch.missing = round(float(missing))
+    return loss, accuracy
+
+
+def _backward(
+    job: FoldJob,
+    scaler: torch.GradScaler,
+    batch: Batch,
+    parts: int,
+    team: Ranks = ALONE,
+    whole: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Changes the gradients; returns loss and accuracy of a batch computed in parts.
+
+    They are means over the `whole` batch, to which each rank of the team adds its photos' part.
+    """
     recipe = job.recipe
+    whole = len(batch.photos) if whole is None else whole
     targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
+    pictures = batch.images.to(job.device, non_blocking=True)
+    if not len(pictures):  # of which the loader does not know the size
+        assert recipe.size != "auto"
+        pictures = pictures.expand(-1, -1, recipe.size, recipe.size)
     images, shares = mix_batch(
-        batch.images.to(job.device, non_blocking=True),
+        pictures,
         targets,
         normalise=job.normalise,
         classes=job.classes,
@@ -549,26 +642,39 @@ def _backward(
         alpha=recipe.mix_alpha,
     )
     images = images.contiguous(memory_format=job.normalise.layout)  # MixUp's are not
+    if team.rank:  # dropout is each rank's own; boxes and shares of the mixing were the same
+        torch.manual_seed(derive_seed(torch.initial_seed(), "rank", team.rank))
     total, right = torch.zeros(2, device=job.device)
+    scaler.scale(total)  # a scaler has to be asked before gradients are unscaled
+    # As many on every rank, which may have to go through their norms together.
+    parts = min(parts, -(-whole // ranks_with_photos(whole, team.world)))
     for part, part_shares in zip(
-        images.tensor_split(min(parts, len(images))),
-        shares.tensor_split(min(parts, len(images))),
-        strict=True,
+        images.tensor_split(parts), shares.tensor_split(parts), strict=True
     ):
+        if not len(part) and not recipe.sync_batch_norm:
+            continue
         with autocast(job.device, job.precision):
             logits = job.network(part)
-        loss = nn.functional.cross_entropy(
-            logits.float(),
-            part_shares,
-            weight=job.class_weights,
-            label_smoothing=recipe.label_smoothing,
-        )
-        loss = loss * (len(part) / len(images))
+        loss = _loss(job, logits.float(), part_shares) * (len(part) / whole)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         best = logits.detach().argmax(dim=1, keepdim=True)
-        right += part_shares.gather(1, best).sum() / len(images)
+        right += part_shares.gather(1, best).sum() / whole
     return total, right
+
+
+def _loss(
+    job: FoldJob, logits: Float[Tensor, "n classes"], shares: Float[Tensor, "n classes"]
+) -> Float[Tensor, ""]:
+    """The mean over photos, with classes weighed as the recipe says; 0 for no photos."""
+    if not len(logits):
+        return logits.sum()  # torch's mean is not a number
+    return nn.functional.cross_entropy(
+        logits,
+        shares,
+        weight=job.class_weights,
+        label_smoothing=job.recipe.label_smoothing,
+    )
 
 
 def evaluate(job: FoldJob, rows: IntArray, ranks: Ranks = ALONE) -> Float[np.ndarray, "n classes"]:
