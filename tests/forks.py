@@ -69,6 +69,7 @@ def fitted_on_ranks(world: int, discs: Path, out: Path, **settings: Any) -> fg.R
         return small_fit(discs, out, **settings).done
 
     outcomes = on_ranks(world, work, out.with_name(f"{out.name}-ranks-{world}"))
+    assert all(isinstance(each, list) for each in outcomes), outcomes
     assert outcomes == [fg.Run(out).done] * world
     return fg.Run(out)
 

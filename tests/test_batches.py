@@ -26,6 +26,7 @@ from fieldguide.batches import (
     Plan,
     epoch_steps,
     evaluation_plan,
+    ranks_with_photos,
     share_of,
     steps_in_epoch,
     streamed,
@@ -527,3 +528,21 @@ def test_shares_of_less_than_two_photos_are_refused() -> None:
     with pytest.raises(UsageError, match="fewer than 2 of 5 training photos") as caught:
         epoch_steps(5, 4, replicas=3, shares=True)
     assert "lower `replicas`" in caught.value.hint
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("photos", [1, 2, 5, 7, 16])
+def test_ranks_share_a_batch_in_equal_parts_of_two_photos_at_least(photos: int, ranks: int) -> None:
+    plan = Plan([np.arange(photos), np.arange(photos) + 100], lambda row: row + 1)
+    shares = [plan.shared(rank, ranks) for rank in range(ranks)]
+    for step in range(len(plan)):
+        assert [draw for share in shares for draw in share[step]] == plan[step]
+        sizes = [len(share[step]) for share in shares]
+        full = sizes[: ranks_with_photos(photos, ranks)]
+        assert not any(sizes[len(full) :])
+        assert max(full) - min(full) <= 1 and min(full) >= min(photos, 2)
+
+
+def test_a_share_without_photos_is_an_empty_batch(pictures: Pictures) -> None:
+    [batch] = Loader(pictures, 0).batches([[]])
+    assert len(batch.images) == len(batch.photos) == batch.missing == 0

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 import fieldguide as fg
 from fieldguide import recipe as recipes
 from fieldguide import train
-from fieldguide.crossval import Watcher
+from fieldguide.batches import Plan
+from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.ranks import joined
+from fieldguide.ranks import ALONE, Ranks, joined
 from fieldguide.synchrony import Synchronised
+from fieldguide.train import FoldJob
 
 pytestmark = needs_fork
 
@@ -88,18 +91,244 @@ def test_batch_norm_over_ranks_is_that_of_all_photos(
     assert all(torch.equal(*pair) for pair in zip(first[4:], second[4:], strict=True))
 
 
+# --- one step -------------------------------------------------------------------------------------
+
+
+def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) -> dict[str, Tensor]:
+    """The gradients, statistics and counts that a rank comes to, of a batch of these photos."""
+    train.train_mode(job.network)
+    plan = Plan([np.array(rows)], lambda row: row).shared(ranks.rank, ranks.world)
+    batch = next(job.loader.batches(plan))
+    scaler = torch.GradScaler("cpu", enabled=False)
+    torch.manual_seed(7)
+    with train._batch_norms_over(job, ranks):
+        measured = train._backward(job, scaler, batch, parts, ranks, len(rows))
+    batch.missing += ranks.rank
+    loss, accuracy = train._put_together(job, batch, *measured, ranks, len(rows))
+    found = {n: p.grad.clone() for n, p in job.network.named_parameters() if p.grad is not None}
+    found |= {n: b.clone() for n, b in job.network.named_buffers() if "running" in n}
+    return found | {"loss": loss, "accuracy": accuracy, "missing": torch.tensor(batch.missing)}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "photos", "parts"), [(2, 5, 1), (4, 7, 1), (2, 8, 2)], ids=["uneven", "none", "parts"]
+)
+def test_a_shared_step_has_the_gradients_of_one_process(
+    ranks: int, photos: int, parts: int, discs: Path, tmp_path: Path
+) -> None:
+    """Over five photos on two ranks, and over seven on four, of which the last has none."""
+    settings = UNEVEN | {"replicas": 1, "epochs": 1, "warmup": 0.0}
+    recipe = {"batch_size": 8, "batch_ranks": ranks, "sync_batch_norm": True}
+    run = small_fit(discs, tmp_path / "run", **settings)
+    job = replace(fold_jobs(run, discs)(0), recipe=run.recipe.replace(**recipe))
+    rows = job.train[:photos].tolist()
+
+    def work(rank: int) -> Any:
+        with joined("cpu", 1, ranks) as all_ranks:
+            return gradients_of(job, rows, all_ranks.team, parts)
+
+    first, *others = on_ranks(ranks, work, tmp_path / "ranks")
+    # Parts have batch norms of their own: those of the ranks' first parts, then of their second.
+    order = [0, 1, 4, 5, 2, 3, 6, 7] if parts == 2 else range(photos)
+    alone = gradients_of(job, [rows[n] for n in order], ALONE, parts)
+    assert int(first.pop("missing")) == sum(range(ranks)) and not alone.pop("missing")
+    for name, tensor in alone.items():
+        assert torch.allclose(first[name], tensor, rtol=1e-3, atol=1e-5), name
+        assert all(torch.equal(each[name], first[name]) for each in others), name
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
+    discs: Path, tmp_path: Path
+) -> None:
+    """The scaling of float16 stays the same on all, also where there were no photos."""
+    run = small_fit(discs, tmp_path / "run", **UNEVEN | {"epochs": 1, "warmup": 0.0})
+    job = fold_jobs(run, discs)(0)
+    rows = job.train[:7]
+
+    def work(rank: int) -> Any:
+        optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", init_scale=8.0)
+        train.train_mode(job.network)
+        with joined("cpu", 1, 4) as ranks:
+            plan = Plan([rows], lambda row: row).shared(rank, 4)
+            told: list[Any] = []
+            for spoiled in (1, None):
+                batch = next(job.loader.batches(plan))
+                with pytest.MonkeyPatch.context() as patch:
+                    if rank == spoiled:
+                        patch.setattr(job.normalise, "factor", torch.full((3, 1, 1), np.inf))
+                    step = train.train_step(
+                        job, optimizer, scaler, batch, 5, team=ranks.team, whole=len(rows)
+                    )
+                weights = {name: tensor.clone() for name, tensor in state(job).items()}
+                told.append((step, scaler.get_scale(), weights))
+        return told
+
+    def state(job: FoldJob) -> dict[str, Tensor]:
+        found = job.network.state_dict()
+        return {name: found[name] for name in found if not name.endswith("batches_tracked")}
+
+    before = {name: tensor.clone() for name, tensor in state(job).items()}
+    told = on_ranks(4, work, tmp_path / "ranks")
+    for skipped, done in told:
+        assert skipped[:2] == (None, 4.0)
+        assert all(torch.equal(skipped[2][name], before[name]) for name in before)
+        assert done[:2] == (told[0][1][0], 4.0) and done[0] is not None
+        assert all(torch.equal(done[2][name], told[0][1][2][name]) for name in before)
+    assert not torch.equal(told[0][1][2]["head.linear.bias"], before["head.linear.bias"])
+
+
 # --- a fit whose batches are shared ---------------------------------------------------------------
 
 
 def test_shared_batches_are_those_of_one_process(discs: Path, tmp_path: Path) -> None:
-    """With batch norm over all ranks, but for rounding; four ranks have shares of 2, 2, 2 and 0."""
-    settings = {"replicas": 1, "batch_norm": "average", "merge": "none", **UNEVEN}
+    """With batch norm over all ranks, but for rounding, which AdamW makes larger."""
+    settings = UNEVEN | {"replicas": 1, "batch_norm": "average", "merge": "none"}
     alone = small_fit(discs, tmp_path / "alone", **settings)
-    for ranks in (2, 4):
-        wide = {"batch_size": 8, "batch_ranks": ranks} if ranks == 4 else {"batch_ranks": ranks}
-        if ranks == 4:
-            alone = small_fit(discs, tmp_path / "alone-wide", **settings | {"batch_size": 8})
-        shared = fitted_on_ranks(
-            ranks, discs, tmp_path / f"{ranks}", sync_batch_norm=True, **settings | wide
-        )
-        print(ranks, furthest(shared, alone), np.abs(logits_of(shared) - logits_of(alone)).max())
+    shared = fitted_on_ranks(
+        2, discs, tmp_path / "shared", batch_ranks=2, sync_batch_norm=True, **settings
+    )
+    assert np.abs(logits_of(shared) - logits_of(alone)).max() < 1e-4
+    for one, other in zip(curves(shared, 0), curves(alone, 0), strict=True):
+        for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+            assert float(one[name] or 0) == pytest.approx(float(other[name] or 0), abs=1e-4)
+        assert one["steps"] == other["steps"] and one["skipped"] == other["skipped"]
+
+
+def test_without_it_shares_are_parts(discs: Path, tmp_path: Path) -> None:
+    """Two ranks normalise their shares as one process does the two parts of a batch."""
+    settings = UNEVEN | {"batch_norm": "recalibrate", "epochs": 1, "warmup": 0.0}
+    alone = small_fit(discs, tmp_path / "alone", accumulate=2, **settings)
+    shared = fitted_on_ranks(2, discs, tmp_path / "shared", batch_ranks=2, **settings)
+    whole = small_fit(discs, tmp_path / "whole", **settings)
+    assert np.array_equal(logits_of(shared), logits_of(alone))  # a sum of two has one order
+    assert not np.allclose(logits_of(shared), logits_of(whole), atol=1e-3)
+
+
+def test_teams_of_ranks_train_replicas_and_go_on_to_the_bit(discs: Path, tmp_path: Path) -> None:
+    """Four ranks as two teams, two ranks as one, and either after a kill: always the same bits."""
+    settings: dict[str, Any] = {
+        "fold": 0,
+        "batch_ranks": 2,
+        "dropout": 0.2,
+        "mix": "either",
+        "moments": "average",
+        "outer": "momentum",
+        "batch_norm": "average",
+        "keep_replicas": True,
+    }
+    two = fitted_on_ranks(2, discs, tmp_path / "two", **settings)
+    four = fitted_on_ranks(4, discs, tmp_path / "four", **settings)
+    assert results(four) == results(two)
+    assert curves(four, 0) == curves(two, 0)
+
+    def work(rank: int) -> Any:
+        count = iter(range(4))  # in the second epoch
+
+        def on_step() -> None:
+            if rank == 3 and next(count, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        watcher = Watcher(on_step=on_step)
+        return small_fit(discs, tmp_path / "run", watcher=watcher, **settings, **EVERY_STEP)
+
+    *told, killed = on_ranks(4, work, tmp_path / "ranks")
+    assert killed is None
+    assert all(isinstance(each, ResourceError) for each in told)
+    assert all(each.message.startswith("another rank has ended") for each in told)
+    assert list((tmp_path / "run" / "folds" / "0" / "checkpoint").glob("*.safetensors"))
+    assert results(fitted_on_ranks(2, discs, tmp_path / "run", **settings)) == results(two)
+
+
+def run_out(of_rank: int, above: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """For a rank to call: its memory runs out in steps of less than so many parts."""
+    original = train._backward
+
+    def backward(job: Any, scaler: Any, batch: Any, parts: int, *rest: Any) -> Any:
+        if parts < above:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(job, scaler, batch, parts, *rest)
+
+    def spoil(rank: int) -> None:
+        if rank == of_rank:
+            monkeypatch.setattr(train, "_backward", backward)
+
+    return spoil
+
+
+def test_a_rank_whose_memory_runs_out_goes_on_in_parts_while_the_other_waits(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil = run_out(1, 2, monkeypatch)
+
+    def work(rank: int) -> list[int]:
+        spoil(rank)
+        return small_fit(
+            discs, tmp_path / "run", **UNEVEN | {"batch_size": 8, "batch_ranks": 2}
+        ).done
+
+    assert on_ranks(2, work, tmp_path / "ranks") == [[0], [0]]
+    replica = [row for row in curves(fg.Run(tmp_path / "run"), 0) if row["model"] == "replica-1"]
+    assert [row["parts"] for row in replica] == ["1", "2"]  # all know it after an epoch
+
+
+def test_where_norms_wait_for_each_other_it_ends_all(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil = run_out(1, 2, monkeypatch)
+
+    def work(rank: int) -> Any:
+        spoil(rank)
+        return small_fit(discs, tmp_path / "run", batch_ranks=2, sync_batch_norm=True, **UNEVEN)
+
+    for found in on_ranks(2, work, tmp_path / "ranks"):
+        assert isinstance(found, ResourceError)
+        assert found.message.startswith("memory ran out on `cpu` where the ranks of a batch wait")
+        assert "`accumulate`" in found.hint
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("world", "replicas", "batch_ranks", "message", "hint"),
+    [
+        (1, 2, 2, "`batch_ranks` = 2 does not divide the number of ranks: 1", "start 2 or 4 of"),
+        (3, 1, 2, "`batch_ranks` = 2 does not divide the number of ranks: 3", "start 2 of them"),
+        (
+            6,
+            2,
+            2,
+            "6 ranks in teams of `batch_ranks` = 2 cannot share `replicas` = 2",
+            "3 replicas",
+        ),
+        (4, 2, 1, "4 ranks cannot share `replicas` = 2", "or share batches: --batch-ranks 2"),
+        (3, 1, 1, "3 ranks cannot share `replicas` = 1", "3 replicas, or share batches"),
+    ],
+)
+def test_ranks_that_do_not_make_teams_are_refused(
+    world: int,
+    replicas: int,
+    batch_ranks: int,
+    message: str,
+    hint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in as_rank(0, world, 1).items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UsageError, match=re.escape(message)) as caught,
+        joined("cpu", replicas, batch_ranks),
+    ):
+        raise AssertionError
+    assert hint in caught.value.hint
+
+
+def test_settings_of_shared_batches_that_contradict_or_do_nothing_are_told() -> None:
+    with pytest.raises(UsageError, match="`batch_size` = 4 leaves fewer than 2 photos for each of"):
+        small_recipe(batch_size=4, batch_ranks=3)
+    with pytest.raises(UsageError, match="`sync_batch_norm` cannot be compiled"):
+        small_recipe(batch_ranks=2, sync_batch_norm=True, compile="on")
+    told = recipes.without_effect(small_recipe(sync_batch_norm=True))
+    assert "`sync_batch_norm` = True has no effect with batch_ranks = 1" in told
+    assert not recipes.without_effect(small_recipe(sync_batch_norm=True, batch_ranks=2))
+    assert recipes.effective(small_recipe(batch_ranks=2)).batch_ranks == 2

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -324,19 +324,16 @@ def _among(place: Launch, store: Store, parts: Sequence[range], on_gpu: bool) ->
     return Ranks(Launch(parts[mine].index(place.rank), len(parts[mine])), made[mine])
 
 
-def _groups(store: Store, members: range, on_gpu: bool) -> _Groups:
-    """The groups of some ranks, which all ranks have to make; of use to the members alone."""
-    return _Groups(
-        store,
-        training=_group("gloo", STEP, members),
-        setup=_group("gloo", SETUP, members),
-        nccl=_group("nccl", STEP, members) if on_gpu else None,
-    )
+def _groups(store: Store, members: range, on_gpu: bool) -> _Groups | None:
+    """The groups of some ranks; all ranks have to make them, and those that are not in get None."""
+    training, setup = (_group("gloo", timeout, members) for timeout in (STEP, SETUP))
+    nccl = _group("nccl", STEP, members) if on_gpu else None
+    return _Groups(store, training, setup, nccl) if training and setup else None
 
 
-def _group(backend: str, timeout: timedelta, members: range) -> ProcessGroup:
+def _group(backend: str, timeout: timedelta, members: range) -> ProcessGroup | None:
     group = dist.new_group(list(members), backend=backend, timeout=timeout)
-    return cast(ProcessGroup, group)  # or a number, in place of a group that it is not in
+    return group if isinstance(group, ProcessGroup) else None
 
 
 def _reason(error: Exception) -> str:

@@ -256,9 +256,9 @@ class _Session:
         else:  # it was done when another number of ranks saved
             for _ in range(looks):
                 self.checkpoint_within_epoch()
-        told = self.peers.exchange((row, state.parts))
+        told = self.ranks.exchange((row, state.parts))
         state.parts = max(parts for _, parts in told)
-        for number, (each, _) in enumerate(told, start=begin):
+        for number, (each, _) in enumerate(told[:: self.team.world], start=begin):
             if each is not None:
                 self.note(number, each)
         state.replica = end
