@@ -26,7 +26,6 @@ from fieldguide.batches import (
     Plan,
     epoch_steps,
     evaluation_plan,
-    ranks_with_photos,
     share_of,
     steps_in_epoch,
     streamed,
@@ -530,17 +529,21 @@ def test_shares_of_less_than_two_photos_are_refused() -> None:
     assert "lower `replicas`" in caught.value.hint
 
 
+@pytest.mark.parametrize("least", [1, 2])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("photos", [1, 2, 5, 7, 16])
-def test_ranks_share_a_batch_in_equal_parts_of_two_photos_at_least(photos: int, ranks: int) -> None:
+def test_ranks_share_a_batch_in_equal_parts_with_as_many_photos_at_least(
+    photos: int, ranks: int, least: int
+) -> None:
     plan = Plan([np.arange(photos), np.arange(photos) + 100], lambda row: row + 1)
-    shares = [plan.shared(rank, ranks) for rank in range(ranks)]
+    shares = [plan.shared(rank, ranks, least) for rank in range(ranks)]
     for step in range(len(plan)):
         assert [draw for share in shares for draw in share[step]] == plan[step]
         sizes = [len(share[step]) for share in shares]
-        full = sizes[: ranks_with_photos(photos, ranks)]
-        assert not any(sizes[len(full) :])
-        assert max(full) - min(full) <= 1 and min(full) >= min(photos, 2)
+        full = [size for size in sizes if size]
+        assert sizes[: len(full)] == full
+        assert len(full) == ranks or (len(full) + 1) * least > photos
+        assert max(full) - min(full) <= 1 and min(full) >= min(photos, least)
 
 
 def test_a_share_without_photos_is_an_empty_batch(pictures: Pictures) -> None:

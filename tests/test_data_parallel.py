@@ -19,8 +19,11 @@ import fieldguide as fg
 from fieldguide import recipe as recipes
 from fieldguide import train
 from fieldguide.batches import Plan
+from fieldguide.controls import Controls
 from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.launched import Launch
+from fieldguide.network import load_weights
 from fieldguide.ranks import ALONE, Ranks, joined
 from fieldguide.synchrony import Synchronised
 from fieldguide.train import FoldJob
@@ -52,7 +55,7 @@ def logits_of(run: fg.Run) -> np.ndarray:
 # --- batch norm over ranks ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(3, 4), (5, 0), (1, 1)])
+@pytest.mark.parametrize("sizes", [(3, 4), (1, 1)])
 def test_batch_norm_over_ranks_is_that_of_all_photos(
     sizes: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -96,8 +99,11 @@ def test_batch_norm_over_ranks_is_that_of_all_photos(
 
 def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) -> dict[str, Tensor]:
     """The gradients, statistics and counts that a rank comes to, of a batch of these photos."""
+    load_weights(job.network, job.start)
+    job.network.zero_grad()
     train.train_mode(job.network)
-    plan = Plan([np.array(rows)], lambda row: row).shared(ranks.rank, ranks.world)
+    least = 1 if job.recipe.sync_batch_norm else 2
+    plan = Plan([np.array(rows)], lambda row: row).shared(ranks.rank, ranks.world, least)
     batch = next(job.loader.batches(plan))
     scaler = torch.GradScaler("cpu", enabled=False)
     torch.manual_seed(7)
@@ -111,12 +117,12 @@ def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) ->
 
 
 @pytest.mark.parametrize(
-    ("ranks", "photos", "parts"), [(2, 5, 1), (4, 7, 1), (2, 8, 2)], ids=["uneven", "none", "parts"]
+    ("ranks", "photos", "parts"), [(2, 5, 1), (3, 4, 1), (2, 8, 2)], ids=["uneven", "one", "parts"]
 )
 def test_a_shared_step_has_the_gradients_of_one_process(
     ranks: int, photos: int, parts: int, discs: Path, tmp_path: Path
 ) -> None:
-    """Over five photos on two ranks, and over seven on four, of which the last has none."""
+    """Over five photos on two ranks, and over four on three, two of which have one."""
     settings = UNEVEN | {"replicas": 1, "epochs": 1, "warmup": 0.0}
     recipe = {"batch_size": 8, "batch_ranks": ranks, "sync_batch_norm": True}
     run = small_fit(discs, tmp_path / "run", **settings)
@@ -135,6 +141,31 @@ def test_a_shared_step_has_the_gradients_of_one_process(
     for name, tensor in alone.items():
         assert torch.allclose(first[name], tensor, rtol=1e-3, atol=1e-5), name
         assert all(torch.equal(each[name], first[name]) for each in others), name
+
+
+def test_without_norms_over_ranks_a_step_has_the_gradients_of_parts(
+    discs: Path, tmp_path: Path
+) -> None:
+    """Of seven photos on four ranks: 3, 2, 2, and none on the last. Statistics are their mean."""
+    run = small_fit(discs, tmp_path / "run", **UNEVEN | {"epochs": 1, "warmup": 0.0})
+    job = fold_jobs(run, discs)(0)
+    rows = job.train[:7].tolist()
+
+    def work(rank: int) -> Any:
+        with joined("cpu", 1, 4) as ranks:
+            return gradients_of(job, rows, ranks.team)
+
+    first, *others = on_ranks(4, work, tmp_path / "ranks")
+    assert all(torch.equal(each[name], first[name]) for each in others for name in first)
+    alone = gradients_of(job, rows, ALONE, parts=3)
+    shares = [rows[:3], rows[3:5], rows[5:]]
+    of_shares = [gradients_of(job, share, ALONE) for share in shares]
+    for name in alone:
+        if "running" in name:
+            pairs = zip(of_shares, shares, strict=True)
+            alone[name] = sum(len(share) / 7 * found[name] for found, share in pairs)
+        if name != "missing":
+            assert torch.allclose(first[name], alone[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
@@ -332,3 +363,14 @@ def test_settings_of_shared_batches_that_contradict_or_do_nothing_are_told() -> 
     assert "`sync_batch_norm` = True has no effect with batch_ranks = 1" in told
     assert not recipes.without_effect(small_recipe(sync_batch_norm=True, batch_ranks=2))
     assert recipes.effective(small_recipe(batch_ranks=2)).batch_ranks == 2
+
+
+def test_norms_over_ranks_of_which_some_have_no_photos_are_refused(
+    discs: Path, tmp_path: Path
+) -> None:
+    job = fold_jobs(small_fit(discs, tmp_path / "run", **UNEVEN), discs)(0)
+    recipe = job.recipe.replace(batch_ranks=4, batch_size=8, sync_batch_norm=True)
+    session = train._Session(replace(job, recipe=recipe, train=job.train[:3]), None, Controls())
+    session.team = Ranks(Launch(0, 4))
+    with pytest.raises(UsageError, match="on each of `batch_ranks` = 4, and one has 3 photos"):
+        session.run_epoch()

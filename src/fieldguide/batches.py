@@ -232,22 +232,17 @@ class Plan(Sequence[list[Draw]]):
             return Plan(self.parts[which], self.seed_of)
         return [Draw(row, self.seed_of(row)) for row in self.parts[which].tolist()]
 
-    def shared(self, rank: int, ranks: int) -> "Plan":
+    def shared(self, rank: int, ranks: int, least: int = 2) -> "Plan":
         """What one of `ranks` has of each batch: as much as the others, as far as can be.
 
-        None has a single photo, whose batch norm would have no variance, unless the batch has no
-        more: where there are too few for all ranks, the last ones have none.
+        Where a batch has fewer than `least` photos for each, the last ranks have none. A single
+        one would have no variance for a batch norm of its own.
         """
-        return Plan([_share(part, rank, ranks) for part in self.parts], self.seed_of)
+        return Plan([_share(part, rank, ranks, least) for part in self.parts], self.seed_of)
 
 
-def ranks_with_photos(photos: int, ranks: int) -> int:
-    """How many of the `ranks` that share a batch of so many photos have some of them."""
-    return max(min(ranks, photos // 2), 1)
-
-
-def _share(part: NDArray[np.int64], rank: int, ranks: int) -> NDArray[np.int64]:
-    shares = np.array_split(part, ranks_with_photos(len(part), ranks))
+def _share(part: NDArray[np.int64], rank: int, ranks: int, least: int) -> NDArray[np.int64]:
+    shares = np.array_split(part, max(min(ranks, len(part) // least), 1))
     return shares[rank] if rank < len(shares) else part[:0]
 
 

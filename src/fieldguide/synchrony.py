@@ -19,8 +19,8 @@ from fieldguide.ranks import Ranks
 class Synchronised(TorchFunctionMode):
     """While it is entered, batch norms in training normalise by the photos of all `ranks`.
 
-    All of them compute the same network at the same time; one may have no photos. The result is
-    that of one process with all photos, but for rounding.
+    All of them compute the same network at the same time, each of some photos. The result is that
+    of one process with all photos, but for rounding.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -85,7 +85,7 @@ class _Normalised(torch.autograd.Function):
         """The result, and the mean and unbiased variance, which have no gradient."""
         wide, dims, shape = inputs.float(), _all_but_channels(inputs), _as_channels(inputs)
         count = wide.numel() // wide.shape[1]
-        mean = wide.sum(dims) / max(count, 1)
+        mean = wide.mean(dims)
         squares = (wide - mean.view(shape)).square().sum(dims)
         own = torch.stack([torch.full_like(mean, count), mean, squares])
         every = torch.stack([each["own"] for each in ranks.gather({"own": own})])
@@ -95,7 +95,7 @@ class _Normalised(torch.autograd.Function):
         squares = (parts + counts * (means - mean).square()).sum(0)
         variance = squares / total
         result = nn.functional.batch_norm(inputs, mean, variance, weight, bias, eps=eps)
-        unbiased = squares / (total - 1).clamp(min=1)
+        unbiased = squares / (total - 1)
         ctx.ranks = ranks
         ctx.save_for_backward(inputs, weight, mean, (variance + eps).rsqrt(), total)
         ctx.mark_non_differentiable(mean, unbiased)

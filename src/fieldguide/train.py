@@ -38,14 +38,13 @@ from fieldguide.batches import (
     Plan,
     epoch_steps,
     evaluation_plan,
-    ranks_with_photos,
     share_of,
     training_plan,
 )
 from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
 from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import Precision, autocast, is_out_of_memory, memory_format
-from fieldguide.errors import DataError, ResourceError, TrainingError
+from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
 from fieldguide.folding import Folded
 from fieldguide.merge import Weights
 from fieldguide.network import (
@@ -302,8 +301,7 @@ class _Session:
         train_mode(job.network)
         size = training_size(recipe, state.epoch)
         loader = job.loader if size == recipe.size else job.resized(size)
-        shares = plan.shared(self.team.rank, self.team.world)
-        todo = [] if tally.hopeless else shares[state.steps[replica] :]
+        todo = [] if tally.hopeless else self.own_share(plan)[state.steps[replica] :]
         looked = 0
         for batch in loader.batches(todo):
             step = state.steps[replica]
@@ -323,6 +321,19 @@ class _Session:
                 looked += 1
         for _ in range(looked, looks):  # others go on
             self.checkpoint_within_epoch(replica, started)
+
+    def own_share(self, plan: Plan) -> Plan:
+        """What it computes of each batch beside the others of its team."""
+        if not self.job.recipe.sync_batch_norm:
+            return plan.shared(self.team.rank, self.team.world)
+        fewest = min(len(part) for part in plan.parts)
+        if fewest < self.team.world:
+            raise UsageError(
+                f"`sync_batch_norm` needs a photo of each batch on each of `batch_ranks` ="
+                f" {self.team.world}, and one has {fewest} photos",
+                hint="lower `batch_ranks`, or leave `sync_batch_norm` out",
+            )
+        return plan.shared(self.team.rank, self.team.world, least=1)
 
     def step(
         self, optimizer: torch.optim.Optimizer, batch: Batch, seed: int, whole: int
@@ -628,13 +639,13 @@ def _backward(
     """
     recipe = job.recipe
     whole = len(batch.photos) if whole is None else whole
+    total, right = torch.zeros(2, device=job.device)
+    scaler.scale(total)  # has to be asked before gradients are unscaled
+    if not len(batch.photos):
+        return total, right
     targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
-    pictures = batch.images.to(job.device, non_blocking=True)
-    if not len(pictures):  # of which the loader does not know the size
-        assert recipe.size != "auto"
-        pictures = pictures.expand(-1, -1, recipe.size, recipe.size)
     images, shares = mix_batch(
-        pictures,
+        batch.images.to(job.device, non_blocking=True),
         targets,
         normalise=job.normalise,
         classes=job.classes,
@@ -644,37 +655,25 @@ def _backward(
     images = images.contiguous(memory_format=job.normalise.layout)  # MixUp's are not
     if team.rank:  # dropout is each rank's own; boxes and shares of the mixing were the same
         torch.manual_seed(derive_seed(torch.initial_seed(), "rank", team.rank))
-    total, right = torch.zeros(2, device=job.device)
-    scaler.scale(total)  # a scaler has to be asked before gradients are unscaled
-    # As many on every rank, which may have to go through their norms together.
-    parts = min(parts, -(-whole // ranks_with_photos(whole, team.world)))
+    # As many on every rank where they go through their norms together.
+    parts = min(parts, whole // team.world if recipe.sync_batch_norm else len(images))
     for part, part_shares in zip(
         images.tensor_split(parts), shares.tensor_split(parts), strict=True
     ):
-        if not len(part) and not recipe.sync_batch_norm:
-            continue
         with autocast(job.device, job.precision):
             logits = job.network(part)
-        loss = _loss(job, logits.float(), part_shares) * (len(part) / whole)
+        loss = nn.functional.cross_entropy(
+            logits.float(),
+            part_shares,
+            weight=job.class_weights,
+            label_smoothing=recipe.label_smoothing,
+        )
+        loss = loss * (len(part) / whole)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         best = logits.detach().argmax(dim=1, keepdim=True)
         right += part_shares.gather(1, best).sum() / whole
     return total, right
-
-
-def _loss(
-    job: FoldJob, logits: Float[Tensor, "n classes"], shares: Float[Tensor, "n classes"]
-) -> Float[Tensor, ""]:
-    """The mean over photos, with classes weighed as the recipe says; 0 for no photos."""
-    if not len(logits):
-        return logits.sum()  # torch's mean is not a number
-    return nn.functional.cross_entropy(
-        logits,
-        shares,
-        weight=job.class_weights,
-        label_smoothing=job.recipe.label_smoothing,
-    )
 
 
 def evaluate(job: FoldJob, rows: IntArray, ranks: Ranks = ALONE) -> Float[np.ndarray, "n classes"]:
