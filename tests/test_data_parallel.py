@@ -153,9 +153,10 @@ def test_without_norms_over_ranks_a_step_has_the_gradients_of_parts(
 
     def work(rank: int) -> Any:
         with joined("cpu", 1, 4) as ranks:
-            return gradients_of(job, rows, ranks.team)
+            return gradients_of(job, rows, ranks.team), torch.initial_seed()
 
-    first, *others = on_ranks(4, work, tmp_path / "ranks")
+    (first, *others), seeds = zip(*on_ranks(4, work, tmp_path / "ranks"), strict=True)
+    assert seeds[0] == 7 and len(set(seeds[:3])) == 3  # of the dropout
     assert all(torch.equal(each[name], first[name]) for each in others for name in first)
     alone = gradients_of(job, rows, ALONE, parts=3)
     shares = [rows[:3], rows[3:5], rows[5:]]
