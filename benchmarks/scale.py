@@ -6,7 +6,8 @@ Makes tar files of tiny photos that differ, 100 classes, indexes and packs them,
 of a fit to its first batch: catalog, check, copies, groups, folds, the run's table, an epoch's plan
 (mixed, and by shards), the first batch. Prints one JSON line a stage: its seconds, the memory that
 the process holds after it and the most it held meanwhile, in MB, both less what it held when it
-began with its modules loaded (Linux only). The folder takes about 6 kB a photo; what is there
+began with its modules loaded (Linux only). Of both, `mapped_mb` are pages of the index of shards:
+file cache, which all processes share and the system takes back at need. The folder takes about 6 kB a photo; what is there
 already is used again. `--keep` leaves it there.
 """
 
@@ -88,7 +89,7 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     from fieldguide.pack import pack
     from fieldguide.transforms import evaluation, training
 
-    first = memory("VmRSS")
+    first, first_mapped = memory("VmRSS"), memory("RssFile")
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
@@ -101,6 +102,7 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
             "seconds": round(time.perf_counter() - started, 3),
             "held_mb": round(memory("VmRSS") - first),
             "peak_mb": round(memory("VmHWM") - first),
+            "mapped_mb": round(memory("RssFile") - first_mapped),
         }
         print(json.dumps(figures | {"platform": platform.platform()}), flush=True)
 
@@ -121,10 +123,9 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     with stage("groups"):
         groups = check.joined_groups(catalog, facts, clusters=clusters)
     with stage("hashes into the catalog"):
-        catalog = catalogs.with_hashes(catalog, [fact.sha256 for fact in facts])
+        catalog = catalogs.with_hashes(catalog, facts.column("sha256"))
     del facts, clusters
-    labels = [each.label or "" for each in catalog.photos]
-    paths = [each.path for each in catalog.photos]
+    labels, paths = (catalog.table.column(name) for name in ("label", "path"))
     with stage("folds"):
         made = folds.make_folds(labels, paths, groups, folds=5, seed=0)
     with stage("the run's table, written and read"):
@@ -168,7 +169,7 @@ def augmentation(kind: type) -> object:
 
 
 def memory(name: str) -> float:
-    """`VmRSS`, what this process holds, or `VmHWM`, the most it held; in MB."""
+    """`VmRSS`, what this process holds, `RssFile`, of it files, `VmHWM`, the most it held; in MB."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1000

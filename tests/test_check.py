@@ -77,7 +77,7 @@ def test_stopping_does_not_wait_for_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = collection(tmp_path, a=range(3))
-    many = replace(found, photos=found.photos * 1000)
+    many = replace(found, photos=tuple(found.photos) * 1000)
     looked: list[Path] = []
     look = check.look
     monkeypatch.setattr(check, "look", lambda *a: looked.append(a[0]) or look(*a))
@@ -158,6 +158,10 @@ def test_one_colour_is_not_another(tmp_path: Path) -> None:
     assert check.duplicates(found, facts) == ((2, 4),)
 
 
+def hashes_of(thumbnails: np.ndarray) -> np.ndarray:
+    return check._hashes(thumbnails, np.arange(len(thumbnails)))
+
+
 def brute_force(fingerprints: np.ndarray) -> set[tuple[int, int]]:
     """The definition, pair by pair."""
     gray = fingerprints[:, :256].reshape(-1, 16, 16)
@@ -166,7 +170,7 @@ def brute_force(fingerprints: np.ndarray) -> set[tuple[int, int]]:
     for one, other in combinations(range(len(gray)), 2):
         for step in (1, -1):
             a, b = gray[one], gray[other][:, ::step]
-            hashes = check._hashes(np.stack([a, b]))
+            hashes = hashes_of(np.stack([a, b]))
             near = np.bitwise_count(hashes[0] ^ hashes[1]) <= 5
             alike = np.corrcoef(a.ravel(), b.ravel())[0, 1] >= 0.98
             apart = np.abs(colour[one].astype(int) - colour[other][..., ::step]).max()
@@ -180,7 +184,7 @@ def test_pairs_equal_those_of_brute_force() -> None:
     bases = draws.integers(20, 236, (40, 288)).astype(np.float64)
     noisy = bases[draws.integers(0, 40, 90)] + draws.normal(0, 2, (90, 288))
     noisy = np.clip(noisy, 0, 255).astype(np.uint8)
-    pairs = {(min(p), max(p)) for p in check._near_pairs(noisy).tolist()}
+    pairs = {(min(p), max(p)) for p in check._near_pairs(noisy, np.arange(len(noisy))).tolist()}
     expected = brute_force(noisy)
     assert len(expected) > 50
     assert expected <= pairs
@@ -192,22 +196,32 @@ def test_thumbnails_at_once_change_nothing(at_once: int, monkeypatch: pytest.Mon
     draws = np.random.default_rng(0)
     fingerprints = draws.integers(0, 256, (50, 288), dtype=np.uint8)
     fingerprints[20:40] = fingerprints[:20]
-    whole = check._near_pairs(fingerprints)
+    rows = np.arange(len(fingerprints))
+    whole = check._near_pairs(fingerprints, rows)
     monkeypatch.setattr(check, "_AT_ONCE", at_once)
-    assert len(whole) == 20 and check._near_pairs(fingerprints).tolist() == whole.tolist()
+    assert len(whole) == 20 and check._near_pairs(fingerprints, rows).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 50])
+def test_equal_pictures_are_joined(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_AT_ONCE", at_once)
+    facts = [seen(n) for n in (5, 1, 2, 1, 3, 5, 1)] + [Facts(problem="empty file")] * 2
+    photos = rows(*(Photo(f"{n}", None) for n in range(len(facts))))
+    assert check.duplicates(photos, facts) == ((0, 5), (1, 3, 6))
+    assert check.duplicates(rows(), ()) == ()
 
 
 def test_the_hash_of_a_mirror_image_and_of_a_slope() -> None:
     slope = np.tile(np.arange(0, 160, 10, dtype=np.uint8), (1, 16, 1))
-    assert check._hashes(slope).tolist() == [2**64 - 1]
-    assert check._hashes(slope[:, :, ::-1]).tolist() == [0]
-    assert check._hashes(np.full((1, 16, 16), 77, np.uint8)).tolist() == [0]
+    assert hashes_of(slope).tolist() == [2**64 - 1]
+    assert hashes_of(slope[:, :, ::-1]).tolist() == [0]
+    assert hashes_of(np.full((1, 16, 16), 77, np.uint8)).tolist() == [0]
 
 
 def test_many_photos_stay_quick() -> None:
     """Comparing every pair of 30,000 would take minutes; equal ones are the worst for tables."""
     photos = tuple(Photo(f"{n}.jpg", None) for n in range(30_000))
-    facts = [seen(n) for n in range(15_000)] + [seen(7, sha256=f"{n}") for n in range(15_000)]
+    facts = [seen(n) for n in range(15_000)] + [seen(7, sha256=f"{n:064}") for n in range(15_000)]
     clusters = check.duplicates(Catalog(Path("x"), photos), facts)
     assert [len(cluster) for cluster in clusters] == [15_001]
 
@@ -328,7 +342,7 @@ def test_a_class_of_which_most_is_unreadable_is_fatal() -> None:
 def test_copies_with_one_label_are_reported_once_each() -> None:
     photos = rows(*(Photo(f"{label}/{n}", label) for label in "ab" for n in range(7)))
     facts = [seen(n) for n in range(14)]
-    facts[3], facts[5] = facts[1], replace(facts[1], sha256="another")
+    facts[3], facts[5] = facts[1], replace(facts[1], sha256="f" * 64)
     found = check.findings(photos, facts)
     assert [(f.kind, f.path, f.message) for f in found] == [
         ("exact-duplicate", "a/3", "is the same file as a/1"),
@@ -353,7 +367,7 @@ def test_one_file_under_two_labels_is_fatal_unless_dropped() -> None:
 def test_look_alikes_under_two_labels_are_left_to_the_user() -> None:
     photos = rows(*(Photo(f"{label}/{n}", label) for label in "ab" for n in range(7)))
     facts = [seen(n) for n in range(14)]
-    facts[8] = replace(facts[2], sha256="another")
+    facts[8] = replace(facts[2], sha256="f" * 64)
     conflict = of_kind(check.findings(photos, facts), "conflicting-labels")
     assert [f.fatal for f in conflict] == [False]
     assert len(check.usable(photos, facts, conflicts="drop")[0]) == 14
@@ -367,7 +381,7 @@ def test_leaks_are_reported_with_pairs_and_are_not_fatal() -> None:
         Photo("test/z", None, split="test"),
     )
     facts = [seen(n) for n in range(12)]
-    facts += [facts[3], replace(facts[4], sha256="another"), seen(99)]
+    facts += [facts[3], replace(facts[4], sha256="f" * 64), seen(99)]
     found = check.findings(photos, facts)
     assert [(f.kind, f.path, f.message, f.fatal) for f in found] == [
         ("leak", "val/x", "in `val`, and is the same file as the training photo a/3", False),

@@ -13,8 +13,9 @@ SOURCE = ROOT / "src" / "fieldguide"
 # A module may import from lower rows only; docs/design.md draws the same table.
 ROWS = (
     {"errors"},
-    {"augment", "backbones", "controls", "device", "files", "folds", "heads", "launched", "merge"}
-    | {"caches", "metrics", "optimize", "parquet", "pretrained", "recipe", "seeds"},
+    {"augment", "backbones", "columns", "controls", "device", "files", "folds", "heads"}
+    | {"caches", "launched", "merge", "metrics", "optimize", "parquet", "pretrained", "recipe"}
+    | {"seeds"},
     {"remote", "shards"},
     {"analysis", "catalog", "cluster", "mirror", "pixels", "ranks", "side_by_side", "store"}
     | {"tracking"}

@@ -20,7 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
 
-from fieldguide import caches, files, parquet, remote, shards
+from fieldguide import caches, columns, files, parquet, remote, shards
+from fieldguide.columns import Coded, Records
 from fieldguide.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -49,7 +50,7 @@ _SHOWN = 5  # names that a message gives before it counts the rest (taste)
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photograph. Frozen and small: catalogs hold up to a million."""
+    """One photograph."""
 
     path: str  # POSIX, relative to the catalog's root where it lies below it, else absolute
     label: str | None  # the exact string; None where unlabelled
@@ -57,6 +58,22 @@ class Photo:
     split: Split = "train"
     fold: int | None = None  # the user's own fold
     sha256: str = ""  # of the file's bytes; filled in by `check`
+
+
+def in_columns(photos: Iterable[Photo] = ()) -> Records[Photo]:
+    """Photos as catalogs hold them: a sequence of about 100 bytes a photo, hash included."""
+    return Records(
+        Photo,
+        {
+            "path": columns.texts,
+            "label": Coded,
+            "group": columns.texts,
+            "split": Coded,
+            "fold": Coded,
+            "sha256": columns.digests,
+        },
+        photos,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +95,17 @@ class Catalog:
     """
 
     root: Path
-    photos: tuple[Photo, ...]
+    photos: Sequence[Photo]
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         """The number of photos."""
         return len(self.photos)
+
+    @cached_property
+    def table(self) -> Records[Photo]:
+        """The photos in columns, for what looks at single fields of all of them."""
+        return self.photos if isinstance(self.photos, Records) else in_columns(self.photos)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -92,7 +114,8 @@ class Catalog:
 
     def part(self, split: Split) -> "Catalog":
         """The photos of one split, in the same order, without the notes."""
-        return Catalog(self.root, tuple(p for p in self.photos if p.split == split))
+        splits = enumerate(self.table.column("split"))
+        return Catalog(self.root, self.table.take(row for row, its in splits if its == split))
 
     def file(self, photo: Photo) -> Path:
         """Where the photo lies."""
@@ -178,7 +201,7 @@ def trainable_notes(catalog: Catalog) -> list[Note]:
     """What stops a fit whatever the pixels are; all notes are fatal."""
     found = []
     classes = _labels(catalog, "train")
-    if not any(photo.split == "train" for photo in catalog.photos):
+    if "train" not in catalog.table.column("split"):
         found.append(_fatal("no-photos", "no photographs to train on"))
     elif not classes:
         found.append(
@@ -209,7 +232,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _labels(catalog: Catalog, split: Split) -> set[str]:
-    return {p.label for p in catalog.photos if p.split == split and p.label is not None}
+    pairs = zip(catalog.table.column("label"), catalog.table.column("split"), strict=True)
+    return {label for label, its in pairs if its == split and label is not None}
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -241,7 +265,7 @@ def scan(folder: str | Path) -> Catalog:
         raise _nothing_found(walk)
     photos.sort(key=lambda p: (SPLITS.index(p.split), p.label or "", p.path))
     walk.notes += _similar_classes({p.label for p in photos if p.label is not None})
-    return Catalog(root, tuple(photos), tuple(walk.all_notes()))
+    return Catalog(root, in_columns(photos), tuple(walk.all_notes()))
 
 
 def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
@@ -253,14 +277,13 @@ def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
     index = _index(root)
     if index:
         found = (Photo(entry.path, None, split="test") for entry in index.entries())
-        return Catalog(index.path, tuple(found), _left_out(index))
+        return Catalog(index.path, in_columns(found), _left_out(index))
     walk = _Walk(root)
     paths = sorted(walk.below("") if recursive else walk.images(""))
     if not paths:
         raise _nothing_found(walk)
-    return Catalog(
-        root, tuple(Photo(p, None, split="test") for p in paths), tuple(walk.all_notes())
-    )
+    found = (Photo(path, None, split="test") for path in paths)
+    return Catalog(root, in_columns(found), tuple(walk.all_notes()))
 
 
 def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dict[str, str]]:
@@ -305,28 +328,30 @@ def _index(root: Path) -> shards.Index | None:
 def _of_shards(index: shards.Index) -> Catalog:
     """In the order of the catalog that was packed; where there was none, as from folders."""
     notes = [*_left_out(index)]
-    rows: list[tuple[int | None, Photo]] = []
+    found = in_columns()
+    rows: list[int | None] = []
     for entry in index.entries():
         if entry.label is None and entry.split != "test":
             notes.append(Note("empty-label", entry.path, "no label in the shard, left out"))
             continue
         split = _SPLIT_FOLDERS[entry.split]
-        photo = Photo(entry.path, entry.label, entry.group, split, entry.fold)
-        rows.append((entry.row, photo))
+        found.append(Photo(entry.path, entry.label, entry.group, split, entry.fold))
+        rows.append(entry.row)
     if not rows:
         raise DataError(
             f"no labelled photographs in the shards of {index.folder}",
             hint="tar files label them by folders, KEY.json or KEY.cls, Parquet files by a column"
             " such as `label`",
         )
-    rows.sort(key=lambda each: _place(*each))
-    notes += _similar_classes({p.label for _, p in rows if p.label is not None})
-    return Catalog(index.path, tuple(photo for _, photo in rows), tuple(notes))
+    photos = found.take(sorted(range(len(rows)), key=lambda n: _place(rows[n], found, n)))
+    notes += _similar_classes({each for each in photos.column("label") if each is not None})
+    return Catalog(index.path, photos, tuple(notes))
 
 
-def _place(row: int | None, photo: Photo) -> tuple[int, int, str, str]:
+def _place(row: int | None, photos: Sequence[Photo], number: int) -> tuple[int, int, str, str]:
     if row is not None:
         return row, 0, "", ""
+    photo = photos[number]
     return 0, SPLITS.index(photo.split), photo.label or "", photo.path
 
 
@@ -598,7 +623,7 @@ def read_table(
         raise _no_photo_found(table, notes, base)
     notes += _similar_classes({p.label for p in photos if p.label is not None})
     notes += finder.without_row()
-    return Catalog(base, tuple(photos), tuple(notes))
+    return Catalog(base, in_columns(photos), tuple(notes))
 
 
 def read_cells(place: Path, encoding: str | None = None) -> Table:
@@ -901,10 +926,11 @@ def read_rows(path: Path, root: Path) -> Catalog:
     """The catalog that `write_rows` wrote; raises DataError where the file is not one."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
-        if tuple(header) != _HEADER:
-            raise ValueError(f"header {header}")
-        return Catalog(root, tuple(_photo_of(row) for row in rows))
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            if tuple(header) != _HEADER:
+                raise ValueError(f"header {header}")
+            return Catalog(root, in_columns(map(_photo_of, rows)))
     except (OSError, csv.Error, ValueError, KeyError) as error:
         raise DataError(f"not a catalog: {path}: {error}") from error
 
@@ -923,5 +949,4 @@ def _photo_of(row: Sequence[str]) -> Photo:
 
 def with_hashes(catalog: Catalog, hashes: Sequence[str]) -> Catalog:
     """The catalog with the SHA-256 of each photo filled in, in catalog order."""
-    photos = (replace(p, sha256=h) for p, h in zip(catalog.photos, hashes, strict=True))
-    return replace(catalog, photos=tuple(photos))
+    return replace(catalog, photos=catalog.table.with_column("sha256", hashes))

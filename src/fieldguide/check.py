@@ -9,21 +9,24 @@ nothing of how folds are made, of training or of how findings are shown.
 import hashlib
 import itertools
 import os
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fieldguide import files, pixels
+from fieldguide import columns, files, pixels
 from fieldguide.catalog import Catalog, Photo, listed, trainable_notes
+from fieldguide.columns import Coded, Column, Numbers, Records
 from fieldguide.errors import UnreadablePhoto
 
+T = TypeVar("T")
 Clusters: TypeAlias = Sequence[tuple[int, ...]]
 
 # The fingerprint is a thumbnail: 16 × 16 values of gray, then 4 × 4 of each of two colours.
@@ -60,6 +63,28 @@ class Finding:
     fatal: bool = False
 
 
+def in_columns(facts: Iterable[Facts] = ()) -> Records[Facts]:
+    """Facts as `inspect` gives them: a sequence of about 360 bytes a photo."""
+    return Records(
+        Facts,
+        {
+            "sha256": columns.digests,
+            "width": Numbers,
+            "height": Numbers,
+            "frames": Numbers,
+            "problem": Coded,
+            "warning": Coded,
+            "hint": Coded,
+            "fingerprint": columns.contents,
+        },
+        facts,
+    )
+
+
+def _table(facts: Sequence[Facts]) -> Records[Facts]:
+    return facts if isinstance(facts, Records) else in_columns(facts)
+
+
 # --- looking at every photo -----------------------------------------------------------------------
 
 
@@ -69,7 +94,7 @@ def inspect(
     workers: int | None = None,
     truncated: pixels.Truncated = "refuse",
     progress: Callable[[int], None] | None = None,
-) -> tuple[Facts, ...]:
+) -> Records[Facts]:
     """The facts of every photo in catalog order, from one read and one decode each.
 
     Threads, as decoding and hashing release the interpreter's lock: processes would have to be
@@ -79,17 +104,18 @@ def inspect(
     paths = catalog.files
     # one future a photo would cost as much as decoding a small one
     batches = [paths[start : start + 32] for start in range(0, len(paths), 32)]
-    facts: list[Facts] = []
+    facts = in_columns()
     with ThreadPoolExecutor(workers or _cores()) as pool:
         try:
             for done in pool.map(lambda batch: [look(path, truncated) for path in batch], batches):
-                facts += done
+                for each in done:
+                    facts.append(each)
                 if progress:
                     progress(len(facts))
         except BaseException:  # Ctrl-C must not wait for a million photos
             pool.shutdown(cancel_futures=True)
             raise
-    return tuple(facts)
+    return facts
 
 
 def look(path: Path, truncated: pixels.Truncated = "refuse") -> Facts:
@@ -158,25 +184,36 @@ def duplicates(catalog: Catalog, facts: Sequence[Facts]) -> tuple[tuple[int, ...
     tables keyed by three of their eight bytes, for pictures and mirror images; then thumbnails
     must agree. The time grows about as fast as the number of photos.
     """
-    first_of: dict[bytes, int] = {}
+    fingerprints = _table(facts).column("fingerprint")
+    rows = np.flatnonzero(fingerprints.lengths())
+    thumbnails = fingerprints.matrix(_GRAY + 2 * _COLOUR_SIDE**2)
     join = _Join(len(catalog))
-    for row, fact in enumerate(facts):
-        if fact.fingerprint:
-            join.unite(row, first_of.setdefault(fact.fingerprint, row))
-    rows = np.array(sorted(first_of.values()), dtype=np.int64)
-    if len(rows) > 1:
-        raw = b"".join(facts[row].fingerprint for row in rows)
-        fingerprints = np.frombuffer(raw, np.uint8).reshape(len(rows), -1)
-        for one, other in rows[_near_pairs(fingerprints)].tolist():
+    pairs, different = _equal_pairs(thumbnails)
+    for one, other in rows[pairs].tolist():
+        join.unite(one, other)
+    if len(different) > 1:
+        for one, other in rows[_near_pairs(thumbnails, different)].tolist():
             join.unite(one, other)
     return join.clusters()
+
+
+def _equal_pairs(fingerprints: _Bytes) -> tuple[_Pairs, _Numbers]:
+    """Pairs that join all equal rows, and the first of each set of equal rows, ascending."""
+    whole = np.ascontiguousarray(fingerprints).view(f"V{fingerprints.shape[1]}").ravel()
+    order = np.argsort(whole, kind="stable")
+    again = np.zeros(len(order), np.bool_)  # whether a row equals the one before it
+    for start in range(0, len(order) - 1, _AT_ONCE):
+        some = fingerprints[order[start : start + _AT_ONCE + 1]]
+        again[start + 1 : start + len(some)] = (some[1:] == some[:-1]).all(axis=1)
+    behind = np.flatnonzero(again)
+    return np.stack([order[behind - 1], order[behind]], axis=1), np.sort(order[~again])
 
 
 class _Join:
     """Sets of row numbers that are united two rows at a time; each is named by its smallest row."""
 
     def __init__(self, size: int) -> None:
-        self._above = list(range(size))
+        self._above = array("q", range(size))
 
     def root(self, row: int) -> int:
         while self._above[row] != row:
@@ -188,24 +225,23 @@ class _Join:
         low, high = sorted((self.root(one), self.root(other)))
         self._above[high] = low
 
-    def sets(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = defaultdict(list)
-        for row in range(len(self._above)):
-            found[self.root(row)].append(row)
-        return found
-
     def clusters(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(rows) for rows in self.sets().values() if len(rows) > 1)
+        """The sets of several rows, by their smallest; rows ascending."""
+        roots = np.fromiter(map(self.root, range(len(self._above))), np.int64, len(self._above))
+        several = np.flatnonzero((np.bincount(roots) > 1)[roots])
+        rows = several[np.argsort(roots[several], kind="stable")]
+        begins = np.flatnonzero(np.diff(roots[rows], prepend=-1))
+        return tuple(tuple(each.tolist()) for each in np.split(rows, begins)[1:])
 
 
-def _near_pairs(fingerprints: _Bytes) -> _Pairs:
-    """The pairs of fingerprints, (n, 288), that are copies or mirrored copies of each other."""
+def _near_pairs(fingerprints: _Bytes, rows: _Numbers) -> _Pairs:
+    """The pairs of these rows of (n, 288) that are copies or mirrored copies of each other."""
     gray = fingerprints[:, :_GRAY].reshape(-1, _SIDE, _SIDE)
     colour = fingerprints[:, _GRAY:].reshape(-1, 2, _COLOUR_SIDE, _COLOUR_SIDE)
     picture = (gray, colour)
     mirrored = (gray[..., ::-1], colour[..., ::-1])
-    hashes = np.concatenate([_hashes(picture[0]), _hashes(mirrored[0])])
-    straight, swapped = _candidates(hashes, len(gray))
+    hashes = np.concatenate([_hashes(picture[0], rows), _hashes(mirrored[0], rows)])
+    straight, swapped = (rows[pairs] for pairs in _candidates(hashes, len(rows)))
     return np.concatenate(
         [
             straight[_alike(picture, picture, straight)],
@@ -214,11 +250,11 @@ def _near_pairs(fingerprints: _Bytes) -> _Pairs:
     )
 
 
-def _hashes(thumbnails: _Bytes) -> _Hashes:
+def _hashes(thumbnails: _Bytes, rows: _Numbers) -> _Hashes:
     """A bit for each of 8 × 8 neighbours in 8 rows of 9 cells, cells being averages over areas."""
-    hashes = np.empty(len(thumbnails), np.uint64)
-    for start in range(0, len(thumbnails), _AT_ONCE):
-        some = thumbnails[start : start + _AT_ONCE].astype(np.float64)
+    hashes = np.empty(len(rows), np.uint64)
+    for start in range(0, len(rows), _AT_ONCE):
+        some = thumbnails[rows[start : start + _AT_ONCE]].astype(np.float64)
         cells = _areas(8) @ some @ _areas(9).T
         bits = cells[:, :, 1:] > cells[:, :, :-1] + _BRIGHTER
         packed = np.packbits(bits.reshape(len(bits), 64), axis=1).view(np.uint64)
@@ -257,19 +293,26 @@ def _candidates(hashes: _Hashes, count: int) -> tuple[_Pairs, _Pairs]:
     return _pairs(straight, count), _pairs(swapped, count)
 
 
-def _meetings(hashes: _Hashes, bytes_kept: Iterable[int]) -> Iterator[tuple[_Numbers, _Numbers]]:
-    mask = np.uint64(sum(0xFF << (8 * byte) for byte in bytes_kept))
-    keys = hashes & mask
-    order = np.lexsort((hashes, keys))
-    keys, sorted_hashes = keys[order], hashes[order]
+def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Numbers, _Numbers]]:
+    """Places of hashes that have these bytes in common and differ by few bits.
+
+    Hashes of one key are compared in their order, each with the next few.
+    """
+    # The bytes of the key become the most significant ones: one sort brings keys together.
+    others = [byte for byte in range(8) if byte not in bytes_kept]
+    turned = hashes.view(np.uint8).reshape(-1, 8).take([*others, *bytes_kept], axis=1)
+    turned = turned.view(np.uint64).ravel()
+    order = np.argsort(turned, kind="stable")
+    turned = turned[order]
+    keys = turned >> np.uint64(8 * len(others))
     # Only rows whose key the next one has too go on: most keys are had once.
-    same = np.arange(len(order))
+    same = np.flatnonzero(keys[1:] == keys[:-1])
     for step in range(1, _NEIGHBOURS + 1):
         same = same[same < len(order) - step]
         same = same[keys[same] == keys[same + step]]
         if not len(same):
             return
-        near = np.bitwise_count(sorted_hashes[same] ^ sorted_hashes[same + step]) <= _MOST_BITS
+        near = np.bitwise_count(turned[same] ^ turned[same + step]) <= _MOST_BITS
         yield order[same[near]], order[same[near] + step]
 
 
@@ -328,7 +371,7 @@ def _normalised(thumbnails: _Bytes) -> tuple[_Floats, _Floats, _Floats]:
 
 def joined_groups(
     catalog: Catalog, facts: Sequence[Facts], *, clusters: Clusters | None = None
-) -> list[str]:
+) -> Column[str]:
     """One group name a photo, in catalog order: copies and photos of one user's group share it.
 
     A photo alone is a group of its own. A group is named by the smallest path in it, so the names
@@ -339,44 +382,53 @@ def joined_groups(
         for row in cluster[1:]:
             join.unite(cluster[0], row)
     first_of: dict[str, int] = {}
-    for row, photo in enumerate(catalog.photos):
-        if photo.group is not None:
-            join.unite(row, first_of.setdefault(photo.group, row))
-    names = [""] * len(catalog)
-    for rows in join.sets().values():
-        name = min(catalog.photos[row].path for row in rows)
-        for row in rows:
-            names[row] = name
-    return names
+    for row, group in enumerate(catalog.table.column("group")):
+        if group is not None:
+            join.unite(row, first_of.setdefault(group, row))
+    paths: Column[str] = catalog.table.column("path")
+    named_by = np.arange(len(catalog))
+    for rows in join.clusters():
+        named_by[list(rows)] = min(rows, key=paths.__getitem__)
+    return paths.take(named_by.tolist())
 
 
 def usable(
     catalog: Catalog, facts: Sequence[Facts], *, conflicts: Literal["keep", "drop"] = "keep"
-) -> tuple[Catalog, tuple[Facts, ...]]:
+) -> tuple[Catalog, Records[Facts]]:
     """The photos that can be read, with their SHA-256 filled in, and their facts.
 
     `conflicts="drop"` also leaves out every training photo whose very file stands there under
     another label too.
     """
-    dropped = set(_conflicting(catalog, facts)) if conflicts == "drop" else set()
-    kept = [row for row, fact in enumerate(facts) if not fact.problem and row not in dropped]
-    photos = tuple(replace(catalog.photos[row], sha256=facts[row].sha256) for row in kept)
-    return replace(catalog, photos=photos), tuple(facts[row] for row in kept)
+    table = _table(facts)
+    dropped = set(_conflicting(catalog, table)) if conflicts == "drop" else set()
+    kept = [row for row in _readable(table) if row not in dropped]
+    kept_facts = table if len(kept) == len(table) else table.take(kept)
+    photos = catalog.table.take(kept).with_column("sha256", kept_facts.column("sha256"))
+    return replace(catalog, photos=photos), kept_facts
 
 
-def _conflicting(catalog: Catalog, facts: Sequence[Facts]) -> Iterator[int]:
-    for rows in _same_files(catalog, facts):
+def _readable(facts: Records[Facts]) -> Iterator[int]:
+    return (row for row, problem in enumerate(facts.column("problem")) if not problem)
+
+
+def _conflicting(catalog: Catalog, facts: Records[Facts]) -> Iterator[int]:
+    for rows in _same_files(facts):
         training = [row for row in rows if catalog.photos[row].split == "train"]
         if len({catalog.photos[row].label for row in training}) > 1:
             yield from training
 
 
-def _same_files(catalog: Catalog, facts: Sequence[Facts]) -> Iterator[list[int]]:
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, fact in enumerate(facts):
-        if fact.fingerprint:
-            rows_of[fact.sha256].append(row)
-    yield from (rows for rows in rows_of.values() if len(rows) > 1)
+def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
+    """Rows of files with the same bytes, of those that show something."""
+    first_of: dict[str, int] = {}
+    rows_of: dict[int, list[int]] = {}
+    hashes = facts.column("sha256")
+    for row in np.flatnonzero(facts.column("fingerprint").lengths()).tolist():
+        first = first_of.setdefault(hashes[row], row)
+        if first != row:
+            rows_of.setdefault(first, [first]).append(row)
+    return iter(rows_of.values())
 
 
 # --- findings -------------------------------------------------------------------------------------
@@ -403,44 +455,50 @@ def findings(
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels.
     """
-    found_clusters = duplicates(catalog, facts) if clusters is None else clusters
+    table = _table(facts)
+    found_clusters = duplicates(catalog, table) if clusters is None else clusters
     found = [Finding(n.kind, n.path, n.message, n.hint, n.fatal) for n in catalog.notes]
-    readable, _ = usable(catalog, facts)
+    readable = replace(catalog, photos=catalog.table.take(_readable(table)))
     for note in trainable_notes(readable):
         found.append(Finding(note.kind, note.path, note.message, note.hint, note.fatal))
-    found += _file_findings(catalog, facts, min_size)
-    found += _lost_classes(catalog, facts)
+    found += _file_findings(catalog, table, min_size)
+    found += _lost_classes(catalog, table)
     for cluster in found_clusters:
-        found += _cluster_findings(catalog, facts, cluster)
-    groups = joined_groups(catalog, facts, clusters=found_clusters)
-    found += _class_findings(catalog, facts, groups, folds)
+        found += _cluster_findings(catalog, table, cluster)
+    groups = joined_groups(catalog, table, clusters=found_clusters)
+    found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
-def _file_findings(catalog: Catalog, facts: Sequence[Facts], min_size: int) -> Iterator[Finding]:
-    for photo, fact in zip(catalog.photos, facts, strict=True):
+def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> Iterator[Finding]:
+    for row in _odd_rows(facts, min_size):
+        path, fact = catalog.photos[row].path, facts[row]
         if fact.problem:
             kind = "truncated" if fact.problem == "truncated" else "unreadable"
-            yield Finding(kind, photo.path, fact.problem, fact.hint)
+            yield Finding(kind, path, fact.problem, fact.hint)
         elif fact.warning:
-            yield Finding("damaged", photo.path, fact.warning)
+            yield Finding("damaged", path, fact.warning)
         if fact.fingerprint and min(fact.width, fact.height) < min_size:
             size = f"{fact.width} × {fact.height} pixels"
-            yield Finding("too-small", photo.path, f"{size}, the shorter side is below {min_size}")
-    several = [p.path for p, f in zip(catalog.photos, facts, strict=True) if f.frames > 1]
+            yield Finding("too-small", path, f"{size}, the shorter side is below {min_size}")
+    frames = enumerate(facts.column("frames"))
+    several = [catalog.photos[row].path for row, count in frames if count > 1]
     if several:
         message = f"files with several pictures, of which the first is used: {listed(several)}"
         yield Finding("several-frames", several[0], message)
 
 
-def _lost_classes(catalog: Catalog, facts: Sequence[Facts]) -> Iterator[Finding]:
-    training = [
-        (p.label, bool(f.problem))
-        for p, f in zip(catalog.photos, facts, strict=True)
-        if p.split == "train" and p.label is not None
-    ]
-    total = Counter(label for label, _ in training)
-    lost = Counter(label for label, problem in training if problem)
+def _odd_rows(facts: Records[Facts], min_size: int) -> Iterator[int]:
+    names = ("problem", "warning", "width", "height")
+    each = zip(*(facts.column(name) for name in names), strict=True)
+    for row, (problem, warning, width, height) in enumerate(each):
+        if problem or warning or min(width, height) < min_size:
+            yield row
+
+
+def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
+    total = Counter(label for label, _ in _training(catalog, facts.column("problem")))
+    lost = Counter(label for label, fault in _training(catalog, facts.column("problem")) if fault)
     for label in sorted(lost):
         if 2 * lost[label] > total[label]:
             message = f"class `{label}`: {lost[label]} of {total[label]} photos cannot be read"
@@ -448,8 +506,16 @@ def _lost_classes(catalog: Catalog, facts: Sequence[Facts]) -> Iterator[Finding]
             yield Finding("class-lost", "", message, hint, fatal=True)
 
 
+def _training(catalog: Catalog, values: Iterable[T]) -> Iterator[tuple[str, T]]:
+    """(label, value) of the labelled photos of the training part, of a value for every photo."""
+    labels, splits = (catalog.table.column(name) for name in ("label", "split"))
+    for label, split, value in zip(labels, splits, values, strict=True):
+        if split == "train" and label is not None:
+            yield label, value
+
+
 def _cluster_findings(
-    catalog: Catalog, facts: Sequence[Facts], cluster: tuple[int, ...]
+    catalog: Catalog, facts: Records[Facts], cluster: tuple[int, ...]
 ) -> Iterator[Finding]:
     photos = [catalog.photos[row] for row in cluster]
     hashes = [facts[row].sha256 for row in cluster]
@@ -503,16 +569,18 @@ def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Findi
 
 
 def _class_findings(
-    catalog: Catalog, facts: Sequence[Facts], groups: Sequence[str], folds: int
+    catalog: Catalog, facts: Records[Facts], groups: Sequence[str], folds: int
 ) -> Iterator[Finding]:
     photos: Counter[str] = Counter()
     groups_of: dict[str, set[str]] = defaultdict(set)
     own_folds = False
-    for photo, fact, group in zip(catalog.photos, facts, groups, strict=True):
-        if photo.split == "train" and photo.label is not None and not fact.problem:
-            photos[photo.label] += 1
-            groups_of[photo.label].add(group)
-            own_folds |= photo.fold is not None
+    each = zip(facts.column("problem"), groups, catalog.table.column("fold"), strict=True)
+    for label, (problem, group, fold) in _training(catalog, each):
+        if not problem:
+            photos[label] += 1
+            own_folds |= fold is not None
+            if len(groups_of[label]) < max(folds, 2):  # more are as good as any number
+                groups_of[label].add(group)
     if not own_folds:
         for label in sorted(photos):
             yield from _thin(label, photos[label], sorted(groups_of[label]), folds)

@@ -459,10 +459,7 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
     used, facts = check.usable(catalog, facts, conflicts=conflicts)
     groups = check.joined_groups(used, facts)
-    used = Catalog(
-        used.root,
-        tuple(replace(p, group=g) for p, g in zip(used.photos, groups, strict=True)),
-    )
+    used = Catalog(used.root, used.table.with_column("group", groups))
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
     require_trainable(used)
     return _with_folds(_with_holdout(used, recipe), recipe, watcher)
@@ -497,8 +494,9 @@ def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Cat
     thin = {label for label, count in counts.items() if count < least}
     if thin:
         watcher.notice(f"{len(thin)} classes with fewer than {least} photos are left out")
-    kept = (p for p in catalog.photos if p.label is None or p.label not in thin)
-    return Catalog(catalog.root, tuple(kept))
+    labels = enumerate(catalog.table.column("label"))
+    kept = (row for row, label in labels if label is None or label not in thin)
+    return Catalog(catalog.root, catalog.table.take(kept))
 
 
 def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:

@@ -179,7 +179,9 @@ def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
         draw = np.random.default_rng(derive_seed(run.recipe.seed, "sizes"))
         chosen = np.sort(draw.choice(len(photos), most, replace=False))
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(_shorter_side, (run.catalog.file(photos[n]) for n in chosen)))
+        found = list(
+            pool.map(_shorter_side, (run.catalog.file(photos[n]) for n in chosen.tolist()))
+        )
     return Sizes(
         tuple(side for side in found if isinstance(side, int)),
         len(chosen),

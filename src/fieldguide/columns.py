@@ -1,0 +1,243 @@
+"""Tables in memory, column by column: some tens of bytes a row, where objects take many hundreds.
+
+A column is a sequence that grows at its end; so is a table of records, which makes a record when it
+is asked for one and keeps none. Slices and chosen rows are new columns. Knows nothing of what the
+values mean.
+"""
+
+from abc import abstractmethod
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, SupportsIndex, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+H = TypeVar("H", bound=Hashable)
+
+
+class Column(Sequence[T], Generic[T]):
+    """A sequence that grows at its end. Equal to a sequence of equal values, whatever its kind."""
+
+    @abstractmethod
+    def append(self, value: T) -> None:
+        """Adds a value at the end."""
+
+    @abstractmethod
+    def take(self, rows: Iterable[int]) -> "Column[T]":
+        """A new column of the values in these rows, counted from 0, in their order."""
+
+    @abstractmethod
+    def _at(self, row: int) -> T: ...
+
+    @overload
+    def __getitem__(self, which: SupportsIndex) -> T: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> "Column[T]": ...
+
+    def __getitem__(self, which: SupportsIndex | slice) -> "T | Column[T]":
+        """One value, or a new column of several."""
+        rows = range(len(self))[which]
+        return self.take(rows) if isinstance(rows, range) else self._at(rows)
+
+    def __iter__(self) -> Iterator[T]:
+        """Every value in turn."""
+        return map(self._at, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is a sequence of equal values."""
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
+
+class Packed(Column[T]):
+    """Values that differ much, as bytes in one buffer: 8 bytes a row beside them.
+
+    `pack` makes bytes of a value, and `unpack` an equal value of these.
+    """
+
+    def __init__(
+        self, pack: Callable[[T], bytes], unpack: Callable[[bytearray], T], values: Iterable[T] = ()
+    ) -> None:
+        self._pack, self._unpack = pack, unpack
+        self._content = bytearray()
+        self._ends = array("q", [0])
+        for value in values:
+            self.append(value)
+
+    def __len__(self) -> int:
+        """The number of values."""
+        return len(self._ends) - 1
+
+    def append(self, value: T) -> None:
+        """Adds a value at the end."""
+        self._content += self._pack(value)
+        self._ends.append(len(self._content))
+
+    def take(self, rows: Iterable[int]) -> "Packed[T]":
+        """A new column of the values in these rows, counted from 0, in their order."""
+        taken = Packed(self._pack, self._unpack)
+        for row in rows:
+            taken._content += self._content[self._ends[row] : self._ends[row + 1]]
+            taken._ends.append(len(taken._content))
+        return taken
+
+    def matrix(self, width: int) -> NDArray[np.uint8]:
+        """A view of the bytes, (n, width), where every value takes `width` bytes or none.
+
+        Values of no bytes have no row. While the view lives, nothing can be added to the column.
+        """
+        return np.frombuffer(self._content, np.uint8).reshape(-1, width)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """The number of bytes of each value."""
+        ends = np.frombuffer(self._ends, np.int64)
+        return ends[1:] - ends[:-1]
+
+    def _at(self, row: int) -> T:
+        return self._unpack(self._content[self._ends[row] : self._ends[row + 1]])
+
+
+_NONE = b"\xff"  # no text in UTF-8 holds this byte
+
+
+def texts(values: Iterable[str | None] = ()) -> Packed[str | None]:
+    """A column of texts, of any Unicode (file names hold lone surrogates), or None."""
+    return Packed(_encoded, _decoded, values)
+
+
+def _encoded(text: str | None) -> bytes:
+    return _NONE if text is None else text.encode("utf-8", "surrogatepass")
+
+
+def _decoded(content: bytearray) -> str | None:
+    return None if content == _NONE else content.decode("utf-8", "surrogatepass")
+
+
+def digests(values: Iterable[str] = ()) -> Packed[str]:
+    """A column of hash values in lower-case hexadecimal digits; ValueError for what is none."""
+    return Packed(bytes.fromhex, bytearray.hex, values)
+
+
+def contents(values: Iterable[bytes] = ()) -> Packed[bytes]:
+    """A column of bytes."""
+    return Packed(bytes, bytes, values)
+
+
+class Coded(Column[H]):
+    """Values of which few differ: 4 bytes a row. A value is given out as the same object always."""
+
+    def __init__(self, values: Iterable[H] = ()) -> None:
+        self._values: list[H] = []  # the different ones, in the order in which they came
+        self._codes = array("i")
+        self._code_of: dict[H, int] = {}
+        for value in values:
+            self.append(value)
+
+    def __len__(self) -> int:
+        """The number of values."""
+        return len(self._codes)
+
+    def append(self, value: H) -> None:
+        """Adds a value at the end."""
+        code = self._code_of.setdefault(value, len(self._values))
+        if code == len(self._values):
+            self._values.append(value)
+        self._codes.append(code)
+
+    def take(self, rows: Iterable[int]) -> "Coded[H]":
+        """A new column of the values in these rows, counted from 0, in their order."""
+        taken: Coded[H] = Coded()
+        taken._values, taken._code_of = list(self._values), dict(self._code_of)
+        taken._codes = array("i", map(self._codes.__getitem__, rows))
+        return taken
+
+    def _at(self, row: int) -> H:
+        return self._values[self._codes[row]]
+
+
+class Numbers(Column[int]):
+    """Whole numbers of 32 bits."""
+
+    def __init__(self, values: Iterable[int] = ()) -> None:
+        self._values = array("i", values)
+
+    def __len__(self) -> int:
+        """The number of values."""
+        return len(self._values)
+
+    def append(self, value: int) -> None:
+        """Adds a value at the end."""
+        self._values.append(value)
+
+    def take(self, rows: Iterable[int]) -> "Numbers":
+        """A new column of the values in these rows, counted from 0, in their order."""
+        return Numbers(map(self._values.__getitem__, rows))
+
+    def _at(self, row: int) -> int:
+        return self._values[row]
+
+
+class Records(Column[T]):
+    """Records of one class, each field a column. A record is made when it is asked for.
+
+    `fields` says how the column of each field is made, in the order in which `kind` takes them.
+    """
+
+    def __init__(
+        self,
+        kind: Callable[..., T],
+        fields: Mapping[str, Callable[[], Column[Any]]],
+        records: Iterable[T] = (),
+    ) -> None:
+        self._kind, self._fields = kind, fields
+        self._columns = {name: make() for name, make in fields.items()}
+        for record in records:
+            self.append(record)
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(next(iter(self._columns.values())))
+
+    def __iter__(self) -> Iterator[T]:
+        """Every record in turn."""
+        return map(self._kind, *self._columns.values())
+
+    def append(self, record: T) -> None:
+        """Adds a record at the end."""
+        for name, column in self._columns.items():
+            column.append(getattr(record, name))
+
+    def take(self, rows: Iterable[int]) -> "Records[T]":
+        """New records: those in these rows, counted from 0, in their order."""
+        chosen = array("q", rows)
+        return self._of({name: column.take(chosen) for name, column in self._columns.items()})
+
+    def column(self, name: str) -> Any:
+        """The column of a field. Nothing may be added to it alone."""
+        return self._columns[name]
+
+    def with_column(self, name: str, values: Iterable[Any]) -> "Records[T]":
+        """New records with other values of a field, one a record.
+
+        They share the columns of the other fields: add to neither. ValueError for another number.
+        """
+        column = self._fields[name]()
+        for value in values:
+            column.append(value)
+        if len(column) != len(self):
+            raise ValueError(f"{len(column)} values for {len(self)} records")
+        return self._of({**self._columns, name: column})
+
+    def _of(self, columns: dict[str, Column[Any]]) -> "Records[T]":
+        made = Records(self._kind, self._fields)
+        made._columns = columns
+        return made
+
+    def _at(self, row: int) -> T:
+        return self._kind(*(column[row] for column in self._columns.values()))
