@@ -4,11 +4,12 @@
 
 Makes tar files of tiny photos that differ, 100 classes, indexes and packs them, then goes the way
 of a fit to its first batch: catalog, check, copies, groups, folds, the run's table, an epoch's plan
-(mixed, and by shards), the first batch. Prints one JSON line a stage: its seconds, the memory that
-the process holds after it and the most it held meanwhile, in MB, both less what it held when it
-began with its modules loaded (Linux only). Of both, `mapped_mb` are pages of the index of shards:
-file cache, which all processes share and the system takes back at need. The folder takes about 6 kB a photo; what is there
-already is used again. `--keep` leaves it there.
+(mixed, and by shards), the first batch. Prints one JSON line a stage: its seconds, those of all
+cores together, the memory that the process holds after it and the most it held meanwhile, in MB,
+both less what it held when it began with its modules loaded (Linux only). Of what it holds,
+`mapped_mb` are pages of files (the index of shards), which processes share and the system takes
+back at need. The folder takes about 6 kB a photo; what is there already is used again. `--keep`
+leaves it there.
 """
 
 import argparse
@@ -94,12 +95,13 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     @contextmanager
     def stage(name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         yield
         figures = {
             "stage": name,
             "photos": photos,
             "seconds": round(time.perf_counter() - started, 3),
+            "core_seconds": round(time.process_time() - used, 3),
             "held_mb": round(memory("VmRSS") - first),
             "peak_mb": round(memory("VmHWM") - first),
             "mapped_mb": round(memory("RssFile") - first_mapped),
@@ -169,7 +171,7 @@ def augmentation(kind: type) -> object:
 
 
 def memory(name: str) -> float:
-    """`VmRSS`, what this process holds, `RssFile`, of it files, `VmHWM`, the most it held; in MB."""
+    """`VmRSS`, what this process holds, `RssFile`, of it files, `VmHWM`, its most; in MB."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1000

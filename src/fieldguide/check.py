@@ -300,8 +300,8 @@ def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Num
     """
     # The bytes of the key become the most significant ones: one sort brings keys together.
     others = [byte for byte in range(8) if byte not in bytes_kept]
-    turned = hashes.view(np.uint8).reshape(-1, 8).take([*others, *bytes_kept], axis=1)
-    turned = turned.view(np.uint64).ravel()
+    by_bytes = hashes.view(np.uint8).reshape(-1, 8).take([*others, *bytes_kept], axis=1)
+    turned: _Hashes = by_bytes.view(np.uint64).ravel()
     order = np.argsort(turned, kind="stable")
     turned = turned[order]
     keys = turned >> np.uint64(8 * len(others))

@@ -9,7 +9,7 @@ moves few others. Knows nothing of files, catalogs or training.
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -180,9 +180,13 @@ def _sorted_photos(
 def _numbered(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
     """Each name's place among the sorted different names, and these."""
     # Not np.unique: numpy's text drops NULs at the end and takes as much room as the longest name.
-    different = tuple(sorted(set(names)))
-    place = {name: number for number, name in enumerate(different)}
-    return np.array([place[name] for name in names], dtype=np.int64), different
+    numbers = np.empty(len(names), dtype=np.int64)
+    different: list[str] = []
+    for row in sorted(range(len(names)), key=names.__getitem__):
+        if not different or different[-1] != names[row]:
+            different.append(names[row])
+        numbers[row] = len(different) - 1
+    return numbers, tuple(different)
 
 
 def _draws(seed: int, kind: str, name: str, count: int) -> _Draws:
@@ -200,11 +204,12 @@ def _draws(seed: int, kind: str, name: str, count: int) -> _Draws:
 # --- groups of several photos ----------------------------------------------------------------
 
 
-def _members(photos: _Photos) -> list[IntArray]:
+def _members(photos: _Photos) -> Iterator[IntArray]:
     """The photos (places in key order) of each group, by group number."""
     order = np.argsort(photos.group_of, kind="stable")
     ends = np.cumsum(np.bincount(photos.group_of, minlength=len(photos.groups)))
-    return np.split(order, ends[:-1]) if len(order) else []
+    for begin, end in pairwise([0, *ends.tolist()]):
+        yield order[begin:end]
 
 
 def _group_draw(photos: _Photos, members: IntArray, kind: str, seed: int) -> int:
@@ -312,7 +317,7 @@ def _fill_empty_folds(photos: _Photos, fold_of: IntArray, folds: int, seed: int)
     """
     for empty in np.flatnonzero(np.bincount(fold_of, minlength=folds) == 0):
         load = np.bincount(fold_of, minlength=folds)
-        members = _members(photos)
+        members = list(_members(photos))
         homes = [int(fold_of[each[0]]) for each in members]
         chosen = min(
             (each for each, home in zip(members, homes, strict=True) if homes.count(home) > 1),
@@ -337,8 +342,7 @@ def _set_aside(photos: _Photos, wanted: Sequence[int], seed: int) -> NDArray[np.
     sizes = np.bincount(photos.class_of).tolist()
     kept, short = list(sizes), list(wanted)
     aside = np.zeros(len(photos.keys), dtype=bool)
-    members = _members(photos)
-    members.sort(key=lambda each: _group_draw(photos, each, "aside", seed))
+    members = sorted(_members(photos), key=lambda each: _group_draw(photos, each, "aside", seed))
     for each in members:
         counts = Counter(photos.class_of[each].tolist())
         if _nearer(counts, short, sizes) and _leaves_some(counts, kept):
