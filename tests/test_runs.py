@@ -18,6 +18,14 @@ CPU = Machine("cpu", workers=0)
 SHORT: dict[str, Any] = {"epochs": 1, "warmup": 0.0, "replicas": 1, "merge": "none"}
 
 
+def test_rows_at_once_change_nothing(trained: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(runs._judged_rows(trained))
+    assert len(whole) == sum(photo.split == "train" for photo in trained.catalog.photos)
+    for at_once in (1, 7):
+        monkeypatch.setattr(runs, "_AT_ONCE", at_once)
+        assert list(runs._judged_rows(trained)) == whole
+
+
 # --- photos outside the folds ---------------------------------------------------------------------
 
 

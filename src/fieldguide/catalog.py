@@ -76,6 +76,12 @@ def in_columns(photos: Iterable[Photo] = ()) -> Records[Photo]:
     )
 
 
+def group_names(photos: Records[Photo]) -> list[str]:
+    """The group of each photo; its path where it stands alone."""
+    pairs = zip(photos.column("group"), photos.column("path"), strict=True)
+    return [group or path for group, path in pairs]
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something noticed while reading. `kind` is a short slug such as `empty-class`."""
@@ -124,19 +130,19 @@ class Catalog:
     @property
     def files(self) -> "Files":
         """Where the photos lie, in catalog order."""
-        return Files(self.root, self.photos)
+        return Files(self.root, self.table.column("path"))
 
 
 @dataclass(frozen=True)
 class Files(Sequence[Path]):
-    """Where photos lie. A path takes more room than its photo: each is made when asked for."""
+    """Where photos lie. A `Path` takes much more room than a text: each is made when asked for."""
 
     root: Path
-    photos: Sequence[Photo]
+    paths: Sequence[str]  # as in `Photo.path`
 
     def __len__(self) -> int:
         """The number of photos."""
-        return len(self.photos)
+        return len(self.paths)
 
     @overload
     def __getitem__(self, which: int) -> Path: ...
@@ -147,8 +153,8 @@ class Files(Sequence[Path]):
     def __getitem__(self, which: int | slice) -> "Path | Files":
         """The path of one photo, or those of several."""
         if isinstance(which, slice):
-            return Files(self.root, self.photos[which])
-        return self.root / self.photos[which].path
+            return Files(self.root, self.paths[which])
+        return self.root / self.paths[which]
 
 
 def read(

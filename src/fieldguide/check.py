@@ -103,11 +103,13 @@ def inspect(
     """
     paths = catalog.files
     # one future a photo would cost as much as decoding a small one
-    batches = [paths[start : start + 32] for start in range(0, len(paths), 32)]
+    batches = [range(len(paths))[start : start + 32] for start in range(0, len(paths), 32)]
     facts = in_columns()
     with ThreadPoolExecutor(workers or _cores()) as pool:
         try:
-            for done in pool.map(lambda batch: [look(path, truncated) for path in batch], batches):
+            for done in pool.map(
+                lambda rows: [look(paths[row], truncated) for row in rows], batches
+            ):
                 for each in done:
                     facts.append(each)
                 if progress:

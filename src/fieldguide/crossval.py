@@ -9,7 +9,7 @@ import hashlib
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +43,7 @@ from fieldguide.augment import (
     decoded_side,
 )
 from fieldguide.batches import Decoding, Loader, Pictures
-from fieldguide.catalog import Catalog, Files, require_trainable
+from fieldguide.catalog import Catalog, Files, Photo, group_names, require_trainable
 from fieldguide.cluster import connected, jobs_at_once, require_address, train_on_cluster
 from fieldguide.controls import Controls, asked_to_stop
 from fieldguide.device import (
@@ -271,7 +271,7 @@ def _clean(folder: Path) -> None:
 
 def _has_folds(catalog: Catalog) -> bool:
     """Whether a table brought folds of its own."""
-    return any(photo.fold is not None for photo in catalog.photos)
+    return any(fold is not None for fold in catalog.table.column("fold"))
 
 
 def _require_fold(fold: int | None, folds: int) -> None:
@@ -305,7 +305,7 @@ def create(
     used = catalog if prepared else prepare(catalog, recipe, listening)
     if not prepared:
         check.write_findings(folder / runs.FINDINGS, found)
-    resolved = resolved.replace(folds=1 + max(photo.fold or 0 for photo in used.photos))
+    resolved = resolved.replace(folds=1 + max(fold or 0 for fold in used.table.column("fold")))
     network = with_head(
         backbone,
         recipe.head,
@@ -427,20 +427,31 @@ def require_same_photos(stored: Catalog, catalog: Catalog, folder: Path) -> None
 
     `stored` are the photos that the work in `folder` was begun with. Raises `UsageError`.
     """
-    now = {photo.path: photo for photo in catalog.photos}
-    used = [photo for photo in stored.photos if photo.split != "test"]
-    lost = [photo.path for photo in used if photo.path not in now]
-    kept = [photo for photo in used if photo.path in now]
-    relabelled = [p.path for p in kept if p.label != now[p.path].label]
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(lambda photo: pixels.sha256(catalog.file(photo)), kept)
-        changed = [p.path for p, digest in zip(kept, hashes, strict=True) if digest != p.sha256]
+    row_of = {path: row for row, path in enumerate(catalog.table.column("path"))}
+    labels = catalog.table.column("label")
+    splits = enumerate(stored.table.column("split"))
+    used = stored.table.take(row for row, split in splits if split != "test")
+    kept = used.take(row for row, path in enumerate(used.column("path")) if path in row_of)
+    lost = [path for path in used.column("path") if path not in row_of]
+    relabelled = [p.path for p in kept if p.label != labels[row_of[p.path]]]
+    hashes = _hashes(catalog, kept)
+    changed = [p.path for p, digest in zip(kept, hashes, strict=True) if digest != p.sha256]
     for paths, what in ((lost, "are gone"), (relabelled, "changed label"), (changed, "changed")):
         if paths:
             raise UsageError(
                 f"{len(paths)} photos {what} since `{folder}` was begun, such as `{paths[0]}`",
                 hint="bring them back, or begin a new run with another --out",
             )
+
+
+def _hashes(catalog: Catalog, photos: Sequence[Photo]) -> Iterator[str]:
+    """The SHA-256 of each photo's file as it is now."""
+    batches = [range(len(photos))[start : start + 32] for start in range(0, len(photos), 32)]
+    with ThreadPoolExecutor() as pool:  # one future a photo would take more than all else of it
+        for hashes in pool.map(
+            lambda rows: [pixels.sha256(catalog.file(photos[row])) for row in rows], batches
+        ):
+            yield from hashes
 
 
 def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
@@ -452,13 +463,15 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     require_trainable(catalog)
     watcher.on_checking(len(catalog))
     facts = check.inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
-    found = check.findings(catalog, facts, folds=recipe.folds)
+    clusters = check.duplicates(catalog, facts)
+    found = check.findings(catalog, facts, folds=recipe.folds, clusters=clusters)
     _refuse_fatal(found, recipe)
     watcher.on_findings(found)
     _tell(found, watcher)
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
     used, facts = check.usable(catalog, facts, conflicts=conflicts)
-    groups = check.joined_groups(used, facts)
+    all_used = len(used) == len(catalog)  # or rows have other numbers now
+    groups = check.joined_groups(used, facts, clusters=clusters if all_used else None)
     used = Catalog(used.root, used.table.with_column("group", groups))
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
     require_trainable(used)
@@ -503,41 +516,41 @@ def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:
     """The catalog with a share of its training photos moved to the `val` part, groups whole."""
     if not recipe.holdout:
         return catalog
-    photos = catalog.photos
+    table = catalog.table
+    splits = list(table.column("split"))
     _, aside = inner_split(
-        [photo.label or "" for photo in photos],
-        [photo.path for photo in photos],
-        [photo.group or photo.path for photo in photos],
-        np.array([n for n, photo in enumerate(photos) if photo.split == "train"]),
+        [label or "" for label in table.column("label")],
+        table.column("path"),
+        group_names(table),
+        np.array([row for row, split in enumerate(splits) if split == "train"]),
         share=recipe.holdout,
         seed=derive_seed(recipe.seed, "holdout"),
     )
-    outside = set(aside.tolist())
-    return Catalog(
-        catalog.root,
-        tuple(
-            replace(photo, split="val", fold=None) if n in outside else photo
-            for n, photo in enumerate(photos)
-        ),
-    )
+    folds = list(table.column("fold"))
+    for row in aside.tolist():
+        splits[row], folds[row] = "val", None
+    moved = table.with_column("split", splits).with_column("fold", folds)
+    return Catalog(catalog.root, moved)
 
 
 def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     """The catalog with the fold that tests it for each training photo."""
-    rows = [n for n, photo in enumerate(catalog.photos) if photo.split == "train"]
-    training = [catalog.photos[n] for n in rows]
-    labels = [photo.label or "" for photo in training]
-    groups = [photo.group or photo.path for photo in training]
-    given = [photo.fold for photo in training]
+    table = catalog.table
+    rows = [row for row, split in enumerate(table.column("split")) if split == "train"]
+    training = table.take(rows)
+    labels = [label or "" for label in training.column("label")]
+    groups = group_names(training)
     if _has_folds(catalog):
-        made = given_folds(given, groups, labels=labels)
+        made = given_folds(list(training.column("fold")), groups, labels=labels)
         watcher.notice(f"the table's own {len(made)} folds are used")
     else:
-        keys = [photo.path for photo in training]
+        keys = training.column("path")
         made = make_folds(labels, keys, groups, folds=recipe.folds, seed=recipe.seed)
-    fold_of = {rows[position]: fold.index for fold in made for position in fold.test}
-    photos = (replace(photo, fold=fold_of.get(n)) for n, photo in enumerate(catalog.photos))
-    return Catalog(catalog.root, tuple(photos))
+    fold_of: list[int | None] = [None] * len(table)
+    for fold in made:
+        for position in fold.test.tolist():
+            fold_of[rows[position]] = fold.index
+    return Catalog(catalog.root, table.with_column("fold", fold_of))
 
 
 def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
@@ -642,12 +655,12 @@ def fold_jobs(
     folded = folding.fold(network)
     if recipe.compile == "on":
         network.compile()
-    photos = run.catalog.photos
+    photos = run.catalog.table
     loader = Loader(
         pictures(
             recipe,
-            Files(root, photos),
-            keys=[photo.sha256 for photo in photos],
+            Files(root, photos.column("path")),
+            keys=photos.column("sha256"),
             notice=notice,
         ),
         _readers(recipe.workers, [device]),

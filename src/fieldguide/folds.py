@@ -157,19 +157,23 @@ def _sorted_photos(
     labels: Sequence[str], keys: Sequence[str], groups: Sequence[str], rows: IntArray
 ) -> _Photos:
     assert len(labels) == len(keys) == len(groups), "one label, key and group a photo"
-    order = sorted(rows.tolist(), key=lambda row: (keys[row], groups[row]))
-    for before, after in pairwise(order):
-        if keys[before] == keys[after] and groups[before] != groups[after]:
+    order = sorted(rows.tolist(), key=keys.__getitem__)
+    sorted_keys = tuple(keys[row] for row in order)
+    sorted_groups = [groups[row] for row in order]
+    for (key, group), (next_key, next_group) in pairwise(
+        zip(sorted_keys, sorted_groups, strict=True)
+    ):
+        if key == next_key and group != next_group:
+            one, other = sorted((group, next_group))
             raise DataError(
-                f"two groups hold a photo of one key: `{keys[after]}` is in"
-                f" `{groups[before]}` and `{groups[after]}`",
+                f"two groups hold a photo of one key: `{key}` is in `{one}` and `{other}`",
                 hint="give both photos one group",
             )
     class_of, classes = _numbered([labels[row] for row in order])
-    group_of, group_names = _numbered([groups[row] for row in order])
+    group_of, group_names = _numbered(sorted_groups)
     return _Photos(
         rows=np.array(order, dtype=np.int64),
-        keys=tuple(keys[row] for row in order),
+        keys=sorted_keys,
         class_of=class_of,
         classes=classes,
         group_of=group_of,

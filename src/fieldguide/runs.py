@@ -22,7 +22,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,7 @@ FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.n
 RESULT_FILES = ("oof.csv", "summary.json")
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
 FINDINGS = "findings.csv"  # what the check found when the run was begun
+_AT_ONCE = 10_000  # photos whose probabilities are in memory together: 80 kB a class
 MODELS = "models"  # folder of merged models, written after the run
 
 HISTORY = (
@@ -422,24 +423,30 @@ def write_oof(run: Run) -> None:
 
     They are those that the scores judge: of the saved weights, or with `stop = fold` cross-fitted.
     """
-    probabilities = np.zeros((len(run.catalog), len(run.classes)))
-    for fold, logits in run.judged.items():
-        probabilities[run.folds[fold].test] = metrics.softmax(logits)
     header = ["path", "label", "fold", "predicted", "confidence"]
     header += [f"p:{name}" for name in run.classes]
-    rows = (
-        [
-            photo.path,
-            photo.label,
-            photo.fold,
-            run.classes[int(row.argmax())],
-            f"{row.max():.6g}",
-            *(f"{value:.6g}" for value in row),
-        ]
-        for photo, row in zip(run.catalog.photos, probabilities, strict=True)
-        if photo.split == "train"
-    )
-    files.write_csv(run.folder / "oof.csv", header, rows)
+    files.write_csv(run.folder / "oof.csv", header, _judged_rows(run))
+
+
+def _judged_rows(run: Run) -> Iterator[list[object]]:
+    """The rows of `oof.csv`; never more probabilities in memory than those of some rows."""
+    for start in range(0, len(run.catalog), _AT_ONCE):
+        photos = run.catalog.photos[start : start + _AT_ONCE]
+        probabilities = np.zeros((len(photos), len(run.classes)))
+        for fold, logits in run.judged.items():
+            test = run.folds[fold].test  # ascending
+            first, end = np.searchsorted(test, (start, start + len(photos)))
+            probabilities[test[first:end] - start] = metrics.softmax(logits[first:end])
+        for photo, row in zip(photos, probabilities, strict=True):
+            if photo.split == "train":
+                yield [
+                    photo.path,
+                    photo.label,
+                    photo.fold,
+                    run.classes[int(row.argmax())],
+                    f"{row.max():.6g}",
+                    *(f"{value:.6g}" for value in row),
+                ]
 
 
 def summary(run: Run) -> dict[str, Any]:
