@@ -123,7 +123,7 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     with stage("check: findings"):
         check.findings(catalog, facts, folds=5, clusters=clusters)
     with stage("groups"):
-        groups = check.joined_groups(catalog, facts, clusters=clusters)
+        groups = check.joined_groups(catalog, clusters)
     with stage("hashes into the catalog"):
         catalog = catalogs.with_hashes(catalog, facts.column("sha256"))
     del facts, clusters

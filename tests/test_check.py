@@ -1,8 +1,10 @@
 import csv
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,6 +241,10 @@ def test_clusters_do_not_depend_on_the_order(tmp_path: Path) -> None:
 # --- groups ---------------------------------------------------------------------------------------
 
 
+def groups_of(photos: Catalog, facts: Sequence[Facts]) -> Sequence[str]:
+    return check.joined_groups(photos, check.duplicates(photos, facts))
+
+
 def test_groups_join_specimens_and_copies() -> None:
     photos = rows(
         Photo("e", "x"),
@@ -248,10 +254,10 @@ def test_groups_join_specimens_and_copies() -> None:
         Photo("a", "x"),
     )
     facts = [seen(1), seen(2), seen(3), seen(3), seen(4)]
-    assert check.joined_groups(photos, facts) == ["e", "b", "b", "b", "a"]
+    assert groups_of(photos, facts) == ["e", "b", "b", "b", "a"]
     backwards = replace(photos, photos=photos.photos[::-1])
-    assert check.joined_groups(backwards, facts[::-1]) == ["a", "b", "b", "b", "e"]
-    assert check.joined_groups(photos, facts, clusters=[(0, 4)]) == ["a", "c", "c", "b", "a"]
+    assert groups_of(backwards, facts[::-1]) == ["a", "b", "b", "b", "e"]
+    assert check.joined_groups(photos, [(0, 4)]) == ["a", "c", "c", "b", "a"]
 
 
 def test_no_group_spans_two_names() -> None:
@@ -261,7 +267,7 @@ def test_no_group_spans_two_names() -> None:
             *(Photo(f"{n}", "x", group=draws.choice([None, "g", "h", "i"])) for n in range(12))
         )
         facts = [seen(draws.randrange(8)) for _ in range(12)]
-        names = check.joined_groups(photos, facts)
+        names = groups_of(photos, facts)
         for one, other in combinations(range(12), 2):
             group = photos.photos[one].group
             together = group is not None and group == photos.photos[other].group
@@ -305,10 +311,23 @@ def test_usable_photos_carry_their_hash(tmp_path: Path) -> None:
     found = collection(tmp_path, a=range(3), b=range(3, 6))
     (tmp_path / "a" / "0.jpg").write_bytes(b"")
     facts = check.inspect(found)
-    kept, kept_facts = check.usable(found, facts)
+    kept, clusters = check.usable(found, facts)
     assert [p.path for p in kept.photos] == [p.path for p in found.photos[1:]]
-    assert [p.sha256 for p in kept.photos] == [f.sha256 for f in kept_facts]
-    assert kept_facts == facts[1:]
+    assert [p.sha256 for p in kept.photos] == [f.sha256 for f in facts[1:]]
+    assert len(clusters) == 0
+
+
+@pytest.mark.parametrize("conflicts", ["keep", "drop"])
+def test_usable_clusters_are_those_of_the_photos_that_are_left(conflicts: Any) -> None:
+    facts = [Facts("ab" * 32, problem="truncated")] + [seen(n) for n in (1, 2, 1, 3, 4, 4, 2)]
+    facts.insert(5, Facts(problem="empty file"))
+    labels = "xxxxxxyyy"  # two for the file of seed 2
+    photos = rows(*(Photo(f"{n}", label) for n, label in enumerate(labels)))
+    kept, clusters = check.usable(photos, facts, conflicts=conflicts)
+    expected = {"keep": [(0, 2), (1, 6), (4, 5)], "drop": [(0, 1), (3, 4)]}[conflicts]
+    assert list(clusters) == expected and len(kept) == {"keep": 7, "drop": 5}[conflicts]
+    given = check.duplicates(photos, facts)
+    assert check.usable(photos, facts, clusters=given, conflicts=conflicts) == (kept, clusters)
 
 
 def test_notes_of_the_catalog_are_findings(tmp_path: Path) -> None:
@@ -359,8 +378,9 @@ def test_one_file_under_two_labels_is_fatal_unless_dropped() -> None:
         "one picture under several labels: `a` (a/2), `b` (b/1)"
     ]
     assert conflict[0].fatal
-    kept, kept_facts = check.usable(photos, facts, conflicts="drop")
+    kept, _ = check.usable(photos, facts, conflicts="drop")
     assert {"a/2", "b/1"} == {p.path for p in photos.photos} - {p.path for p in kept.photos}
+    kept_facts = [fact for row, fact in enumerate(facts) if row not in (2, 8)]
     assert not any(f.fatal for f in check.findings(kept, kept_facts))
 
 

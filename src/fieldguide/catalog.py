@@ -924,7 +924,7 @@ _HEADER = ("path", "label", "group", "split", "fold", "sha256")
 
 def write_rows(path: Path, catalog: Catalog) -> None:
     """Write the photos of a catalog as CSV, whole or not at all; root and notes are not kept."""
-    rows = ((p.path, p.label, p.group, p.split, p.fold, p.sha256) for p in catalog.photos)
+    rows = zip(*(catalog.table.column(name) for name in _HEADER), strict=True)
     files.write_csv(path, _HEADER, rows)
 
 

@@ -371,16 +371,14 @@ def _normalised(thumbnails: _Bytes) -> tuple[_Floats, _Floats, _Floats]:
 # --- what follows from it -------------------------------------------------------------------------
 
 
-def joined_groups(
-    catalog: Catalog, facts: Sequence[Facts], *, clusters: Clusters | None = None
-) -> Column[str]:
+def joined_groups(catalog: Catalog, clusters: Clusters) -> Column[str]:
     """One group name a photo, in catalog order: copies and photos of one user's group share it.
 
-    A photo alone is a group of its own. A group is named by the smallest path in it, so the names
-    do not depend on the order of the photos.
+    `clusters` are those that `duplicates` found. A photo alone is a group of its own. A group is
+    named by the smallest path in it, so the names do not depend on the order of the photos.
     """
     join = _Join(len(catalog))
-    for cluster in duplicates(catalog, facts) if clusters is None else clusters:
+    for cluster in clusters:
         for row in cluster[1:]:
             join.unite(cluster[0], row)
     first_of: dict[str, int] = {}
@@ -395,19 +393,28 @@ def joined_groups(
 
 
 def usable(
-    catalog: Catalog, facts: Sequence[Facts], *, conflicts: Literal["keep", "drop"] = "keep"
-) -> tuple[Catalog, Records[Facts]]:
-    """The photos that can be read, with their SHA-256 filled in, and their facts.
+    catalog: Catalog,
+    facts: Sequence[Facts],
+    *,
+    clusters: Clusters | None = None,
+    conflicts: Literal["keep", "drop"] = "keep",
+) -> tuple[Catalog, Clusters]:
+    """The photos that can be read, with their SHA-256 filled in, and the clusters among them.
 
-    `conflicts="drop"` also leaves out every training photo whose very file stands there under
-    another label too.
+    `clusters` are those that `duplicates` found in `catalog`. `conflicts="drop"` also leaves out
+    every training photo whose very file stands there under another label too.
     """
     table = _table(facts)
+    clusters = duplicates(catalog, table) if clusters is None else clusters
     dropped = set(_conflicting(catalog, table)) if conflicts == "drop" else set()
     kept = [row for row in _readable(table) if row not in dropped]
-    kept_facts = table if len(kept) == len(table) else table.take(kept)
-    photos = catalog.table.take(kept).with_column("sha256", kept_facts.column("sha256"))
-    return replace(catalog, photos=photos), kept_facts
+    photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
+    used = replace(catalog, photos=photos)
+    if dropped:  # one that is gone may have linked two that stay
+        return used, duplicates(used, table.take(kept))
+    # What cannot be read is in no cluster: all their photos stay, under other numbers.
+    numbers = np.array(kept, dtype=np.int64)
+    return used, [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
 
 
 def _readable(facts: Records[Facts]) -> Iterator[int]:
@@ -467,7 +474,7 @@ def findings(
     found += _lost_classes(catalog, table)
     for cluster in found_clusters:
         found += _cluster_findings(catalog, table, cluster)
-    groups = joined_groups(catalog, table, clusters=found_clusters)
+    groups = joined_groups(catalog, found_clusters)
     found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)
 

@@ -469,9 +469,9 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     watcher.on_findings(found)
     _tell(found, watcher)
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
-    used, facts = check.usable(catalog, facts, conflicts=conflicts)
-    all_used = len(used) == len(catalog)  # or rows have other numbers now
-    groups = check.joined_groups(used, facts, clusters=clusters if all_used else None)
+    used, left = check.usable(catalog, facts, clusters=clusters, conflicts=conflicts)
+    del facts  # most of what a check takes
+    groups = check.joined_groups(used, left)
     used = Catalog(used.root, used.table.with_column("group", groups))
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
     require_trainable(used)
