@@ -1,10 +1,15 @@
 """A store of the tests' own for addresses `far://…`: in memory, and it can fail, hang or lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fsspec
+import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+
+from fieldguide import files, remote
 
 
 class Far(MemoryFileSystem):  # type: ignore[misc]
@@ -55,3 +60,23 @@ class Far(MemoryFileSystem):  # type: ignore[misc]
 
 
 fsspec.register_implementation("far", Far, clobber=True)
+
+
+@contextmanager
+def empty_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Far]]:
+    """The store without a file and without a fault, asked again without waiting."""
+    monkeypatch.setattr(remote, "WAITS", (0.0,) * 5)
+    monkeypatch.setattr(Far, "fault", staticmethod(lambda what, path: None))
+    Far.store.clear()
+    Far.asked.clear()
+    yield Far
+    Far.store.clear()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What is in a folder here, by relative path, but for its lock."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != files.LOCK
+    }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from far import Far
+from far import Far, contents, empty_store
 from fits import SMALL, Killed, killer, results, small_recipe
 
 import fieldguide as fg
@@ -26,24 +26,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / name))
 
     be("first")
-    monkeypatch.setattr(remote, "WAITS", (0.0,) * 5)
-    monkeypatch.setattr(Far, "fault", staticmethod(lambda what, path: None))
-    Far.store.clear()
-    Far.asked.clear()
-    yield be
-    Far.store.clear()
+    with empty_store(monkeypatch):
+        yield be
 
 
 def there() -> dict[str, bytes]:
     return Far.files("/bucket/run")
-
-
-def here(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != files.LOCK
-    }
 
 
 def test_what_a_block_writes_is_sent_and_fetched(machine: Callable[[str], None]) -> None:
@@ -54,15 +42,15 @@ def test_what_a_block_writes_is_sent_and_fetched(machine: Callable[[str], None])
     assert there() == {"folds/0/a": b"1", "b": b"2"}
     machine("second")
     with mirrored(RUN) as second:
-        assert second != folder and here(second) == there()
+        assert second != folder and contents(second) == there()
         (second / "b").write_bytes(b"3")
         (second / "folds" / "0" / "a").unlink()
     assert there() == {"b": b"3"}
-    assert here(run_folder(RUN)) == {"b": b"3"}
+    assert contents(run_folder(RUN)) == {"b": b"3"}
     machine("first")
     Far.asked.clear()
     with mirrored(RUN) as first:
-        assert first == folder and here(first) == {"b": b"3"}
+        assert first == folder and contents(first) == {"b": b"3"}
     assert [what for what, _ in Far.asked if what in {"get", "put"}] == ["get"]
 
 
@@ -112,7 +100,7 @@ def test_a_store_that_vanishes_hurts_no_run(monkeypatch: pytest.MonkeyPatch) -> 
     assert "network is unreachable" in caught.value.message
     assert str(folder) in caught.value.message
     assert told and "trying again" in told[0]
-    assert here(folder) == {"weights": b"1"} and not there()
+    assert contents(folder) == {"weights": b"1"} and not there()
     with pytest.raises(ResourceError, match=f"`{RUN}` cannot be reached"), mirrored(RUN):
         pass
     monkeypatch.setattr(Far, "fault", staticmethod(lambda what, path: None))
@@ -183,7 +171,7 @@ def test_a_run_that_was_removed_there_is_begun_anew() -> None:
         (folder / "setup.json").write_text("old")
     Far().rm("far://bucket/run", recursive=True)
     with mirrored(RUN) as folder:
-        assert here(folder) == {}
+        assert contents(folder) == {}
 
 
 def test_a_store_that_does_not_answer_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +185,7 @@ def test_a_store_that_does_not_answer_is_no_empty_one(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Far, "fault", staticmethod(gone))
     with pytest.raises(ResourceError, match="cannot be reached"):
         mirror.Mirror(place, folder.parent).pull()
-    assert here(folder) == {"setup.json": b"a run"}
+    assert contents(folder) == {"setup.json": b"a run"}
 
 
 def test_two_at_a_time_are_refused() -> None:
@@ -218,7 +206,7 @@ def test_a_fit_at_an_address_goes_on_on_another_machine(
         machine(name)
     done = fit(photos, recipe, RUN)
     assert done.complete and results(done) == results(whole)
-    assert there() == here(done.folder)
+    assert there() == contents(done.folder)
     assert not any("checkpoint" in path for path in there())
     machine("fifth")
     told: list[str] = []

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from far import Far
+from far import Far, contents, empty_store
 from photos import encoded, photograph
 
 from fieldguide import caches, cli, files, inputs, remote
@@ -20,26 +20,14 @@ from fieldguide.remote import is_address, local, token_of
 def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Far]]:
     """The store without a file, a cache folder without one, and no waits."""
     monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAITS", (0.0,) * 5)
-    monkeypatch.setattr(Far, "fault", staticmethod(lambda what, path: None))
-    Far.store.clear()
-    Far.asked.clear()
-    yield Far
-    Far.store.clear()
+    with empty_store(monkeypatch):
+        yield Far
 
 
 def put(name: str, data: bytes | None = None) -> bytes:
     content = encoded(photograph(len(Far.store))) if data is None else data
     Far().pipe_file(f"far://photos/{name}", content)
     return content
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def fetched() -> list[str]:
