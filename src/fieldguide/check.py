@@ -153,8 +153,7 @@ def _fingerprint(image: Image.Image) -> bytes:
 # --- copies ---------------------------------------------------------------------------------------
 
 
-_Bytes: TypeAlias = NDArray[np.uint8]
-_Thumbnails: TypeAlias = tuple[_Bytes, _Bytes]  # gray (n, 16, 16), colour (n, 2, 4, 4)
+_Bytes: TypeAlias = NDArray[np.uint8]  # of thumbnails: gray (n, 16, 16), colour (n, 2, 4, 4)
 _Hashes: TypeAlias = NDArray[np.uint64]
 _Numbers: TypeAlias = NDArray[np.int64]
 _Pairs: TypeAlias = NDArray[np.int64]  # of shape (pairs, 2)
@@ -240,14 +239,13 @@ def _near_pairs(fingerprints: _Bytes, rows: _Numbers) -> _Pairs:
     """The pairs of these rows of (n, 288) that are copies or mirrored copies of each other."""
     gray = fingerprints[:, :_GRAY].reshape(-1, _SIDE, _SIDE)
     colour = fingerprints[:, _GRAY:].reshape(-1, 2, _COLOUR_SIDE, _COLOUR_SIDE)
-    picture = (gray, colour)
-    mirrored = (gray[..., ::-1], colour[..., ::-1])
-    hashes = np.concatenate([_hashes(picture[0], rows), _hashes(mirrored[0], rows)])
-    straight, swapped = (rows[pairs] for pairs in _candidates(hashes, len(rows)))
+    mirrored, mirrored_colour = gray[..., ::-1], colour[..., ::-1]
+    hashes = np.concatenate([_hashes(gray, rows), _hashes(mirrored, rows)])
+    straight, swapped = _candidates(hashes, (colour, mirrored_colour), rows)
     return np.concatenate(
         [
-            straight[_alike(picture, picture, straight)],
-            swapped[_alike(picture, mirrored, swapped)],
+            straight[_agreeing(_same_gray, gray, gray, straight)],
+            swapped[_agreeing(_same_gray, gray, mirrored, swapped)],
         ]
     )
 
@@ -274,25 +272,40 @@ def _areas(cells: int) -> NDArray[np.float64]:
     return weights
 
 
-def _candidates(hashes: _Hashes, count: int) -> tuple[_Pairs, _Pairs]:
-    """Pairs that differ by few bits: (straight with straight, straight with mirrored).
+def _candidates(
+    hashes: _Hashes, colours: tuple[_Bytes, _Bytes], rows: _Numbers
+) -> tuple[_Pairs, _Pairs]:
+    """Pairs of rows that differ by few bits and agree in colour: (straight, with mirrored).
 
-    `hashes` holds the pictures' and then their mirror images'. Five flipped bits leave at least
-    three of eight bytes alone, so each such pair meets in one of the 56 tables; of pairs with
-    seven flipped bits, about nine in ten do.
+    `hashes` holds those of the rows' pictures and then of their mirror images; `colours` are all
+    pictures' and all mirror images'. Five flipped bits leave at least three of eight bytes alone,
+    so each such pair meets in one of the 56 tables; of pairs with seven flipped bits, about nine in
+    ten do. Of a million photos 200 million pairs meet, most of other colours: these are not kept.
     """
+    count = len(rows)
+    colour, mirrored = colours
     straight: list[_Numbers] = []
     swapped: list[_Numbers] = []
     for table, bytes_kept in enumerate(itertools.combinations(range(8), 3), start=1):
         for one, other in _meetings(hashes, bytes_kept):
             low, high = np.minimum(one, other), np.maximum(one, other)
             both = high < count
-            straight.append(low[both] * count + high[both])
+            pairs = np.stack([low[both], high[both]], axis=1)
+            straight.append(
+                _codes(pairs[_agreeing(_same_colour, colour, colour, rows[pairs])], count)
+            )
             mixed = (low < count) & (high >= count) & (low != high - count)
-            swapped.append(low[mixed] * count + high[mixed] - count)
+            pairs = np.stack([low[mixed], high[mixed] - count], axis=1)
+            swapped.append(
+                _codes(pairs[_agreeing(_same_colour, colour, mirrored, rows[pairs])], count)
+            )
         if table % 8 == 0:  # most pairs meet in several tables: keep each once
             straight, swapped = [_different(straight)], [_different(swapped)]
-    return _pairs(straight, count), _pairs(swapped, count)
+    return rows[_pairs(straight, count)], rows[_pairs(swapped, count)]
+
+
+def _codes(pairs: _Pairs, count: int) -> _Numbers:
+    return pairs[:, 0] * count + pairs[:, 1]
 
 
 def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Numbers, _Numbers]]:
@@ -328,12 +341,14 @@ def _different(codes: Sequence[_Numbers]) -> _Numbers:
     return found[np.diff(found, prepend=-1) > 0]
 
 
-def _alike(one: _Thumbnails, other: _Thumbnails, pairs: _Pairs) -> NDArray[np.bool_]:
-    """Whether the thumbnails of each pair correlate and have the same colours."""
+def _agreeing(
+    agree: Callable[[_Bytes, _Bytes], NDArray[np.bool_]], one: _Bytes, other: _Bytes, pairs: _Pairs
+) -> NDArray[np.bool_]:
+    """Whether the thumbnails of each pair, one row of `one` and one of `other`, agree."""
     answers = [np.empty(0, np.bool_)]
     for start in range(0, len(pairs), _AT_ONCE):
         a, b = pairs[start : start + _AT_ONCE].T
-        answers.append(_same_gray(one[0][a], other[0][b]) & _same_colour(one[1][a], other[1][b]))
+        answers.append(agree(one[a], other[b]))
     return np.concatenate(answers)
 
 
@@ -351,6 +366,7 @@ def _same_gray(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
 
 
 def _same_colour(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
+    """Whether no place differs much in either colour."""
     apart = np.abs(one.astype(np.int16) - other).reshape(len(one), -1)
     same: NDArray[np.bool_] = apart.max(axis=1) <= _MOST_COLOUR
     return same
