@@ -125,7 +125,7 @@ def test_what_a_killed_command_had_sent_is_not_fetched(monkeypatch: pytest.Monke
     assert there() == {"events.jsonl": b"1"}
     (folder / "events.jsonl").write_bytes(b"12")
     mirror.Mirror(place, folder.parent).pull()
-    assert here(folder) == {"events.jsonl": b"12", "weights": b"1"}
+    assert contents(folder) == {"events.jsonl": b"12", "weights": b"1"}
 
 
 def test_an_address_that_cannot_be_written_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_an_address_that_cannot_be_written_is_told_at_once(monkeypatch: pytest.M
 def test_folders_are_made_but_no_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mirrored(f"file://{tmp_path}/new/run") as folder:
         (folder / "weights").write_bytes(b"1")
-    assert here(tmp_path / "new") == {"run/weights": b"1"}
+    assert contents(tmp_path / "new") == {"run/weights": b"1"}
     made: list[str] = []
     monkeypatch.setattr(Far, "makedirs", lambda self, path, exist_ok: made.append(path))
     monkeypatch.setattr(mirror, "_WITH_BUCKETS", {"far"})

@@ -127,10 +127,11 @@ class Index:
         entries = self.entries()
         entry = next(entries, None)
         for row in sorted(range(len(paths)), key=paths.__getitem__):
-            while entry and entry.path < paths[row]:
+            path = paths[row]
+            while entry and entry.path < path:
                 entry = next(entries, None)
-            if not entry or entry.path != paths[row]:
-                raise DataError(f"`{paths[row]}` is none of the photos that {self.path} lists")
+            if not entry or entry.path != path:
+                raise DataError(f"`{path}` is none of the photos that {self.path} lists")
             found[row] = entry.shard, entry.offset
         return found
 
