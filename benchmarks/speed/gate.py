@@ -9,7 +9,7 @@ import numpy as np
 from harness import Cost, Options, Row, Target, measured, seconds
 from material import NATURE, Collection, collection, new_folder, recipe_of
 
-from fieldguide import crossval, metrics
+from fieldguide import Recipe, crossval, metrics
 from fieldguide.runs import Run
 
 SIZE, EPOCHS, FOLDS = 96, 3, 2
@@ -30,16 +30,23 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     f"{EPOCHS - 1} epochs": {"epochs": EPOCHS - 1},
 }
 
-# Replicas on shares of the photos, and what a merge does with them.
+# Replicas on shares of the photos, and what a merge does with them. They take fewer steps than one
+# replica on all photos: in the last ones each is as many times as long.
 SHARES: Mapping[str, Mapping[str, Any]] = {
-    f"{replicas} shares, {rule}": {
+    f"{replicas} shares, {name}": {
         "replicas": replicas,
         "merge": "average",
         "replica_data": "share",
-        **outer,
+        **change(replicas),
     }
+    for name, change in {
+        "mean": lambda replicas: {},
+        "momentum": lambda replicas: {"outer": "momentum"},
+        "mean, longer steps": lambda replicas: {
+            rate: replicas * getattr(Recipe(), rate) for rate in ("backbone_rate", "head_rate")
+        },
+    }.items()
     for replicas in (2, 4)
-    for rule, outer in {"mean": {}, "momentum": {"outer": "momentum"}}.items()
 }
 
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
