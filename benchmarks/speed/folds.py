@@ -1,11 +1,14 @@
 """What a cross-validated fit costs as a whole: against single runs, and with several processes."""
 
+import multiprocessing
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from commands import fit_command, spent
 from harness import (
     Contestant,
@@ -87,6 +90,30 @@ def scaling(options: Options) -> Iterator[Row]:
     what = f"{recipe.backbone}@{recipe.size}: {what}"
     row = Row("scaling", what, a, b, "steps/s", "wall", Target("≥", 1.9), photos=photos.about)
     yield replace(row, note="from the first step to the last: without the start of processes")
+    yield ceiling(options)
+
+
+def ceiling(options: Options) -> Row:
+    """What two processes of this machine gain that share nothing but the machine."""
+    count = 1000 if options.quick else 400_000
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(products, [1000, 1000]))  # both are started
+        contestants = [
+            lambda: cost_of(lambda: list(pool.map(products, [count // 2] * 2))),
+            lambda: cost_of(lambda: list(pool.map(products, [count]))),
+        ]
+        two, one = (rates(costs, "wall", count) for costs in in_turn(contestants, options.rounds))
+    what = "products of small matrices in 2 processes vs in 1: the ceiling"
+    return Row("scaling", what, two, one, "products/s", "wall")
+
+
+def products(count: int) -> float:
+    """So many products of matrices that a core's own cache holds."""
+    one = np.ones((64, 64), dtype=np.float32) / 64
+    other, result = one.copy(), one.copy()
+    for _ in range(count):
+        np.dot(one, other, out=result)
+    return float(result[0, 0])
 
 
 def second_of_steps(options: Options, photos: Collection, recipe: Recipe, workers: int) -> Cost:
