@@ -25,8 +25,9 @@ import torch
 import fieldguide as fg
 from fieldguide import merge, metrics, recipe
 from fieldguide.crossval import Watcher, fit, fold_jobs
+from fieldguide.job import FoldJob
 from fieldguide.network import backbone_anchor, load_weights
-from fieldguide.train import FoldJob, evaluate, recalibrate_network
+from fieldguide.train import evaluate, recalibrate_network
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from fits import SMALL, results, small_fit
 
 import fieldguide as fg
 from fieldguide import cli, train
+from fieldguide import step as steps
 from fieldguide.cli import fitting, tables, terminal
 from fieldguide.errors import Stopped
 from fieldguide.outside import Worth, Worths
@@ -119,7 +120,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     capsys: pytest.CaptureFixture[str],
     restored_signals: None,
 ) -> None:
-    original, calls = train.train_step, itertools.count()
+    original, calls = steps.train_step, itertools.count()
 
     def step(*args: object) -> object:
         if next(calls) == 5:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
+from fieldguide import step as steps
 from fieldguide import train
 from fieldguide.batches import Plan
 from fieldguide.controls import Controls
 from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.job import FoldJob
 from fieldguide.launched import Launch
 from fieldguide.network import load_weights
 from fieldguide.ranks import ALONE, Ranks, joined
 from fieldguide.synchrony import Synchronised
-from fieldguide.train import FoldJob
 
 pytestmark = needs_fork
 
@@ -107,10 +108,10 @@ def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) ->
     batch = next(job.loader.batches(plan))
     scaler = torch.GradScaler("cpu", enabled=False)
     torch.manual_seed(7)
-    with train._batch_norms_over(job, ranks):
-        measured = train._backward(job, scaler, batch, parts, ranks, len(rows))
+    with steps._batch_norms_over(job, ranks):
+        measured = steps._backward(job, scaler, batch, parts, ranks, len(rows))
     batch.missing += ranks.rank
-    loss, accuracy = train._put_together(job, batch, *measured, ranks, len(rows))
+    loss, accuracy = steps._put_together(job, batch, *measured, ranks, len(rows))
     found = {n: p.grad.clone() for n, p in job.network.named_parameters() if p.grad is not None}
     found |= {n: b.clone() for n, b in job.network.named_buffers() if "running" in n}
     return found | {"loss": loss, "accuracy": accuracy, "missing": torch.tensor(batch.missing)}
@@ -188,7 +189,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
                 with pytest.MonkeyPatch.context() as patch:
                     if rank == spoiled:
                         patch.setattr(job.normalise, "factor", torch.full((3, 1, 1), np.inf))
-                    step = train.train_step(
+                    step = steps.train_step(
                         job, optimizer, scaler, batch, 5, team=ranks.team, whole=len(rows)
                     )
                 weights = {name: tensor.clone() for name, tensor in state(job).items()}
@@ -273,7 +274,7 @@ def test_teams_of_ranks_train_replicas_and_go_on_to_the_bit(discs: Path, tmp_pat
 
 def run_out(of_rank: int, above: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """For a rank to call: its memory runs out in steps of less than so many parts."""
-    original = train._backward
+    original = steps._backward
 
     def backward(job: Any, scaler: Any, batch: Any, parts: int, *rest: Any) -> Any:
         if parts < above:
@@ -282,7 +283,7 @@ def run_out(of_rank: int, above: int, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def spoil(rank: int) -> None:
         if rank == of_rank:
-            monkeypatch.setattr(train, "_backward", backward)
+            monkeypatch.setattr(steps, "_backward", backward)
 
     return spoil
 

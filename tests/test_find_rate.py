@@ -36,8 +36,8 @@ from fieldguide.find_rate import (
     smooth,
     write,
 )
+from fieldguide.job import FoldJob
 from fieldguide.network import freeze
-from fieldguide.train import FoldJob
 
 # Small pictures that do not change can be learned within a sweep.
 EASY: dict[str, Any] = {

@@ -22,9 +22,9 @@ ROWS = (
     | {"transforms"},
     {"batches", "check", "checkpoint", "copies", "folding", "inputs", "network", "pack"}
     | {"synchrony"},
-    {"inference", "predictions", "probe", "train"},
-    {"classifier"},
-    {"checkpoints", "combine"},
+    {"inference", "job", "predictions", "probe"},
+    {"classifier", "step"},
+    {"checkpoints", "combine", "train"},
     {"runs"},
     {"activation", "crossval", "labels", "landscape", "outside"},
     {"demo", "display", "find_rate", "preview"},

@@ -17,7 +17,9 @@ from forks import EVERY_STEP, as_rank, curves, fitted_on_ranks, free_port, needs
 
 import fieldguide as fg
 from fieldguide import cli, train
+from fieldguide import job as jobs
 from fieldguide import ranks as ranking
+from fieldguide import step as steps
 from fieldguide.crossval import Watcher
 from fieldguide.errors import DataError, ResourceError, Stopped, UsageError
 from fieldguide.launched import Launch, launch
@@ -233,7 +235,7 @@ def test_four_ranks_and_two_replicas_each_end_with_the_bits_of_one(
 def test_a_diverged_replica_is_left_out_on_all_ranks(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train.train_step
+    original = steps.train_step
 
     def spoiled(job: Any, optimizer: Any, scaler: Any, batch: Any, *rest: Any) -> Any:
         step = original(job, optimizer, scaler, batch, *rest)
@@ -245,7 +247,7 @@ def test_a_diverged_replica_is_left_out_on_all_ranks(
     # Replica 2's first epoch: its batches are those of a fit without faults.
     seen: list[tuple[int, int]] = []
     spoil: set[int] = set()
-    plan = train.training_plan
+    plan = jobs.training_plan
 
     def spy(rows: Any, batch_size: int, **where: int) -> Any:
         found = plan(rows, batch_size, **where)
@@ -255,7 +257,7 @@ def test_a_diverged_replica_is_left_out_on_all_ranks(
             seen.append((1, 0))
         return found
 
-    monkeypatch.setattr(train, "training_plan", spy)
+    monkeypatch.setattr(jobs, "training_plan", spy)
     monkeypatch.setattr(train, "train_step", spoiled)
     alone = small_fit(discs, tmp_path / "alone", fold=0)
     assert seen

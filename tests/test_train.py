@@ -10,12 +10,15 @@ import torch
 from fits import SMALL, results, small_fit, small_recipe
 
 import fieldguide as fg
+from fieldguide import job as jobs
+from fieldguide import step as steps
 from fieldguide import train
 from fieldguide.batches import Batch, Draw
 from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
+from fieldguide.job import FoldJob
 from fieldguide.network import Network, load_weights
-from fieldguide.train import FoldJob, train_fold
+from fieldguide.train import train_fold
 
 
 @pytest.fixture
@@ -76,31 +79,31 @@ def test_a_rate_of_1e20_ends_with_the_place_named(discs: Path, tmp_path: Path) -
         assert "inf" not in path.read_text().lower()
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, replica: int, steps: set[int]) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, replica: int, at: set[int]) -> None:
     """One replica's pictures become infinite at some steps of every epoch."""
-    original = train.training_plan
+    original = jobs.training_plan
     count = {"step": 0, "replica": -1}
 
     def plan(*args: Any, **options: Any) -> Any:
         count.update(step=0, replica=options["replica"])
         return original(*args, **options)
 
-    mix = train.mix_batch
+    mix = steps.mix_batch
 
     def spoilt(images: torch.Tensor, *args: Any, **options: Any) -> Any:
-        bad = count["replica"] == replica and count["step"] in steps
+        bad = count["replica"] == replica and count["step"] in at
         count["step"] += 1
         mixed, shares = mix(images, *args, **options)
         return (mixed * float("inf") if bad else mixed), shares
 
-    monkeypatch.setattr(train, "training_plan", plan)
-    monkeypatch.setattr(train, "mix_batch", spoilt)
+    monkeypatch.setattr(jobs, "training_plan", plan)
+    monkeypatch.setattr(steps, "mix_batch", spoilt)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, replica=1, steps={1})
+    spoil(monkeypatch, replica=1, at={1})
     run = small_fit(discs, tmp_path / "run", fold=0)
     rows = history(tmp_path / "run")
     assert [(row["model"], row["skipped"]) for row in rows[:2]] == [
@@ -118,11 +121,11 @@ def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.Monkey
     train.train_mode(job.network)
     with monkeypatch.context() as patch:
         patch.setattr(job.normalise, "centre", torch.full((3, 1, 1), float("inf")))
-        assert train.train_step(job, optimizer, scaler, batch, seed=1) is None
+        assert steps.train_step(job, optimizer, scaler, batch, seed=1) is None
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in job.network.state_dict().items()
     )
-    assert train.train_step(job, optimizer, scaler, batch, seed=1) is not None
+    assert steps.train_step(job, optimizer, scaler, batch, seed=1) is not None
     assert not torch.equal(job.network.state_dict()["head.linear.bias"], before["head.linear.bias"])
 
 
@@ -135,13 +138,13 @@ def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
     optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
     batch = next(job.loader.batches([[Draw(row, row) for row in range(12)]]))
     job.network.eval()  # so that parts are normalised alike
-    original, mixed = train.mix_batch, []
+    original, mixed = steps.mix_batch, []
 
     def spy(*args: Any, **settings: Any) -> Any:
         mixed.append(original(*args, **settings))
         return mixed[-1]
 
-    monkeypatch.setattr(train, "mix_batch", spy)
+    monkeypatch.setattr(steps, "mix_batch", spy)
     with torch.no_grad():
         torch.manual_seed(1)
         images, shares = original(
@@ -152,7 +155,7 @@ def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
             alpha=job.recipe.mix_alpha,
         )
         best = job.network(images).argmax(dim=1)
-    step = train.train_step(job, optimizer, scaler, batch, seed=1, parts=parts)
+    step = steps.train_step(job, optimizer, scaler, batch, seed=1, parts=parts)
     assert step is not None
     assert torch.equal(mixed[0][1], shares)
     assert step.accuracy == pytest.approx(float(shares[torch.arange(12), best].mean()))
@@ -162,7 +165,7 @@ def test_a_diverged_replica_is_left_out_and_flagged(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notices: list[str] = []
-    spoil(monkeypatch, replica=1, steps={0, 1, 2})
+    spoil(monkeypatch, replica=1, at={0, 1, 2})
     run = small_fit(
         discs,
         tmp_path / "run",
@@ -230,19 +233,19 @@ def test_accumulated_gradients_equal_the_whole_batch(
     In float64: gradients of first layers are small sums of large terms, which round coarsely.
     """
     batch = next(job.loader.batches([[Draw(n, n) for n in range(4)]]))
-    mix = train.mix_batch
+    mix = steps.mix_batch
 
     def doubled(*args: Any, **settings: Any) -> Any:
         return tuple(tensor.double() for tensor in mix(*args, **settings))
 
-    monkeypatch.setattr(train, "mix_batch", doubled)
+    monkeypatch.setattr(steps, "mix_batch", doubled)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the loss's own
     job.network.double()
     gradients = []
     for parts in (1, several):
         job.network.eval()
         job.network.zero_grad()
-        loss, _ = train._backward(job, torch.GradScaler("cpu", enabled=False), batch, parts)
+        loss, _ = steps._backward(job, torch.GradScaler("cpu", enabled=False), batch, parts)
         gradients.append([p.grad.clone() for p in job.network.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(job.network.parameters()))
     for whole, parted in zip(*gradients, strict=True):
@@ -310,13 +313,13 @@ def test_training_pictures_grow_evenly_to_their_size() -> None:
 def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, seen = train._backward, []
+    original, seen = steps._backward, []
 
     def watched(job: FoldJob, scaler: Any, batch: Batch, *rest: Any) -> Any:
         seen.append(batch.images.shape[-1])
         return original(job, scaler, batch, *rest)
 
-    monkeypatch.setattr(train, "_backward", watched)
+    monkeypatch.setattr(steps, "_backward", watched)
     small_fit(discs, tmp_path / "run", fold=0, epochs=2, size=48, eval_resize=56, first_size=32)
     assert seen == 2 * 3 * [32] + 2 * 3 * [48]  # replicas · steps
 
@@ -368,7 +371,7 @@ def test_a_step_that_fails_in_the_optimiser_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(optimizer, "step", full)
         with pytest.raises(torch.OutOfMemoryError):
-            train.train_step(job, optimizer, scaler, batch, seed=1)
+            steps.train_step(job, optimizer, scaler, batch, seed=1)
     assert all(tensor.grad is None for tensor in job.network.parameters())
     assert all(torch.equal(t, before[name]) for name, t in job.network.state_dict().items())
 
@@ -489,14 +492,14 @@ def test_replicas_on_shares_go_through_all_photos_together(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[tuple[int, int], list[int]] = {}
-    original = train.training_plan
+    original = jobs.training_plan
 
     def spy(rows: Any, batch_size: int, **where: int) -> Any:
         plan = original(rows, batch_size, **where)
         seen[where["epoch"], where["replica"]] = [draw.photo for part in plan for draw in part]
         return plan
 
-    monkeypatch.setattr(train, "training_plan", spy)
+    monkeypatch.setattr(jobs, "training_plan", spy)
     run = small_fit(discs, tmp_path / "run", fold=0, replicas=3, replica_data="share", batch_size=3)
     for epoch in range(2):
         parts = [seen[epoch, replica] for replica in range(3)]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fieldguide import Recipe
 from fieldguide.batches import Batch
 from fieldguide.device import Precision, autocast
-from fieldguide.train import FoldJob, train_fold
+from fieldguide.job import FoldJob
+from fieldguide.train import train_fold
 
 PHOTOS = 1280
 

@@ -17,8 +17,8 @@ from PIL import Image
 from fieldguide import Catalog, Recipe, crossval, scan
 from fieldguide import recipe as recipes
 from fieldguide.crossval import Watcher
+from fieldguide.job import FoldJob
 from fieldguide.runs import Run
-from fieldguide.train import FoldJob
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 NATURE = SHARED / "data" / "nature100" / "train"

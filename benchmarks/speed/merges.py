@@ -11,9 +11,10 @@ from material import BATCH, collection, first_job, recipe_of
 from steps import SIZE, named, our_steps, some_batches
 from torch import Tensor, nn
 
+from fieldguide.job import FoldJob
 from fieldguide.merge import RULES, Weights
 from fieldguide.network import RECALIBRATION_PHOTOS, build, load_weights, weights_of
-from fieldguide.train import FoldJob, evaluate, recalibrate_network
+from fieldguide.train import evaluate, recalibrate_network
 
 # How often a merge is repeated: one is too short for the clock.
 TIMES = 5

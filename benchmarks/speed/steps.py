@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fieldguide import Recipe
 from fieldguide.batches import Batch, training_plan
 from fieldguide.device import Precision, autocast
+from fieldguide.job import FoldJob
 from fieldguide.optimize import make_optimizer, parameter_groups
-from fieldguide.train import FoldJob, train_step
+from fieldguide.step import train_step
 
 SIZE = 128
 STEPS = 4

@@ -47,12 +47,13 @@ from fieldguide.controls import Controls, relayed
 from fieldguide.crossval import Watcher
 from fieldguide.device import choose_device, choose_precision, training_threads
 from fieldguide.errors import ResourceError, Stopped, TrainingError, UsageError
+from fieldguide.job import FoldJob, replica_steps
 from fieldguide.network import RECALIBRATION_PHOTOS, build_backbone
 from fieldguide.recipe import Recipe
 from fieldguide.report import comparison, curves, figures
 from fieldguide.report.comparison import BASE, PREPARED, Comparison, Row, Winner, shown_time
 from fieldguide.runs import Run
-from fieldguide.train import FoldJob, evaluate, replica_steps, train_fold
+from fieldguide.train import evaluate, train_fold
 
 FORMAT = 1
 PREPARED_FILES = ("recipe.toml", runs.FINDINGS, "catalog.csv")

@@ -60,6 +60,7 @@ from fieldguide.device import (
 )
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.folds import Fold, given_folds, inner_split, make_folds
+from fieldguide.job import FoldJob, replica_steps
 from fieldguide.launched import launch
 from fieldguide.merge import Weights
 from fieldguide.network import (
@@ -79,7 +80,7 @@ from fieldguide.seeds import derive_seed
 from fieldguide.side_by_side import train_side_by_side
 from fieldguide.store import Store
 from fieldguide.tracking import Tracker
-from fieldguide.train import FoldJob, replica_steps, train_fold
+from fieldguide.train import train_fold
 from fieldguide.transforms import TrainingTransform, evaluation, training
 
 # Packages whose version can change results.

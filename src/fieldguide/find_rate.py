@@ -36,11 +36,12 @@ from fieldguide.controls import Controls
 from fieldguide.crossval import Plan, Watcher, fold_jobs
 from fieldguide.device import is_out_of_memory, training_threads
 from fieldguide.errors import ResourceError, TrainingError, UsageError
+from fieldguide.job import FoldJob
 from fieldguide.network import Network, load_weights, train_mode, weights_of
 from fieldguide.optimize import make_optimizer, parameter_groups
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
-from fieldguide.train import FoldJob, train_step
+from fieldguide.step import train_step
 
 Part = Literal["head", "backbone"]
 Ended = Literal["exploded", "not finite", "range"]

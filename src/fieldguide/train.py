@@ -17,46 +17,30 @@ in sequence. Knows nothing of run folders.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from fieldguide import merge, metrics
-from fieldguide.augment import Normaliser, mix_batch
-from fieldguide.batches import (
-    Batch,
-    Draw,
-    Loader,
-    Plan,
-    epoch_steps,
-    evaluation_plan,
-    share_of,
-    training_plan,
-)
+from fieldguide.batches import Batch, Draw, Plan, evaluation_plan
 from fieldguide.checkpoint import FoldState, Row, Step, Tally, load_state, save_state
 from fieldguide.controls import Controls, asked_to_stop
-from fieldguide.device import Precision, autocast, is_out_of_memory, memory_format
+from fieldguide.device import autocast, is_out_of_memory
 from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
-from fieldguide.folding import Folded
+from fieldguide.job import FoldJob, IntArray, replica_steps
 from fieldguide.merge import Weights
 from fieldguide.network import (
     RECALIBRATION_BATCH,
     RECALIBRATION_PHOTOS,
-    Network,
     backbone_anchor,
     has_batch_norm,
     load_weights,
     recalibrate,
     train_mode,
-    trained_statistics,
     weights_of,
 )
 from fieldguide.optimize import (
@@ -71,81 +55,10 @@ from fieldguide.optimize import (
 from fieldguide.ranks import ALONE, Ranks
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
-from fieldguide.synchrony import Synchronised
-
-IntArray = NDArray[np.int64]
+from fieldguide.step import train_step
 
 # Photos that vanish during an epoch are replaced; with more than this share missing, the fit stops.
 MISSING_SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class FoldJob:
-    """What a fold's training needs and does not change, but for its two networks' weights.
-
-    `network` is trained, `folded` is the same for evaluation. `resized` is the loader with training
-    pictures of another size.
-
-    `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
-    `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
-    is resolved. `parts` are those that batches are computed in from the start. `places` (n, 2) are
-    shard and offset of each photo, where the recipe wants them in that order.
-    """
-
-    fold: int
-    recipe: Recipe
-    network: Network
-    folded: Folded
-    start: Weights
-    loader: Loader
-    resized: Callable[[int], Loader]
-    device: torch.device
-    precision: Precision
-    classes: int
-    targets: IntArray
-    train: IntArray
-    test: IntArray
-    watch: IntArray
-    parts: int = 1
-    places: IntArray | None = None
-
-    def rows(self, replica: int, epoch: int) -> IntArray:
-        """The photos that a replica trains on in an epoch."""
-        seed, replicas = self.recipe.seed, self.recipe.replicas
-        if not _shares(self.recipe):
-            return self.train
-        return share_of(
-            self.train, self.targets, seed=seed, replica=replica, replicas=replicas, epoch=epoch
-        )
-
-    def plan(self, replica: int, epoch: int) -> Plan:
-        """The batches of a replica's epoch."""
-        return training_plan(
-            self.rows(replica, epoch),
-            self.recipe.batch_size,
-            seed=self.recipe.seed,
-            replica=replica,
-            epoch=epoch,
-            places=self.places,
-            buffer=self.recipe.shuffle_buffer,
-        )
-
-    @cached_property
-    def normalise(self) -> Normaliser:
-        """Makes pictures into what the network expects, on the job's device."""
-        assert self.recipe.mean != "auto" and self.recipe.std != "auto"
-        assert self.recipe.layout != "auto"
-        layout = memory_format(self.recipe.layout)
-        return Normaliser(self.recipe.mean, self.recipe.std, self.device, layout)
-
-    @cached_property
-    def class_weights(self) -> Float[Tensor, " classes"] | None:
-        """`balanced`: photos / (classes · photos of the class): every class weighs the same."""
-        if self.recipe.class_weights == "none":
-            return None
-        counts = np.bincount(self.targets[self.train], minlength=self.classes).clip(1)
-        weights = counts.sum() / (self.classes * counts)
-        return torch.from_numpy(weights).float().to(self.device)
 
 
 @dataclass(frozen=True)
@@ -518,164 +431,6 @@ class _Session:
         )
 
 
-def train_step(
-    job: FoldJob,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.GradScaler,
-    batch: Batch,
-    seed: int,
-    parts: int = 1,
-    team: Ranks = ALONE,
-    whole: int | None = None,
-) -> Step | None:
-    """Changes the network by one step; None if its loss or a gradient was not finite.
-
-    A step that fails or is not finite changes nothing, batch-norm statistics included. The batch is
-    computed in `parts`, whose gradients are added up: the same step, but that each part is
-    normalised by its own statistics where there is batch norm.
-
-    The ranks of a `team` have a share each of a batch of `whole` photos, perhaps none, and add up
-    their gradients. So they come to the same weights, and know alike what is not finite. Each finds
-    by itself in how many parts its share fits into memory; the others wait for it.
-    """
-    network = job.network
-    whole = len(batch.photos) if whole is None else whole
-    statistics = [buffer.clone() for buffer in network.buffers()]
-    torch.manual_seed(seed)
-    try:
-        with _batch_norms_over(job, team):
-            loss, accuracy = _backward(job, scaler, batch, parts, team, whole)
-        with _no_second_try(job, team):
-            loss, accuracy = _put_together(job, batch, loss, accuracy, team, whole)
-            scaler.unscale_(optimizer)
-            gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
-            finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
-            if finite:
-                scaler.step(optimizer)
-    except RuntimeError:
-        _restore(network, statistics)
-        optimizer.zero_grad()
-        scaler.update(scaler.get_scale())  # forgets that gradients were unscaled
-        raise
-    if not finite:
-        _restore(network, statistics)
-    scaler.update()
-    optimizer.zero_grad()
-    return Step(float(loss), float(accuracy)) if finite else None
-
-
-def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
-    for buffer, before in zip(network.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-
-
-@contextmanager
-def _batch_norms_over(job: FoldJob, team: Ranks) -> Iterator[None]:
-    """While it is entered, batch norms look at all of the team's photos, if the recipe says so."""
-    if team.world == 1 or not job.recipe.sync_batch_norm:
-        yield
-        return
-    with Synchronised(team), _no_second_try(job, team):
-        yield
-
-
-@contextmanager
-def _no_second_try(job: FoldJob, team: Ranks) -> Iterator[None]:
-    """For what ranks do together: where memory runs out on one, it cannot begin anew alone."""
-    try:
-        yield
-    except RuntimeError as error:
-        if team.world == 1 or not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"memory ran out on `{job.device}` where the ranks of a batch wait for each other",
-            hint="begin a run with a larger `accumulate`, or more `batch_ranks`",
-        ) from error
-
-
-def _put_together(
-    job: FoldJob, batch: Batch, loss: Tensor, accuracy: Tensor, team: Ranks, whole: int
-) -> tuple[Tensor, Tensor]:
-    """Changes gradients, statistics and the count of missing photos to those of the whole batch.
-
-    Gradients are added up, running statistics averaged by the ranks' numbers of photos. Returns the
-    whole batch's loss and accuracy. Norms' counters of batches stay each rank's own: the first's
-    are kept.
-
-    One message after the gradients, not torch's DistributedDataParallel: that sends from within the
-    backward pass, so that a rank could neither do it again in more parts nor leave it out.
-    """
-    if team.world == 1:
-        return loss, accuracy
-    trained = [each for each in job.network.parameters() if each.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:  # this rank has no photos
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    statistics = trained_statistics(job.network)
-    for statistic in statistics:
-        statistic.mul_(len(batch.photos) / whole)
-    own = dict(enumerate([*gradients, *statistics]))
-    measured = torch.stack([loss, accuracy, torch.full_like(loss, batch.missing)])
-    totals = team.total({str(n): tensor for n, tensor in own.items()} | {"step": measured})
-    for number, tensor in own.items():
-        tensor.copy_(totals[str(number)])
-    loss, accuracy, missing = totals["step"]
-    batch.missing = round(float(missing))
-    return loss, accuracy
-
-
-def _backward(
-    job: FoldJob,
-    scaler: torch.GradScaler,
-    batch: Batch,
-    parts: int,
-    team: Ranks = ALONE,
-    whole: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Changes the gradients; returns loss and accuracy of a batch computed in parts.
-
-    They are means over the `whole` batch, to which each rank of the team adds its photos' part.
-    """
-    recipe = job.recipe
-    whole = len(batch.photos) if whole is None else whole
-    total, right = torch.zeros(2, device=job.device)
-    scaler.scale(total)  # has to be asked before gradients are unscaled
-    if not len(batch.photos):
-        return total, right
-    targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
-    images, shares = mix_batch(
-        batch.images.to(job.device, non_blocking=True),
-        targets,
-        normalise=job.normalise,
-        classes=job.classes,
-        mix=recipe.mix if len(targets) > 1 else "none",
-        alpha=recipe.mix_alpha,
-    )
-    images = images.contiguous(memory_format=job.normalise.layout)  # MixUp's are not
-    if team.rank:  # dropout is each rank's own; boxes and shares of the mixing were the same
-        torch.manual_seed(derive_seed(torch.initial_seed(), "rank", team.rank))
-    # As many on every rank where they go through their norms together.
-    parts = min(parts, whole // team.world if recipe.sync_batch_norm else len(images))
-    for part, part_shares in zip(
-        images.tensor_split(parts), shares.tensor_split(parts), strict=True
-    ):
-        with autocast(job.device, job.precision):
-            logits = job.network(part)
-        loss = nn.functional.cross_entropy(
-            logits.float(),
-            part_shares,
-            weight=job.class_weights,
-            label_smoothing=recipe.label_smoothing,
-        )
-        loss = loss * (len(part) / whole)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        best = logits.detach().argmax(dim=1, keepdim=True)
-        right += part_shares.gather(1, best).sum() / whole
-    return total, right
-
-
 def evaluate(job: FoldJob, rows: IntArray, ranks: Ranks = ALONE) -> Float[np.ndarray, "n classes"]:
     """Logits of photos under the network's weights, in the order of `rows`, in float32.
 
@@ -769,15 +524,6 @@ def recalibrate_network(job: FoldJob) -> None:
             f" on {RECALIBRATION_BATCH} photos at once",
             hint="begin a run with batch_norm `average`",
         ) from error
-
-
-def replica_steps(recipe: Recipe, photos: int) -> list[int]:
-    """The steps of each replica's epoch, by a recipe and the fold's number of training photos."""
-    return epoch_steps(photos, recipe.batch_size, replicas=recipe.replicas, shares=_shares(recipe))
-
-
-def _shares(recipe: Recipe) -> bool:
-    return recipe.replica_data == "share" and recipe.replicas > 1
 
 
 def training_size(recipe: Recipe, epoch: int) -> int:
