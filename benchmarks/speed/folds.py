@@ -85,11 +85,14 @@ def scaling(options: Options) -> Iterator[Row]:
         return
     photos = collection(options, options.photos or 500)
     recipe = recipe_of(options, SIZE, folds=2, replicas=1, epochs=3)
-    contestants = [partial(second_of_steps, options, photos, recipe, n) for n in (2, 1)]
+    wholes: dict[int, list[Cost]] = {2: [], 1: []}
+    contestants = [partial(second_of_steps, options, photos, recipe, n, wholes) for n in wholes]
     a, b = (rates(costs, "wall") for costs in in_turn(contestants, options.rounds, warm=False))
     what = f"{recipe.backbone}@{recipe.size}: {what}"
     row = Row("scaling", what, a, b, "steps/s", "wall", Target("≥", 1.9), photos=photos.about)
     yield replace(row, note="from the first step to the last: without the start of processes")
+    two, one = (rates(costs, "wall") for costs in wholes.values())
+    yield replace(row, what=f"{what}: the whole fit", ours=two, peer=one, unit="fits/s")
     yield ceiling(options)
 
 
@@ -116,10 +119,20 @@ def products(count: int) -> float:
     return float(result[0, 0])
 
 
-def second_of_steps(options: Options, photos: Collection, recipe: Recipe, workers: int) -> Cost:
-    """The cost of a step of a fit with so many workers, from its first step to its last."""
+def second_of_steps(
+    options: Options,
+    photos: Collection,
+    recipe: Recipe,
+    workers: int,
+    wholes: dict[int, list[Cost]],
+) -> Cost:
+    """The cost of a step of a fit with so many workers, from its first step to its last.
+
+    The cost of the whole fit is added to `wholes`.
+    """
     moments: list[float] = []
     watcher = Watcher(on_step=lambda: moments.append(time.perf_counter()))
     whole = cost_of(partial(fit, options, photos, recipe.replace(workers=workers), watcher=watcher))
+    wholes[workers].append(whole)
     steps = len(moments) - 1
     return Cost((moments[-1] - moments[0]) / steps, whole.cpu / steps)
