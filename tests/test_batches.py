@@ -1,3 +1,4 @@
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from fieldguide.batches import (
     streamed,
     training_plan,
 )
-from fieldguide.errors import DataError, UsageError
+from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.store import Store
 from fieldguide.transforms import Picture, evaluation, training
 
@@ -549,3 +550,30 @@ def test_ranks_share_a_batch_in_equal_parts_with_as_many_photos_at_least(
 def test_a_share_without_photos_is_an_empty_batch(pictures: Pictures) -> None:
     [batch] = Loader(pictures, 0).batches([[]])
     assert len(batch.images) == len(batch.photos) == batch.missing == 0
+
+
+def test_a_folder_that_is_away_for_a_while_is_waited_for(
+    fragile: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITS", (0.0, 0.0, 0.0))
+    folder, away, told = fragile.files[0].parent, tmp_path / "away", list[str]()
+    whole = fragile[plan()[0]]
+
+    def notice(message: str) -> None:
+        told.append(message)
+        if len(told) == 2:  # first it is not there, then as a disk is that was unmounted
+            shutil.rmtree(folder)
+            away.rename(folder)
+        else:
+            folder.mkdir()
+
+    waiting = replace(fragile, folder=folder, notice=notice)
+    folder.rename(away)
+    batch = waiting[plan()[0]]
+    assert batch.missing == 0 and torch.equal(batch.images, whole.images)
+    assert told == [f"`{folder}` is gone: looking again in 0 s"] * 2
+    folder.rename(away)
+    for_good = replace(waiting, notice=lambda message: None)
+    with pytest.raises(ResourceError, match=r"the photos' folder .* is gone") as caught:
+        for_good[plan()[0]]
+    assert caught.value.exit_code == 4

@@ -167,6 +167,13 @@ def test_settings_with_a_say_stay(settings: dict[str, Any], changed: dict[str, A
     assert recipe.effective(one.replace(**changed)) != recipe.effective(one)
 
 
+def test_batches_that_ranks_share_are_refused_before_any_work(discs: Path, tmp_path: Path) -> None:
+    found = trials(BASE, {"batch_ranks": [2]})
+    with pytest.raises(UsageError, match=r"batch_ranks=2: `batch_ranks` needs torchrun"):
+        compare.compare(fg.scan(discs), found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_recipes_of_one_effect_train_the_same_networks(discs: Path, tmp_path: Path) -> None:
     settings = {"replicas": 1, "batch_norm": "average", "mix": "none"}
     one = small_fit(discs, tmp_path / "one", merge="none", **settings)

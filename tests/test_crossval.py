@@ -17,9 +17,9 @@ from fits import Killed, killer, results, small_fit, small_recipe
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide import checkpoint, crossval, files, metrics, runs
+from fieldguide import batches, checkpoint, crossval, files, metrics, runs
 from fieldguide.crossval import Watcher, fit
-from fieldguide.errors import DataError, ResourceError, Stopped, UsageError
+from fieldguide.errors import DataError, FieldguideError, ResourceError, Stopped, UsageError
 
 EVERY_STEP = {"checkpoint_minutes": 1e-9}
 
@@ -269,10 +269,23 @@ def test_a_fit_with_channels_last_resumes_to_the_bit(
         np.testing.assert_allclose(array, plain.weights(0)[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("gone", ["amber", "."])  # a class, or the disk that all lie on
+@pytest.mark.parametrize(
+    ("gone", "error", "message"),
+    [
+        ("amber", DataError, r"(could not|cannot) be read any more"),
+        (".", ResourceError, r"the photos' folder .* is gone"),  # as a disk that is unmounted
+    ],
+)
 def test_photos_that_come_back_let_the_fit_go_on(
-    undisturbed: fg.Run, discs: Path, tmp_path: Path, gone: str
+    gone: str,
+    error: type[FieldguideError],
+    message: str,
+    undisturbed: fg.Run,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(batches, "WAITS", (0.0,))
     photos = shutil.copytree(discs, tmp_path / "photos")
     away, steps = tmp_path / "away", list[int]()
 
@@ -282,9 +295,9 @@ def test_photos_that_come_back_let_the_fit_go_on(
             (photos / gone).rename(away)
 
     settings = EVERY_STEP | {"cache": "none"}
-    with pytest.raises(DataError, match=r"(could not|cannot) be read any more") as caught:
+    with pytest.raises(error, match=message) as caught:
         small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=vanish), **settings)
-    assert "bring the photos back" in caught.value.hint
+    assert "back; the same command then goes on" in caught.value.hint
     away.rename(photos / gone)
     assert results(small_fit(photos, tmp_path / "run")) == results(undisturbed)
 

@@ -5,6 +5,8 @@ it consists of; threads turn draws into pixels and know nothing of epochs, repli
 number of threads and any resume give the same pixels.
 """
 
+import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,13 +22,16 @@ from torch import Tensor
 
 from fieldguide import pixels
 from fieldguide.augment import Interpolation, decoded_side, shrink
-from fieldguide.errors import DataError, UnreadablePhoto, UsageError
+from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
 from fieldguide.seeds import derive_seed
 from fieldguide.store import Store
 from fieldguide.transforms import Picture
 
 # Batches that each thread may be ahead of their use.
 AHEAD = 2
+
+# Seconds between looks at a folder that is gone: a disk elsewhere may come back (taste).
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
 
@@ -95,7 +100,9 @@ class Pictures:
 
     `training` makes a picture and a seed into what the network is shown, `evaluation` a picture
     alone. `lenient`: photos that cannot be read are left out of their batch and named in it. A
-    `store` keeps decoded photos under their `keys`, one for each file; it changes no pixel.
+    `store` keeps decoded photos under their `keys`, one for each file; it changes no pixel. Where
+    `folder`, in which all lie, is gone, it is waited for, and `notice` is told; then it is a
+    `ResourceError`.
     """
 
     files: Sequence[Path]
@@ -105,6 +112,8 @@ class Pictures:
     lenient: bool = False
     store: Store | None = None
     keys: Sequence[str] = ()
+    folder: Path | None = None
+    notice: Callable[[str], None] = lambda message: None
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
         """One batch, of what can be read or of what was asked for."""
@@ -155,12 +164,37 @@ class Pictures:
     def _decoded(self, photo: int) -> Picture:
         """The photo's pixels, from the store if it has them."""
         if self.store is None:
-            return self.decoding(self.files[photo])
+            return self._read(self.files[photo])
         kept = self.store.get(self.keys[photo])
         if kept is None:
-            kept = self.decoding(self.files[photo])
+            kept = self._read(self.files[photo])
             self.store.put(self.keys[photo], kept)
         return kept
+
+    def _read(self, path: Path) -> Picture:
+        """The photo's pixels, once its folder is there."""
+        for wait in WAITS:
+            try:
+                return self.decoding(path)
+            except UnreadablePhoto:
+                if self.folder is None or not _is_gone(self.folder):
+                    raise
+                self.notice(f"`{self.folder}` is gone: looking again in {wait:g} s")
+                time.sleep(wait)
+        if self.folder is not None and _is_gone(self.folder):
+            raise ResourceError(
+                f"the photos' folder `{self.folder}` is gone",
+                hint="bring it back; the same command then goes on from the last checkpoint",
+            )
+        return self.decoding(path)
+
+
+def _is_gone(folder: Path) -> bool:
+    """Whether it is not there, or as empty as where a disk is mounted when that is away."""
+    try:
+        return not folder.is_file() and next(os.scandir(folder), None) is None
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)

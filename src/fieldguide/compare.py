@@ -250,6 +250,12 @@ def compare(
     """
     watcher = watcher or Watcher()
     folder = Path(out)
+    for trial in trials:
+        if trial.recipe.batch_ranks > 1:
+            raise UsageError(
+                f"{trial.name}: `batch_ranks` needs torchrun's ranks, and `compare` has none",
+                hint="leave it out: `cluster` and `device` spread the folds",
+            )
     _require_usable(folder)
     files.make_folder(folder)
     with files.lock(folder):

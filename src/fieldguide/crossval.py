@@ -662,6 +662,7 @@ def fold_jobs(
             recipe,
             Files(root, photos.column("path")),
             keys=photos.column("sha256"),
+            folder=root,
             notice=notice,
         ),
         _readers(recipe.workers, [device]),
@@ -898,9 +899,10 @@ def pictures(
     photos: Sequence[Path],
     *,
     keys: Sequence[str] = (),
+    folder: Path | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> Pictures:
-    """What training and evaluation make of the files, by a resolved recipe.
+    """What training and evaluation make of the files, which lie in `folder`, by a resolved recipe.
 
     With `keys`, the SHA-256 of each file, decoded photos are kept where the recipe says.
     """
@@ -916,6 +918,8 @@ def pictures(
         decoding=decoding,
         store=_store(recipe, decoding, notice) if keys else None,
         keys=keys,
+        folder=folder,
+        notice=notice,
     )
 
 
