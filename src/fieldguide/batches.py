@@ -192,9 +192,10 @@ class Pictures:
 def _is_gone(folder: Path) -> bool:
     """Whether it is not there, or as empty as where a disk is mounted when that is away."""
     try:
-        return not folder.is_file() and next(os.scandir(folder), None) is None
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
     except OSError:
-        return True
+        return not folder.is_file()  # an index stands for the photos in shards
 
 
 @dataclass(frozen=True)
