@@ -197,7 +197,13 @@ def test_trials_are_trained_at_the_same_time_as_in_sequence(
     rows: list[Any] = []
     plans: list[crossval.Plan] = []
     steps: list[int] = []
-    watcher = Watcher(on_row=rows.append, on_plan=plans.append, on_step=lambda: steps.append(1))
+    notices: list[str] = []
+    watcher = Watcher(
+        on_row=rows.append,
+        on_plan=plans.append,
+        on_step=lambda: steps.append(1),
+        notice=notices.append,
+    )
     trials = compare.trials(there, vary)
     two = compare.compare(catalog, trials, tmp_path / "two", watcher=watcher)
     assert [row.status for row in two.rows] == ["complete", "failed", "complete"]
@@ -208,6 +214,7 @@ def test_trials_are_trained_at_the_same_time_as_in_sequence(
     assert {row["trial"] for row in rows} == {trial.name for trial in trials}
     assert [(plan.trials, len(plan.folds)) for plan in plans] == [(3, 6)]
     assert plans[0].steps * 2 / 3 <= len(steps) < plans[0].steps
+    assert any(text.endswith("of the whole cluster") for text in notices)
     # What is over is not trained again, and needs no cluster.
     gone = [replace(trial, recipe=trial.recipe.replace(cluster="h:1")) for trial in trials]
     assert compare.compare(catalog, gone, tmp_path / "two").rows == two.rows

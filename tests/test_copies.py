@@ -101,6 +101,8 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert said[0].startswith("elm/1.jpg: 3 of ") and said[1:] == ["oak/1.jpg: missing"]
     (photos.folder / "files.json").write_text("no JSON")
     assert "files.json cannot be read" in copies.faults(photos)[0]
+    (photos.folder / "files.json").write_text('{"elm/1.jpg": 3}')
+    assert "files.json cannot be read" in copies.faults(photos)[0]
     (sent.folder / "run" / "weights").write_bytes(b"12346")
     (fault,) = copies.faults(sent)
     assert "weights: SHA-256" in fault
@@ -208,3 +210,12 @@ def test_the_command_lists_verifies_and_clears(
     said = capsys.readouterr()
     assert f"of `{RUN}`: 1 files of the run were not sent yet" in said.err
     assert [copy.kind for copy in copies.copies(root)] == ["run"]
+
+
+def test_what_was_fetched_again_after_an_interrupted_removal_is_removed(root: Path) -> None:
+    copy = fetched()
+    end_of_processes()
+    left = copy.folder.with_suffix(".gone")
+    (left / "files").mkdir(parents=True)
+    assert copies.remove(copy) == ""
+    assert not copies.copies(root)

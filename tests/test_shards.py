@@ -7,11 +7,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from fits import small_fit
 from photos import encoded, photograph
 
-from fieldguide import caches, inputs, pixels
+from fieldguide import batches, caches, crossval, inputs, pixels
 from fieldguide.catalog import Note, Photo, scan
-from fieldguide.errors import DataError
+from fieldguide.crossval import Watcher
+from fieldguide.errors import DataError, ResourceError
 from fieldguide.shards import INDEX
 
 
@@ -156,3 +158,43 @@ def test_a_photo_below_no_index_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file not found"):
         pixels.read(tmp_path / "file" / "1.jpg")
+
+
+def test_notes_in_parquet_files_beside_tar_files_are_no_shards(tmp_path: Path, cache: Path) -> None:
+    write_tar(tmp_path / "tars" / "00000.tar", {"oak/1.jpg": jpeg(1)})
+    (tmp_path / "tars" / "00000.parquet").write_bytes(b"urls and captions")
+    assert scan(tmp_path / "tars").photos == (Photo("00000/oak/1.jpg", "oak"),)
+
+
+def test_other_photos_in_shards_are_noticed_on_another_machine(tmp_path: Path, cache: Path) -> None:
+    for name, members in {"one": (1, 2, 3), "other": (1, 2, 4)}.items():
+        files = {
+            f"{label}/{n}.jpg": jpeg(n + len(label) * 10)
+            for n in members
+            for label in ("elm", "lime")
+        }
+        write_tar(tmp_path / name / "1.tar", files)
+    one, other = scan(tmp_path / "one"), scan(tmp_path / "other")
+    run = small_fit(one, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
+    assert crossval._fingerprint(run, one.root) == crossval._fingerprint(run, one.root)
+    assert crossval._fingerprint(run, one.root) != crossval._fingerprint(run, other.root)
+
+
+def test_tar_files_that_are_away_are_waited_for(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "WAITS", (0.0,))
+    members = {
+        f"{label}/{n}.jpg": jpeg(n + len(label) * 10) for n in range(4) for label in ("elm", "lime")
+    }
+    write_tar(tmp_path / "tars" / "1.tar", members)
+    steps: list[int] = []
+
+    def vanish() -> None:
+        steps.append(1)
+        if len(steps) == 1:
+            (tmp_path / "tars").rename(tmp_path / "away")
+
+    watcher = Watcher(on_step=vanish)
+    with pytest.raises(ResourceError, match=r"the photos' folder `.*tars` is gone"):
+        small_fit(tmp_path / "tars", tmp_path / "run", watcher=watcher, cache="none")

@@ -542,10 +542,15 @@ def _forecast(
             grown = trial.recipe.replace(first_size="auto")  # the first epoch would be the cheapest
             known[key] = _measured(grown, used, watcher)
         left = _sizes_left(folder / trial.folder, used)
-        at_once = crossval.folds_at_once(trial.recipe)
-        seconds[trial.name] = seconds_of(trial.recipe, left, known[key], at_once)
+        at_once, shared = crossval.folds_at_once(trial.recipe), ""
+        if trial.recipe.cluster == "none":
+            seconds[trial.name] = seconds_of(trial.recipe, left, known[key], at_once)
+        else:  # others are trained beside it: its part of the whole
+            seconds[trial.name] = seconds_of(trial.recipe, left, known[key]) / at_once
+            shared = " of the whole cluster"
         most = "" if trial.recipe.stop == "none" else "at most "
-        watcher.notice(f"forecast: {trial.name}: {most}{shown_time(seconds[trial.name])}")
+        told = f"{most}{shown_time(seconds[trial.name])}{shared}"
+        watcher.notice(f"forecast: {trial.name}: {told}")
     if len(todo) > 1:
         total = shown_time(sum(seconds.values()))
         watcher.notice(f"forecast: {len(todo)} trials in all: {total}")

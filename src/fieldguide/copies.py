@@ -80,10 +80,10 @@ def _faults_of_photos(folder: Path) -> Iterator[str]:
     if not record.exists():  # a single file, which has a folder for each of its contents
         return
     try:
-        recorded = json.loads(record.read_bytes())
-    except (OSError, ValueError) as error:
+        recorded = {name: int(size) for name, (size, _) in json.loads(record.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ResourceError(f"{record.name} cannot be read: {error}") from error
-    for name, (size, _) in recorded.items():
+    for name, size in recorded.items():
         found = _size(folder / "files" / name)
         if found != size:
             yield f"{name}: missing" if found is None else f"{name}: {found:,} of {size:,} bytes"
@@ -113,12 +113,15 @@ def remove(copy: Copy) -> str:
 
     It stays if a process uses it, and a run while its address has not all of it.
     """
-    missing = mirror.unsent(copy.folder) if copy.kind == "run" else []
-    if missing:
-        return f"{len(missing):,} files of the run were not sent yet: `fit` sends them"
+    gone = copy.folder.with_suffix(".gone")
     try:
         with caches.unused(copy.folder), files.lock(copy.folder):
-            gone = copy.folder.rename(copy.folder.with_suffix(".gone"))  # else half might be found
+            missing = mirror.unsent(copy.folder) if copy.kind == "run" else []
+            if missing:
+                return f"{len(missing):,} files of the run were not sent yet: `fit` sends them"
+            if copy.folder != gone:
+                shutil.rmtree(gone, ignore_errors=True)  # of a removal that was interrupted
+                copy.folder.rename(gone)  # else half a copy might be found
             shutil.rmtree(gone)
     except (BlockingIOError, ResourceError):
         return "a process uses it"

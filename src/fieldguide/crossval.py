@@ -8,10 +8,11 @@ arguments.
 import hashlib
 import platform
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -89,7 +90,7 @@ RECORDED_PACKAGES = ("fieldguide", "torch", "torchvision", "timm", "numpy", "pil
 # Photos whose content is compared between machines; of all others it is the size (taste).
 HASHED_PHOTOS = 64
 
-# Seconds that a fold's new job waits for one that was taken for dead, and trains all the same.
+# Seconds that a fold's new job waits for one that was taken for dead and is not.
 TAKEN_FOR_DEAD = 300.0
 
 # Findings of the check that leave a photo out.
@@ -580,7 +581,8 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> Recipe:
 def _readers(asked: int | str, places: Sequence[torch.device]) -> int:
     """Threads that prepare photos for each of so many devices; on a CPU whoever trains does it."""
     device = places[0]
-    return 0 if device.type == "cpu" else count_workers(asked, device, len(places))
+    beside = len(places) * launch().beside
+    return 0 if device.type == "cpu" else count_workers(asked, device, beside)
 
 
 def _stored_side(recipe: Recipe, resize: int) -> int:
@@ -662,7 +664,7 @@ def fold_jobs(
             recipe,
             Files(root, photos.column("path")),
             keys=photos.column("sha256"),
-            folder=root,
+            folder=shards.opened(root).holder(0).parent if root.name == shards.INDEX else root,
             notice=notice,
         ),
         _readers(recipe.workers, [device]),
@@ -799,17 +801,38 @@ def _distant_trainer(
         """A machine that was taken for dead may still be at it, or have ended it."""
         place = Run(folder).fold_folder(fold)
         files.make_folder(place)
-        with files.lock(place, wait=TAKEN_FOR_DEAD):
+        with _locked(place, controls):
             if not (place / files.MANIFEST).is_file():
                 train(fold)
 
     return train_once
 
 
+@contextmanager
+def _locked(place: Path, controls: Controls) -> Iterator[None]:
+    """Holds a fold's folder; waits for one who has it, and looks whether to stop meanwhile."""
+    until = time.monotonic() + TAKEN_FOR_DEAD
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(files.lock(place))
+                break
+            except ResourceError as error:
+                if time.monotonic() > until:
+                    raise
+                controls.notice(f"{error.message}; waiting for it")
+            controls.check_stop()
+            time.sleep(1.0)
+        yield
+
+
 def _fingerprint(run: Run, root: Path) -> dict[str, str]:
     """What must be alike on all machines: versions, and the photos by size, some by content."""
     photos = [photo for photo in run.catalog.photos if photo.split != "test"]
     digest = hashlib.sha256()
+    if root.name == shards.INDEX:  # its photos are no files
+        for entry in shards.opened(root).entries():
+            digest.update(f"{entry.path}\0{entry.sha256}\n".encode())
     for number, photo in enumerate(photos):
         path = root / photo.path
         with suppress(OSError):  # what is not there is not digested

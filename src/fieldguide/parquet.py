@@ -190,9 +190,11 @@ def _own_names(file: Any, columns: _Columns) -> list[str] | None:
     if columns.path is None:
         return None
     names = [_at(row, columns.path) for row in _rows(file, [".".join(columns.path)])]
-    usable = all(name and _is_relative(PurePosixPath(name)) for name in names)
+    usable = all(name and _is_relative(name) for name in names)
     return names if usable and len(set(names)) == len(names) else None
 
 
-def _is_relative(path: PurePosixPath) -> bool:
-    return not path.is_absolute() and ".." not in path.parts
+def _is_relative(name: str) -> bool:
+    """Whether it is a relative path as it would be written, so without `./` and `//`."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name

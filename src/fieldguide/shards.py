@@ -38,6 +38,7 @@ INDEX = "photos.index"
 FORMAT = 1
 
 _LABEL_BYTES = 1 << 20  # a file beside a photo that is larger says something else (taste)
+_OTHERS = 4 * 3600.0  # seconds that another process may take to read the shards (taste)
 _ENDINGS = frozenset({".json", ".cls"})
 _SHARDS = frozenset({".tar", parquet.ENDING})
 
@@ -266,11 +267,29 @@ def find_index(
     place = cache() / "shards" / name / INDEX
     files.make_folder(place.parent)
     caches.use(place.parent, str(folder))
-    if place.is_file() and _fits(opened(place), shards):
-        return opened(place)
+    with files.lock(place.parent, wait=_OTHERS):  # ranks of one machine come at the same time
+        if not (place.is_file() and _fits(opened(place), shards)):
+            _index_anew(
+                folder, place, list(zip(paths, shards, strict=True)), pictures, splits, columns
+            )
+    return opened(place)
+
+
+def _index_anew(
+    folder: Path,
+    place: Path,
+    shards: Sequence[tuple[Path, Shard]],
+    pictures: frozenset[str],
+    splits: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
+    """Writes the index, and copies of the photos in Parquet files beside it."""
+    files.remove_temporaries(place.parent)
+    for copy in place.parent.glob("*.photos"):
+        copy.unlink()
     found: list[Entry] = []
     left_out: Counter[str] = Counter()
-    for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
+    for number, (path, shard) in enumerate(shards):
         if path.suffix == parquet.ENDING:
             copy = _copy(place, number)
             found += _copied(path, number, shard.name, copy, splits, columns, left_out)
@@ -278,8 +297,8 @@ def find_index(
             found += _photos_of(path, number, shard.name, pictures, splits, left_out)
     found.sort(key=lambda entry: entry.path)
     notes = [f"{count:,} {what}" for what, count in sorted(left_out.items())]
-    write_index(place, shards, found, len(found), folder=str(folder), notes=notes)
-    return opened(place)
+    listed = [shard for _, shard in shards]
+    write_index(place, listed, found, len(found), folder=str(folder), notes=notes)
 
 
 def _copy(index: Path, shard: int) -> Path:
@@ -314,7 +333,8 @@ def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
             if not below:
                 return []
             shards += below
-    return shards
+    # Some tools put Parquet files of notes beside each tar file.
+    return [path for path in shards if path.suffix != parquet.ENDING] or shards
 
 
 @dataclass

@@ -165,11 +165,12 @@ def _work(make: Make, connection: Connection) -> None:
 
 
 def _telling(connection: Connection) -> Controls:
-    """Controls that pass on what they hear."""
+    """Controls that pass on what they hear; threads that read photos have notices too."""
+    lock = threading.Lock()
 
     def tell(kind: str) -> Callable[..., None]:
         def send(*values: object) -> None:
-            with suppress(OSError):  # that the parent has gone is noticed by `check_stop`
+            with lock, suppress(OSError):  # that the parent has gone is noticed by `check_stop`
                 connection.send((kind, values))
 
         return send
