@@ -555,7 +555,7 @@ def test_a_share_without_photos_is_an_empty_batch(pictures: Pictures) -> None:
 def test_a_folder_that_is_away_for_a_while_is_waited_for(
     fragile: Pictures, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(files, "WAITS", (0.0, 0.0, 0.0))
     folder, told = fragile.files[0].parent, list[str]()
     away = tmp_path_factory.mktemp("elsewhere") / "away"
     whole = fragile[plan()[0]]

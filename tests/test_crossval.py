@@ -17,7 +17,7 @@ from fits import Killed, killer, results, small_fit, small_recipe
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide import batches, checkpoint, crossval, files, metrics, runs
+from fieldguide import checkpoint, crossval, files, metrics, runs
 from fieldguide.crossval import Watcher, fit
 from fieldguide.errors import DataError, FieldguideError, ResourceError, Stopped, UsageError
 
@@ -285,7 +285,7 @@ def test_photos_that_come_back_let_the_fit_go_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batches, "WAITS", (0.0,))
+    monkeypatch.setattr(files, "WAITS", (0.0,))
     photos = shutil.copytree(discs, tmp_path / "photos")
     away, steps = tmp_path / "away", list[int]()
 
@@ -300,6 +300,25 @@ def test_photos_that_come_back_let_the_fit_go_on(
     assert "back; the same command then goes on" in caught.value.hint
     away.rename(photos / gone)
     assert results(small_fit(photos, tmp_path / "run")) == results(undisturbed)
+
+
+def test_a_run_folder_that_is_away_is_not_begun_anew(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "WAITS", (0.0,))
+    place, away, steps = tmp_path / "run", tmp_path / "away", list[int]()
+
+    def vanish() -> None:
+        steps.append(1)
+        if len(steps) == 8:
+            place.rename(away)
+
+    with pytest.raises(ResourceError, match=r"`.*` is gone") as caught:
+        small_fit(discs, place, watcher=Watcher(on_step=vanish), **EVERY_STEP)
+    assert "goes on from the last checkpoint" in caught.value.hint
+    assert not place.exists()
+    away.rename(place)
+    assert results(small_fit(discs, place)) == results(undisturbed)
 
 
 def test_weights_may_move_or_vanish_once_a_run_is_begun(discs: Path, tmp_path: Path) -> None:

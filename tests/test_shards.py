@@ -10,7 +10,7 @@ import pytest
 from fits import small_fit
 from photos import encoded, photograph
 
-from fieldguide import batches, caches, crossval, inputs, pixels
+from fieldguide import caches, crossval, files, inputs, pixels
 from fieldguide.catalog import Note, Photo, scan
 from fieldguide.crossval import Watcher
 from fieldguide.errors import DataError, ResourceError
@@ -168,12 +168,12 @@ def test_notes_in_parquet_files_beside_tar_files_are_no_shards(tmp_path: Path, c
 
 def test_other_photos_in_shards_are_noticed_on_another_machine(tmp_path: Path, cache: Path) -> None:
     for name, members in {"one": (1, 2, 3), "other": (1, 2, 4)}.items():
-        files = {
+        photos = {
             f"{label}/{n}.jpg": jpeg(n + len(label) * 10)
             for n in members
             for label in ("elm", "lime")
         }
-        write_tar(tmp_path / name / "1.tar", files)
+        write_tar(tmp_path / name / "1.tar", photos)
     one, other = scan(tmp_path / "one"), scan(tmp_path / "other")
     run = small_fit(one, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
     assert crossval._fingerprint(run, one.root) == crossval._fingerprint(run, one.root)
@@ -183,7 +183,7 @@ def test_other_photos_in_shards_are_noticed_on_another_machine(tmp_path: Path, c
 def test_tar_files_that_are_away_are_waited_for(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "WAITS", (0.0,))
+    monkeypatch.setattr(files, "WAITS", (0.0,))
     members = {
         f"{label}/{n}.jpg": jpeg(n + len(label) * 10) for n in range(4) for label in ("elm", "lime")
     }

@@ -20,7 +20,7 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fieldguide import pixels
+from fieldguide import files, pixels
 from fieldguide.augment import Interpolation, decoded_side, shrink
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
 from fieldguide.seeds import derive_seed
@@ -29,9 +29,6 @@ from fieldguide.transforms import Picture
 
 # Batches that each thread may be ahead of their use.
 AHEAD = 2
-
-# Seconds between looks at a folder that is gone: a disk elsewhere may come back (taste).
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
 
@@ -173,7 +170,7 @@ class Pictures:
 
     def _read(self, path: Path) -> Picture:
         """The photo's pixels, once its folder is there."""
-        for wait in WAITS:
+        for wait in files.WAITS:
             try:
                 return self.decoding(path)
             except UnreadablePhoto:

@@ -131,8 +131,11 @@ _PLAIN = (
 
 
 def save_state(folder: Path, state: FoldState) -> Path:
-    """Writes the next checkpoint into `folder`, removing all but the newest one first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the next checkpoint into `folder`, removing all but the newest one first.
+
+    The folder is made, in one that is there. Raises `ResourceError` where it cannot be written.
+    """
+    files.make_folder_within(folder)
     numbers = sorted(int(path.stem) for path in folder.glob("*.safetensors"))
     for number in numbers[:-1]:
         _file(folder, number).unlink()

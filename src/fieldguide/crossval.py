@@ -739,6 +739,7 @@ def _train_folds(
             watcher.notice(message)
 
     telling = replace(watcher, notice=notice)
+    files.make_folder(run.folder / "folds")
     watcher.on_plan(planned(run, todo, ranks))
     places = places_at_once(asked, run.environment["threads"])[: len(todo)]
     makes = [partial(_fold_trainer, run.folder, root, here) for here in _placed(asked, places)]
@@ -800,7 +801,7 @@ def _distant_trainer(
     def train_once(fold: int) -> None:
         """A machine that was taken for dead may still be at it, or have ended it."""
         place = Run(folder).fold_folder(fold)
-        files.make_folder(place)
+        files.make_folder_within(place)
         with _locked(place, controls):
             if not (place / files.MANIFEST).is_file():
                 train(fold)
@@ -878,6 +879,8 @@ def _fold_trainer(
 
 def _train_fold(run: Run, job: FoldJob, controls: Controls, ranks: Ranks) -> None:
     """Trains one fold; the first rank saves it."""
+    if ranks.first:
+        files.make_folder_within(run.fold_folder(job.fold))
     with training_threads(run.environment["threads"]):
         result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", controls, ranks)
     if not ranks.first:

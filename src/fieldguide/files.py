@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,9 @@ from fieldguide.errors import ResourceError
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 LOCK = ".lock"  # locked by its holder, and says who that is
+
+# Seconds between looks at a folder that is gone: a disk elsewhere may come back (taste).
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -206,6 +210,26 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
+
+
+def make_folder_within(folder: Path) -> None:
+    """Create a folder in one that is there, and not that one: a disk may have been unmounted.
+
+    A folder above it that is gone is waited for half a minute; then it is a ResourceError.
+    """
+    for wait in (*WAITS, None):
+        try:
+            folder.mkdir(exist_ok=True)
+            return
+        except FileNotFoundError as error:
+            if wait is None:
+                raise ResourceError(
+                    f"`{folder.parent}` is gone",
+                    hint="bring it back; the same command then goes on from the last checkpoint",
+                ) from error
+            time.sleep(wait)
+        except OSError as error:
+            raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
 
 
 def is_temporary(name: str) -> bool:

@@ -388,6 +388,7 @@ def create(
     environment: Mapping[str, Any],
 ) -> Run:
     """Writes what a run starts from. The folder may hold an attempt that did not get so far."""
+    files.make_folder(folder / "folds")
     files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
     catalogs.write_rows(folder / "catalog.csv", catalog)
     files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
@@ -399,7 +400,7 @@ def create(
 def save_fold(run: Run, fold: int, result: Trained) -> None:
     """Writes a fold's results, its manifest last, and removes its checkpoints."""
     folder = run.fold_folder(fold)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder_within(folder)
     files.write_bytes(folder / "weights.safetensors", _serialised(result.weights))
     files.write_csv(folder / "history.csv", HISTORY, _cells(result.history, HISTORY))
     files.write_csv(folder / "merges.csv", MERGES, _cells(result.merges, MERGES))
