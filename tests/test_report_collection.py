@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldguide as fg
-from fieldguide import augment, files, train
+from fieldguide import augment, files
+from fieldguide import step as steps
 from fieldguide.catalog import Catalog, Photo
 from fieldguide.errors import DataError
 from fieldguide.report import collection
@@ -161,7 +162,7 @@ def test_the_batch_is_that_of_the_first_step_to_the_pixel(
         seen.append((mixed.clone(), shares))  # its memory is used again
         return mixed, shares
 
-    monkeypatch.setattr(train, "mix_batch", watched)
+    monkeypatch.setattr(steps, "mix_batch", watched)
     run = small_fit(
         discs, tmp_path / "run", mix=mix, augment="randaugment", epochs=1, warmup=0.0, erasing=0.5
     )

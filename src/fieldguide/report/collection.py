@@ -7,7 +7,7 @@ done in pure functions; charts and words come after. Knows nothing of prediction
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import altair as alt
@@ -408,7 +408,8 @@ def training_batch(
     plan = job.plan(0, 0)
     with torch.random.fork_rng(devices=[]):
         shown = job.resized(training_size(job.recipe, epoch=0))
-        batch = next(shown.batches(plan[:1]))
+        at_once = replace(shown.pictures, folder=None)  # a page waits for no disk that is away
+        batch = next(replace(shown, pictures=at_once).batches(plan[:1]))
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", 0, 0, 0))
         images, shares = mix_batch(
             batch.images,
