@@ -170,20 +170,21 @@ class Pictures:
 
     def _read(self, path: Path) -> Picture:
         """The photo's pixels, once its folder is there."""
-        for wait in files.WAITS:
+        for wait in (*files.WAITS, None):
             try:
                 return self.decoding(path)
-            except UnreadablePhoto:
+            except UnreadablePhoto as error:
                 if self.folder is None or not _is_gone(self.folder):
                     raise
+                if wait is None:
+                    raise ResourceError(
+                        f"the photos' folder `{self.folder}` is gone",
+                        hint="bring it back; the same command then goes on"
+                        " from the last checkpoint",
+                    ) from error
                 self.notice(f"`{self.folder}` is gone: looking again in {wait:g} s")
                 time.sleep(wait)
-        if self.folder is not None and _is_gone(self.folder):
-            raise ResourceError(
-                f"the photos' folder `{self.folder}` is gone",
-                hint="bring it back; the same command then goes on from the last checkpoint",
-            )
-        return self.decoding(path)
+        raise AssertionError
 
 
 def _is_gone(folder: Path) -> bool:

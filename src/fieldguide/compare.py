@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -275,45 +275,44 @@ def compare(
             write(found, folder, trials[0].recipe)
             return found
 
-        if todo:
-            with _cluster_of(todo):
-                costs = _forecast(folder, todo, used, watcher)
-                left_out |= _over_budget(trials[0].name, costs, budget_hours)
-                for note in left_out.values():
-                    watcher.notice(note)
+        if not todo:
+            return so_far()
+        with _cluster_of(todo):
+            costs = _forecast(folder, todo, used, watcher)
+            left_out |= _over_budget(trials[0].name, costs, budget_hours)
+            for note in left_out.values():
+                watcher.notice(note)
+            so_far()
+            started = time.monotonic()
+
+            def fit(trial: Trial, watcher: Watcher) -> None:
+                late = _too_late(trial.name, costs, budget_hours, time.monotonic() - started)
+                if late and trial is not trials[0]:
+                    watcher.notice(late)
+                    left_out[trial.name] = late
+                else:
+                    _fit(folder, trial, used, command, watcher)
+
+            todo = [trial for trial in todo if trial.name not in left_out]
+            try:
+                if todo and todo[0].recipe.cluster != "none":
+                    new = [_begin(folder, each, used, command, watcher) for each in todo]
+                    for _ in _at_once(fit, todo, _told_as_one(new, watcher)):
+                        so_far()
+                else:
+                    for trial in todo:
+                        fit(trial, watcher)
+                        so_far()
+            except Stopped:
                 so_far()
-                started = time.monotonic()
-
-                def fit(trial: Trial, watcher: Watcher) -> None:
-                    late = _too_late(trial.name, costs, budget_hours, time.monotonic() - started)
-                    if late and trial is not trials[0]:
-                        watcher.notice(late)
-                        left_out[trial.name] = late
-                    else:
-                        _fit(folder, trial, used, command, watcher)
-
-                todo = [trial for trial in todo if trial.name not in left_out]
-                try:
-                    if todo and todo[0].recipe.cluster != "none":
-                        new = [_begin(folder, each, used, command, watcher) for each in todo]
-                        for _ in _at_once(fit, todo, _told_as_one(new, watcher)):
-                            so_far()
-                    else:
-                        for trial in todo:
-                            fit(trial, watcher)
-                            so_far()
-                except Stopped:
-                    so_far()
-                    raise
-        return so_far()
+                raise
+            return so_far()
 
 
-@contextmanager
-def _cluster_of(todo: Sequence[Trial]) -> Iterator[None]:
-    """Connected to the trials' cluster, if they have one."""
+def _cluster_of(todo: Sequence[Trial]) -> AbstractContextManager[Any]:
+    """Connected to the trials' cluster while entered, if they have one."""
     address = todo[0].recipe.cluster
-    with nullcontext() if address == "none" else connected(address):
-        yield
+    return nullcontext() if address == "none" else connected(address)
 
 
 def _require_usable(folder: Path) -> None:

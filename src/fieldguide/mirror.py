@@ -45,6 +45,15 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
             f"ranks need one folder, and `{address}` is kept in one on each machine",
             hint="choose --out on a disk that all ranks share",
         )
+    with _pulled(address, notice) as mirror:
+        if not mirror.synced:
+            mirror.require_writable()
+        yield from _sending(mirror)
+
+
+@contextmanager
+def _pulled(address: str, notice: Callable[[str], None]) -> Iterator["Mirror"]:
+    """All that an address has, fetched, and for this process alone while the block runs."""
     address = address.rstrip("/")
     parent = folder_of("runs", address)
     files.make_folder(parent)
@@ -52,9 +61,7 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
     with files.lock(parent):
         mirror = Mirror(opened(address, notice), parent)
         mirror.pull()
-        if not mirror.synced:
-            mirror.require_writable()
-        yield from _sending(mirror)
+        yield mirror
 
 
 def _sending(mirror: "Mirror") -> Iterator[Path]:
@@ -83,14 +90,8 @@ def run_folder(source: str | Path, notice: Callable[[str], None] = silent) -> Pa
     """A run's folder to read: what is at an address is fetched first. Errors as `opened`."""
     if not is_address(source):
         return Path(source)
-    address = str(source).rstrip("/")
-    parent = folder_of("runs", address)
-    files.make_folder(parent)
-    caches.use(parent, address)
-    with files.lock(parent):
-        mirror = Mirror(opened(address, notice), parent)
-        mirror.pull()
-    return mirror.folder
+    with _pulled(str(source), notice) as mirror:
+        return mirror.folder
 
 
 def unsent(parent: Path) -> list[str]:
