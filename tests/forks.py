@@ -33,8 +33,8 @@ def as_rank(rank: int, world: int, port: int) -> dict[str, str]:
     return {**dict(zip(names, map(str, values), strict=True)), "MASTER_ADDR": "127.0.0.1"}
 
 
-def begun(world: int, work: Work, folder: Path) -> list[int]:
-    """The processes of ranks that do `work` and write down what it gives or raises."""
+def begun(world: int, work: Work, folder: Path, *, ranks: bool = True) -> list[int]:
+    """The processes, ranks if so asked, that do `work` and write down what it gives or raises."""
     port, children = free_port(), []
     for rank in range(world):
         with warnings.catch_warnings():
@@ -43,7 +43,7 @@ def begun(world: int, work: Work, folder: Path) -> list[int]:
         if child == 0:
             try:
                 warnings.simplefilter("ignore")
-                os.environ |= as_rank(rank, world, port)
+                os.environ |= as_rank(rank, world, port) if ranks else {}
                 try:
                     outcome: Any = work(rank)
                 except BaseException as error:
@@ -57,10 +57,15 @@ def begun(world: int, work: Work, folder: Path) -> list[int]:
 
 def on_ranks(world: int, work: Work, folder: Path) -> list[Any]:
     """What each rank gave or raised; None of one that was killed."""
+    return on_processes(world, work, folder, ranks=True)
+
+
+def on_processes(count: int, work: Work, folder: Path, *, ranks: bool = False) -> list[Any]:
+    """What each of several processes gave or raised; None of one that was killed."""
     folder.mkdir(parents=True)
-    for child in begun(world, work, folder):
+    for child in begun(count, work, folder, ranks=ranks):
         os.waitpid(child, 0)
-    places = [folder / f"rank-{rank}" for rank in range(world)]
+    places = [folder / f"rank-{rank}" for rank in range(count)]
     return [pickle.loads(p.read_bytes()) if p.exists() else None for p in places]
 
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fits import Killed, killer, results, small_fit, small_recipe
+from forks import needs_fork, on_processes
 from PIL import Image
 
 import fieldguide as fg
@@ -470,6 +471,61 @@ def test_a_second_process_on_the_same_folder_is_refused(discs: Path, tmp_path: P
     with pytest.raises(Killed):
         small_fit(discs, tmp_path / "run", watcher=Watcher(on_step=intrude))
     assert errors[0].exit_code == 4
+
+
+@needs_fork
+def test_folds_are_jobs_of_processes_that_begin_at_the_same_time(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    """As the tasks of a scheduler's array: nobody has begun the run, and one has to end it."""
+    out, told = tmp_path / "run", Path(tmp_path / "tables")
+
+    def finish(run: fg.Run) -> None:
+        with told.open("a") as file:
+            file.write("written\n")
+        _finish(run)
+
+    _finish, runs.finish = runs.finish, finish
+    try:
+        outcomes = on_processes(3, lambda n: small_fit(discs, out, fold=n % 2).done, tmp_path / "o")
+    finally:
+        runs.finish = _finish
+    refused = [each for each in outcomes if isinstance(each, ResourceError)]
+    assert len(refused) == 1 and "is in use" in refused[0].message, outcomes  # two asked for fold 0
+    assert told.read_text() == "written\n"
+    assert results(fg.Run(out)) == results(undisturbed)
+
+
+def test_a_run_that_another_process_begins_is_waited_for(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    told: list[str] = []
+
+    def notice(message: str) -> None:
+        told.append(message)
+        if "waiting for it" in message:
+            beginner.close()
+
+    def holding() -> Iterator[None]:
+        with files.lock(out):
+            yield
+
+    beginner = holding()
+    next(beginner)
+    run = small_fit(discs, out, watcher=Watcher(notice=notice))
+    assert told[0].startswith(f"{out} is in use: process {os.getpid()} on host")
+    assert sum("waiting" in message for message in told) == 1
+    assert results(run) == results(undisturbed)
+
+
+def test_whoever_waits_for_a_run_can_be_stopped(discs: Path, tmp_path: Path) -> None:
+    def check_stop() -> None:
+        raise Stopped(signal.SIGINT)
+
+    with files.lock(tmp_path), pytest.raises(Stopped):
+        small_fit(discs, tmp_path, watcher=Watcher(check_stop=check_stop))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(discs: Path, tmp_path: Path) -> None:

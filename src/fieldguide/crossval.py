@@ -6,9 +6,9 @@ arguments.
 """
 
 import hashlib
+import math
 import platform
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,7 +184,7 @@ def begin(
     """A new run of a catalog that `prepare` made, of which nothing is trained; `fit` goes on."""
     _require_usable(folder)
     with files.lock(folder):
-        _clean(folder)
+        files.remove_temporaries(folder)
         return create(folder, catalog, recipe, command, watcher, prepared=True)
 
 
@@ -227,27 +227,62 @@ def _fit(
         require_address(recipe.cluster)
     if not _has_folds(catalog):
         _require_fold(fold, recipe.folds)
-    if (folder / files.MANIFEST).is_file():
-        run = _reopen(folder, catalog, recipe, force, watcher)  # and touch nothing
-        ranks.announce(())
-        return run
-    with files.lock(folder):
-        _clean(folder)
-        if (folder / runs.SETUP).is_file():
-            run = _reopen(folder, catalog, recipe, force, watcher)
-        else:
-            run = create(folder, catalog, recipe, command, watcher, prepared=prepared)
-        _require_fold(fold, run.recipe.folds)
-        todo = tuple(index for index in run.undone if fold in (None, index))
-        ranks.announce(todo)
-        if todo:
-            try:
-                _train_folds(run, recipe, catalog.root, todo, _tracked(watcher, tracker), ranks)
-            finally:
-                tracker.close()
-        if not run.complete and len(run.done) == run.recipe.folds:
-            runs.finish(run)
+    run = _begun(folder, catalog, recipe, force, prepared, command, watcher)
+    _require_fold(fold, run.recipe.folds)
+    todo = () if run.complete else tuple(n for n in run.undone if fold in (None, n))
+    ranks.announce(todo)
+    if todo:
+        try:
+            _train_folds(run, recipe, catalog.root, todo, _tracked(watcher, tracker), ranks)
+        finally:
+            tracker.close()
+    if not run.complete and not run.undone:
+        _finish(run, watcher)
     return run
+
+
+def _begun(
+    folder: Path,
+    catalog: Catalog,
+    recipe: Recipe,
+    force: bool,
+    prepared: bool,
+    command: Sequence[str],
+    watcher: Watcher,
+) -> Run:
+    """The run as it stands, begun if it is not there; by one of all processes that come for it.
+
+    A finished run is not touched.
+    """
+    if not (folder / runs.SETUP).is_file():
+        with files.lock(folder, wait=math.inf, meanwhile=_waiting(watcher)):
+            if not (folder / runs.SETUP).is_file():
+                files.remove_temporaries(folder)
+                return create(folder, catalog, recipe, command, watcher, prepared=prepared)
+    return _reopen(folder, catalog, recipe, force, watcher)
+
+
+def _finish(run: Run, watcher: Watcher) -> None:
+    """Writes what only a whole run has, unless another process has done so meanwhile."""
+    with files.lock(run.folder, wait=math.inf, meanwhile=_waiting(watcher)):
+        if not run.complete:
+            files.remove_temporaries(run.folder)
+            for fold in run.done:  # one that was killed in between leaves them
+                shutil.rmtree(run.fold_folder(fold) / "checkpoint", ignore_errors=True)
+            runs.finish(run)
+
+
+def _waiting(controls: Controls) -> Callable[[str], None]:
+    """What to do while another process holds a folder: tell of it once, and look for a stop."""
+    told: set[str] = set()
+
+    def look(reason: str) -> None:
+        if reason not in told:
+            told.add(reason)
+            controls.notice(f"{reason}; waiting for it")
+        controls.check_stop()
+
+    return look
 
 
 def _require_usable(folder: Path) -> None:
@@ -261,14 +296,6 @@ def _require_usable(folder: Path) -> None:
             f"`{folder}` is not empty and holds no run: {', '.join(strange[:3])}",
             hint="name a new folder with --out",
         )
-
-
-def _clean(folder: Path) -> None:
-    """Removes what a killed process left behind: half-written files, checkpoints of done folds."""
-    for place in (folder, *folder.glob("folds/*"), *folder.glob("folds/*/checkpoint")):
-        files.remove_temporaries(place)
-    for done in folder.glob(f"folds/*/{files.MANIFEST}"):
-        shutil.rmtree(done.with_name("checkpoint"), ignore_errors=True)
 
 
 def _has_folds(catalog: Catalog) -> bool:
@@ -796,35 +823,7 @@ def _distant_trainer(
             f"machine `{name}` differs from the one that began this: {'; '.join(odd)}",
             hint="all machines need the same versions and the same photos in the same place",
         )
-    train = _fold_trainer(folder, root, asked, controls)
-
-    def train_once(fold: int) -> None:
-        """A machine that was taken for dead may still be at it, or have ended it."""
-        place = Run(folder).fold_folder(fold)
-        files.make_folder_within(place)
-        with _locked(place, controls):
-            if not (place / files.MANIFEST).is_file():
-                train(fold)
-
-    return train_once
-
-
-@contextmanager
-def _locked(place: Path, controls: Controls) -> Iterator[None]:
-    """Holds a fold's folder; waits for one who has it, and looks whether to stop meanwhile."""
-    until = time.monotonic() + TAKEN_FOR_DEAD
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(files.lock(place))
-                break
-            except ResourceError as error:
-                if time.monotonic() > until:
-                    raise
-                controls.notice(f"{error.message}; waiting for it")
-            controls.check_stop()
-            time.sleep(1.0)
-        yield
+    return _fold_trainer(folder, root, asked, controls, patience=TAKEN_FOR_DEAD)
 
 
 def _fingerprint(run: Run, root: Path) -> dict[str, str]:
@@ -868,19 +867,44 @@ def _placed(asked: Recipe, places: Sequence[torch.device]) -> list[Recipe]:
 
 
 def _fold_trainer(
-    folder: Path, root: Path, asked: Recipe, controls: Controls, ranks: Ranks = ALONE
+    folder: Path,
+    root: Path,
+    asked: Recipe,
+    controls: Controls,
+    ranks: Ranks = ALONE,
+    patience: float = 0.0,
 ) -> Callable[[int], None]:
-    """What trains and saves a fold of a run, in whatever process this is called."""
+    """What trains and saves a fold of a run, in whatever process this is called.
+
+    It raises `ResourceError` for a fold that another process holds for `patience` seconds.
+    """
     run = Run(folder)
     keep_freed_memory()
     job_of = fold_jobs(run, root, asked, controls.notice)
-    return lambda index: _train_fold(run, job_of(index), controls, ranks)
+
+    def train(index: int) -> None:
+        with ExitStack() as stack:
+            if ranks.first:
+                stack.enter_context(_held(run.fold_folder(index), patience, controls))
+            if ranks.announce(index in run.undone):
+                _train_fold(run, job_of(index), controls, ranks)
+
+    return train
+
+
+@contextmanager
+def _held(place: Path, patience: float, controls: Controls) -> Iterator[None]:
+    """Holds a fold's folder, where a killed process may have left half-written files."""
+    files.make_folder_within(place)
+    with files.lock(place, wait=patience, meanwhile=_waiting(controls)):
+        for folder in (place, place / "checkpoint"):
+            if folder.is_dir():
+                files.remove_temporaries(folder)
+        yield
 
 
 def _train_fold(run: Run, job: FoldJob, controls: Controls, ranks: Ranks) -> None:
     """Trains one fold; the first rank saves it."""
-    if ranks.first:
-        files.make_folder_within(run.fold_folder(job.fold))
     with training_threads(run.environment["threads"]):
         result = train_fold(job, run.fold_folder(job.fold) / "checkpoint", controls, ranks)
     if not ranks.first:

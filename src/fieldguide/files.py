@@ -34,6 +34,9 @@ LOCK = ".lock"  # locked by its holder, and says who that is
 # Seconds between looks at a folder that is gone: a disk elsewhere may come back (taste).
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
+# Seconds between looks at a lock that another process holds (taste).
+LOOK = 0.2
+
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -400,11 +403,14 @@ def _stays_inside(name: str) -> bool:
 
 
 @contextmanager
-def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+def lock(
+    folder: Path, *, wait: float = 0.0, meanwhile: Callable[[str], None] = lambda reason: None
+) -> Iterator[None]:
     """Hold `folder` for this process alone while the block runs.
 
     ResourceError, naming host and process of the holder, if another one has it and keeps it for
-    `wait` seconds.
+    `wait` seconds; until then `meanwhile` is called with that reason again and again, and may raise
+    to end the wait.
     The system frees the lock when its holder ends in any way, a crash of the machine included, so
     a dead process blocks nobody. The file `.lock` stays in the folder: it is the lock on it that
     counts. (On a file system without locks filelock warns and goes by the file's existence.)
@@ -412,23 +418,32 @@ def lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     if not folder.is_dir():  # filelock would make it
         raise ResourceError(f"not a folder: {folder}")
     path = folder / LOCK
-    holder = _holder(path)  # now: before version 4, filelock empties a file that it fails to lock
     # One lock for all threads of the process: a generator may be closed by another thread.
     held = filelock.FileLock(path, thread_local=False)
-    try:
-        held.acquire(timeout=wait)
-    except filelock.Timeout as error:
-        raise ResourceError(
-            f"{folder} is in use: {holder}", hint="wait until it ends, or choose another folder"
-        ) from error
-    except OSError as error:
-        raise _unwritable(path, None, error) from error
+    until = time.monotonic() + wait
+    while not _taken(held, path):
+        reason = f"{folder} is in use: {_holder(path)}"
+        if time.monotonic() >= until:
+            raise ResourceError(reason, hint="wait until it ends, or choose another folder")
+        meanwhile(reason)
+        time.sleep(min(LOOK, wait))
     try:
         _record_holder(held, path, _this_process())
         yield
     finally:
         _record_holder(held, path, "")
         held.release()
+
+
+def _taken(held: filelock.BaseFileLock, path: Path) -> bool:
+    """Whether the lock was free, and is now held; ResourceError where there can be none."""
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        return False
+    except OSError as error:
+        raise _unwritable(path, None, error) from error
+    return True
 
 
 def _record_holder(held: filelock.BaseFileLock, path: Path, text: str) -> None:
