@@ -52,13 +52,13 @@ def tell_ways(
 ) -> None:
     """One line a way, from steps of the whole batch."""
     batch_size = about["batch"]
-    steps = probe.Steps(network, size=about["size"], classes=CLASSES, device=device)
+    step = probe.real_steps(network, about["size"], CLASSES, device)
     for way in ways:
-        steps(way, batch_size)
+        step(way, batch_size)
     times = {way: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
-            times[way].append(1000 * steps(way, batch_size).total / batch_size)
+            times[way].append(1000 * sum(step(way, batch_size)) / batch_size)
     first = statistics.median(times[ways[0]])
     for way, values in times.items():
         middle = statistics.median(values)
@@ -82,12 +82,12 @@ def tell_choice(about: dict, network: Network, device: torch.device) -> None:
         steps_to_go=10**6,
         cache=None,
     )
-    first = found.table[0].seconds_per_photo
+    seconds = list(found.table.values())
     line = {
-        "chosen": [found.layout, found.precision],
+        "chosen": [found.way.layout, found.way.precision],
         "parts": found.parts,
         "seconds": round(time.perf_counter() - started, 2),
-        "ratios": [round(first / timing.seconds_per_photo, 3) for timing in found.table],
+        "ratios": [round(seconds[0] / value, 3) for value in seconds],
     }
     print(json.dumps(about | line), flush=True)
 

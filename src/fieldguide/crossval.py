@@ -346,13 +346,16 @@ def create(
     choice = _probed(recipe, resolved, network, used)
     _tell_choice(choice, watcher)
     resolved = resolved.replace(
-        layout=choice.layout,
-        precision=choice.precision,
-        compile="on" if choice.compile else "off",
+        layout=choice.way.layout,
+        precision=choice.way.precision,
+        compile="on" if choice.way.compile else "off",
     )
     environment = _environment(catalog, resolved, network, command) | {
         "parts": choice.parts,
-        "probe": [asdict(timing) for timing in choice.table],
+        "probe": [
+            {"way": asdict(way), "seconds_per_photo": seconds}
+            for way, seconds in choice.table.items()
+        ],
     }
     return runs.create(folder, resolved, used, _arrays(weights_of(network)), environment)
 
@@ -385,11 +388,11 @@ def _probed(recipe: Recipe, resolved: Recipe, network: Network, used: Catalog) -
 def _tell_choice(choice: Choice, watcher: Watcher) -> None:
     """What a trial has led to; nothing where none was needed."""
     if len(choice.table) > 1:
-        slowest = max(timing.seconds_per_photo for timing in choice.table)
+        way, slowest = choice.way, max(choice.table.values())
         assert choice.seconds_per_photo is not None
-        compiled = ", compiled" if choice.compile else ""
+        compiled = ", compiled" if way.compile else ""
         watcher.notice(
-            f"steps are computed in {choice.precision}, {choice.layout}{compiled}:"
+            f"steps are computed in {way.precision}, {way.layout}{compiled}:"
             f" {1000 * choice.seconds_per_photo:.3g} ms a photo by a trial of"
             f" {len(choice.table)} ways, of which the slowest took {1000 * slowest:.3g} ms"
         )
