@@ -23,6 +23,7 @@ from fieldguide.augment import (
     LONGEST,
     Augmentation,
     evaluation_transform,
+    view_transform,
 )
 
 MEAN = (0.485, 0.456, 0.406)
@@ -339,3 +340,12 @@ def test_very_long_pictures_are_cut_before_they_are_resized(sides: tuple[int, in
     found = transforms.evaluation(16, 20, "bilinear")(np.asarray(picture))
     expected = evaluation_transform(16, 20, "bilinear")(picture)
     assert differences(found, expected).max() <= 1
+
+
+def test_a_picture_of_one_row_needs_no_gigabytes() -> None:
+    """Enlarged as a whole it would hold 1024 × 51,200,000 pixels: no machine has room for that."""
+    row = Image.new("RGB", (50_000, 1), (9, 8, 7))
+    image = transforms.evaluation(320, 1024, "bilinear")(np.asarray(row))
+    for shown in (image, *view_transform(320, 1024, "bilinear", ("flips",))(row)):
+        assert shown.shape == (3, 320, 320)
+        assert (shown == torch.tensor([9, 8, 7])[:, None, None]).all()
