@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,10 @@ import torchvision
 from PIL import Image
 
 from fieldguide import augment, transforms
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from reference_transforms import training_transform
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "nature100"
 MEAN = (0.485, 0.456, 0.406)
@@ -105,7 +110,7 @@ def compared(
 ) -> tuple[Spread, Spread, Spread]:
     """v2, ours, and their ratio round by round."""
     arrays = [np.asarray(photo) for photo in photos]
-    plain, ours = augment.training_transform(settings, MEAN), transforms.training(settings, MEAN)
+    plain, ours = training_transform(settings, MEAN), transforms.training(settings, MEAN)
 
     def by_v2(number: int, seed: int) -> object:
         torch.manual_seed(seed)

@@ -102,6 +102,49 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> "fg.Run":
     )
 
 
+HOSTILE = ("<script>alert(1)<b>", 'new\nline "quoted" \'\u202e\x07', "🌻" + "x" * 200)
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> "fg.Run":
+    """A run that learned next to nothing, of names that nobody should use; one of two folds is
+    done. Read only.
+    """
+    from fits import small_fit
+
+    folder = tmp_path_factory.mktemp("hostile")
+    for number, name in enumerate(HOSTILE):
+        for index in range(8):
+            path = folder / "photos" / name / f"{index} <i>.jpg"
+            draw_photo(path, (120, 120, 120), 100 * number + index)
+    return small_fit(folder / "photos", folder / "run", fold=1, epochs=1, warmup=0.0, mix="mixup")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The photos that were read since the test began."""
+    from fieldguide import pixels
+
+    paths: list[Path] = []
+    original = pixels.load
+
+    def load(path: Path, **options: Any) -> object:
+        paths.append(path)
+        return original(path, **options)
+
+    monkeypatch.setattr(pixels, "load", load)
+    return paths
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, without a file."""
+    from fieldguide import caches
+
+    monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
+    return caches.root()
+
+
 @pytest.fixture
 def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Consoles look up the captured streams, and see no settings of the tester's own."""

@@ -30,6 +30,11 @@ def small_recipe(**settings: Any) -> fg.Recipe:
     return recipes.build(SMALL | settings)
 
 
+def flags(**settings: object) -> list[str]:
+    """The settings of small fits as they are typed."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | settings).items()]
+
+
 def small_fit(
     photos: Path | fg.Catalog,
     out: Path,

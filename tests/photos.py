@@ -28,6 +28,18 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def put(root: Path, *names: str) -> Path:
+    """Files with a picture's name and no content, where nothing looks into them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def jpeg(seed: int) -> bytes:
+    return encoded(photograph(seed))
+
+
 def save(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
     """A photograph as JPEG in a file; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,19 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from photos import NATURE, needs_photographs
+from photos import NATURE, needs_photographs, put
 
 from fieldguide import catalog
 from fieldguide.catalog import Catalog, Photo
 from fieldguide.errors import DataError, FieldguideError
-
-
-def put(root: Path, *names: str) -> Path:
-    """Files with a picture's name and no content, which is all that a catalog looks at."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def kinds(found: Catalog) -> list[str]:

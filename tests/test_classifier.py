@@ -12,11 +12,10 @@ import pytest
 from fits import small_fit
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.numpy import load as load_arrays
 
 import fieldguide as fg
-from fieldguide import combine, files, inference, inputs, metrics, pixels
+from fieldguide import files, inference, metrics
 from fieldguide.analysis import calibration
 from fieldguide.analysis.conformal import Sets
 from fieldguide.augment import View
@@ -34,7 +33,6 @@ from fieldguide.predictions import Predictions
 
 CPU = Machine("cpu", workers=0)
 WAYS: tuple[Combine, ...] = get_args(Combine)
-ALL_VIEWS: tuple[View, ...] = ("flips", "crops", "scales")
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +87,6 @@ def test_whatever_the_way_probabilities_sum_to_one_and_order_does_not_matter(
     np.testing.assert_allclose(together(logits[:, ::-1], way, temperature), found[::-1])
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("copies", [1, 3])
-def test_equal_members_and_equal_views_are_as_good_as_one(way: Combine, copies: int) -> None:
-    logits = some_logits(views=1, members=1)
-    alone = calibration.scaled(logits[0, :, 0], 2.0)
-    many = np.tile(logits, (copies, 1, copies, 1))
-    np.testing.assert_allclose(together(many, way, 2.0), alone)
-
-
 def test_ensemble_logits_and_geometric_are_the_means_they_are_called_after() -> None:
     logits = some_logits(views=3).astype(np.float64)
     each = metrics.softmax((logits / 2).reshape(-1, 3)).reshape(logits.shape)
@@ -107,12 +96,6 @@ def test_ensemble_logits_and_geometric_are_the_means_they_are_called_after() -> 
     product = each.mean(axis=2).prod(axis=0) ** (1 / 4)
     expected = product / product.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(together(logits, "geometric", 2.0), expected)
-
-
-def test_with_one_view_the_mean_of_logits_is_the_geometric_mean() -> None:
-    one, three = some_logits(views=1), some_logits(views=3)
-    np.testing.assert_allclose(together(one, "logits", 3.0), together(one, "geometric", 3.0))
-    assert np.abs(together(three, "logits", 3.0) - together(three, "geometric", 3.0)).max() > 1e-3
 
 
 def test_a_class_ruled_out_by_one_member_does_not_make_the_geometric_mean_fail() -> None:
@@ -160,24 +143,6 @@ def test_each_fold_says_of_its_test_photos_what_was_said_out_of_fold(trained: fg
         np.testing.assert_allclose(scaled.probabilities, expected, atol=1e-5)
         assert plain.labels == scaled.labels
         assert abs(trained.scores.temperature - 1) > 0.01  # or the two could not be told apart
-
-
-def test_an_answer_depends_on_the_photo_alone(
-    ensemble: Classifier, photos: list[Path], mixed: list[Path]
-) -> None:
-    whole = ensemble.predict(photos, machine=CPU)
-    expected = dict(zip(whole.names, whole.probabilities, strict=True))
-    for batch_size, workers in ((1, 0), (3, 0), (4, 2)):
-        for files_ in (photos[::-1], mixed, [*photos[5:], *photos[:5], *photos]):
-            machine = Machine("cpu", workers, batch_size=batch_size)
-            found = ensemble.predict(files_, machine=machine)
-            assert found.names == names(files_)
-            for name, problem, row in zip(
-                found.names, found.problems, found.probabilities, strict=True
-            ):
-                assert bool(problem) == (name not in expected)
-                if not problem:
-                    np.testing.assert_allclose(row, expected[name], atol=1e-5)
 
 
 def test_a_photo_that_cannot_be_read_has_its_reason_in_place_of_a_result(
@@ -318,44 +283,7 @@ def test_rows_come_batch_by_batch_and_nothing_is_looked_at_in_advance(
     assert sizes == [4, 4, 2]
 
 
-def test_the_second_batch_of_files_is_not_read_before_the_first_was_taken(
-    ensemble: Classifier, photos: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[Path] = []
-    original = pixels.load
-
-    def load(path: Path, **options: Any) -> Image.Image:
-        opened.append(path)
-        return original(path, **options)
-
-    monkeypatch.setattr(pixels, "load", load)
-    chunks = ensemble.stream(inputs.read(photos), machine=replace(CPU, batch_size=6))
-    assert len(next(chunks)) == 6
-    assert opened == photos[:6]
-    assert len(next(chunks)) == 6
-    assert opened == photos
-
-
 # --- views ----------------------------------------------------------------------------------------
-
-
-def saved(picture: np.ndarray, place: Path) -> Path:
-    Image.fromarray(picture.astype(np.uint8)).save(place)
-    return place
-
-
-def test_views_of_a_symmetric_picture_and_of_one_colour_change_nothing(
-    ensemble: Classifier, tmp_path: Path
-) -> None:
-    half = np.random.default_rng(0).integers(0, 256, (44, 22, 3))
-    symmetric = saved(np.concatenate([half, half[:, ::-1]], axis=1), tmp_path / "symmetric.png")
-    plain = ensemble.predict(symmetric, machine=CPU).probabilities
-    flipped = ensemble.predict(symmetric, views=("flips",), machine=CPU).probabilities
-    np.testing.assert_allclose(flipped, plain, atol=1e-5)
-    even = saved(np.full((50, 40, 3), (20, 160, 90)), tmp_path / "even.png")
-    plain = ensemble.predict(even, machine=CPU).probabilities
-    every = ensemble.predict(even, views=ALL_VIEWS, machine=CPU).probabilities
-    np.testing.assert_allclose(every, plain, atol=1e-5)
 
 
 def test_without_views_the_plain_one_counts_and_with_them_it_is_one_of_several(
@@ -508,18 +436,6 @@ def test_the_card_tells_what_the_classifier_is(saved_ensemble: Path, trained: fg
     assert sum(told["after"]["reliability"]["photos"]) == 24
 
 
-def test_a_moved_classifier_works_when_its_run_is_gone(
-    trained: fg.Run, photos: list[Path], tmp_path: Path
-) -> None:
-    run = shutil.copytree(trained.folder, tmp_path / "run")
-    model = fg.Run(run).classifier(1)
-    expected = model.predict(photos, machine=CPU).probabilities
-    moved = model.save(tmp_path / "saved").rename(tmp_path / "elsewhere")
-    shutil.rmtree(run)
-    found = Classifier.load(moved).predict(photos, machine=CPU).probabilities
-    np.testing.assert_array_equal(found, expected)
-
-
 FILES = ("classifier.json", "manifest.json", "member-1.safetensors", "out-of-fold.safetensors")
 
 
@@ -602,12 +518,6 @@ def test_parameters_and_bytes_are_those_of_all_members(
     assert ensemble.nbytes == 3 * one.nbytes
     on_disk = sum(path.stat().st_size for path in saved_ensemble.glob("member-*.safetensors"))
     assert ensemble.nbytes <= on_disk < 1.1 * ensemble.nbytes
-
-
-def test_weights_read_as_arrays_are_the_same_tensors(trained: fg.Run) -> None:
-    model = combine.one_fold(trained.ingredients(), 2)
-    for name, array in trained.weights(2).items():
-        np.testing.assert_array_equal(model.members[0][name].numpy(), array)
 
 
 def test_classes_of_any_name_go_round(ensemble: Classifier, tmp_path: Path) -> None:

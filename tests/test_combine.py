@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldguide as fg
-from fieldguide import combine, inference, merge, metrics, pixels
+from fieldguide import combine, inference, merge, metrics
 from fieldguide.combine import Greedy, Ingredients, Outside
 from fieldguide.errors import DataError, UsageError
 from fieldguide.inference import Machine
@@ -166,14 +166,6 @@ def test_recalibration_changes_nothing_but_statistics(rule: Any, ingredients: In
 ALL = Greedy((0, 1, 2), 1.0, np.zeros((12, 3), dtype=np.float32))
 
 
-def test_a_soup_says_how_it_was_made(ingredients: Ingredients) -> None:
-    model = combine.soup(ingredients, "stock", batch_norm="average")
-    assert model.card.members == ("stock",)
-    made = {"rule": "stock", "batch_norm": "average", "folds": [0, 1, 2]}
-    assert model.card.provenance["made"] == made
-    assert model.parameters == combine.one_fold(ingredients, 0).parameters
-
-
 def test_sets_of_a_soup_are_calibrated_by_all_folds(ingredients: Ingredients) -> None:
     soup = combine.soup(ingredients, "soup", batch_norm="average").out_of_fold
     every = combine.ensemble(ingredients).out_of_fold
@@ -183,20 +175,6 @@ def test_sets_of_a_soup_are_calibrated_by_all_folds(ingredients: Ingredients) ->
 
 
 # --- which photos are looked at -------------------------------------------------------------------
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The photos that were read since the test began."""
-    paths: list[Path] = []
-    original = pixels.load
-
-    def load(path: Path, **options: Any) -> object:
-        paths.append(path)
-        return original(path, **options)
-
-    monkeypatch.setattr(pixels, "load", load)
-    return paths
 
 
 def test_batch_norm_is_measured_on_training_photos_alone(

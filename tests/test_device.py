@@ -1,6 +1,7 @@
 import os
 import platform
 import resource
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -214,27 +215,21 @@ def test_cores_are_counted_where_the_system_tells_less(monkeypatch: pytest.Monke
     assert count_cores() == 1
 
 
+@pytest.mark.parametrize("counted", [count_threads, count_threads_beside])
 @pytest.mark.parametrize(
-    ("count", "workers", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
+    ("count", "others", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
 )
-def test_threads_leave_a_core_to_each_reader(
-    count: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+def test_threads_are_shared_with_other_processes_and_leave_a_core_to_each_reader(
+    count: int,
+    others: int,
+    threads: int,
+    counted: Callable[[int], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Torch was set to three threads, and is not given more."""
     cores(monkeypatch, count)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert count_threads_beside(workers) == threads
-
-
-@pytest.mark.parametrize(
-    ("count", "jobs", "threads"), [(8, 2, 3), (4, 2, 2), (4, 3, 1), (2, 5, 1), (8, 0, 3)]
-)
-def test_processes_share_the_cores(
-    count: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cores(monkeypatch, count)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert count_threads(jobs) == threads
+    assert counted(others) == threads
 
 
 def test_threads_are_given_back() -> None:

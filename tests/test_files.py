@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldguide import files
@@ -39,7 +39,6 @@ def test_text_keeps_its_line_ends_and_the_bytes_of_file_names(tmp_path: Path) ->
     assert (tmp_path / "a").read_bytes() == "ü\r\n\n名\r".encode() + b"\xff"
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.recursive(
         st.none()
@@ -73,7 +72,6 @@ def test_json_refuses_what_is_no_json(tmp_path: Path) -> None:
 cells = st.text() | st.text(alphabet='",\n\r\0 =\t;\ufeff', max_size=4) | st.just("\udcff")
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.integers(1, 3).flatmap(
         lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1)
@@ -226,18 +224,6 @@ def test_a_disk_that_will_not_says_what_was_needed(
     assert contents(tmp_path) == {"a": b"old"}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_disk_that_is_full_indeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").write_text("old")
-    full = Path("/dev/full")
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, mode: opened(full, mode.replace("x", "w")))
-    with pytest.raises(ResourceError, match="No space left"):
-        files.write_bytes(tmp_path / "a", b"x")
-    monkeypatch.undo()
-    assert contents(tmp_path) == {"a": b"old"}
-
-
 def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(ResourceError) as caught:
@@ -310,11 +296,6 @@ def test_a_manifest_is_the_same_whatever_the_order(recorded: Path) -> None:
     assert (recorded / "manifest.json").read_bytes() == before
 
 
-def test_a_moved_folder_verifies(recorded: Path) -> None:
-    moved = recorded.rename(recorded.with_name("moved"))
-    files.verify(moved)
-
-
 def test_every_file_that_changed_is_named(recorded: Path) -> None:
     (recorded / "folds/0/w.bin").write_bytes(b"weighty")
     (recorded / "ü.txt").write_bytes(b"longer")
@@ -327,16 +308,6 @@ def test_every_file_that_changed_is_named(recorded: Path) -> None:
     (recorded / "ü.txt").unlink()
     with pytest.raises(ResourceError, match=r"2 of 2 files[^$]*ü.txt: missing"):
         files.verify(recorded)
-
-
-def test_one_flipped_bit_is_found(recorded: Path) -> None:
-    path = recorded / "folds/0/w.bin"
-    for place in range(7):
-        data = bytearray(b"weights")
-        data[place] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(ResourceError, match=r"1 of 2 files[^$]*SHA-256"):
-            files.verify(recorded)
 
 
 def test_a_manifest_of_files_that_are_not_there_is_not_written(recorded: Path) -> None:

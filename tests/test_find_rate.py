@@ -90,11 +90,6 @@ def test_the_smoothed_loss_is_the_weighted_mean_of_all_so_far(
         assert mean == pytest.approx(np.average(losses[: step + 1], weights=weights))
 
 
-@given(LOSSES)
-def test_without_smoothing_it_is_the_losses(losses: list[float]) -> None:
-    np.testing.assert_allclose(smooth(losses, 0.0), losses)
-
-
 @given(st.integers(0, 1000), st.sampled_from([0.25, 0.5, 2.0, 8.0]))
 def test_the_unit_of_the_loss_does_not_matter(seed: int, unit: float) -> None:
     """Powers of two: a product with them is exact, so that no tie is broken by rounding."""
@@ -155,10 +150,6 @@ def test_both_sweeps_learn_something_and_suggest_a_rate_within_their_ranges(foun
         assert len(sweep.rates) == len(sweep.losses) == len(sweep.smoothed) <= 40
         assert sweep.suggestion is not None and low / 10 < sweep.suggestion <= high / 10 * 1.001
         assert min(sweep.smoothed) < 0.8 * sweep.losses[0]
-
-
-def test_same_job_same_curves(found: Found, job: FoldJob) -> None:
-    assert find_rates(job, steps=40) == found
 
 
 def test_the_network_is_left_as_it_was(job: FoldJob) -> None:

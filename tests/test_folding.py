@@ -97,23 +97,6 @@ def test_any_head_may_stand_on_top(head: str) -> None:
     assert apart(run(fold(network).network), run(network)) < 1e-4
 
 
-def test_the_size_of_the_pictures_may_differ() -> None:
-    network = stir(make())
-    folded = fold(network)
-    for side in (32, 48, 225):
-        seen = images(2, side)
-        assert apart(run(folded.network, seen), run(network, seen)) < 1e-4
-
-
-def test_one_folding_serves_all_weights_of_an_architecture() -> None:
-    network = make()
-    folded = fold(network)
-    for seed in (1, 2):
-        weights = folded.weights(weights_of(stir(network, seed)))
-        found = torch.func.functional_call(folded.network, weights, (images(),), strict=True)
-        assert apart(found, run(network)) < 1e-4
-
-
 def test_a_memory_layout_stays_what_it_is() -> None:
     network = stir(make()).to(memory_format=torch.channels_last)
     folded = fold(network).network

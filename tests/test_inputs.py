@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from photos import put
 
 from fieldguide import catalog, inputs
 from fieldguide.errors import DataError, FieldguideError, UsageError
 from fieldguide.inputs import Input
-
-
-def put(root: Path, *names: str) -> Path:
-    """Files with a name and no content: nothing here looks into them."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -142,12 +135,6 @@ def test_a_folder_in_code_point_order_whatever_the_file_system_says(
     assert inputs.read([tmp_path]) == found
 
 
-def test_hidden_and_system_files_are_no_inputs(tmp_path: Path) -> None:
-    put(tmp_path, "1.jpg", "._1.jpg", ".hidden.jpg", ".DS_Store", "Thumbs.db", "desktop.ini")
-    put(tmp_path, "__MACOSX/1.jpg", ".cache/2.jpg", "x.jpg/3.jpg")
-    assert names(inputs.read([tmp_path])) == ["1.jpg"]
-
-
 def test_a_link_to_nothing_is_an_input_and_missing(tmp_path: Path) -> None:
     put(tmp_path, "b.jpg", "elsewhere/real.jpg")
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone")
@@ -162,17 +149,6 @@ def test_a_link_to_nothing_is_an_input_and_missing(tmp_path: Path) -> None:
     put(tmp_path / "only", "x")
     (tmp_path / "only" / "a.jpg").symlink_to(tmp_path / "gone")
     assert problems(inputs.read([tmp_path / "only"])) == ["file not found"]
-
-
-def test_loops_of_links_end(tmp_path: Path) -> None:
-    put(tmp_path, "a/1.jpg")
-    (tmp_path / "a" / "back").symlink_to(tmp_path)
-    (tmp_path / "a" / "self.jpg").symlink_to(tmp_path / "a" / "self.jpg")
-    found = inputs.read([tmp_path])
-    assert [(each.name, each.problem) for each in found] == [
-        ("a/1.jpg", ""),
-        ("a/self.jpg", "file not found"),
-    ]
 
 
 def test_a_folder_that_cannot_be_listed_is_not_lost(
@@ -328,20 +304,6 @@ def test_which_column(tmp_path: Path) -> None:
     empty = write(tmp_path / "e.csv", "where,other\n")
     assert inputs.read([empty]) == inputs.read([empty], path_column="where") == []
     refused(DataError, [empty], path_column="were")
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("", "the table is empty: "),
-        ("path,n\na.jpg\n", "t.csv, row 2: 1 cell, the header has 2"),
-        ("path,path\na.jpg,b\n", "t.csv, row 1: column `path` stands there twice"),
-        ("path\na\0.jpg\n", "t.csv, row 2: a NUL byte"),
-        (b"path\ncaf\xe9.jpg\n", "t.csv, row 2: not text in UTF-8"),
-    ],
-)
-def test_what_is_no_table(tmp_path: Path, data: str | bytes, message: str) -> None:
-    assert refused(DataError, [write(tmp_path / "t.csv", data)]).message.startswith(message)
 
 
 # --- lists ----------------------------------------------------------------------------------------

@@ -78,12 +78,6 @@ def test_from_the_other_end_it_is_the_same_line(t: float) -> None:
     assert same(on_line(one, other, t), on_line(other, one, 1 - t))
 
 
-def test_equal_ends_are_the_same_everywhere() -> None:
-    for t in landscape.PLACES:
-        for name, array in on_line(weights(1), weights(1), t).items():
-            assert np.allclose(array, weights(1)[name], rtol=1e-3)
-
-
 def test_no_variance_falls_below_zero_beyond_the_ends() -> None:
     one, other = weights(1), weights(2)
     one["norm.running_var"] = np.full(5, 0.01, np.float32)

@@ -74,15 +74,6 @@ def test_average_is_the_mean() -> None:
         assert torch.equal(merged[name], mean)
 
 
-def test_average_agrees_with_torch() -> None:
-    models = [torch.nn.Linear(3, 2) for _ in range(4)]
-    averaged = torch.optim.swa_utils.AveragedModel(models[0])
-    for model in models:
-        averaged.update_parameters(model)
-    merged = merge.average([model.state_dict() for model in models])
-    torch.testing.assert_close(merged, averaged.module.state_dict())
-
-
 @settings(max_examples=30, deadline=None)
 @given(k=st.integers(2, 5), seed=st.integers(0, 10_000))
 def test_model_stock_agrees_with_the_formula_and_lies_between(k: int, seed: int) -> None:
@@ -100,50 +91,6 @@ def test_model_stock_agrees_with_the_formula_and_lies_between(k: int, seed: int)
     assert ratios["w"] == pytest.approx(float(t), abs=1e-6)
     expected = t * torch.stack(copies).double().mean(0) + (1 - t) * anchor.double()
     torch.testing.assert_close(merged["w"].double(), expected, rtol=0, atol=1e-6)
-
-
-def test_model_stock_is_the_point_nearest_to_the_centre() -> None:
-    """Brute force over t: the paper's derivation, on copies that are its thin shell exactly.
-
-    Copies lie at equal distance from the anchor with equal angles between them. The centre μ of
-    the shell is perpendicular: (w_i − μ) ⊥ (μ − w_0) and (w_i − μ) ⊥ (w_j − μ) for all pairs. The
-    paper's ratio is the point on the line from the anchor through the mean that is nearest to μ.
-    """
-    cosine, k, size = 0.4, 3, 6
-    gram = torch.full((k, k), cosine, dtype=torch.float64).fill_diagonal_(1)
-    moves = torch.zeros(k, size, dtype=torch.float64)
-    moves[:, :k] = torch.linalg.cholesky(gram)
-    centre = _shell_centre(moves, cosine)
-    ratios = torch.linspace(0, 1, 100_001, dtype=torch.float64)
-    distances = (ratios[:, None] * moves.mean(0) - centre).norm(dim=1)
-    brute = float(ratios[distances.argmin()])
-    _, found = merge.model_stock([{"w": move} for move in moves], {"w": torch.zeros(size).double()})
-    assert found["w"] == pytest.approx(brute, abs=2e-5)
-
-
-def _shell_centre(moves: Tensor, cosine: float) -> Tensor:
-    """μ with |μ|² = cosθ·|w|² that projects onto the moves' span along their mean: w_i·μ = |μ|²."""
-    targets = torch.full((len(moves),), cosine, dtype=torch.float64)
-    in_span: Tensor = torch.linalg.lstsq(moves, targets[:, None]).solution[:, 0]
-    rest = cosine - float(in_span.dot(in_span))
-    beside = torch.zeros_like(in_span)
-    beside[len(moves)] = max(rest, 0) ** 0.5
-    return in_span + beside
-
-
-def test_orthogonal_moves_return_to_the_anchor() -> None:
-    anchor = {"w": torch.ones(3)}
-    copies = [{"w": anchor["w"] + move} for move in 2 * torch.eye(3)]
-    merged, ratios = merge.model_stock(copies, anchor)
-    assert ratios["w"] == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(merged["w"], anchor["w"])
-
-
-def test_parallel_moves_give_the_mean() -> None:
-    move = torch.tensor([1.0, 2.0, 3.0])
-    merged, ratios = merge.model_stock([{"w": move}, {"w": 3 * move}], {"w": torch.zeros(3)})
-    assert ratios["w"] == pytest.approx(1)
-    torch.testing.assert_close(merged["w"], 2 * move)
 
 
 @pytest.mark.parametrize("k", [2, 3])

@@ -232,28 +232,20 @@ def test_the_anchor_is_the_trained_part_of_the_backbone() -> None:
 # --- freezing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stages", range(6))
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_freezing_takes_the_stem_and_then_stage_by_stage(backbone: str, stages: int) -> None:
+def test_freezing_takes_the_stem_then_stage_by_stage_then_all_but_the_head(backbone: str) -> None:
     with torch.device("meta"):
         network = make(backbone=backbone)
-    freeze(network, stages)
-    stem, names = FAMILIES[backbone]
-    prefixes = (*stem, *(f"{name}." for name in names.split()[: stages - 1])) if stages else ()
     parameters = dict(network.backbone.named_parameters())
-    expected = {name for name in parameters if name.startswith(prefixes)}
-    assert {name for name, tensor in parameters.items() if not tensor.requires_grad} == expected
-    assert all(any(name.startswith(prefix) for name in expected) for prefix in prefixes)
-    assert all(tensor.requires_grad for tensor in network.head.parameters())
-
-
-@pytest.mark.parametrize("backbone", FAMILIES)
-def test_everything_can_be_frozen_but_the_head(backbone: str) -> None:
-    with torch.device("meta"):
-        network = make(backbone=backbone)
-    freeze(network, 6)
-    assert not any(tensor.requires_grad for tensor in network.backbone.parameters())
-    assert all(tensor.requires_grad for tensor in network.head.parameters())
+    stem, names = FAMILIES[backbone]
+    for stages in range(7):
+        freeze(network, stages)
+        prefixes = (*stem, *(f"{name}." for name in names.split()[: stages - 1])) if stages else ()
+        expected = {name for name in parameters if name.startswith(prefixes) or stages == 6}
+        frozen = {name for name, tensor in parameters.items() if not tensor.requires_grad}
+        assert frozen == expected, stages
+        assert all(any(name.startswith(prefix) for name in expected) for prefix in prefixes)
+        assert all(tensor.requires_grad for tensor in network.head.parameters())
 
 
 def test_norms_of_frozen_stages_do_not_move_in_training() -> None:
@@ -325,13 +317,6 @@ def test_the_order_of_batches_does_not_matter(moved: Network) -> None:
     recalibrate(moved, reversed(batches))
     for name, tensor in weights_of(moved).items():
         torch.testing.assert_close(tensor, one[name], rtol=1e-5, atol=1e-6)
-
-
-def test_measuring_twice_changes_nothing(moved: Network) -> None:
-    recalibrate(moved, photos().split(5))
-    one = weights_of(moved)
-    recalibrate(moved, photos().split(5))
-    assert equal(weights_of(moved), one)
 
 
 def test_only_statistics_change_not_even_counters(moved: Network) -> None:

@@ -9,19 +9,16 @@ from typing import Any
 
 import pytest
 from fits import results, small_fit
-from photos import encoded, photograph
+from photos import jpeg
 from test_shards import write_tar
 
-from fieldguide import caches, cli, files, inputs, pixels
+from fieldguide import cli, files, inputs, pixels
 from fieldguide.catalog import Catalog, Photo, read, scan
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.shards import INDEX
 
+pytestmark = pytest.mark.usefixtures("cache")
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
-
-
-def jpeg(seed: int) -> bytes:
-    return encoded(photograph(seed))
 
 
 def picture(seed: int, path: str | None = None) -> dict[str, Any]:
@@ -52,12 +49,6 @@ def write(
 
 def contents(found: Catalog) -> list[bytes]:
     return [pixels.read(found.file(photo)) for photo in found.photos]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
-    return caches.root()
 
 
 @needs_pyarrow

@@ -30,11 +30,6 @@ def exif(orientation: int) -> bytes:
     return block.tobytes()
 
 
-def tail(image: Image.Image) -> Image.Image:
-    """The lowest quarter, which is missing first."""
-    return image.crop((0, image.height * 3 // 4, image.width, image.height))
-
-
 def test_a_plain_jpeg_is_what_pillow_decodes() -> None:
     data = encoded(photograph(1))
     frame = pixels.decode(data)

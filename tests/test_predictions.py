@@ -329,18 +329,6 @@ def test_what_was_done_stays(tmp_path: Path, error: BaseException, after: int) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "whole.csv"]
 
 
-def test_rows_are_on_disk_before_the_next_chunk_is_taken(tmp_path: Path) -> None:
-    lines = []
-
-    def chunks() -> Iterator[Predictions]:
-        for chunk in CHUNKS:
-            yield chunk
-            lines.append((tmp_path / "p.csv.part").read_bytes().count(b"\n"))
-
-    write(tmp_path / "p.csv", chunks(), Layout())
-    assert lines == [11, 21, 31, 41]
-
-
 def untouchable() -> Iterator[Predictions]:
     pytest.fail("a chunk was taken")
     yield

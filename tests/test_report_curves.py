@@ -164,13 +164,6 @@ def test_a_table_that_was_changed_is_refused(discs: Path, tmp_path: Path) -> Non
         curves.section(run)
 
 
-def test_a_run_without_any_fold_says_so(discs: Path, tmp_path: Path) -> None:
-    killed = stopped(discs, tmp_path / "run", after_steps=1)
-    section = curves.section(killed)
-    assert "No epoch of any fold is finished yet" in section.body
-    assert "<figure" not in section.body and "<table" not in section.body
-
-
 def test_a_fold_under_way_is_shown_from_its_checkpoint(discs: Path, tmp_path: Path) -> None:
     killed = stopped(discs, tmp_path / "run", after_steps=8)
     found = curves.read(killed)
@@ -181,10 +174,9 @@ def test_a_fold_under_way_is_shown_from_its_checkpoint(discs: Path, tmp_path: Pa
     )
 
 
-def test_done_folds_are_shown_without_the_others(discs: Path, tmp_path: Path) -> None:
-    part = small_fit(discs, tmp_path / "run", fold=1)
-    assert list(curves.read(part).kept) == [1]
-    assert "1 of 2 folds are done" in curves.section(part).body
+def test_done_folds_are_shown_without_the_others(hostile: fg.Run) -> None:
+    assert list(curves.read(hostile).kept) == [1]
+    assert "1 of 2 folds are done" in curves.section(hostile).body
 
 
 def stopped(photos: Path, out: Path, after_steps: int) -> fg.Run:

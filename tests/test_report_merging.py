@@ -255,11 +255,7 @@ def test_a_run_of_single_replicas_was_not_merged(trained: fg.Run) -> None:
     assert "fieldguide landscape RUN --between folds" in text
 
 
-def test_a_run_under_way_tells_of_its_checkpoint_and_one_without_says_so(
-    discs: Path, tmp_path: Path
-) -> None:
-    for steps, expected in ((1, "No merge of any fold is finished yet"), (8, "0 of 2 folds")):
-        with pytest.raises(Killed):
-            watcher = Watcher(on_step=killer(steps))
-            small_fit(discs, tmp_path / str(steps), watcher=watcher, epochs=3)
-        assert expected in words(fg.Run(tmp_path / str(steps)))
+def test_a_run_under_way_tells_of_its_checkpoint(discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        small_fit(discs, tmp_path / "run", watcher=Watcher(on_step=killer(8)), epochs=3)
+    assert "0 of 2 folds" in words(fg.Run(tmp_path / "run"))

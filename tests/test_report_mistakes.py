@@ -9,8 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from conftest import draw_photo
-from fits import small_fit
+from conftest import HOSTILE, draw_photo
 
 import fieldguide as fg
 from fieldguide import activation, labels
@@ -18,24 +17,11 @@ from fieldguide.analysis.suspects import hard_photos
 from fieldguide.errors import ResourceError
 from fieldguide.report import build, mistakes
 
-NAMES = ("<script>alert(1)<b>", 'new\nline "quoted" \'', "🌻" + "x" * 200)
-
-
-@pytest.fixture(scope="module")
-def unlearned(tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
-    """A run that learned next to nothing, of names that nobody should use; one fold is done."""
-    folder = tmp_path_factory.mktemp("unlearned")
-    for number, name in enumerate(NAMES):
-        for index in range(8):
-            path = folder / "photos" / name / f"{index} <i>.jpg"
-            draw_photo(path, (120, 120, 120), 100 * number + index)
-    return small_fit(folder / "photos", folder / "run", fold=1, epochs=1, warmup=0.0)
-
 
 @pytest.fixture
-def copied(unlearned: fg.Run, tmp_path: Path) -> Callable[[], fg.Run]:
+def copied(hostile: fg.Run, tmp_path: Path) -> Callable[[], fg.Run]:
     """A copy to write into, opened when asked for."""
-    shutil.copytree(unlearned.folder, tmp_path / "run")
+    shutil.copytree(hostile.folder, tmp_path / "run")
     return lambda: fg.Run(tmp_path / "run")
 
 
@@ -108,13 +94,13 @@ def test_rows_of_photos_that_are_labelled_otherwise_now_are_dropped(
 ) -> None:
     run = copied()
     photo = run.catalog.photos[0]
-    row = [1, photo.path, photo.label, NAMES[1], 0.1, 0.8, 1, "looks like x", "x"]
+    row = [1, photo.path, photo.label, HOSTILE[1], 0.1, 0.8, 1, "looks like x", "x"]
     with (run.folder / labels.TABLE).open("w", newline="") as file:
         csv.writer(file).writerows(
             [labels.HEADER, row, [2, photo.path, "another", *row[3:]], [3, "gone.jpg", *row[2:]]]
         )
     listed, _ = mistakes.doubtful(run, mistakes.judge(run))
-    assert listed == [mistakes.Doubtful(0, NAMES[1], 0.1, 0.8, "looks like x")]
+    assert listed == [mistakes.Doubtful(0, HOSTILE[1], 0.1, 0.8, "looks like x")]
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "{header}\n1,a,b,c,nan,2,0,r,\n", "\0"])
@@ -140,21 +126,21 @@ def wrong_photos(run: fg.Run) -> int:
     return int(np.sum(judged.probabilities.argmax(axis=1) != judged.targets))
 
 
-def test_each_mistake_has_its_photo_and_its_heat(unlearned: fg.Run) -> None:
-    wrong = wrong_photos(unlearned)
+def test_each_mistake_has_its_photo_and_its_heat(hostile: fg.Run) -> None:
+    wrong = wrong_photos(hostile)
     assert wrong > 2  # else nothing is tested here
-    body = mistakes.section(unlearned).body
+    body = mistakes.section(hostile).body
     first = body[: body.index("Labels that look wrong")]
     assert f"{wrong} of 12 photos" in first and "(1 of 2 folds are trained)" in first
     assert first.count("<figure>") == wrong
     assert first.count("data:image/jpeg") == 2 * wrong
     assert first.count("bright where fold 1 found") == wrong
-    plain = mistakes.section(unlearned, heat_maps=False).body
+    plain = mistakes.section(hostile, heat_maps=False).body
     assert "There are no heat maps: not asked for." in plain and "bright where fold" not in plain
 
 
-def test_names_and_paths_are_harmless_and_legible(unlearned: fg.Run) -> None:
-    body = mistakes.section(unlearned, heat_maps=False).body
+def test_names_and_paths_are_harmless_and_legible(hostile: fg.Run) -> None:
+    body = mistakes.section(hostile, heat_maps=False).body
     assert "<script" not in body and "<i>" not in body
     assert "&lt;i&gt;.jpg" in body  # the file's name
     assert "%3Ci%3E.jpg" in body  # its address
@@ -168,48 +154,44 @@ def linked(page: str, folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("place", ["run", "photos", "elsewhere/and deeper <b>"])
-def test_links_lead_to_the_photos_from_wherever_the_page_lies(
-    unlearned: fg.Run, place: str
-) -> None:
-    folder = unlearned.folder.parent / place
-    found = linked(mistakes.section(unlearned, heat_maps=False, folder=folder).body, folder)
-    assert len(found) >= wrong_photos(unlearned)
-    assert found <= {unlearned.catalog.file(photo) for photo in unlearned.catalog.photos}
+def test_links_lead_to_the_photos_from_wherever_the_page_lies(hostile: fg.Run, place: str) -> None:
+    folder = hostile.folder.parent / place
+    found = linked(mistakes.section(hostile, heat_maps=False, folder=folder).body, folder)
+    assert len(found) >= wrong_photos(hostile)
+    assert found <= {hostile.catalog.file(photo) for photo in hostile.catalog.photos}
 
 
-def test_a_report_written_elsewhere_links_from_there(unlearned: fg.Run, tmp_path: Path) -> None:
-    own, other = unlearned.folder, tmp_path / "page.html"
-    page = build(unlearned, other, heat_maps=False).read_text("utf-8")
-    body = mistakes.section(unlearned, heat_maps=False).body
+def test_a_report_written_elsewhere_links_from_there(hostile: fg.Run, tmp_path: Path) -> None:
+    own, other = hostile.folder, tmp_path / "page.html"
+    page = build(hostile, other, heat_maps=False).read_text("utf-8")
+    body = mistakes.section(hostile, heat_maps=False).body
     assert linked(page, tmp_path) == linked(body, own) != set()
 
 
-def test_without_photos_mistakes_are_told_in_words(unlearned: fg.Run, tmp_path: Path) -> None:
-    run = fg.Run(unlearned.folder, photos=tmp_path)
+def test_without_photos_mistakes_are_told_in_words(hostile: fg.Run, tmp_path: Path) -> None:
+    run = fg.Run(hostile.folder, photos=tmp_path)
     body = mistakes.section(run).body
     assert "There are no heat maps: the photos are not there any more, or not as they were" in body
     assert "<img" not in body and "no picture: file not found" in body
     assert f"{wrong_photos(run)} of 12 photos" in body
 
 
-def test_without_weights_there_is_no_heat(
-    unlearned: fg.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_weights_there_is_no_heat(hostile: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ResourceError("the weights are gone & forgotten")
 
     monkeypatch.setattr(activation.Activation, "__init__", refuse)
-    body = mistakes.section(unlearned).body
+    body = mistakes.section(hostile).body
     assert "There are no heat maps: the weights are gone &amp; forgotten." in body
-    assert body.count("data:image/jpeg") >= wrong_photos(unlearned)
+    assert body.count("data:image/jpeg") >= wrong_photos(hostile)
 
 
-def test_a_photo_that_has_changed_is_not_shown(unlearned: fg.Run, tmp_path: Path) -> None:
+def test_a_photo_that_has_changed_is_not_shown(hostile: fg.Run, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
-    shutil.copytree(unlearned.catalog.root, photos)
+    shutil.copytree(hostile.catalog.root, photos)
     for path in photos.rglob("*.jpg"):
         draw_photo(path, (0, 0, 0), 1)
-    body = mistakes.section(fg.Run(unlearned.folder, photos=photos)).body
+    body = mistakes.section(fg.Run(hostile.folder, photos=photos)).body
     assert "<img" not in body and "the file has changed since" in body
 
 
@@ -250,8 +232,3 @@ def test_a_run_that_makes_no_mistake_says_so(
     body = mistakes.section(trained).body
     assert "There is none." in body and "None was found." in body
     assert "own class among the 2 most probable of 3" in body and "<figure>" not in body
-
-
-def test_before_the_first_fold_it_says_so(copied: Callable[[], fg.Run]) -> None:
-    shutil.rmtree(copied().folder / "folds")
-    assert "No fold is trained yet" in mistakes.section(copied()).body

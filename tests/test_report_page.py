@@ -13,11 +13,13 @@ from typing import Any
 
 import altair as alt
 import pytest
-from fits import small_fit
+from fits import Killed, killer, small_fit
 from markupsafe import Markup
+from pages import without_scripts
 
 import fieldguide as fg
 from fieldguide import runs
+from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError
 from fieldguide.report import build as report
 from fieldguide.report import page
@@ -156,10 +158,6 @@ def sections_of(path: Path) -> list[str | None]:
     return [each["id"] for each in Outline(path.read_text("utf-8")).all("section")]
 
 
-def without_scripts(text: str) -> str:
-    return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-
-
 EVERY_SECTION = [topic.id for topic in topics()]
 
 
@@ -243,6 +241,37 @@ def states(run: fg.Run, photos: Path, out: Path) -> dict[str, Callable[[], fg.Ru
         "not written up": lambda: copied("late", *results),
         "photos gone": lambda: copied("gone", photos=out / "nowhere"),
     }
+
+
+@pytest.fixture(scope="module")
+def begun(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """A run that was killed in its first epoch; read only."""
+    out = tmp_path_factory.mktemp("begun") / "run"
+    with pytest.raises(Killed):
+        small_fit(discs, out, watcher=Watcher(on_step=killer(1)))
+    return fg.Run(out)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("verdict", "Nothing can be said of its accuracy yet: none of 2 folds is done"),
+        ("curves", "No epoch of any fold is finished yet"),
+        ("merging", "No merge of any fold is finished yet"),
+        ("confusion", "No fold is done yet"),
+        ("classes", "No fold is trained yet"),
+        ("mistakes", "No fold is trained yet"),
+        ("trust", "No fold is done yet"),
+        ("repeat", "no fold is done yet"),
+    ],
+)
+def test_before_the_first_fold_each_section_says_so(
+    begun: fg.Run, section: str, words: str
+) -> None:
+    (topic,) = [topic for topic in topics() if topic.id == section]
+    body = topic.make(begun).body
+    assert words in " ".join(body.split())
+    assert section in ("verdict", "repeat") or ("<figure" not in body and "<table" not in body)
 
 
 @pytest.mark.parametrize(

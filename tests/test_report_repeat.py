@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shlex
-import shutil
 import tomllib
 from html import unescape
 from pathlib import Path
@@ -101,9 +100,3 @@ def test_a_command_that_attacks_stays_text(discs: Path, tmp_path: Path) -> None:
     body = repeat.section(run).body
     assert "<script>" not in body
     assert unescape(body).count("fieldguide fit '<script>alert(1)</script>' --out x") == 1
-
-
-def test_without_a_fold_there_is_no_time(trained: fg.Run, tmp_path: Path) -> None:
-    shutil.copytree(trained.folder, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/folds")
-    assert "no fold is done yet" in repeat.section(fg.Run(tmp_path / "run")).body

@@ -1,11 +1,11 @@
 """Trust: what confidences, sets and thresholds are worth, out of fold."""
 
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import words
 
 import fieldguide as fg
 from fieldguide import metrics
@@ -13,11 +13,6 @@ from fieldguide.analysis import calibration
 from fieldguide.analysis.coverage import answered
 from fieldguide.report import trust
 from fieldguide.report.trust import Goal, Judged
-
-
-def words(body: str) -> str:
-    text = re.sub(r"<script.*?</script>", " ", body, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text)).replace("\xa0", " ")
 
 
 def drawn(photos: int, *, sharpness: float = 1.0, classes: int = 4, seed: int = 0) -> Judged:
@@ -96,10 +91,3 @@ def test_with_one_fold_nothing_is_scaled_and_no_sets_are_drawn(
     assert "nothing is scaled here" in text
     assert "only one fold is done" in text
     assert section.body.count('<figure class="chart">') == 2
-
-
-def test_without_a_fold_nothing_is_drawn(trained: fg.Run, tmp_path: Path) -> None:
-    shutil.copytree(trained.folder, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/folds")
-    body = trust.section(fg.Run(tmp_path / "run")).body
-    assert "No fold is done yet" in body and "<figure" not in body

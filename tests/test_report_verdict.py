@@ -1,13 +1,13 @@
 """The verdict: one honest sentence, what was chosen on what, and advice that follows from facts."""
 
 import json
-import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from fits import small_fit, small_recipe
+from pages import words
 
 import fieldguide as fg
 from fieldguide.outside import Worth
@@ -26,12 +26,6 @@ QUIET = Findings(
     scored=True,
     models=1,
 )
-
-
-def words(body: str) -> str:
-    """The text of a page's part, without elements and scripts."""
-    text = re.sub(r"<script.*?</script>", " ", body, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text)).replace("\xa0", " ")
 
 
 def worth(name: str, accuracy: float = 0.9, *, networks: int = 1, reach: float = 0.02) -> Worth:
@@ -76,24 +70,18 @@ def test_the_sentence_gives_accuracy_interval_photos_and_folds(trained: fg.Run) 
     assert "each of 24 training photos was judged by the one of 3 folds" in text
 
 
-def test_groups_are_counted_where_photos_come_in_groups(discs: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pairs(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """A run of photos in groups of two, without any outside its folds; read only."""
     catalog = fg.scan(discs)
-    pairs = [
-        replace(photo, group=f"{photo.label}{n // 2}") for n, photo in enumerate(catalog.photos)
-    ]
-    run = small_fit(replace(catalog, photos=tuple(pairs)), tmp_path / "run")
-    text = words(verdict.section(run).body)
+    photos = tuple(replace(p, group=f"{p.label}{n // 2}") for n, p in enumerate(catalog.photos))
+    return small_fit(replace(catalog, photos=photos), tmp_path_factory.mktemp("pairs") / "run")
+
+
+def test_groups_are_counted_where_photos_come_in_groups(pairs: fg.Run) -> None:
+    text = words(verdict.section(pairs).body)
     assert "24 training photos in 12 groups" in text
     assert "there are only 12: it is too narrow" in text
-
-
-def test_without_a_fold_there_is_no_number(copied: fg.Run) -> None:
-    for name in ("folds", "manifest.json", "oof.csv", "summary.json"):
-        place = copied.folder / name
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
-    text = words(verdict.section(fg.Run(copied.folder)).body)
-    assert "Nothing can be said of its accuracy yet: none of 3 folds is done" in text
-    assert not re.search(r"\d %", text.partition("What was chosen")[0])
 
 
 def test_an_unfinished_run_says_how_far_it_is(copied: fg.Run) -> None:
@@ -163,12 +151,9 @@ def test_without_scores_it_is_said_how_to_get_them(copied: fg.Run) -> None:
     assert "have not been scored as the run stands now: fieldguide score" in text
 
 
-def test_without_outside_photos_nothing_is_claimed_of_the_ensemble(
-    discs: Path, tmp_path: Path
-) -> None:
-    text = words(verdict.section(small_fit(discs, tmp_path / "run")).body)
-    assert "this run has none" in text
-    assert "--holdout 0.1" in text
+def test_without_outside_photos_nothing_is_claimed_of_the_ensemble(pairs: fg.Run) -> None:
+    text = words(verdict.section(pairs).body)
+    assert "this run has none" in text and "--holdout 0.1" in text
 
 
 def test_overlapping_intervals_show_no_difference() -> None:

@@ -55,18 +55,6 @@ def test_copies_of_training_photos_are_not_outside(parts: Path, tmp_path: Path) 
     }
 
 
-def test_photos_that_chose_epochs_are_not_outside(parts: Path, tmp_path: Path) -> None:
-    watching: dict[str, Any] = {"stop": "fold", "watch_val": True}
-    run = small_fit(parts, tmp_path / "run", fold=0, **watching, **SHORT)
-    assert any(photo.split == "val" for photo in run.catalog.photos)
-    assert run.outside.tolist() == []
-    assert len(run.ingredients().outside) == 0
-
-
-def test_a_run_without_a_val_part_has_no_photos_outside(discs: Path, tmp_path: Path) -> None:
-    assert small_fit(discs, tmp_path / "run", fold=0, **SHORT).outside.tolist() == []
-
-
 # --- what the folds were judged by ----------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldguide.seeds import derive_seed
@@ -7,13 +7,11 @@ WORDS = st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs
 NAMES = st.lists(st.integers() | WORDS, max_size=5)
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(NAMES)
 def test_a_seed_fits_a_signed_64_bit_integer(names: list[int | str]) -> None:
     assert 0 <= derive_seed(*names) < 2**63
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(NAMES, NAMES)
 def test_only_the_same_names_give_the_same_seed(
     one: list[int | str], other: list[int | str]

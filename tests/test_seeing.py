@@ -4,16 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from fits import SMALL
+from fits import flags
 from PIL import Image
 
 from fieldguide import cli
 
 pytestmark = pytest.mark.usefixtures("plain_consoles")
-
-
-def flags(**settings: object) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | settings).items()]
 
 
 @pytest.fixture(scope="module")

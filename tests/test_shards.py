@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 from fits import small_fit
-from photos import encoded, photograph
+from photos import jpeg
 
-from fieldguide import caches, crossval, files, inputs, pixels
+from fieldguide import crossval, files, inputs, pixels
 from fieldguide.catalog import Note, Photo, scan
 from fieldguide.crossval import Watcher
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.shards import INDEX
-
-
-def jpeg(seed: int) -> bytes:
-    return encoded(photograph(seed))
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -28,12 +24,6 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
-    return caches.root()
 
 
 def test_classes_of_webdataset_are_labels(tmp_path: Path, cache: Path) -> None:

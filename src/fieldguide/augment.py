@@ -1,10 +1,9 @@
-"""What photos go through on their way to the network: transforms for training and for evaluation,
-and the mixing of batches. All of it is torchvision's `transforms.v2`; here stands which, in what
-order.
+"""What photos go through on their way to the network: settings of the training transforms, views,
+normalising, and the mixing of batches by torchvision's `transforms.v2`.
 
 Photos come in as upright RGB pictures and leave as uint8 tensors (3, size, size): `normalise` is
-left to the device. transforms.v2 draws from torch's global generator; callers seed that per photo
-and per batch. Knows nothing of files, networks or training.
+left to the device. CutMix and MixUp draw from torch's global generator; callers seed that per
+batch. Knows nothing of files, networks or training.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,30 +46,6 @@ class Augmentation:
     grayscale: float
     policy: Policy
     erasing: float
-
-
-def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:
-    """Random crop, mirror image, colours, policy, erasing: a picture → uint8 (3, size, size).
-
-    What is erased is filled with `mean` (per channel, in [0, 1]): nothing, after normalising.
-    """
-    interpolation = InterpolationMode(settings.interpolation)
-    steps: list[nn.Module] = [
-        v2.RandomResizedCrop(
-            settings.size, scale=settings.crop_scale, interpolation=interpolation, antialias=True
-        ),
-        v2.RandomHorizontalFlip(settings.flip),
-    ]
-    if settings.color_jitter:
-        steps.append(v2.RandomApply([v2.ColorJitter(*settings.jitter)], p=settings.color_jitter))
-    if settings.grayscale:
-        steps.append(v2.RandomGrayscale(settings.grayscale))
-    steps.extend(_policy(settings.policy, interpolation))
-    steps.append(v2.PILToTensor())
-    if settings.erasing:
-        fill = [255 * channel for channel in mean]
-        steps.append(v2.RandomErasing(settings.erasing, value=fill))
-    return v2.Compose(steps)
 
 
 def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -> v2.Compose:
@@ -240,15 +215,3 @@ class _Views(nn.Module):
             return [v2.functional.center_crop(picture, [self.size])]
         *corners, centre = v2.functional.five_crop(picture, [self.size])
         return [centre, *corners]
-
-
-def _policy(policy: Policy, interpolation: InterpolationMode) -> list[nn.Module]:
-    if policy == "randaugment":
-        return [v2.RandAugment(interpolation=interpolation)]
-    if policy == "trivialaugment":
-        return [v2.TrivialAugmentWide(interpolation=interpolation)]
-    if policy == "augmix":
-        # AugMix works on tensors, which torchvision cannot rotate bicubically.
-        bicubic = interpolation is InterpolationMode.BICUBIC
-        return [v2.AugMix(interpolation=InterpolationMode.BILINEAR if bicubic else interpolation)]
-    return []

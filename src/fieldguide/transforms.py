@@ -1,12 +1,13 @@
-"""The transforms of `augment`, draw for draw, from arrays of pixels and without their overhead.
+"""The transforms of torchvision's v2, draw for draw, from arrays and without their overhead.
 
-`training(settings, mean)(picture, seed)` makes the draws that `augment.training_transform` makes
-after `torch.manual_seed(seed)`, in the same order, and changes the same pixels by the same
-formulas; `evaluation` is `augment.evaluation_transform`. What differs is how: one copy and one
-resize of the crop, colours as arithmetic on planes, shears as one gather, and a generator of its
-own for each photo. Nothing global is touched, so that any number of threads may share a transform;
-the time goes into loops of numpy, torch and Pillow that let other threads run. torch splits large
-arrays over its own threads: a pool that runs many transforms wants one of them each.
+`training(settings, mean)(picture, seed)` makes the draws that the transforms of
+tests/reference_transforms.py make after `torch.manual_seed(seed)`, in the same order, and changes
+the same pixels by the same formulas; `evaluation` is `augment.evaluation_transform`. What differs
+is how: one copy and one resize of the crop, colours as arithmetic on planes, shears as one gather,
+and a generator of its own for each photo. Nothing global is touched, so that any number of threads
+may share a transform; the time goes into loops of numpy, torch and Pillow that let other threads
+run. torch splits large arrays over its own threads: a pool that runs many transforms wants one of
+them each.
 
 A picture is upright RGB of shape (height, width, 3), read-only or not; `Planes` below are its three
 channels. Knows nothing of files, batches or training.
@@ -124,7 +125,7 @@ class EvaluationTransform:
 
 
 def training(settings: Augmentation, mean: tuple[float, float, float]) -> TrainingTransform:
-    """What `augment.training_transform(settings, mean)` does, of a picture and a seed.
+    """What torchvision's transforms of these settings do, of a picture and a seed.
 
     The draws are equal. Pixels are too, but for the resampling (torch's integers against Pillow's:
     at most 1 level, bicubic 4), sums in float32 and, one pixel in a hundred, the hue of a jitter
