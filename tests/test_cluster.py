@@ -13,8 +13,11 @@ from fits import results, small_fit, small_recipe
 from side_folds import made
 
 import fieldguide as fg
-from fieldguide import cluster, compare, crossval, files
+from fieldguide import cluster, crossval, files
 from fieldguide.cluster import _Heard, train_on_cluster
+from fieldguide.compare.compare import compare
+from fieldguide.compare.results import rebuilt
+from fieldguide.compare.trials import trials
 from fieldguide.controls import Controls, TrainFold
 from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError, Stopped, TrainingError, UsageError
@@ -193,7 +196,7 @@ def test_trials_are_trained_at_the_same_time_as_in_sequence(
     here, there = small_recipe(workers=1), small_recipe(cluster="local")
     vary = {"head_rate": [1e30, 0.003]}
     catalog = fg.scan(discs)
-    one = compare.compare(catalog, compare.trials(here, vary), tmp_path / "one")
+    one = compare(catalog, trials(here, vary), tmp_path / "one")
     rows: list[Any] = []
     plans: list[crossval.Plan] = []
     steps: list[int] = []
@@ -204,26 +207,26 @@ def test_trials_are_trained_at_the_same_time_as_in_sequence(
         on_step=lambda: steps.append(1),
         notice=notices.append,
     )
-    trials = compare.trials(there, vary)
-    two = compare.compare(catalog, trials, tmp_path / "two", watcher=watcher)
+    tried = trials(there, vary)
+    two = compare(catalog, tried, tmp_path / "two", watcher=watcher)
     assert [row.status for row in two.rows] == ["complete", "failed", "complete"]
-    for trial in (trials[0], trials[2]):
+    for trial in (tried[0], tried[2]):
         runs = [fg.Run(tmp_path / name / trial.folder) for name in ("one", "two")]
         assert results(runs[0]) == results(runs[1])
     assert [row.contrast for row in two.rows] == [row.contrast for row in one.rows]
-    assert {row["trial"] for row in rows} == {trial.name for trial in trials}
+    assert {row["trial"] for row in rows} == {trial.name for trial in tried}
     assert [(plan.trials, len(plan.folds)) for plan in plans] == [(3, 6)]
     assert plans[0].steps * 2 / 3 <= len(steps) < plans[0].steps
     assert any(text.endswith("of the whole cluster") for text in notices)
     # What is over is not trained again, and needs no cluster.
-    gone = [replace(trial, recipe=trial.recipe.replace(cluster="h:1")) for trial in trials]
-    assert compare.compare(catalog, gone, tmp_path / "two").rows == two.rows
+    gone = [replace(trial, recipe=trial.recipe.replace(cluster="h:1")) for trial in tried]
+    assert compare(catalog, gone, tmp_path / "two").rows == two.rows
 
 
 def test_a_comparison_that_is_stopped_keeps_what_its_trials_have_done(
     ray: Any, discs: Path, tmp_path: Path
 ) -> None:
-    trials = compare.trials(small_recipe(cluster="local", epochs=40), {"seed": [1]})
+    tried = trials(small_recipe(cluster="local", epochs=40), {"seed": [1]})
     steps: list[int] = []
 
     def check_stop() -> None:
@@ -232,11 +235,11 @@ def test_a_comparison_that_is_stopped_keeps_what_its_trials_have_done(
 
     watcher = Watcher(on_step=lambda: steps.append(1), check_stop=check_stop)
     with pytest.raises(Stopped) as error:
-        compare.compare(fg.scan(discs), trials, tmp_path / "out", watcher=watcher)
+        compare(fg.scan(discs), tried, tmp_path / "out", watcher=watcher)
     assert error.value.exit_code in {130, 143}
     saved = list((tmp_path / "out").glob("*/folds/*/checkpoint/*"))
     assert len({path.parent for path in saved}) >= 2
-    assert [row.status for row in compare.rebuilt(tmp_path / "out").rows] == ["unfinished"] * 2
+    assert [row.status for row in rebuilt(tmp_path / "out").rows] == ["unfinished"] * 2
 
 
 def test_a_machine_with_other_photos_is_refused(ray: Any, discs: Path, tmp_path: Path) -> None:

@@ -18,18 +18,10 @@ from hypothesis import strategies as st
 import fieldguide as fg
 from fieldguide.crossval import Watcher
 from fieldguide.errors import UsageError
-from fieldguide.tracking import (
-    EVENTS,
-    About,
-    Events,
-    Guarded,
-    figures,
-    named_figures,
-    read_events,
-    start,
-)
+from fieldguide.tracking import EVENTS, Guard, Tracker, about, figures, named_figures, start
 
 MODELS = ("replica-1", "replica-2", "merged")
+OTHERS = MODELS[1:]
 
 
 def row(fold: int = 0, epoch: int = 1, model: str = "merged", **more: Any) -> dict[str, Any]:
@@ -54,6 +46,59 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def send(tracker: Tracker | Guard, *epochs: int) -> None:
+    """Rows of these epochs, and the end."""
+    for epoch in epochs:
+        tracker.row(row(epoch=epoch))
+    tracker.close()
+
+
+class Recorder:
+    """A tracker that remembers, and does at each call what it is asked to."""
+
+    def __init__(self, act: Callable[[str, int], None] = lambda call, n: None) -> None:
+        self.act = act
+        self.calls: list[str] = []
+        self.rows: list[Any] = []
+        self.threads: set[int] = set()
+
+    def __call__(self, rows: Iterator[Any]) -> None:
+        self.note("open")
+        for row in rows:
+            self.note("row")
+            self.rows.append(row)
+        self.note("close")
+
+    def note(self, call: str) -> None:
+        self.calls.append(call)
+        self.threads.add(threading.get_ident())
+        self.act(call, self.calls.count(call))
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """What a hanging tracker waits for; set at the end, so that no thread outlives the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def failing(where: str, nth: int, error: BaseException) -> Recorder:
+    def act(call: str, n: int) -> None:
+        if (call, n) == (where, nth):
+            raise error
+
+    return Recorder(act)
+
+
+def hanging(where: str, never: threading.Event) -> Recorder:
+    return Recorder(lambda call, n: None if call != where else assert_true(never.wait(60)))
+
+
+def assert_true(value: bool) -> None:
+    assert value
+
+
 @pytest.fixture(scope="module")
 def run(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
     """One epoch of one fold; read only."""
@@ -75,66 +120,62 @@ def folder(run: fg.Run, tmp_path: Path) -> Path:
 
 
 @given(ROWS)
-def test_every_row_is_written_once_in_the_order_of_its_coming(rows: list[dict[str, Any]]) -> None:
+def test_every_row_is_written_and_sent_once_in_order(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / EVENTS
-        events = Events(path, refuse)
-        new = [events.add(row) for row in rows]
-        first = list({key(row): row for row in reversed(rows)}.values())
-        assert sum(new) == len(first)
-        if rows:
-            assert {key(row) for row in lines(path)} == {key(row) for row in first}
-            assert [key(row) for row, is_new in zip(rows, new, strict=True) if is_new] == [
-                key(row) for row in lines(path)
-            ]
+        path, recorder = Path(name) / EVENTS, Recorder()
+        tracker = Tracker(path, refuse, Guard("fake", recorder, refuse))
+        for each in rows:
+            tracker.row(each)
+        tracker.close()
+        first = list(dict.fromkeys(map(key, rows)))
+        assert [key(each) for each in recorder.rows] == first
+        assert not rows or [key(each) for each in lines(path)] == first
 
 
 def test_a_file_cut_at_any_byte_is_mended_by_coming_again_through_all_rows(tmp_path: Path) -> None:
-    rows = [row(epoch=epoch, model=model) for epoch in (1, 2) for model in MODELS[1:]]
+    rows = [row(epoch=epoch, model=model) for epoch in (1, 2) for model in OTHERS]
     path = tmp_path / EVENTS
     for each in rows:
-        Events(path, refuse).add(each)
+        Tracker(path, refuse).row(each)
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        events = Events(path, refuse)
-        kept = whole[:cut].count(b"\n")
-        assert [events.add(each) for each in rows] == [n >= kept for n in range(len(rows))]
+        tracker = Tracker(path, refuse)
+        for each in rows:
+            tracker.row(each)
         assert path.read_bytes() == whole
 
 
-def test_nothing_is_written_before_the_first_row(tmp_path: Path) -> None:
-    start("none", tmp_path / "run", refuse).close()
-    assert list(tmp_path.iterdir()) == []
+def test_nothing_is_written_or_opened_before_the_first_row(tmp_path: Path) -> None:
+    recorder = Recorder()
+    Tracker(tmp_path / "run" / EVENTS, refuse, Guard("fake", recorder, refuse)).close()
+    assert list(tmp_path.iterdir()) == recorder.calls == []
 
 
 def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
-    Events(tmp_path / EVENTS, refuse).add(row(test_loss=float("nan"), train_loss=float("inf")))
-    assert "NaN" not in (tmp_path / EVENTS).read_text()
-    (found,) = lines(tmp_path / EVENTS)
-    assert found["test_loss"] is None and found["train_loss"] is None
-    assert found["test_accuracy"] == 0.25
-
-
-def test_lines_that_are_no_rows_are_passed_over() -> None:
-    good = json.dumps(row()).encode()
-    assert read_events(b"\xff\xfe\n[1]\n{half\n" + good + b"\n\n") == [row()]
+    Tracker(tmp_path / EVENTS, refuse).row(row(test_loss=float("nan"), train_loss=float("inf")))
+    assert lines(tmp_path / EVENTS) == [row(test_loss=None, train_loss=None)]
 
 
 def test_a_strange_file_is_added_to(tmp_path: Path) -> None:
-    (tmp_path / EVENTS).write_bytes(b'\xff\n{"fold": [1], "epoch": {}}\nnull\n')
-    assert Events(tmp_path / EVENTS, refuse).add(row())
-    assert json.loads((tmp_path / EVENTS).read_bytes().splitlines()[-1]) == row()
+    path = tmp_path / EVENTS
+    strange = b'\xff\xfe\n[1]\n{half\n\n{"fold": [1], "epoch": {}}\nnull\n'
+    path.write_bytes(strange + json.dumps(row()).encode() + b"\n")
+    for epoch in (1, 2):
+        Tracker(path, refuse).row(row(epoch=epoch))
+    added = path.read_bytes().removeprefix(strange)
+    assert [json.loads(line) for line in added.splitlines()] == [row(), row(epoch=2)]
 
 
-def test_a_file_that_cannot_be_written_is_told_once_and_hinders_nothing(tmp_path: Path) -> None:
-    told: list[str] = []
-    events = Events(tmp_path / "gone" / EVENTS, told.append)
-    assert [events.add(row(epoch=epoch)) for epoch in (1, 2, 2)] == [True, True, False]
-    assert len(told) == 1 and EVENTS in told[0]
-    (tmp_path / "folder").mkdir()
-    assert Events(tmp_path / "folder", told.append).add(row())
-    assert len(told) == 2
+@pytest.mark.parametrize("place", ["gone/events.jsonl", "."])
+def test_a_file_that_cannot_be_written_is_reported_once_and_hinders_nothing(
+    place: str, tmp_path: Path
+) -> None:
+    messages: list[str] = []
+    recorder = Recorder()
+    send(Tracker(tmp_path / place, messages.append, Guard("fake", recorder, refuse)), 1, 2, 2)
+    assert [each["epoch"] for each in recorder.rows] == [1, 2]
+    assert len(messages) == 1 and "cannot be written" in messages[0]
 
 
 def history(run: fg.Run) -> list[tuple[str, ...]]:
@@ -170,211 +211,97 @@ def test_a_fit_that_is_killed_and_goes_on_has_each_row_of_its_history_once(
 # --- guarded
 
 
-class Recorder:
-    """A tracker that remembers, and does at each call what it is told to."""
-
-    def __init__(self, act: Callable[[str, int], None] = lambda call, n: None) -> None:
-        self.act = act
-        self.calls: list[str] = []
-        self.rows: list[Any] = []
-        self.threads: set[int] = set()
-
-    def open(self) -> "Recorder":
-        self.note("open")
-        return self
-
-    def note(self, call: str) -> None:
-        self.calls.append(call)
-        self.threads.add(threading.get_ident())
-        self.act(call, self.calls.count(call))
-
-    def row(self, row: Any) -> None:
-        self.note("row")
-        self.rows.append(row)
-
-    def close(self) -> None:
-        self.note("close")
-
-
-@pytest.fixture
-def never() -> Iterator[threading.Event]:
-    """What a hanging tracker waits for; set at the end, so that no thread outlives the test."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_all_rows_arrive_in_order_in_one_thread_that_is_not_the_fits() -> None:
-    recorder = Recorder()
-    tracker = Guarded("fake", recorder.open, refuse)
-    rows = [row(epoch=epoch) for epoch in range(1, 50)]
+    """A slow tracker gets every row, as it was, and holds up none."""
+    recorder = Recorder(lambda call, n: time.sleep(0.02))
+    guard = Guard("fake", recorder, refuse)
+    rows = [row(epoch=epoch) for epoch in range(1, 21)]
     for each in rows:
-        tracker.row(each)
-    tracker.close()
+        changing = dict(each)
+        guard.row(changing)
+        changing["test_loss"] = 99.0
+    assert len(recorder.rows) < 20
+    guard.close()
     assert recorder.rows == rows
     assert recorder.calls == ["open", *["row"] * len(rows), "close"]
     assert len(recorder.threads) == 1 and threading.get_ident() not in recorder.threads
-
-
-def test_a_row_that_is_changed_later_is_sent_as_it_was() -> None:
-    gate = threading.Event()
-    recorder = Recorder(lambda call, n: assert_true(gate.wait(10)) if call == "open" else None)
-    tracker, changing = Guarded("fake", recorder.open, refuse), row()
-    tracker.row(changing)
-    changing["test_loss"] = 99.0
-    gate.set()
-    tracker.close()
-    assert recorder.rows == [row()]
-
-
-def assert_true(value: bool) -> None:
-    assert value
-
-
-def test_a_tracker_nobody_tells_a_row_is_never_opened() -> None:
-    recorder = Recorder()
-    Guarded("fake", recorder.open, refuse).close()
-    assert recorder.calls == []
-
-
-def failing(where: str, nth: int, error: BaseException) -> Callable[[str, int], None]:
-    def act(call: str, n: int) -> None:
-        if call == where and n == nth:
-            raise error
-
-    return act
 
 
 @pytest.mark.parametrize(
     "error", [OSError("no route to host"), SystemExit(3), KeyboardInterrupt("login")]
 )
 @pytest.mark.parametrize("where", [("open", 1), ("row", 2), ("close", 1)])
-def test_what_fails_is_told_once_and_then_off(where: tuple[str, int], error: BaseException) -> None:
-    told: list[str] = []
-    recorder = Recorder(failing(*where, error))
-    tracker = Guarded("fake", recorder.open, told.append)
-    for epoch in range(1, 5):
-        tracker.row(row(epoch=epoch))
-    tracker.close()
-    tracker.row(row(epoch=5))
-    tracker.close()
-    (message,) = told
+def test_what_fails_is_reported_once_and_then_off(
+    where: tuple[str, int], error: BaseException
+) -> None:
+    messages: list[str] = []
+    recorder = failing(*where, error)
+    guard = Guard("fake", recorder, messages.append)
+    send(guard, 1, 2, 3, 4)
+    send(guard, 5)
+    (message,) = messages
     assert "fake" in message and type(error).__name__ in message and str(error) in message
     assert recorder.calls[-1] == where[0]  # it is not called again
 
 
-def test_a_failure_is_told_while_the_fit_goes_on_and_in_its_thread() -> None:
-    told: list[tuple[str, int]] = []
-    tracker = Guarded(
-        "fake",
-        Recorder(failing("open", 1, OSError("refused"))).open,
-        lambda message: told.append((message, threading.get_ident())),
-    )
-    tracker.row(row())
-    wait_until(lambda: bool(tracker.failure))
-    tracker.row(row(epoch=2))
-    assert [thread for _, thread in told] == [threading.get_ident()]
+def test_a_failure_is_reported_while_the_fit_goes_on_and_in_its_thread() -> None:
+    threads: list[int] = []
+    recorder = failing("open", 1, OSError("refused"))
+    guard = Guard("fake", recorder, lambda message: threads.append(threading.get_ident()))
+    guard.row(row())
+    guard.thread.join(10)
+    guard.row(row(epoch=2))
+    assert threads == [threading.get_ident()]
 
 
 @pytest.mark.parametrize("where", ["open", "row", "close"])
 def test_a_hanging_tracker_holds_up_no_row_and_the_end_no_longer_than_the_limit(
     where: str, never: threading.Event
 ) -> None:
-    told: list[str] = []
-    recorder = Recorder(lambda call, n: assert_true(never.wait(60)) if call == where else None)
-    tracker = Guarded("fake", recorder.open, told.append, limit=0.2)
+    messages: list[str] = []
+    recorder = hanging(where, never)
+    guard = Guard("fake", recorder, messages.append, limit=0.2)
     begun = time.monotonic()
-    for epoch in range(1, 20):
-        tracker.row(row(epoch=epoch))
-    tracker.close()
+    send(guard, 1, 2, 3)
+    guard.close()
     assert time.monotonic() - begun < 20  # of 60 that it hangs
-    assert len(told) == 1 and "no answer within 0.2 s" in told[0]
-
-
-def test_a_hanging_tracker_is_told_of_at_a_later_row(never: threading.Event) -> None:
-    told: list[str] = []
-    tracker = Guarded(
-        "fake", Recorder(lambda *_: assert_true(never.wait(60))).open, told.append, limit=0.1
-    )
-    tracker.row(row())
-    wait_until(lambda: tracker.called is not None)
-    time.sleep(0.15)
-    tracker.row(row(epoch=2))
-    assert len(told) == 1
-    begun = time.monotonic()
-    tracker.close()
-    assert time.monotonic() - begun < 20
-    assert len(told) == 1
-
-
-def test_what_a_hanging_tracker_does_when_it_wakes_is_nothing_more(never: threading.Event) -> None:
-    recorder = Recorder(
-        lambda call, n: assert_true(never.wait(60)) if (call, n) == ("row", 1) else None
-    )
-    tracker = Guarded("fake", recorder.open, lambda message: None, limit=0.1)
-    for epoch in range(1, 5):
-        tracker.row(row(epoch=epoch))
-    tracker.close()
+    assert len(messages) == 1 and "no answer within 0.2 s" in messages[0]
+    calls = list(recorder.calls)
     never.set()
-    assert tracker.thread is not None
-    tracker.thread.join(10)
-    assert not tracker.thread.is_alive()
-    assert recorder.calls == ["open", "row"]
-
-
-def test_a_slow_tracker_gets_every_row_and_holds_up_none() -> None:
-    recorder = Recorder(lambda call, n: time.sleep(0.02))
-    tracker = Guarded("fake", recorder.open, refuse)
-    for epoch in range(1, 21):
-        tracker.row(row(epoch=epoch))
-    assert len(recorder.rows) < 20
-    tracker.close()
-    assert len(recorder.rows) == 20
+    guard.thread.join(10)
+    assert not guard.thread.is_alive()
+    assert recorder.calls == calls  # when it wakes it does nothing more
 
 
 def test_rows_that_nobody_takes_do_not_fill_the_memory(never: threading.Event) -> None:
-    told: list[str] = []
-    hanging = Recorder(lambda *_: assert_true(never.wait(60)))
-    tracker = Guarded("fake", hanging.open, told.append, size=4)
-    for epoch in range(1, 100):
-        tracker.row(row(epoch=epoch))
-    assert tracker.rows.qsize() <= 4
-    assert len(told) == 1 and "4 rows wait" in told[0]
+    messages: list[str] = []
+    guard = Guard("fake", hanging("open", never), messages.append, size=4)
+    begun = time.monotonic()
+    send(guard, *range(1, 100))
+    assert time.monotonic() - begun < 20
+    assert guard.rows.qsize() <= 4
+    assert len(messages) == 1 and "4 rows wait" in messages[0]
 
 
-def test_no_password_is_told() -> None:
-    told: list[str] = []
+def test_no_password_is_reported() -> None:
+    messages: list[str] = []
     error = OSError("cannot reach https://anna:secret@example.com:80/api?x=1\nlong trace")
-    tracker = Guarded("fake", Recorder(failing("open", 1, error)).open, told.append)
-    tracker.row(row())
-    tracker.close()
-    assert "secret" not in told[0] and "anna" not in told[0] and "long trace" not in told[0]
-    assert "example.com" in told[0]
+    send(Guard("fake", failing("open", 1, error), messages.append), 1)
+    (message,) = messages
+    assert not [word for word in ("secret", "anna", "long trace") if word in message]
+    assert "example.com" in message
 
 
 def test_a_fit_whose_tracker_hangs_or_fails_has_the_same_bits(
     discs: Path, run: fg.Run, tmp_path: Path, never: threading.Event
 ) -> None:
-    hanging = Recorder(lambda *_: assert_true(never.wait(60)))
-    failing_ = Recorder(failing("row", 1, ValueError("no")))
-    for number, recorder in enumerate((hanging, failing_)):
-        tracker = Guarded("fake", recorder.open, lambda message: None, limit=0.1)
+    for number, recorder in enumerate((hanging("row", never), failing("row", 1, ValueError()))):
+        guard = Guard("fake", recorder, lambda message: None, limit=0.1)
         same = small_fit(
-            discs,
-            tmp_path / str(number),
-            fold=0,
-            epochs=1,
-            warmup=0.0,
-            watcher=Watcher(on_row=tracker.row),
+            *(discs, tmp_path / str(number)),
+            **{"fold": 0, "epochs": 1, "warmup": 0.0, "watcher": Watcher(on_row=guard.row)},
         )
-        tracker.close()
+        guard.close()
         assert results(same) == results(run)
 
 
@@ -385,32 +312,25 @@ def test_figures_are_what_was_measured() -> None:
     full = row(steps=5, test_loss=float("nan"), diverged=True)
     assert figures(full) == {"test_accuracy": 0.25, "steps": 5, "diverged": True}
     assert figures({"fold": 3, "epoch": 1, "model": "merged"}) == {}
-
-
-def test_names_tell_folds_and_models_apart() -> None:
-    both = [named_figures(row(fold, model=model)) for fold in (0, 1) for model in MODELS]
-    names = [name for figures in both for name in figures]
+    names = [name for fold in (0, 1) for m in MODELS for name in named_figures(row(fold, model=m))]
     assert len(set(names)) == len(names)
     assert "test_loss/fold-0/merged" in names
 
 
 def test_a_run_is_known_by_an_id_of_its_own_and_its_place_stays_private(
-    discs: Path, tmp_path: Path, run: fg.Run
+    folder: Path, tmp_path: Path, run: fg.Run
 ) -> None:
-    about = About.of(run.folder)
-    assert about.name == run.folder.name
-    (tmp_path / "moved").mkdir()
-    for name in ("setup.json", "recipe.toml"):
-        (tmp_path / "moved" / name).write_bytes((run.folder / name).read_bytes())
-    assert About.of(tmp_path / "moved").id == about.id
+    assert about(run.folder) == about(folder)  # wherever it lies
+    own_id, name, _ = about(folder)
+    assert name == run.folder.name
     weights = tmp_path / "home" / "ann" / "first.safetensors"
     text = (run.folder / "recipe.toml").read_text().replace('"none"', json.dumps(str(weights)), 1)
-    (tmp_path / "moved" / "recipe.toml").write_text(text)
-    (tmp_path / "moved" / "setup.json").write_text("{}")
-    other = About.of(tmp_path / "moved")
-    assert other.id != about.id
-    assert other.settings["weights"] == "first.safetensors"
-    assert str(tmp_path) not in json.dumps(dict(other.settings))
+    (folder / "recipe.toml").write_text(text)
+    (folder / "setup.json").write_text("{}")
+    other_id, _, settings = about(folder)
+    assert other_id != own_id
+    assert settings["weights"] == "first.safetensors"
+    assert str(tmp_path) not in json.dumps(settings)
 
 
 # --- the packages
@@ -448,24 +368,6 @@ def test_a_package_whose_import_breaks_is_told_too(
         start("wandb", tmp_path, refuse)
 
 
-class Writer:
-    made: dict[str, "Writer"]
-
-    def __init__(self, place: str) -> None:
-        self.made[place] = self
-        self.scalars: list[tuple[str, float, int]] = []
-        self.closed = False
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.scalars.append((name, value, step))
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
-
-
 def fake(name: str, monkeypatch: pytest.MonkeyPatch, **content: Any) -> ModuleType:
     module = ModuleType(name)
     vars(module).update(content)
@@ -476,139 +378,110 @@ def fake(name: str, monkeypatch: pytest.MonkeyPatch, **content: Any) -> ModuleTy
 def test_tensorboard_gets_a_folder_a_fold_and_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Writer, "made", {}, raising=False)
-    fake("torch.utils.tensorboard", monkeypatch, SummaryWriter=Writer)
+    calls: list[tuple[Any, ...]] = []
+
+    def writer(place: str) -> Any:
+        name = Path(place).relative_to(folder / "tensorboard").as_posix()
+        calls.append((name, "opened"))
+        return SimpleNamespace(
+            add_scalar=lambda *scalar: calls.append((name, *scalar)),
+            flush=lambda: None,
+            close=lambda: calls.append((name, "closed")),
+        )
+
+    fake("torch.utils.tensorboard", monkeypatch, SummaryWriter=writer)
     tracker = start("tensorboard", folder, refuse)
     for model in MODELS:
         for epoch in (1, 2):
             tracker.row(row(0, epoch, model))
     tracker.row(row(1, 1))
     tracker.close()
-    places = [f"fold-0/{model}" for model in MODELS] + ["fold-1/merged"]
-    assert list(Writer.made) == [str(folder / "tensorboard" / place) for place in places]
-    first = Writer.made[str(folder / "tensorboard" / "fold-0" / "merged")]
-    assert [s for s in first.scalars if s[0] == "test_loss"] == [
-        ("test_loss", 1.5, 1),
-        ("test_loss", 1.5, 2),
-    ]
-    assert not [name for name, *_ in first.scalars if name == "train_loss"]  # not measured
-    assert all(writer.closed for writer in Writer.made.values())
+    places = [*(f"fold-0/{model}" for model in MODELS), "fold-1/merged"]
+    for state in ("opened", "closed"):
+        assert [call[0] for call in calls if call[1] == state] == places
+    merged = [call for call in calls if call[0] == "fold-0/merged" and call[1] == "test_loss"]
+    assert merged == [("fold-0/merged", "test_loss", 1.5, epoch) for epoch in (1, 2)]
+    assert "train_loss" not in [call[1] for call in calls]  # not measured
 
 
-class FakeMLflow:
-    """Its client and its server in one: runs by id, with tags, parameters and metrics."""
-
-    def __init__(self) -> None:
-        self.runs: dict[str, dict[str, Any]] = {}
-        self.experiments: list[str] = []
+class FakeMLflow(SimpleNamespace):
+    """Client and server in one, with one experiment and one run."""
 
     def get_experiment_by_name(self, name: str) -> Any:
-        known = name in self.experiments
-        return SimpleNamespace(experiment_id=self.experiments.index(name)) if known else None
+        return SimpleNamespace(experiment_id=name) if name in self.experiments else None
 
-    def create_experiment(self, name: str) -> int:
+    def create_experiment(self, name: str) -> str:
         self.experiments.append(name)
-        return len(self.experiments) - 1
+        return name
 
-    def search_runs(self, experiments: list[int], query: str) -> list[Any]:
-        return [
-            SimpleNamespace(info=SimpleNamespace(run_id=run_id))
-            for run_id, run in self.runs.items()
-            for tag, value in run["tags"].items()
-            if run["experiment"] in experiments and query == f"tags.{tag} = '{value}'"
-        ]
+    def search_runs(self, experiments: list[str], query: str) -> list[Any]:
+        assert experiments == self.experiments
+        return [self] if query in self.tags else []
 
-    def create_run(self, experiment: int, *, run_name: str, tags: dict[str, str]) -> Any:
-        run_id = f"run-{len(self.runs)}"
-        self.runs[run_id] = {
-            "experiment": experiment,
-            "name": run_name,
-            "tags": tags,
-            "params": {},
-            "metrics": [],
-            "status": "RUNNING",
-        }
-        return SimpleNamespace(info=SimpleNamespace(run_id=run_id))
+    def create_run(self, experiment: str, *, run_name: str, tags: dict[str, str]) -> Any:
+        self.names.append((experiment, run_name))
+        self.tags += [f"tags.{tag} = '{value}'" for tag, value in tags.items()]
+        return self
 
     def update_run(self, run_id: str, *, status: str) -> None:
-        self.runs[run_id]["status"] = status
+        self.statuses.append(status)
 
     def log_batch(self, run_id: str, *, metrics: Any = (), params: Any = ()) -> None:
-        self.runs[run_id]["metrics"] += metrics
-        self.runs[run_id]["params"] |= dict(params)
+        self.metrics += metrics
+        self.params |= dict(params)
 
     def set_terminated(self, run_id: str) -> None:
-        self.runs[run_id]["status"] = "FINISHED"
+        self.statuses.append("FINISHED")
 
 
 def test_mlflow_gets_one_run_that_goes_on_when_the_fit_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    server = FakeMLflow()
+    server = FakeMLflow(experiments=[], names=[], tags=[], statuses=[], metrics=[], params={})
+    server.info = SimpleNamespace(run_id="own")
     entities = SimpleNamespace(
         Metric=lambda name, value, now, step: (name, value, step),
         Param=lambda name, value: (name, value),
     )
     fake("mlflow", monkeypatch, MlflowClient=lambda: server, entities=entities)
     for epochs in ((1, 2), (2, 3)):  # the second comes again through epoch 2
-        tracker = start("mlflow", folder, refuse)
-        for epoch in epochs:
-            tracker.row(row(epoch=epoch))
-        tracker.close()
-    ((_, found),) = server.runs.items()
-    assert server.experiments == ["fieldguide"]
-    assert found["name"] == folder.name
-    assert found["status"] == "FINISHED"
-    assert found["params"]["backbone"] == "test_resnet"
-    accuracies = [m for m in found["metrics"] if m[0] == "test_accuracy/fold-0/merged"]
+        send(start("mlflow", folder, refuse), *epochs)
+    assert server.names == [("fieldguide", folder.name)]
+    assert server.statuses == ["FINISHED", "RUNNING", "FINISHED"]
+    assert server.params["backbone"] == "test_resnet"
+    accuracies = [m for m in server.metrics if m[0] == "test_accuracy/fold-0/merged"]
     assert accuracies == [("test_accuracy/fold-0/merged", 0.25, epoch) for epoch in (1, 2, 3)]
-
-
-class FakeWandB:
-    def __init__(self) -> None:
-        self.setups: list[Any] = []
-        self.inits: list[dict[str, Any]] = []
-        self.logged: list[dict[str, Any]] = []
-        self.metrics: list[Any] = []
-        self.finished = 0
-
-    def setup(self, settings: Any) -> None:
-        self.setups.append(settings)
-
-    def init(self, **arguments: Any) -> "FakeWandB":
-        assert self.setups  # silent before the run, or it would ask for a key
-        self.inits.append(arguments)
-        return self
-
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        self.metrics.append((name, step_metric))
-
-    def log(self, values: dict[str, Any]) -> None:
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        self.finished += 1
 
 
 def test_wandb_gets_one_run_under_one_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "owls")
-    server = FakeWandB()
-    fake("wandb", monkeypatch, init=server.init, setup=server.setup, Settings=dict)
+    calls: list[tuple[str, Any]] = []
+
+    def called(name: str) -> Callable[..., Any]:
+        def call(*values: Any, **named: Any) -> Any:
+            calls.append((name, values + ((named,) if named else ())))
+            return run
+
+        return call
+
+    names = ("setup", "init", "define_metric", "log", "finish")
+    run = SimpleNamespace(**{name: called(name) for name in names})
+    fake("wandb", monkeypatch, init=run.init, setup=run.setup, Settings=dict)
     for epochs in ((1, 2), (2, 3)):
-        tracker = start("wandb", folder, refuse)
-        for epoch in epochs:
-            tracker.row(row(epoch=epoch))
-        tracker.close()
-    first, second = server.inits
+        send(start("wandb", folder, refuse), *epochs)
+    # Silent before the run, or it would ask for a key.
+    assert [name for name, _ in calls[:4]] == ["setup", "init", "define_metric", "define_metric"]
+    assert [values for _, values in calls[2:4]] == [("epoch",), ("*", {"step_metric": "epoch"})]
+    first, second = (values[0] for name, values in calls if name == "init")
     assert first == second
     assert (first["project"], first["name"], first["resume"]) == ("owls", folder.name, "allow")
     assert first["dir"] == str(folder)
     assert first["settings"]["disable_code"] and first["settings"]["x_disable_meta"]
-    assert [values["epoch"] for values in server.logged] == [1, 2, 3]
-    assert server.logged[0]["test_loss/fold-0/merged"] == 1.5
-    assert server.metrics[:2] == [("epoch", None), ("*", "epoch")]
-    assert server.finished == 2
+    logged = [values[0] for name, values in calls if name == "log"]
+    assert [values["epoch"] for values in logged] == [1, 2, 3]
+    assert logged[0]["test_loss/fold-0/merged"] == 1.5
+    assert [name for name, _ in calls].count("finish") == 2
 
 
 def test_an_adapter_that_fails_leaves_the_events(
@@ -616,10 +489,7 @@ def test_an_adapter_that_fails_leaves_the_events(
 ) -> None:
     told: list[str] = []
     fake("wandb", monkeypatch)  # without anything in it
-    tracker = start("wandb", folder, told.append)
-    for epoch in (1, 2):
-        tracker.row(row(epoch=epoch))
-    tracker.close()
+    send(start("wandb", folder, told.append), 1, 2)
     assert len(lines(folder / EVENTS)) == 2
     assert len(told) == 1 and "wandb" in told[0] and EVENTS in told[0]
 
@@ -637,7 +507,7 @@ def tell(track: Any, folder: Path, *parts: tuple[int, ...]) -> None:
     for epochs in parts:
         tracker = start(track, folder, refuse)
         for epoch in epochs:
-            for model in MODELS[1:]:
+            for model in OTHERS:
                 tracker.row(row(epoch=epoch, model=model, test_accuracy=epoch / 4))
         tracker.close()
 
@@ -646,7 +516,7 @@ def tell(track: Any, folder: Path, *parts: tuple[int, ...]) -> None:
 def test_the_real_tensorboard_reads_what_was_written(folder: Path) -> None:
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tell("tensorboard", folder, (1, 2), (2, 3))
-    for model in MODELS[1:]:
+    for model in OTHERS:
         events = reading.EventAccumulator(str(folder / "tensorboard" / "fold-0" / model))
         events.Reload()
         assert [(e.step, e.value) for e in events.Scalars("test_accuracy")] == MEASURED
@@ -674,7 +544,7 @@ def test_the_real_mlflow_reads_what_was_written(
     (found,) = client.search_runs([experiment.experiment_id])
     assert (found.info.run_name, found.info.status) == (folder.name, "FINISHED")
     assert found.data.params["backbone"] == "test_resnet"
-    for model in MODELS[1:]:
+    for model in OTHERS:
         history = client.get_metric_history(found.info.run_id, f"test_accuracy/fold-0/{model}")
         assert [(metric.step, metric.value) for metric in history] == MEASURED
     assert not [name for name in found.data.metrics if "train_loss" in name]  # not measured
@@ -688,8 +558,8 @@ def test_the_real_wandb_keeps_what_was_told_and_no_path(
     pytest.importorskip("wandb")
     tell("wandb", folder, (1, 2))
     (kept,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert kept.stem == f"run-{About.of(folder).id}"
+    assert kept.stem == f"run-{about(folder)[0]}"
     content = kept.read_bytes()  # records of its own kind, but names and values in plain letters
-    for name in ("test_resnet", *(f"test_accuracy/fold-0/{model}" for model in MODELS[1:])):
+    for name in ("test_resnet", *(f"test_accuracy/fold-0/{model}" for model in OTHERS)):
         assert name.encode() in content
     assert str(tmp_path).encode() not in content

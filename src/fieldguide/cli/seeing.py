@@ -69,13 +69,13 @@ def report(
 
 def _report_comparison(folder: Path, out: Path | None, figures: Path | None) -> None:
     """Writes its page as the runs stand now, and figures where they are asked for."""
-    from fieldguide import compare as compares  # brings torch
+    from fieldguide.compare import results  # brings torch
     from fieldguide.report import comparison
 
-    found = compares.rebuilt(folder)
+    found = results.rebuilt(folder)
     terminal.stdout.print(f"the report is {comparison.write_page(found, folder, out)}")
     if figures is not None:
-        for path in compares.save_figures(found, figures):
+        for path in results.save_figures(found, figures):
             terminal.stdout.print(f"  {path}")
 
 
@@ -157,24 +157,20 @@ def compare(
         raise UsageError("--preset says what is compared: leave --vary and --recipe out")
     if budget is not None and budget <= 0:
         raise UsageError(f"--budget is not above 0 hours: {budget}")
-    from fieldguide import compare as compares  # brings torch
+    from fieldguide.compare import compare as compares  # brings torch
+    from fieldguide.compare import trials
 
-    trials = (
-        compares.reference(given_settings(settings))
+    tried = (
+        trials.reference(given_settings(settings))
         if preset
-        else compares.trials(base, compares.parse_vary(vary or []), one_at_a_time=one_at_a_time)
+        else trials.trials(base, trials.parse_vary(vary or []), one_at_a_time=one_at_a_time)
     )
-    for trial in trials:
+    for trial in tried:
         require_weights(trial.recipe, out)
     catalog = columns.read(photos)
     with watching() as watcher:
         found = compares.compare(
-            catalog,
-            trials,
-            out,
-            budget_hours=budget,
-            command=sys.argv,
-            watcher=watcher(),
+            catalog, tried, out, budget_hours=budget, command=sys.argv, watcher=watcher()
         )
     tables.print_comparison(terminal.stdout, found)
     terminal.stdout.print(f"the page is {out / 'compare.html'}")

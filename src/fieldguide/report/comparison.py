@@ -1,7 +1,7 @@
 """A comparison of recipes as a page and as figures: the table, accuracy by epoch, the differences.
 
-The records at the top are what is known of a comparison, finished or not; `fieldguide.compare`
-fills them in. Knows nothing of runs, photos or how trials are trained.
+The records at the top are what is known of a comparison, finished or not; `compare.results` fills
+them in. Knows nothing of runs, photos or how trials are trained.
 """
 
 import math

@@ -1,0 +1,211 @@
+"""The results of a comparison: collected from the runs of its trials, and written as files.
+
+Knows nothing of how folds are trained, nor of the statistics (`analysis.paired`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from fieldguide import catalog as catalogs
+from fieldguide import files, metrics, runs
+from fieldguide import recipe as recipes
+from fieldguide.analysis import paired
+from fieldguide.catalog import Catalog
+from fieldguide.compare.trials import Trial, described, varied
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.recipe import Recipe
+from fieldguide.report import comparison, curves, figures
+from fieldguide.report.comparison import PREPARED, Comparison, Row, Status, Winner
+from fieldguide.report.curves import Mean
+from fieldguide.runs import Run
+
+FORMAT = 1
+FAILED = "failed.json"
+TABLE, RECORD = "compare.csv", "compare.json"
+
+Right = Bool[np.ndarray, " n"]  # whether each training photo is classified correctly
+Groups = Int[np.ndarray, " n"]
+
+
+def collect(
+    folder: str | Path,
+    trials: Sequence[Trial],
+    used: Catalog,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Comparison:
+    """Return the comparison as far as it is done; `notes` are on trials, by name.
+
+    `used` is the prepared catalog. Raises `UsageError` for a run of other photos or folds.
+    """
+    training = [photo for photo in used.photos if photo.split == "train"]
+    names = [photo.group or photo.path for photo in training]
+    groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    rows: list[Row] = []
+    means: dict[str, tuple[Mean, ...]] = {}
+    right: dict[str, Right] = {}  # of the complete trials
+    for trial in trials:
+        row = Row(trial.name, trial.changes, "", "not begun", note=notes.get(trial.name, ""))
+        place = Path(folder) / trial.folder
+        if (place / runs.SETUP).is_file():
+            run = _opened(place, used)
+            row, answers = _scored(replace(row, folder=trial.folder), run, groups)
+            means[trial.name] = _curve(run)
+            if row.status == "complete":
+                right[trial.name] = answers
+        rows.append(row)
+    others = {name: each for name, each in right.items() if name != trials[0].name}
+    contrasts: dict[str, paired.Contrast] = {}
+    if trials[0].name in right:
+        found = paired.contrasts(right[trials[0].name], list(others.values()), groups)
+        contrasts = dict(zip(others, found, strict=True))
+    return Comparison(
+        rows=tuple(replace(row, contrast=contrasts.get(row.name)) for row in rows),
+        photos=len(training),
+        groups=int(groups.max()) + 1,
+        folds=len({photo.fold for photo in training}),
+        stop=trials[0].recipe.stop,
+        curves={row.name: means.get(row.name, ()) for row in rows},
+        winner=_winner(right, groups),
+        notes=tuple(f"{text}." for trial in trials for text in on_twins(trial)),
+    )
+
+
+def rebuilt(folder: str | Path) -> Comparison:
+    """Return the comparison of a folder as its runs stand now, whoever may be training them.
+
+    Its trials are those of compare.json. Raises `UsageError` where there is no comparison, and
+    `ResourceError` where a file of it is damaged or no trial has begun.
+    """
+    place = Path(folder)
+    if not (place / PREPARED).is_file():
+        raise UsageError(f"`{place}` holds no comparison: it has no {PREPARED}")
+    files.verify(place, name=PREPARED)
+    try:
+        record = json.loads((place / RECORD).read_bytes())
+        base = recipes.build(record["base"])
+        tried = [varied(base, row["changes"], row["name"]) for row in record["rows"]]
+        # Why a trial failed is read from its own folder.
+        notes = {row["name"]: row["note"] for row in record["rows"] if row["status"] != "failed"}
+        twins = tuple(record["notes"])
+    except FileNotFoundError as error:
+        raise ResourceError(
+            f"no trial of `{place}` has begun yet", hint="the same compare command goes on with it"
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, UsageError) as error:
+        raise ResourceError(
+            f"`{place / RECORD}` cannot be read: {error}",
+            hint="the same compare command writes it anew",
+        ) from error
+    used = catalogs.read_rows(place / "catalog.csv", root=place)
+    return replace(collect(place, tried, used, notes), notes=twins)
+
+
+def write(found: Comparison, folder: Path, base: Recipe) -> None:
+    """Write the table, the record and the page."""
+    files.write_bytes(folder / TABLE, table(found))
+    record = {"format": FORMAT, "level": paired.LEVEL, "base": base.model_dump(mode="json")}
+    files.write_json(folder / RECORD, record | asdict(found))
+    comparison.build(found, folder)
+
+
+def save_figures(found: Comparison, folder: Path) -> list[Path]:
+    """Write the charts as PNG and SVG and the table into `folder`, and return their paths.
+
+    Raises `UsageError` where one of them is there already, before any is written.
+    """
+    return figures.write(comparison.charts(found), folder, {TABLE: table(found)})
+
+
+COLUMNS = (
+    *("trial", "changes", "status", "folds_done", "accuracy", "accuracy_low", "accuracy_high"),
+    *("log_loss", "seconds", "difference", "difference_low", "difference_high"),
+    *("p", "adjusted_p", "verdict", "folder", "note"),
+)
+
+
+def table(found: Comparison) -> bytes:
+    """Return the trials as CSV, a line each; what is not known is empty."""
+    lines: list[Sequence[object]] = [COLUMNS]
+    for row in found.rows:
+        known = [row.name, described(row.changes), row.status, row.folds]
+        scores = [row.accuracy, *(row.interval or (None, None)), row.log_loss, row.seconds]
+        contrast = astuple(row.contrast) if row.contrast else (None,) * 6
+        lines.append([*known, *scores, *contrast, row.folder, row.note])
+    return b"".join(files.csv_lines(lines))
+
+
+def on_twins(trial: Trial) -> list[str]:
+    """Return what to say of recipes that train the same networks as the trial."""
+    told = f"would train the same networks as {trial.name}, and is that trial"
+    return [f"{twin} {told}" for twin in trial.twins]
+
+
+def _opened(place: Path, used: Catalog) -> Run:
+    """Return the run there; `UsageError` for one of other photos or folds."""
+    run = Run(place, photos=used.root)
+    if _split(run.catalog) != _split(used):
+        raise UsageError(
+            f"`{place}` was trained on other photos or folds than this comparison has",
+            hint="remove it, and the same command trains it anew",
+        )
+    return run
+
+
+def _split(catalog: Catalog) -> list[tuple[object, ...]]:
+    return [(p.path, p.label, p.fold) for p in catalog.photos if p.split == "train"]
+
+
+def _scored(row: Row, run: Run, groups: Groups) -> tuple[Row, Right]:
+    """Return the row with scores over the folds that are done, and their right answers."""
+    failure = _failure(run.folder)
+    status: Status = "complete" if run.complete else "failed" if failure else "unfinished"
+    row = replace(row, status=status, folds=len(run.done), note=row.note or failure)
+    right = np.zeros(len(groups), dtype=np.bool_)
+    if not run.done:
+        return row, right
+    training = np.array([photo.split == "train" for photo in run.catalog.photos])
+    photos = np.concatenate([run.folds[fold].test for fold in run.judged])
+    places = (np.cumsum(training) - 1)[photos]  # among those of training
+    logits, targets = np.concatenate(list(run.judged.values())), run.targets[photos]
+    right[places] = logits.argmax(axis=1) == targets
+    scored = replace(
+        row,
+        accuracy=float(right[places].mean()),
+        interval=metrics.bootstrap_interval(right[places], groups[places]),
+        log_loss=metrics.log_loss(metrics.softmax(logits), targets),
+        seconds=run.seconds,
+    )
+    return scored, right
+
+
+def _curve(run: Run) -> tuple[Mean, ...]:
+    """Return the accuracy of the merged model by epoch, or of the only replica."""
+    means = [m for m in curves.averaged(curves.read(run).judged) if m.measure == "test_accuracy"]
+    merged = tuple(mean for mean in means if mean.model == curves.MERGED)
+    return merged or tuple(mean for mean in means if mean.model == "replica-1")
+
+
+def _winner(right: Mapping[str, Right], groups: Groups) -> Winner | None:
+    """Return the best of the complete trials, where there is a choice."""
+    if len(right) < 2 or len(np.unique(groups)) < 2:
+        return None
+    correct = np.stack(list(right.values()))
+    best = paired.best(correct)
+    corrected = paired.bias_corrected_best(correct, groups)
+    return Winner(list(right)[best], float(correct[best].mean()), corrected, len(right))
+
+
+def _failure(place: Path) -> str:
+    """Return why its training failed; empty where it did not."""
+    try:
+        return f"failed: {json.loads((place / FAILED).read_bytes())['message']}"
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return "failed, for a reason that cannot be read"
