@@ -30,7 +30,7 @@ from fieldguide.checkpoints import (
     read,
     read_one,
     recalibrated,
-    require_new,
+    require_free,
     write,
 )
 from fieldguide.errors import DataError, UsageError
@@ -446,10 +446,10 @@ def test_only_safetensors_are_written(relatives: tuple[Checkpoint, ...], tmp_pat
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    error = refusal(lambda: require_new(tmp_path / "gone" / "m.safetensors"))
+    error = refusal(lambda: require_free(tmp_path / "gone" / "m.safetensors"))
     assert f"`{tmp_path / 'gone'}`" in error.message
     assert not (tmp_path / "gone").exists()
-    require_new(tmp_path / "m.safetensors")
+    require_free(tmp_path / "m.safetensors")
 
 
 # --- the network of a checkpoint ------------------------------------------------------------------

@@ -625,7 +625,7 @@ def _merge_files(
 ) -> None:
     from fieldguide import checkpoints, files
 
-    checkpoints.require_new(out)
+    checkpoints.require_free(out)
     copies = checkpoints.read(sources)
     start = checkpoints.read_one(anchor) if anchor else None
     merged, barrier = checkpoints.merge(copies, rule, start), None
