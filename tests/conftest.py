@@ -1,8 +1,10 @@
 """What every test shares: shapes checked at run time, one thread, pictures made on the spot."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +145,42 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
     return caches.root()
+
+
+@pytest.fixture
+def own(trained: "fg.Run", tmp_path: Path) -> Path:
+    """The folder of a copy of the run, to write into."""
+    return shutil.copytree(trained.folder, tmp_path / "run")
+
+
+@pytest.fixture
+def unfinished(own: Path) -> Path:
+    """The same before fold 2 was trained."""
+    for place in (own, own / "folds" / "2"):
+        (place / "manifest.json").unlink()
+    return own
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code. Lines of `err` are joined: a console wraps."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(plain_consoles: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs a command in this process."""
+    from fieldguide import cli
+
+    def run(*arguments: object) -> Answer:
+        code = cli.run([str(each) for each in arguments])
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err.replace("\n", " "))
+
+    return run
 
 
 @pytest.fixture

@@ -211,7 +211,7 @@ def test_an_unfinished_run_is_to_be_finished_before_anything_else() -> None:
         (
             {"models": 0},
             "Merge the folds",
-            "fieldguide merge runs/a && fieldguide score runs/a",
+            "fieldguide soup runs/a && fieldguide score runs/a",
         ),
         ({"scored": False}, "See what", "fieldguide score runs/a"),
     ],

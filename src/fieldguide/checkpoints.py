@@ -170,15 +170,14 @@ def read_one(path: Path) -> Checkpoint:
     return Checkpoint(path, weights, _stored_dtypes(path))
 
 
-def require_new(path: Path) -> None:
+def require_free(path: Path) -> None:
     """Raises `UsageError` where `write` would not write: ask before long work starts."""
     if path.suffix != ".safetensors":
         raise UsageError(
             f"merged weights are written as safetensors: `{path}`",
             hint=f"call it `{path.with_suffix('.safetensors').name}`",
         )
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"`{path}` is there already", hint="name a new file")
+    files.require_new(path, hint="name a new file")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder `{path.parent}`", hint="create it first")
 
@@ -187,9 +186,9 @@ def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:
     """Writes merged weights as safetensors that timm and torch load, whole or not at all.
 
     The record `provenance` is kept as JSON in the file's metadata. The same weights and record give
-    the same bytes. Raises `UsageError` as `require_new` does.
+    the same bytes. Raises `UsageError` as `require_free` does.
     """
-    require_new(path)
+    require_free(path)
     content = {name: tensor.contiguous() for name, tensor in merged.weights.items()}
     files.write_bytes(path, _with_record(save(content, {"format": "pt"}), provenance))
 

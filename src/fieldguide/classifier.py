@@ -159,8 +159,8 @@ class Classifier:
     def save(self, folder: str | Path) -> Path:
         """Writes the classifier as a folder; raises `UsageError` where something lies there."""
         place = Path(folder)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise UsageError(f"`{folder}` is there already", hint="name a new folder")
+        if not place.is_dir() or any(place.iterdir()):
+            files.require_new(place, hint="name a new folder")
         files.make_folder(place)
         names = [f"member-{n}.safetensors" for n in range(len(self.members))]
         for name, weights in zip(names, self.members, strict=True):

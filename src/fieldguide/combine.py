@@ -316,7 +316,7 @@ def _calibration_photos(ingredients: Ingredients) -> list[Path]:
             f"batch norm is measured on training photos, and {len(gone)} of {len(photos)} are gone,"
             f" such as `{gone[0]}`",
             hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
-            " statistics: `fieldguide merge RUN --batch-norm average`",
+            " statistics: `fieldguide soup RUN --batch-norm average`",
         )
     return photos
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import filelock
 
-from fieldguide.errors import ResourceError
+from fieldguide.errors import ResourceError, UsageError
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -203,6 +203,13 @@ def _telling(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _unwritable(path, None, error) from error
+
+
+def require_new(*paths: Path, hint: str = "name a new folder with --out") -> None:
+    """Raise `UsageError` where something lies at one of `paths`, if only a broken link."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise UsageError(f"`{path}` is there already", hint=hint)
 
 
 def make_folder(folder: Path) -> None:

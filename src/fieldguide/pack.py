@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fieldguide import files, pixels
 from fieldguide.catalog import Catalog, Photo
-from fieldguide.errors import DataError, UnreadablePhoto, UsageError
+from fieldguide.errors import DataError, UnreadablePhoto
 from fieldguide.shards import INDEX, Entry, Shard, write_index
 
 SHARD_BYTES = 256_000_000  # WebDataset's authors advise 256 MB to 1 GB
@@ -58,8 +58,7 @@ def pack(
     is an `out` already, DataError where two photos would get one path or none can be read,
     ResourceError where nothing can be written.
     """
-    if out.exists():
-        raise UsageError(f"`{out}` is there already", hint="name a new folder with --out")
+    files.require_new(out)
     part = out.with_name(f"{out.name}.part")
     files.make_folder(part)
     with files.lock(part):

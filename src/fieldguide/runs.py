@@ -331,7 +331,7 @@ class Run:
 
         `combine`: `ensemble` (mean of probabilities), `logits`, `geometric` (other means), a fold's
         number or `fold-0`, or one merged model: `soup`, `greedy`, `stock` (`combine.py`). One that
-        `fieldguide merge` wrote into the run is read from there, by its name.
+        `fieldguide soup` wrote into the run is read from there, by its name.
         Raises `UsageError` for anything else.
         """
         name = self.combination(combine)

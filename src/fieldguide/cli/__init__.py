@@ -5,7 +5,7 @@ everything that can be checked without it, so that help, typing mistakes and bad
 answered at once.
 """
 
-from fieldguide.cli import cache, seeing, training, using  # each adds its commands to the app
+from fieldguide.cli import cache, merging, predicting, scoring, seeing, training  # noqa: F401 - add commands
 from fieldguide.cli.app import app, main, run
 
-__all__ = ["app", "cache", "main", "run", "seeing", "training", "using"]
+__all__ = ["app", "main", "run"]

@@ -2,24 +2,58 @@
 
 import io
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
 from pydantic import ValidationError
+from rich.console import Console, ConsoleOptions
+from rich.text import Text
 
 from fieldguide import recipe as recipes
 from fieldguide.cli import terminal
 from fieldguide.errors import FieldguideError, Stopped, UsageError
 from fieldguide.launched import launch
 
+# Options of `submit` alone; the first is what `predict` called --sample.
+SUBMISSION = ("--submission", "--sample", "--columns", "--id", "--zip", "--no-zip")
+
+
+class Flowing(DefaultFormatter):
+    """Help whose paragraphs fill the terminal: a docstring's line ends are no breaks."""
+
+    def render_description(
+        self, console: Console, options: ConsoleOptions, description: object
+    ) -> None:
+        """Print what a command does."""
+        super().render_description(console, options, _flowing(description))
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Print a group of options or commands."""
+        for entry in panel.entries:
+            _flowing(entry.description)
+        super().__call__(console, options, panel)
+
+
+def _flowing(text: object) -> object:
+    """Return the text, changed in place, with single line ends as blanks."""
+    if isinstance(text, InlineText) and isinstance(text.primary_renderable, Text):
+        plain = text.primary_renderable.plain
+        text.primary_renderable = Text(re.sub(r"(?<=\S)\n(?=\S)", " ", plain))
+    return text
+
+
 app = App(
     name="fieldguide",
     help="Turn a folder of photographs into an image classifier you can trust.",
     version=lambda: metadata.version("fieldguide"),
     help_format="plaintext",
+    help_formatter=Flowing(),
     default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,
 )
@@ -37,6 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit code, with errors told on stderr."""
     try:
         _refuse_ranks(arguments)
+        _refuse_submissions(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
@@ -59,6 +94,17 @@ def _refuse_ranks(arguments: Sequence[str]) -> None:
         raise UsageError("only `fit` works on several ranks", hint="leave torchrun out")
 
 
+def _refuse_submissions(arguments: Sequence[str]) -> None:
+    """Raise `UsageError` for `predict` with an option of `submit`, and say what to type instead."""
+    asked = [each for each in arguments if each.partition("=")[0] in SUBMISSION]
+    if arguments[:1] == ["predict"] and asked:
+        meant = [re.sub(r"^--submission(?==|$)", "--sample", each) for each in arguments[1:]]
+        raise UsageError(
+            f"{asked[0].partition('=')[0]} is for submissions, which have a command of their own",
+            hint=f"type: {shlex.join(['fieldguide', 'submit', *meant])}",
+        )
+
+
 def _tell(error: FieldguideError) -> int:
-    terminal.stderr.print(f"error: {error}", soft_wrap=True)
+    terminal.tell(f"error: {error}")
     return error.exit_code

@@ -84,7 +84,7 @@ def _tell_left(count: int, name: str, reason: str) -> None:
     from fieldguide.store import shown_bytes
 
     told = f"left {shown_bytes(count)} of `{name}`: {reason}"
-    terminal.stderr.print(told, soft_wrap=True)
+    terminal.tell(told)
 
 
 def _verify(found: "Sequence[Copy]") -> None:
@@ -94,7 +94,7 @@ def _verify(found: "Sequence[Copy]") -> None:
     damaged = {_named(copy): faults for copy in found if (faults := copies.faults(copy))}
     for name, faults in damaged.items():
         for fault in faults:
-            terminal.stderr.print(f"damaged: {name}: {fault}", soft_wrap=True)
+            terminal.tell(f"damaged: {name}: {fault}")
     if damaged:
         raise ResourceError(
             f"{len(damaged)} of {len(found)} copies are damaged",

@@ -56,7 +56,7 @@ def folder_of(out: str) -> Iterator[Path]:
     if not remote.is_address(out):
         yield Path(out)
         return
-    with mirror.mirrored(out, lambda text: terminal.stderr.print(text, soft_wrap=True)) as folder:
+    with mirror.mirrored(out, terminal.tell) as folder:
         yield folder
 
 

@@ -1,6 +1,7 @@
 """Groups of flags that several commands share: a recipe's settings, tables, lists, the machine."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,8 @@ from fieldguide.errors import UsageError
 from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from fieldguide.catalog import Catalog
     from fieldguide.inference import Machine
 
@@ -50,6 +53,34 @@ Settings = _settings_model()
 Flags = Annotated[Settings, Parameter(name="*")]  # type: ignore[valid-type]
 
 
+RunFolder = Annotated[Path, Parameter(help="A run's folder.")]
+PhotosRoot = Annotated[
+    Path | None, Parameter(help="Where the run's own photos lie, if they were moved.")
+]
+Collection = Annotated[
+    str,
+    Parameter(
+        help="A folder with one folder a class, or with train, val and test, shards, or a CSV"
+        " table; or the address of one, such as s3://bucket/photos."
+    ),
+]
+RecipeName = Annotated[
+    str, Parameter(help="A named recipe or a .toml file; `fieldguide recipe` prints them.")
+]
+
+
+def given(group: "DataclassInstance") -> dict[str, object]:
+    """Return what was given of a group of flags, by flag as it is typed."""
+    found = {each.name: getattr(group, each.name) for each in fields(group)}
+    return {f"--{n.replace('_', '-')}": value for n, value in found.items() if value is not None}
+
+
+def refuse(flags: Iterable[str], why: str, hint: str = "leave it out") -> None:
+    """Raise `UsageError` with the first of the flags, if there are any."""
+    for flag in flags:
+        raise UsageError(f"{flag} is {why}", hint=hint)
+
+
 def fetched(photos: str) -> Path:
     """PHOTOS as a path; what is at an address is fetched, with progress on the terminal."""
     if not remote.is_address(photos):
@@ -65,13 +96,33 @@ def fetched(photos: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """How to read PHOTOS where it is a table; the usual column names are found by themselves.
+class Lists:
+    """How to read PHOTOS where it is a table or a list of paths.
 
     Parameters
     ----------
     path_column
-        Column of the photos' paths.
+        Column of the photos' paths, if it has none of the usual names.
+    root
+        Folder that the paths start from, if not the table's own.
+    encoding
+        The encoding of the text, if not UTF-8 or UTF-16.
+    """
+
+    path_column: str | None = None
+    root: Path | None = None
+    encoding: str | None = None
+
+
+ListFlags = Annotated[Lists, Parameter(name="*", group=Group("Tables and lists", sort_key=90))]
+
+
+@dataclass(frozen=True)
+class Columns(Lists):
+    """How to read PHOTOS where it is a table; the usual column names are found by themselves.
+
+    Parameters
+    ----------
     label_column
         Column of the labels.
     group_column
@@ -80,19 +131,12 @@ class Columns:
         Column of train, val and test.
     fold_column
         Column of folds to be used as they are.
-    root
-        Folder that the paths start from, if not the table's own.
-    encoding
-        Of the table's text, if not UTF-8 or UTF-16.
     """
 
-    path_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
     split_column: str | None = None
     fold_column: str | None = None
-    root: Path | None = None
-    encoding: str | None = None
 
     def read(self, photos: str) -> "Catalog":
         """The catalog of a folder or table, which is fetched first where it is an address."""
@@ -109,37 +153,8 @@ class Columns:
             encoding=self.encoding,
         )
 
-    def refuse_unused(self) -> None:
-        """Raises `UsageError` for options of tables where no table is given."""
-        used = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        if used:
-            flag = used[0].replace("_", "-")
-            raise UsageError(f"--{flag} is for tables, and none is given", hint="leave it out")
-
 
 TableFlags = Annotated[Columns, Parameter(name="*", group=Group("Tables", sort_key=90))]
-
-
-@dataclass(frozen=True)
-class Lists:
-    """How to read PHOTOS where it is a table or a list of paths.
-
-    Parameters
-    ----------
-    path_column
-        Column of the photos' paths, if it has none of the usual names.
-    root
-        Folder that the paths start from, if not the table's own.
-    encoding
-        Of the text, if not UTF-8 or UTF-16.
-    """
-
-    path_column: str | None = None
-    root: Path | None = None
-    encoding: str | None = None
-
-
-ListFlags = Annotated[Lists, Parameter(name="*", group=Group("Tables and lists", sort_key=90))]
 
 
 @dataclass(frozen=True)
@@ -151,9 +166,9 @@ class Computer:
     device
         auto, cpu, cuda, cuda:1, mps.
     workers
-        Processes that prepare photos; 0: this process.
+        Threads that prepare photos; 0: none beside the one that the network runs in.
     precision
-        Of the network's arithmetic; auto: that of its training, where the device has it.
+        The network's arithmetic; auto: that of its training, where the device has it.
     batch_size
         Photos at once; 64 if not given.
     """

@@ -6,16 +6,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fieldguide.cli import tables, terminal
+from fieldguide import files
+from fieldguide.cli import fitting, flags, tables, terminal
 from fieldguide.cli.app import app
-from fieldguide.cli.fitting import (
-    chosen_recipe,
-    given_settings,
-    require_beside,
-    require_weights,
-    watching,
-)
-from fieldguide.cli.flags import Columns, Computer, Flags, MachineFlags, TableFlags
 from fieldguide.display import Display
 from fieldguide.errors import UsageError
 
@@ -29,7 +22,7 @@ def report(
     out: Path | None = None,
     figures: Path | None = None,
     heat_maps: bool = True,
-    photos_root: Path | None = None,
+    photos_root: flags.PhotosRoot = None,
 ) -> None:
     """Write a run as one page that needs no network, RUN/report.html; or a comparison of runs.
 
@@ -43,8 +36,6 @@ def report(
         Also write charts as PNG and SVG into this folder, and a comparison's table.
     heat_maps
         Show where the networks looked, for which they look at some photos again.
-    photos_root
-        Where the run's own photos lie, if they were moved.
     """
     from fieldguide.report import build, save_figures, topics
     from fieldguide.report.comparison import PREPARED
@@ -81,25 +72,21 @@ def _report_comparison(folder: Path, out: Path | None, figures: Path | None) -> 
 
 @app.command
 def landscape(
-    run: Path,
+    run: flags.RunFolder,
     *,
     fold: int = 0,
     between: Literal["replicas", "folds"] = "replicas",
-    photos_root: Path | None = None,
-    machine: MachineFlags = Computer(),
+    photos_root: flags.PhotosRoot = None,
+    machine: flags.MachineFlags = flags.Computer(),
 ) -> None:
     """Measure loss and accuracy along the line between two networks, for the report.
 
     Parameters
     ----------
-    run
-        A run's folder.
     fold
         Its replicas, or it and the next fold.
     between
         Two replicas of the fold (of a run with --keep-replicas), or two folds.
-    photos_root
-        Where the run's own photos lie, if they were moved.
     """
     from fieldguide import landscape as landscapes
     from fieldguide.runs import Run
@@ -117,7 +104,7 @@ def landscape(
 
 @app.command
 def compare(
-    photos: str,
+    photos: flags.Collection,
     *,
     out: Path,
     vary: list[str] | None = None,
@@ -125,8 +112,8 @@ def compare(
     one_at_a_time: bool = False,
     budget: float | None = None,
     recipe: str = "default",
-    columns: TableFlags = Columns(),
-    settings: Flags | None = None,
+    columns: flags.TableFlags = flags.Columns(),
+    settings: flags.Flags | None = None,
 ) -> None:
     """Fit several recipes on the same folds, and say which differ by more than chance.
 
@@ -134,8 +121,6 @@ def compare(
 
     Parameters
     ----------
-    photos
-        A folder with one folder a class, or with train, val and test, or a CSV table.
     out
         The comparison's folder: new, or that of the comparison to go on with.
     vary
@@ -149,8 +134,8 @@ def compare(
     recipe
         The recipe that is varied: a name or a .toml file.
     """
-    base = chosen_recipe(recipe, settings)
-    require_beside(out, photos)
+    base = fitting.chosen_recipe(recipe, settings)
+    fitting.require_beside(out, photos)
     if preset is None and not vary:
         raise UsageError("nothing to compare", hint="such as --vary mix=none,cutmix")
     if preset is not None and (vary or one_at_a_time or recipe != "default"):
@@ -161,14 +146,14 @@ def compare(
     from fieldguide.compare import trials
 
     tried = (
-        trials.reference(given_settings(settings))
+        trials.reference(fitting.given_settings(settings))
         if preset
         else trials.trials(base, trials.parse_vary(vary or []), one_at_a_time=one_at_a_time)
     )
     for trial in tried:
-        require_weights(trial.recipe, out)
+        fitting.require_weights(trial.recipe, out)
     catalog = columns.read(photos)
-    with watching() as watcher:
+    with fitting.watching() as watcher:
         found = compares.compare(
             catalog, tried, out, budget_hours=budget, command=sys.argv, watcher=watcher()
         )
@@ -178,27 +163,23 @@ def compare(
 
 @app.command
 def preview(
-    photos: str,
+    photos: flags.Collection,
     *,
     out: Path = Path("preview.png"),
-    recipe: str = "default",
-    columns: TableFlags = Columns(),
-    settings: Flags | None = None,
+    recipe: flags.RecipeName = "default",
+    columns: flags.TableFlags = flags.Columns(),
+    settings: flags.Flags | None = None,
 ) -> None:
     """Draw what a recipe's augmentation and mixing make of photos, as one picture.
 
     Parameters
     ----------
-    photos
-        A folder with one folder a class, or with train, val and test, or a CSV table.
     out
         The picture to write.
-    recipe
-        A named recipe or a .toml file.
     """
     from fieldguide import predictions
 
-    chosen = chosen_recipe(recipe, settings)
+    chosen = fitting.chosen_recipe(recipe, settings)
     predictions.require_free(out)
     if out.suffix.lower() != ".png":
         raise UsageError(f"the preview is a PNG picture: {out}", hint="call it preview.png")
@@ -210,37 +191,32 @@ def preview(
 
 @app.command(name="find-rate")
 def find_rate(
-    photos: str,
+    photos: flags.Collection,
     *,
     out: Path,
-    recipe: str = "default",
+    recipe: flags.RecipeName = "default",
     steps: Annotated[int, Parameter(name="--sweep-steps")] = 100,
-    columns: TableFlags = Columns(),
-    settings: Flags | None = None,
+    columns: flags.TableFlags = flags.Columns(),
+    settings: flags.Flags | None = None,
 ) -> None:
     """Suggest learning rates for head and backbone by a range test on real batches.
 
     Parameters
     ----------
-    photos
-        A folder with one folder a class, or with train, val and test, or a CSV table.
     out
         A new folder for the chart and the numbers.
-    recipe
-        A named recipe or a .toml file.
     steps
         Steps of each sweep.
     """
-    chosen = chosen_recipe(recipe, settings)
-    if out.exists():
-        raise UsageError(f"`{out}` is there already", hint="name a new folder with --out")
-    require_beside(out, photos)
+    chosen = fitting.chosen_recipe(recipe, settings)
+    files.require_new(out)
+    fitting.require_beside(out, photos)
     if steps < LEAST_SWEEP_STEPS:
         raise UsageError(f"--sweep-steps is below {LEAST_SWEEP_STEPS}: {steps}")
     catalog = columns.read(photos)
     from fieldguide import find_rate as rates  # brings torch
 
-    with watching(what="sweeping rates") as watcher:
+    with fitting.watching(what="sweeping rates") as watcher:
         found = rates.find_rate(catalog, chosen, steps=steps, watcher=watcher())
     rates.write(found, out)
     for line in rates.advice(found):

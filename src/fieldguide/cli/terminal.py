@@ -44,3 +44,8 @@ stdout = Terminal(
 )
 stderr = Terminal(stderr=True, highlight=False, markup=False)
 silent = Terminal(stderr=True, quiet=True)  # of ranks but the first
+
+
+def tell(text: str) -> None:
+    """Print a message to stderr, as long a line as it is."""
+    stderr.print(text, soft_wrap=True)

@@ -15,7 +15,7 @@ from fieldguide.cli.fitting import (
     require_weights,
     watching,
 )
-from fieldguide.cli.flags import Columns, Flags, TableFlags
+from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags
 from fieldguide.display import Display
 from fieldguide.errors import DataError, TrainingError, UsageError
 from fieldguide.launched import launch
@@ -30,7 +30,7 @@ DEMO_PHOTOS_EACH = 60
 
 @app.command
 def check(
-    photos: str,
+    photos: Collection,
     *,
     csv: Path | None = None,
     strict: bool = False,
@@ -44,9 +44,6 @@ def check(
 
     Parameters
     ----------
-    photos
-        A folder with one folder a class, or with train, val and test, shards, or a CSV table; or
-        the address of one, such as s3://bucket/photos.
     csv
         Write every finding to this file.
     strict
@@ -73,7 +70,7 @@ def check(
 
 @app.command
 def pack(
-    photos: str,
+    photos: Collection,
     *,
     out: Path,
     shard_mb: float = 256,
@@ -86,9 +83,6 @@ def pack(
 
     Parameters
     ----------
-    photos
-        A folder with one folder a class, or with train, val and test, shards, or a CSV table; or
-        the address of one, such as s3://bucket/photos.
     out
         The folder to write, which must be new.
     shard_mb
@@ -113,10 +107,10 @@ def pack(
 
 @app.command
 def fit(
-    photos: str,
+    photos: Collection,
     *,
     out: str,
-    recipe: str = "default",
+    recipe: RecipeName = "default",
     fold: int | None = None,
     force: bool = False,
     report: bool = True,
@@ -127,13 +121,8 @@ def fit(
 
     Parameters
     ----------
-    photos
-        A folder with one folder a class, or with train, val and test, shards, or a CSV table; or
-        the address of one, such as s3://bucket/photos.
     out
         The run's folder, or its address: new, or that of the run to go on with.
-    recipe
-        A named recipe or a .toml file; `fieldguide recipe` prints them.
     fold
         Train this fold alone (0, 1, …).
     force
@@ -231,9 +220,8 @@ def _report(folder: Path) -> None:
             display.begin("writing the report", len(topics()))
             build(Run(folder), progress=display.reach)
     except Exception as error:
-        terminal.stderr.print(
-            f"the report could not be written: {error}; `fieldguide report {folder}` tries again",
-            soft_wrap=True,
+        terminal.tell(
+            f"the report could not be written: {error}; `fieldguide report {folder}` tries again"
         )
 
 

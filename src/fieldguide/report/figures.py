@@ -14,7 +14,7 @@ import altair as alt
 import vl_convert
 
 from fieldguide import files
-from fieldguide.errors import ResourceError, UsageError
+from fieldguide.errors import ResourceError
 from fieldguide.report import confusion, curves
 from fieldguide.runs import Run
 
@@ -52,9 +52,7 @@ def write(
     """
     places = [folder / f"{name}.{kind}" for name in charts for kind in KINDS]
     places += [folder / name for name in tables]
-    there = [place for place in places if place.exists()]
-    if there:
-        raise UsageError(f"`{there[0]}` is there already", hint="name another folder")
+    files.require_new(*places, hint="name another folder")
     files.make_folder(folder)
     for name, chart in charts.items():
         for kind, content in drawn(chart).items():

@@ -510,7 +510,7 @@ def _no_effects(run: Run, stale: str) -> str:
         return f"Old scores are not shown. {stale} `fieldguide score RUN` judges the models anew."
     return (
         "Not compared yet: merge the folds with --batch-norm recalibrate and with --batch-norm"
-        " average (`fieldguide merge RUN`), then score them (`fieldguide score RUN`)."
+        " average (`fieldguide soup RUN`), then score them (`fieldguide score RUN`)."
     )
 
 

@@ -274,7 +274,7 @@ def _about_outside(found: Findings) -> list[Step]:
         return [
             Step(
                 "Merge the folds into one network of one's cost, and see what it is worth:",
-                f"fieldguide merge {found.run} && fieldguide score {found.run}",
+                f"fieldguide soup {found.run} && fieldguide score {found.run}",
             )
         ]
     if not found.scored:

@@ -1,0 +1,245 @@
+"""Commands that make one classifier of several networks: soup, merge, save."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from fieldguide.backbones import require_backbone
+from fieldguide.cli import tables, terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.flags import Computer, MachineFlags, PhotosRoot, RunFolder, given, refuse
+from fieldguide.display import Display
+from fieldguide.errors import DataError, UsageError
+from fieldguide.files import require_new, sha256
+
+if TYPE_CHECKING:
+    from fieldguide.catalog import Catalog
+    from fieldguide.checkpoints import Rule as FileRule
+
+
+@app.command
+def soup(
+    run: RunFolder,
+    *,
+    rule: Literal["soup", "greedy", "stock"] = "soup",
+    batch_norm: Literal["recalibrate", "average"] = "recalibrate",
+    photos_root: PhotosRoot = None,
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Merge a run's folds into one network of one's cost, which is kept in the run.
+
+    Parameters
+    ----------
+    rule
+        The plain mean (soup), folds added while that does no harm on photos outside the folds
+        (greedy), or Model Stock (stock).
+    batch_norm
+        Statistics measured on training photos (recalibrate), or the folds' mean (average).
+    """
+    from fieldguide.runs import Run
+
+    machine.check()
+    opened = Run(run, photos=photos_root)
+    opened.require_complete()
+    from fieldguide import outside  # brings torch
+
+    folder = outside.merge_into_run(opened, rule, batch_norm=batch_norm, machine=machine.chosen())
+    terminal.stdout.print(f"the merged model is in {folder}")
+    for command in (
+        f"fieldguide score {run}",
+        f"fieldguide predict {run} PHOTOS --combine {folder.name}",
+    ):
+        terminal.stdout.print(f"  {command}")
+
+
+@dataclass(frozen=True)
+class OfFiles:
+    """How checkpoints are merged, and photos to measure batch norm and accuracies on.
+
+    Parameters
+    ----------
+    out
+        The file to write.
+    anchor
+        The weights that all were fine-tuned from.
+    photos
+        A folder or table of photos like those of training.
+    backbone
+        The network that the checkpoints are for; needed with --photos.
+    size
+        Side of the network's input in pixels.
+    eval_resize
+        Pixels of the shorter side, from which the centre is cut.
+    """
+
+    out: Path | None = None
+    anchor: Path | None = None
+    photos: Path | None = None
+    backbone: str | None = None
+    size: int | None = None
+    eval_resize: int | None = None
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """What `merge` takes of a run, for one more release: `soup` took its place."""
+
+    batch_norm: Literal["recalibrate", "average"] | None = None
+    photos_root: Path | None = None
+
+
+@app.command
+def merge(
+    sources: list[Path],
+    *,
+    rule: Annotated[Literal["soup", "stock", "greedy"], Parameter(show_choices=False)] = "soup",
+    files: Annotated[OfFiles, Parameter(name="*")] = OfFiles(),
+    of_run: Annotated[OfRun, Parameter(name="*", show=False)] = OfRun(),
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Merge checkpoints of any training, by timm, torchvision or fieldguide, into one.
+
+    They must be of one architecture. With --photos, batch norm is measured on them and accuracies
+    are told. `fieldguide soup RUN` merges the folds of a run.
+
+    Parameters
+    ----------
+    sources
+        At least two checkpoints (.safetensors, .pth).
+    rule
+        The plain mean (soup), or Model Stock (stock), which needs the anchor.
+    """
+    machine.check()
+    if len(sources) == 1 and sources[0].is_dir():
+        _merge_run(sources[0], rule, files, of_run, machine)
+        return
+    for source in sources:
+        if source.is_dir():
+            raise UsageError(f"`{source}` is a folder: give one run, or the files of checkpoints")
+        if not source.is_file():
+            raise UsageError(f"`{source}` is neither a run's folder nor a checkpoint")
+    run_hint = "leave it out; `fieldguide soup RUN` merges the folds of a run"
+    refuse(given(of_run), "for runs, and checkpoints are given", run_hint)
+    if files.out is None:
+        raise UsageError("merged checkpoints need a file to go to: --out merged.safetensors")
+    if rule == "greedy":
+        raise UsageError(
+            "--rule greedy is for runs", hint="use soup or stock; or `fieldguide soup RUN`"
+        )
+    if files.photos is None:
+        looking = [flag for flag in given(files) if flag not in {"--out", "--anchor"}]
+        refuse([*looking, *given(machine)], "of no use without --photos")
+    if files.backbone is not None:
+        require_backbone(files.backbone)
+    _merge_files(sources, rule, files.out, files, machine)
+
+
+def _merge_run(
+    run: Path,
+    rule: Literal["soup", "stock", "greedy"],
+    files: OfFiles,
+    of_run: OfRun,
+    machine: Computer,
+) -> None:
+    """Merge as `soup` does, and say on stderr how that is typed."""
+    more: dict[str, str] = {"--rule": rule}
+    for group in (of_run, machine):
+        more |= {flag: str(value) for flag, value in given(group).items()}
+    typed = ["fieldguide", "soup", str(run), *chain.from_iterable(more.items())]
+    told = shlex.join(typed)
+    refuse(given(files), "for checkpoints, and a run is given", f"leave it out, and type: {told}")
+    terminal.tell(f"note: `merge` of a run goes away, type: {told}")
+    soup(
+        run,
+        rule=rule,
+        batch_norm=of_run.batch_norm or "recalibrate",
+        photos_root=of_run.photos_root,
+        machine=machine,
+    )
+
+
+def _merge_files(
+    sources: Sequence[Path], rule: "FileRule", out: Path, asked: OfFiles, machine: Computer
+) -> None:
+    from fieldguide import checkpoints
+
+    checkpoints.require_free(out)
+    copies = checkpoints.read(sources)
+    anchor = asked.anchor
+    start = checkpoints.read_one(anchor) if anchor else None
+    merged, barrier = checkpoints.merge(copies, rule, start), None
+    if asked.photos is not None:
+        network = checkpoints.architecture(
+            copies[0], asked.backbone, size=asked.size, eval_resize=asked.eval_resize
+        )
+        merged, barrier = checkpoints.on_photos(
+            copies, merged, network, _any_photos(asked.photos), machine.chosen()
+        )
+    for note in merged.notes:
+        terminal.tell(f"note: {note}")
+    checkpoints.write(
+        out,
+        merged,
+        {
+            "rule": rule,
+            "copies": [{"file": path.name, "sha256": sha256(path)} for path in sources],
+            "anchor": {"file": anchor.name, "sha256": sha256(anchor)} if anchor else None,
+        },
+    )
+    terminal.stdout.print(f"mean cosine between the weights, at least: {merged.cosine:.3f}")
+    if merged.moves:
+        terminal.stdout.print(f"mean angle between movements from the anchor: {merged.angle:.0f}°")
+    if barrier:
+        tables.print_barrier(terminal.stdout, [str(path) for path in sources], barrier)
+    terminal.stdout.print(f"the merged weights are in {out}")
+
+
+def _any_photos(place: Path) -> "Catalog":
+    """Labelled photos, or a folder of any: those without labels serve batch norm alone."""
+    from fieldguide import catalog
+
+    try:
+        return catalog.read(place)
+    except DataError:
+        if not place.is_dir():
+            raise
+        return catalog.scan_unlabelled(place)
+
+
+@app.command
+def save(
+    run: RunFolder,
+    *,
+    out: Path,
+    combine: str = "ensemble",
+    photos_root: PhotosRoot = None,
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Write a classifier to a folder of its own, which needs the run no more.
+
+    Parameters
+    ----------
+    out
+        A new folder.
+    combine
+        ensemble, logits, geometric, soup, greedy, stock, or fold-0, fold-1, …
+    """
+    from fieldguide.runs import Run
+
+    machine.check()
+    require_new(out)
+    opened = Run(run, photos=photos_root)
+    opened.combination(combine)
+    with Display(terminal.stderr) as display:
+        display.notice(f"combining folds: {combine}")
+        classifier = opened.classifier(combine, machine=machine.chosen())
+    classifier.save(out)
+    terminal.stdout.print(
+        f"{', '.join(classifier.card.members)}: {classifier.parameters / 1e6:.1f} M parameters,"
+        f" {classifier.nbytes / 1e6:.0f} MB in {out}"
+    )

@@ -1,0 +1,338 @@
+"""Commands that answer what photos show: predict, submit."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from fieldguide import mirror
+from fieldguide.cli import terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot
+from fieldguide.display import Display
+from fieldguide.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from fieldguide.analysis.conformal import Method, Sets
+    from fieldguide.augment import View
+    from fieldguide.classifier import Classifier
+    from fieldguide.inputs import Input
+    from fieldguide.predictions import Layout, Predictions, Submission
+
+Model = Annotated[
+    str,
+    Parameter(
+        help="A run's folder, or that of a classifier which `fieldguide save` or `soup` wrote; or"
+        " its address."
+    ),
+]
+Photos = Annotated[
+    list[str],
+    Parameter(
+        allow_leading_hyphen=True,
+        help="A folder, a CSV table, a list of paths (.txt, or - for standard input), a photo, the"
+        " address of one, or several of these.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How photos are looked at, and what becomes of the table.
+
+    Parameters
+    ----------
+    combine
+        How a run's folds answer together: ensemble (the default), logits, geometric, soup,
+        greedy, stock, or fold-0, fold-1, …
+    views
+        Look at each photo several times: flips, crops, scales, or some of them with commas.
+    calibrated
+        Scale probabilities by the temperature; without it they are those of oof.csv.
+    recursive
+        Look into folders inside a folder.
+    strict
+        End with exit code 3 if a photo cannot be read.
+    overwrite
+        Replace the table if it is there.
+    """
+
+    combine: str | None = None
+    views: str = ""
+    calibrated: bool = True
+    recursive: bool = True
+    strict: bool = False
+    overwrite: bool = False
+    photos_root: PhotosRoot = None
+
+
+AnswerFlags = Annotated[Answers, Parameter(name="*")]
+
+
+@app.command
+def predict(
+    model: Model,
+    photos: Photos,
+    *,
+    out: Path = Path("predictions.csv"),
+    top: int = 2,
+    probabilities: bool = False,
+    coverage: float | None = None,
+    sets: Literal["split", "adaptive"] | None = None,
+    sets_per_class: bool = False,
+    spreadsheet: bool = False,
+    answers: AnswerFlags = Answers(),
+    lists: ListFlags = Lists(),
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Say what photos show: one row for every input, in order, also for files that cannot be read.
+
+    Parameters
+    ----------
+    out
+        The table to write.
+    top
+        The number of classes to name, the most probable first.
+    probabilities
+        Write the probability of every class.
+    coverage
+        Add the set of classes that holds the true one this often, such as 0.95, and `unsure`.
+    sets
+        One threshold for all photos (split), or one that adapts to how clear a photo is.
+    sets_per_class
+        Reach the coverage in every class, not only over all.
+    spreadsheet
+        Put a ' before cells that a spreadsheet would take for formulas.
+    """
+    from fieldguide import predictions
+
+    _refuse_unknown_flags("predict", photos)
+    if top < 1:
+        raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
+    asked = _sets(coverage, sets, sets_per_class, answers.calibrated)
+    predictions.require_free(out, answers.overwrite)
+    folder, _, found = _opened(model, photos, answers, lists, machine)
+    layout = predictions.Layout(top, probabilities, asked is not None, spreadsheet)
+    _write(folder, found, layout, out, answers, machine, sets=asked)
+
+
+@app.command
+def submit(
+    model: Model,
+    photos: Photos,
+    *,
+    out: Path = Path("submission.csv"),
+    sample: Path | None = None,
+    columns: str | None = None,
+    id: Literal["auto", "path", "name", "stem"] = "auto",
+    zip: bool = False,
+    answers: AnswerFlags = Answers(),
+    lists: ListFlags = Lists(),
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Write what photos show as a grader wants it: as in a sample table, or an id and a label.
+
+    Parameters
+    ----------
+    out
+        The table to write.
+    sample
+        Follow this table's header, ids and order.
+    columns
+        Write two columns of these names, such as image_name,pred_label.
+    id
+        What the ids are: a photo's path, file name, or name without ending (stem). auto: the first
+        of them that fits the sample; without one, the name.
+    zip
+        Also write the table into a zip file beside it.
+    """
+    from fieldguide import predictions
+
+    _refuse_unknown_flags("submit", photos)
+    names = columns.split(",") if columns else []
+    if (sample is None) == (columns is None):
+        raise UsageError(
+            "a submission needs either --sample or --columns",
+            hint="such as --sample sample.csv, or --columns image_name,pred_label",
+        )
+    if sample is None and len(names) != 2:
+        raise UsageError(
+            f"--columns = {columns!r} is not two names",
+            hint="such as --columns image_name,pred_label",
+        )
+    for place in (out, predictions.zip_path(out)) if zip else (out,):
+        predictions.require_free(place, answers.overwrite)
+    folder, classes, found = _opened(model, photos, answers, lists, machine)
+    pair = (names[0], names[1]) if names else None
+    layout, found = predictions.submission(found, classes, sample=sample, columns=pair, id=id)
+    _write(folder, found, layout, out, answers, machine, zip=zip)
+
+
+def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
+    """Raise `UsageError` for a flag among the photos: the parser lets all through for `-` alone."""
+    odd = [text for text in photos if text.startswith("-") and text != "-"]
+    if not odd:
+        return
+    flag = odd[0].partition("=")[0]
+    if command == "submit" and flag in _flags_of("predict"):
+        raise UsageError(
+            f"{flag} has no place in a submission, whose columns are given",
+            hint="leave it out, or write a plain table with `fieldguide predict`",
+        )
+    close = difflib.get_close_matches(flag, _flags_of(command), n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    raise UsageError(
+        f"unknown option: {odd[0]}{meant}",
+        hint="--help lists what there is; a photo of that name is given as ./NAME",
+    )
+
+
+def _flags_of(command: str) -> list[str]:
+    return [name for each in app[command].assemble_argument_collection() for name in each.names]
+
+
+def _sets(
+    coverage: float | None, method: "Method | None", per_class: bool, calibrated: bool
+) -> "Sets | None":
+    if coverage is None:
+        idle = [flag for flag, on in (("--sets", method), ("--sets-per-class", per_class)) if on]
+        if idle:
+            raise UsageError(f"{idle[0]} has no effect without --coverage")
+        return None
+    if not 0 < coverage < 1:
+        raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
+    if not calibrated:
+        raise UsageError("--coverage needs calibrated probabilities: leave --no-calibrated out")
+    from fieldguide.analysis.conformal import Sets
+
+    return Sets(coverage, method or "split", per_class)
+
+
+def _views(text: str) -> "tuple[View, ...]":
+    known: tuple[View, ...] = ("flips", "crops", "scales")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    odd = [name for name in names if name not in known]
+    if odd:
+        raise UsageError(f"--views: `{odd[0]}` is none of {', '.join(known)}")
+    return tuple(view for view in known if view in names)
+
+
+def _opened(
+    model: str, photos: Sequence[str], answers: Answers, lists: Lists, machine: Computer
+) -> "tuple[Path, Sequence[str], list[Input]]":
+    """Return the model's folder, its classes and the photos, all checked without torch."""
+    from fieldguide import inputs
+
+    machine.check()
+    _views(answers.views)
+    found = inputs.read(
+        photos,
+        recursive=answers.recursive,
+        path_column=lists.path_column,
+        root=lists.root,
+        encoding=lists.encoding,
+        notice=terminal.tell,
+    )
+    folder = mirror.run_folder(model, terminal.tell)
+    return folder, _classes_of(folder), found
+
+
+def _write(
+    folder: Path,
+    photos: "list[Input]",
+    layout: "Layout | Submission",
+    out: Path,
+    answers: Answers,
+    machine: Computer,
+    *,
+    sets: "Sets | None" = None,
+    zip: bool = False,
+) -> None:
+    """Write a row for every photo, and say how many; exit with code 3 as `strict` has it."""
+    from fieldguide import predictions
+
+    classifier = _classifier(folder, answers.combine, answers.photos_root, machine)
+    _tell_precision(classifier, machine)
+    views = _views(answers.views)
+    if sets and views:
+        terminal.tell("sets are calibrated on one view: with several, coverage may differ")
+    with Display(terminal.stderr) as display:
+        display.begin("predicting", len(photos))
+        chunks = classifier.stream(
+            photos,
+            views=views,
+            sets=sets,
+            calibrated=answers.calibrated,
+            machine=machine.chosen(),
+        )
+        try:
+            counts = predictions.write(
+                out, _reported(chunks, display.advance), layout, overwrite=answers.overwrite
+            )
+        except KeyboardInterrupt:
+            display.notice(f"the rows so far are in {out}.part")
+            raise
+    if zip:
+        predictions.write_zip(out, overwrite=answers.overwrite)
+    lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
+    photo = "photo" if counts.photos == 1 else "photos"
+    terminal.tell(f"{counts.photos:,} {photo}{lost}: {out}")
+    if answers.strict and counts.unreadable:
+        raise SystemExit(DataError.exit_code)
+
+
+def _classes_of(model: Path) -> Sequence[str]:
+    """The classes of a run or of a saved classifier, read without torch."""
+    if (model / "setup.json").is_file():
+        from fieldguide.runs import Run
+
+        return Run(model).classes
+    try:
+        classes: list[str] = json.loads((model / "classifier.json").read_bytes())["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's") from error
+    return classes
+
+
+def _classifier(
+    model: Path, combine: str | None, photos_root: Path | None, machine: Computer
+) -> "Classifier":
+    """That of a run, or a saved one."""
+    if (model / "setup.json").is_file():
+        from fieldguide.runs import Run
+
+        opened = Run(model, photos=photos_root)
+        opened.combination(combine or "ensemble")
+        if not opened.complete:
+            terminal.tell(
+                f"{len(opened.done)} of {opened.recipe.folds} folds are done: these answer"
+            )
+        return opened.classifier(combine or "ensemble", machine=machine.chosen())
+    for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
+        if value is not None:
+            raise UsageError(f"{flag} is for runs, and `{model}` is none", hint="leave it out")
+    from fieldguide.classifier import Classifier
+
+    return Classifier.load(model)
+
+
+def _tell_precision(classifier: "Classifier", machine: Computer) -> None:
+    """Says so where this device lacks the precision that the network was trained and judged in."""
+    from fieldguide.inference import precision_used
+
+    own = classifier.card.architecture.precision
+    used = precision_used(classifier.card.architecture, machine.chosen())
+    if used != own and machine.check().precision == "auto":
+        terminal.tell(f"this device has no {own}, in which the folds were judged: {used} is used")
+
+
+def _reported(
+    chunks: "Iterator[Predictions]", advance: Callable[[int], None]
+) -> "Iterator[Predictions]":
+    for chunk in chunks:
+        advance(len(chunk))
+        yield chunk

@@ -1,0 +1,159 @@
+"""Commands that judge a run: score, labels."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from fieldguide.cli import tables, terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.flags import (
+    Columns,
+    Computer,
+    MachineFlags,
+    PhotosRoot,
+    RunFolder,
+    TableFlags,
+    given,
+    refuse,
+)
+from fieldguide.display import Display
+from fieldguide.errors import DataError
+
+if TYPE_CHECKING:
+    from fieldguide.catalog import Catalog
+    from fieldguide.outside import Worths
+    from fieldguide.runs import Run
+
+
+@app.command
+def score(
+    run: RunFolder,
+    photos: str | None = None,
+    *,
+    per_class: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    photos_root: PhotosRoot = None,
+    columns: TableFlags = Columns(),
+    machine: MachineFlags = Computer(),
+) -> None:
+    """Out-of-fold scores of a run, and the worth and price of its ensemble and merged models.
+
+    These have seen every photo of the folds, so they are scored on photos outside of them alone:
+    the collection's val part, what --holdout set aside, or PHOTOS.
+
+    Parameters
+    ----------
+    photos
+        Another labelled set: a folder with one folder a class, or a CSV table.
+    per_class
+        Print precision, recall and F1 of every class too.
+    as_json
+        Print one JSON object instead of tables.
+    """
+    from fieldguide import runs
+
+    machine.check()
+    opened = runs.Run(run, photos=photos_root)
+    opened.scores  # noqa: B018 - its errors come before photos are read
+    if photos is None:
+        refuse(given(columns), "for tables, and none is given")
+    catalog = columns.read(photos) if photos is not None else None
+    if not as_json:
+        tables.print_scores(terminal.stdout, opened)
+        if per_class:
+            tables.print_classes(terminal.stdout, opened)
+    found, lost = _worths(opened, catalog, machine)
+    if as_json:
+        print(json.dumps(_score_record(opened, found, per_class), indent=2))
+    elif found and found.rows:
+        tables.print_worths(terminal.stdout, found)
+    if lost:
+        raise lost  # out-of-fold scores are told before
+
+
+@app.command
+def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot = None) -> None:
+    """List photos whose label looks wrong, and why.
+
+    Parameters
+    ----------
+    out
+        The table to write; RUN/labels.csv if not given.
+    """
+    from fieldguide import labels as suspicious
+    from fieldguide import predictions
+    from fieldguide.runs import Run
+
+    if out is not None:
+        predictions.require_free(out)
+
+    opened = Run(run, photos=photos_root)
+    with Display(terminal.stderr) as display:
+        display.begin("comparing photos", opened.scores.photos)
+        found = suspicious.doubts(opened, progress=display.reach)
+        for note in found.notes:
+            display.notice(note)
+    table = out or run / suspicious.TABLE
+    tables.print_doubts(terminal.stdout, opened, found, table)
+    suspicious.write(table, found)
+
+
+def _worths(
+    run: "Run", catalog: "Catalog | None", machine: Computer
+) -> "tuple[Worths | None, DataError | None]":
+    """The table of classifiers, or why there is none."""
+    if catalog is None and not len(run.outside):
+        if run.complete:
+            terminal.tell(
+                "an ensemble or a merged model is scored on photos outside all folds, and the run"
+                " has none: give a labelled set, or begin a run with --holdout 0.1"
+            )
+        return None, None
+    from fieldguide import outside  # brings torch
+
+    try:
+        if catalog is None:
+            _tell_related(run)
+            found = outside.worths(run, machine.chosen())
+        else:
+            with Display(terminal.stderr) as display:
+                display.begin("comparing photos", outside.compared(run, catalog))
+                photos = outside.unseen(run, catalog, notice=display.notice, progress=display.reach)
+            found = outside.worths_on(run, photos, machine.chosen())
+    except DataError as error:
+        return None, error
+    if found.unreadable:
+        terminal.tell(f"{found.unreadable} photos cannot be read and are left out")
+    return found, None
+
+
+def _tell_related(run: "Run") -> None:
+    """Says how many photos of the val part would flatter."""
+    related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
+    if related:
+        terminal.tell(
+            f"{related} photos of the val part are left out: copies of training photos, of their"
+            " groups, or without a class"
+        )
+
+
+def _score_record(run: "Run", found: "Worths | None", per_class: bool) -> dict[str, Any]:
+    from fieldguide import runs
+
+    record: dict[str, Any] = {"out_of_fold": runs.summary(run)}
+    if per_class:
+        scores = run.per_class
+        record["classes"] = {
+            name: {
+                "photos": int(scores.support[number]),
+                "precision": float(scores.precision[number]),
+                "recall": float(scores.recall[number]),
+                "f1": float(scores.f1[number]),
+            }
+            for number, name in enumerate(run.classes)
+        }
+    record["outside"] = asdict(found) if found else None
+    return record
