@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fieldguide import store
-from fieldguide.store import RECORD_BYTES, Store, folder_of, pieces, remove, stores
+from fieldguide.copies import remove
+from fieldguide.store import RECORD_BYTES, Store, folder_of, pieces
 
 Pixels = NDArray[np.uint8]
 
@@ -126,7 +127,7 @@ def test_the_first_picture_of_a_key_stays(folder: Path, opened: Callable[..., St
     for number in (1, 2):
         kept.put(key(1), picture(number))
     assert there(kept, 1)
-    assert pieces(folder)[0].pictures == 1
+    assert pieces(folder)[0].count == 1
 
 
 def test_what_is_got_cannot_be_changed(opened: Callable[..., Store]) -> None:
@@ -164,7 +165,7 @@ def test_a_closed_store_keeps_what_was_got_and_finds_nothing(folder: Path) -> No
     kept.close()
     assert np.array_equal(found, picture(1))  # type: ignore[arg-type]
     assert kept.get(key(1)) is None and kept.get(key(2)) is None
-    assert pieces(folder)[0].pictures == 1
+    assert pieces(folder)[0].count == 1
 
 
 def test_a_look_into_an_empty_store_makes_nothing(
@@ -224,7 +225,7 @@ def test_a_pickled_store_keeps_its_limit(folder: Path, opened: Callable[..., Sto
     with closing(pickle.loads(pickle.dumps(opened(limit=1000)))) as copy:
         assert there(copy, 0)
         copy.put(key(1), picture(1, 40, 40))
-    assert pieces(folder)[0].pictures == 1
+    assert pieces(folder)[0].count == 1
 
 
 FORKS = """
@@ -257,7 +258,7 @@ with closing(Store(Path(sys.argv[1]))) as fresh:
     assert all(there(fresh, number) for number in range(6))
     known = list(fresh._places.values())
     assert all(fresh._intact(place) for place in known)
-    print(len(known), sum(piece.pictures for piece in pieces(Path(sys.argv[1]))))
+    print(len(known), sum(piece.count for piece in pieces(Path(sys.argv[1]))))
 """
 
 
@@ -296,7 +297,7 @@ def test_many_threads_at_once(opened: Callable[..., Store]) -> None:
         thread.join()
     assert not wrong
     assert all(there(kept, number) for number in range(60))
-    assert sum(piece.pictures for piece in pieces(kept._folder)) == 60
+    assert sum(piece.count for piece in pieces(kept._folder)) == 60
 
 
 # --- shards that are continued --------------------------------------------------------------------
@@ -306,7 +307,7 @@ def test_many_threads_at_once(opened: Callable[..., Store]) -> None:
 def test_short_runs_share_a_shard(folder: Path, opened: Callable[..., Store]) -> None:
     for number in range(5):
         fill(folder, range(number, number + 1))
-    assert [piece.pictures for piece in pieces(folder)] == [5]
+    assert [piece.count for piece in pieces(folder)] == [5]
     kept = opened()
     assert all(there(kept, number) for number in range(5))
 
@@ -315,14 +316,14 @@ def test_a_shard_has_one_writer(folder: Path, opened: Callable[..., Store]) -> N
     writers = [opened(), opened()]
     for number, writer in enumerate(writers):
         writer.put(key(number), picture(number))
-    assert [piece.pictures for piece in pieces(folder)] == [1, 1]
+    assert [piece.count for piece in pieces(folder)] == [1, 1]
 
 
 def test_a_large_shard_is_not_continued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CONTINUED_BELOW", picture(0).nbytes)
     for number in range(3):
         fill(folder, range(number, number + 1))
-    assert [piece.pictures for piece in pieces(folder)] == [1, 1, 1]
+    assert [piece.count for piece in pieces(folder)] == [1, 1, 1]
 
 
 @posix_only
@@ -605,7 +606,7 @@ def test_what_a_process_uses_makes_no_room(
     else:
         user.put(key(7), picture(7))
     before = pieces(old)
-    kept = opened(definition(tmp_path, 64), limit=(before[0].pictures + 1) * SPACE)
+    kept = opened(definition(tmp_path, 64), limit=(before[0].count + 1) * SPACE)
     for number in range(3):
         kept.put(key(number), picture(number))
     assert there(kept, 0) and not there(kept, 1)
@@ -676,16 +677,15 @@ def test_only_our_files_are_seen(tmp_path: Path, opened: Callable[..., Store]) -
     (own.parent / other.name).symlink_to(other, target_is_directory=True)
     (own / "0123456789abcdef.pixels").symlink_to(only(other, "pixels"))
     (own / "notes.pixels").write_text("not ours")
-    found = stores(own.parent)
-    assert list(found) == [own] and len(found[own]) == 1
-    assert remove(found[own][0]) == ""
+    (found,) = store.kept(own.parent)
+    assert found.path.parent == own and remove(found) == ""
     left = sorted(path.name for path in own.iterdir())
     assert left == ["0123456789abcdef.pixels", "notes.pixels"]
     assert pieces(other) and pieces(strange)
 
 
 def test_no_cache_has_no_stores(tmp_path: Path) -> None:
-    assert stores(tmp_path / "none") == {} and pieces(tmp_path / "none") == []
+    assert store.kept(tmp_path / "none") == pieces(tmp_path / "none") == []
 
 
 @given(

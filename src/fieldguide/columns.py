@@ -122,7 +122,9 @@ class Shared(list[H]):
 
     def append(self, value: H) -> None:
         """Add a value at the end."""
-        list.append(self, self._first.setdefault(value, value))  # `super()` takes longer than all else
+        list.append(
+            self, self._first.setdefault(value, value)
+        )
 
 
 class Records(Column[T]):
