@@ -4,6 +4,7 @@ A folder in it that holds a copy says of what, in a file that is locked by the p
 the copy. Knows nothing of how what is kept there is read.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,12 @@ def root() -> Path:
 def root_of(name: str) -> Path:
     """The folder of that name; `auto` is the user's, see `root`."""
     return root() if name in {"", "auto"} else Path(name).expanduser().absolute()
+
+
+def folder_of(kind: str, source: str) -> Path:
+    """Where the user's cache folder keeps a copy of what is at an address, or in a folder."""
+    name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return root() / kind / name
 
 
 def use(folder: Path, source: str) -> None:

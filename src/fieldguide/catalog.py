@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
 
-from fieldguide import caches, columns, files, parquet, remote, shards
+from fieldguide import columns, files, parquet, remote, shards
 from fieldguide.columns import Records, Shared
 from fieldguide.errors import DataError
 
@@ -328,7 +328,7 @@ def root_of(place: Path) -> Path:
 
 
 def _index(root: Path) -> shards.Index | None:
-    return shards.find_index(root, caches.root, EXTENSIONS, _SPLIT_FOLDERS, _USUAL_NAMES)
+    return shards.find_index(root, EXTENSIONS, _SPLIT_FOLDERS, _USUAL_NAMES)
 
 
 def _of_shards(index: shards.Index) -> Catalog:

@@ -122,9 +122,7 @@ class Shared(list[H]):
 
     def append(self, value: H) -> None:
         """Add a value at the end."""
-        list.append(
-            self, self._first.setdefault(value, value)
-        )
+        list.append(self, self._first.setdefault(value, value))
 
 
 class Records(Column[T]):

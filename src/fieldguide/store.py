@@ -40,6 +40,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fieldguide.caches import Kept, lock_alone, lock_shared, shown_bytes
+from fieldguide.files import write_whole
 
 # Of our decoding and of this file's layout: to be raised when the same photo gives other bytes.
 VERSION = 1
@@ -263,29 +264,17 @@ class _Writer:
     def append(self, digest: bytes, picture: Picture, checksum: int) -> bytes:
         """Writes a picture, then its record, which is returned; OSError leaves no half record."""
         offset = self.pixels.seek(0, os.SEEK_END)
-        _write(self.pixels, picture.data.cast("B"), offset)
+        write_whole(self.pixels, picture.data.cast("B"), offset)
         body = _BODY.pack(digest, offset, *picture.shape[:2], checksum)
         record = body + _CHECK.pack(zlib.crc32(body))
         # Behind the last whole record: a killed process may have left a part of one.
         start = self.index.seek(0, os.SEEK_END) // RECORD_BYTES * RECORD_BYTES
-        _write(self.index, memoryview(record), start)
+        write_whole(self.index, record, start)
         return record
 
     def close(self) -> None:
         self.pixels.close()
         self.index.close()
-
-
-def _write(file: io.FileIO, rest: memoryview, start: int) -> None:
-    """Write all of `rest` at `start`, or leave the file ending there."""
-    file.seek(start)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except BaseException:  # Ctrl-C as well
-        with suppress(OSError):
-            file.truncate(start)
-        raise
 
 
 def _new_writer(folder: Path) -> _Writer:
