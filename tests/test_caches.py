@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldguide.caches import root, root_of, source_of, unused, use
+from fieldguide.caches import root, root_of, source_of, use
 from fieldguide.errors import ResourceError
 
 HOME = Path.home()
@@ -66,12 +66,3 @@ def test_a_folder_says_what_it_holds_a_copy_of(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_used_in_silence(tmp_path: Path) -> None:
     use(tmp_path / "nowhere", "far://photos")
     assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs locks that are shared")
-def test_what_this_process_uses_is_not_unused(tmp_path: Path) -> None:
-    with unused(tmp_path):
-        pass
-    use(tmp_path, "far://photos")
-    with pytest.raises(BlockingIOError), unused(tmp_path):
-        pass

@@ -29,14 +29,14 @@ def root(tmp_path: Path, plain_consoles: None, monkeypatch: pytest.MonkeyPatch) 
     Far.store.clear()
 
 
-def fetched() -> copies.Copy:
+def fetched() -> caches.Kept:
     for name in ("elm/1.jpg", "oak/1.jpg"):
         Far().pipe_file(f"{PHOTOS}/{name}", encoded(photograph(len(name))))
     scan(PHOTOS)
-    return next(copy for copy in copies.copies(caches.root()) if copy.source == PHOTOS)
+    return next(copy for copy in copies.copies(caches.root()) if copy.name == PHOTOS)
 
 
-def run() -> copies.Copy:
+def run() -> caches.Kept:
     with mirror.mirrored(RUN) as folder:
         (folder / "weights").write_bytes(b"12345")
         (folder / "recipe.toml").write_bytes(b"1")
@@ -44,7 +44,7 @@ def run() -> copies.Copy:
     return next(copy for copy in copies.copies(caches.root()) if copy.kind == "run")
 
 
-def indexed(tmp_path: Path) -> copies.Copy:
+def indexed(tmp_path: Path) -> caches.Kept:
     write_tar(tmp_path / "tars" / "1.tar", {"oak/1.jpg": encoded(photograph(1))})
     scan(tmp_path / "tars")
     return next(copy for copy in copies.copies(caches.root()) if copy.kind == "shards")
@@ -67,12 +67,12 @@ def test_copies_are_listed_with_what_they_are_of(tmp_path: Path, root: Path) -> 
     (root / "remote" / ("0" * 32)).symlink_to(tmp_path, target_is_directory=True)
     made = [fetched(), run(), indexed(tmp_path)]
     assert copies.copies(root) == made
-    assert [(copy.kind, copy.source) for copy in made] == [
+    assert [(copy.kind, copy.name) for copy in made] == [
         ("photos", PHOTOS),
         ("run", RUN),
         ("shards", str(tmp_path / "tars")),
     ]
-    assert all(copy.bytes == size_of(copy.folder) > 0 for copy in made)
+    assert all(copy.bytes == size_of(copy.path) > 0 for copy in made)
     assert all(abs(copy.used - time.time()) < 600 for copy in made)
     assert not any(copies.faults(copy) for copy in made)
 
@@ -81,12 +81,12 @@ def test_a_single_photo_is_a_copy(root: Path) -> None:
     Far().pipe_file(f"{PHOTOS}/1.jpg", encoded(photograph(1)))
     inputs.read(f"{PHOTOS}/1.jpg")
     (copy,) = copies.copies(root)
-    assert (copy.kind, copy.source) == ("photos", f"{PHOTOS}/1.jpg")
+    assert (copy.kind, copy.name) == ("photos", f"{PHOTOS}/1.jpg")
     assert not copies.faults(copy)
 
 
 def test_using_a_copy_is_noted(root: Path) -> None:
-    folder = fetched().folder
+    folder = fetched().path
     os.utime(folder / "source.txt", (0, 0))
     assert copies.copies(root)[0].used == 0
     scan(PHOTOS)
@@ -95,18 +95,18 @@ def test_using_a_copy_is_noted(root: Path) -> None:
 
 def test_damage_is_found(tmp_path: Path) -> None:
     photos, sent, index = fetched(), run(), indexed(tmp_path)
-    (photos.folder / "files" / "elm" / "1.jpg").write_bytes(b"cut")
-    (photos.folder / "files" / "oak" / "1.jpg").unlink()
+    (photos.path / "files" / "elm" / "1.jpg").write_bytes(b"cut")
+    (photos.path / "files" / "oak" / "1.jpg").unlink()
     said = copies.faults(photos)
     assert said[0].startswith("elm/1.jpg: 3 of ") and said[1:] == ["oak/1.jpg: missing"]
-    (photos.folder / "files.json").write_text("no JSON")
+    (photos.path / "files.json").write_text("no JSON")
     assert "files.json cannot be read" in copies.faults(photos)[0]
-    (photos.folder / "files.json").write_text('{"elm/1.jpg": 3}')
+    (photos.path / "files.json").write_text('{"elm/1.jpg": 3}')
     assert "files.json cannot be read" in copies.faults(photos)[0]
-    (sent.folder / "run" / "weights").write_bytes(b"12346")
+    (sent.path / "run" / "weights").write_bytes(b"12346")
     (fault,) = copies.faults(sent)
     assert "weights: SHA-256" in fault
-    place = next(index.folder.glob("photos.index"))
+    place = next(index.path.glob("photos.index"))
     place.write_bytes(place.read_bytes()[:-9])
     assert "the index of shards is damaged" in copies.faults(index)[0]
 
@@ -119,7 +119,7 @@ def test_bytes_from_parquet_files_are_compared(tmp_path: Path, root: Path) -> No
     scan(tmp_path / "set")
     (copy,) = copies.copies(root)
     assert not copies.faults(copy)
-    (photos,) = copy.folder.glob("*.photos")
+    (photos,) = copy.path.glob("*.photos")
     photos.write_bytes(bytes(photos.stat().st_size))
     (fault,) = copies.faults(copy)
     assert fault.startswith("a/00000000.jpg: ") and "holds other bytes" in fault
@@ -130,7 +130,7 @@ def test_what_is_not_used_is_removed(tmp_path: Path, root: Path) -> None:
     end_of_processes()
     assert [copies.remove(copy) for copy in made] == ["", "", ""]
     assert not copies.copies(root) and not size_of(root)
-    assert fetched().files == made[0].files
+    assert fetched().count == made[0].count
     with mirror.mirrored(RUN) as folder:
         assert (folder / "weights").read_bytes() == b"12345"
 
@@ -145,7 +145,7 @@ def test_what_another_process_uses_stays(root: Path) -> None:
         "caches.use(Path(sys.argv[1]), 'there')\nprint('used', flush=True)\nsys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(copy.folder)],
+        [sys.executable, "-c", script, str(copy.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -160,7 +160,7 @@ def test_what_another_process_uses_stays(root: Path) -> None:
 def test_what_is_being_written_stays(root: Path) -> None:
     copy = fetched()
     end_of_processes()
-    with files.lock(copy.folder):
+    with files.lock(copy.path):
         assert copies.remove(copy) == "a process uses it"
     assert copies.copies(root)
 
@@ -168,7 +168,7 @@ def test_what_is_being_written_stays(root: Path) -> None:
 def test_a_run_that_was_not_sent_stays(root: Path) -> None:
     copy = run()
     end_of_processes()
-    (copy.folder / "run" / "weights").write_bytes(b"trained while nobody answered")
+    (copy.path / "run" / "weights").write_bytes(b"trained while nobody answered")
     assert copies.remove(copy) == "1 files of the run were not sent yet: `fit` sends them"
     with mirror.mirrored(RUN):
         pass
@@ -179,7 +179,7 @@ def test_a_run_that_was_not_sent_stays(root: Path) -> None:
 def test_an_interrupted_removal_is_gone_on_with(root: Path) -> None:
     copy = fetched()
     end_of_processes()
-    copy.folder.rename(copy.folder.with_suffix(".gone"))
+    copy.path.rename(copy.path.with_suffix(".gone"))
     (left,) = copies.copies(root)
     assert copies.remove(left) == "" and not copies.copies(root)
 
@@ -193,16 +193,16 @@ def test_the_command_lists_verifies_and_clears(
     assert cli.run(["cache", "--verify"]) == 0
     said = capsys.readouterr()
     rows = [line.split()[:3] for line in said.out.splitlines()]
-    assert [PHOTOS, "photos", f"{photos.files}"] in rows
-    assert [RUN, "run", f"{made[1].files}"] in rows
-    assert ["all", "copies", f"{sum(copy.files for copy in made)}"] in rows
+    assert [PHOTOS, "photos", f"{photos.count}"] in rows
+    assert [RUN, "run", f"{made[1].count}"] in rows
+    assert ["all", "copies", f"{sum(copy.count for copy in made)}"] in rows
     assert said.err == "3 copies are as they were written\n"
-    (photos.folder / "files" / "elm" / "1.jpg").unlink()
+    (photos.path / "files" / "elm" / "1.jpg").unlink()
     assert cli.run(["cache", "--verify"]) == 4
     said = capsys.readouterr()
     assert f"damaged: {PHOTOS}: elm/1.jpg: missing\n" in said.err
     assert "1 of 3 copies are damaged" in said.err
-    os.utime(photos.folder / "source.txt", (0, 0))
+    os.utime(photos.path / "source.txt", (0, 0))
     assert cli.run(["cache", "--older-than", "3"]) == 0
     assert [copy.kind for copy in copies.copies(root)] == ["run", "shards"]
     next(root.glob("runs/*/run/weights")).write_bytes(b"trained since")
@@ -215,7 +215,7 @@ def test_the_command_lists_verifies_and_clears(
 def test_what_was_fetched_again_after_an_interrupted_removal_is_removed(root: Path) -> None:
     copy = fetched()
     end_of_processes()
-    left = copy.folder.with_suffix(".gone")
+    left = copy.path.with_suffix(".gone")
     (left / "files").mkdir(parents=True)
     assert copies.remove(copy) == ""
     assert not copies.copies(root)

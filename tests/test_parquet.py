@@ -1,9 +1,7 @@
 """Photos in Parquet files, as the Hugging Face Hub has them."""
 
 import json
-import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ from test_shards import write_tar
 
 from fieldguide import cli, files, inputs, pixels
 from fieldguide.catalog import Catalog, Photo, read, scan
-from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.errors import DataError, ResourceError
 from fieldguide.shards import INDEX
 
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.usefixtures("cache")
-needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
 
 
 def picture(seed: int, path: str | None = None) -> dict[str, Any]:
@@ -33,9 +32,6 @@ def write(
     rows: int = 3,
 ) -> Path:
     """A Parquet file with row groups of a few rows, as `datasets` writes it."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: pa.array(each, (types or {}).get(name)) for name, each in columns.items()}
     table = pa.table(arrays)
@@ -51,7 +47,6 @@ def contents(found: Catalog) -> list[bytes]:
     return [pixels.read(found.file(photo)) for photo in found.photos]
 
 
-@needs_pyarrow
 def test_classes_of_hugging_face_are_labels(tmp_path: Path) -> None:
     place = tmp_path / "hub"
     columns = {"image": [picture(n) for n in range(4)], "label": [1, 0, -1, 1]}
@@ -79,7 +74,6 @@ def test_classes_of_hugging_face_are_labels(tmp_path: Path) -> None:
     )
 
 
-@needs_pyarrow
 def test_plain_bytes_with_text_for_labels_groups_and_splits(tmp_path: Path) -> None:
     columns = {
         "JPG": [jpeg(1), jpeg(2), jpeg(3)],
@@ -97,11 +91,8 @@ def test_plain_bytes_with_text_for_labels_groups_and_splits(tmp_path: Path) -> N
     assert contents(found) == [jpeg(1), jpeg(2), jpeg(3)]
 
 
-@needs_pyarrow
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
 def test_any_column_of_bytes_that_is_alone(tmp_path: Path, kind: str) -> None:
-    import pyarrow as pa
-
     columns = {"what": [jpeg(1), jpeg(2)], "class": [3, 1]}
     write(tmp_path / "set" / "a.parquet", columns, types={"what": getattr(pa, kind)()})
     found = scan(tmp_path / "set")
@@ -109,7 +100,6 @@ def test_any_column_of_bytes_that_is_alone(tmp_path: Path, kind: str) -> None:
     assert contents(found) == [jpeg(2), jpeg(1)]
 
 
-@needs_pyarrow
 @pytest.mark.parametrize(
     ("given", "names"),
     [
@@ -130,7 +120,6 @@ def test_names_are_those_in_the_file_where_each_has_its_own(
     assert contents(found) == [jpeg(0), jpeg(1)]
 
 
-@needs_pyarrow
 def test_a_fit_equals_those_from_a_folder_and_from_tar_files(parts: Path, tmp_path: Path) -> None:
     photos = sorted((parts / "train").rglob("*.jpg"), key=lambda path: path.name)
     names = [path.relative_to(parts / "train").as_posix() for path in photos]
@@ -153,7 +142,6 @@ def test_a_fit_equals_those_from_a_folder_and_from_tar_files(parts: Path, tmp_pa
     assert in_order.complete and results(in_order) != results(first)
 
 
-@needs_pyarrow
 def test_the_commands(
     discs: Path,
     tmp_path: Path,
@@ -170,16 +158,10 @@ def test_the_commands(
     place = write(tmp_path / "set" / "discs.parquet", columns).parent
     assert cli.run(["check", str(place)]) == 0
     assert " train  24      3 " in capsys.readouterr().out
-    run = small_fit(place, tmp_path / "run")
-    table = tmp_path / "new.csv"
-    arguments = ["predict", str(run.folder), str(place), "--out", str(table), "--device", "cpu"]
-    assert cli.run(arguments) == 0
-    assert len(table.read_text().splitlines()) == 25
     assert cli.run(["pack", str(place), "--out", str(tmp_path / "packed")]) == 0
     assert sorted(contents(scan(tmp_path / "packed"))) == sorted(contents(scan(place)))
 
 
-@needs_pyarrow
 def test_photos_are_copied_once_and_when_they_change(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "set" / "a.parquet", {"image": [jpeg(1)], "label": ["oak"]})
     first = scan(path.parent)
@@ -196,7 +178,6 @@ def test_photos_are_copied_once_and_when_they_change(tmp_path: Path, cache: Path
     assert contents(scan(path.parent)) == [jpeg(2), jpeg(3)]
 
 
-@needs_pyarrow
 def test_what_cannot_be_used_is_noted(tmp_path: Path) -> None:
     columns = {
         "image": [picture(1), None, {"bytes": None, "path": "elsewhere.jpg"}, picture(2)],
@@ -212,7 +193,6 @@ def test_what_cannot_be_used_is_noted(tmp_path: Path) -> None:
     }
 
 
-@needs_pyarrow
 def test_no_bytes_at_all_are_an_empty_file(tmp_path: Path) -> None:
     columns = {"image": [jpeg(1), b""], "label": ["oak", "oak"]}
     found = scan(write(tmp_path / "set" / "a.parquet", columns).parent)
@@ -220,12 +200,8 @@ def test_no_bytes_at_all_are_an_empty_file(tmp_path: Path) -> None:
         pixels.read(found.file(found.photos[1]))
 
 
-@needs_pyarrow
 @pytest.mark.parametrize("metadata", ["no JSON", "{}", '{"info": {"features": {"label": {}}}}'])
 def test_numbers_without_names_stay_numbers(tmp_path: Path, metadata: str) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     table = pa.table({"image": [jpeg(1)], "label": [3]})
     table = table.replace_schema_metadata({"huggingface": metadata})
     (tmp_path / "set").mkdir()
@@ -233,7 +209,6 @@ def test_numbers_without_names_stay_numbers(tmp_path: Path, metadata: str) -> No
     assert [photo.label for photo in scan(tmp_path / "set").photos] == ["3"]
 
 
-@needs_pyarrow
 def test_a_file_without_pictures_tells_its_columns(tmp_path: Path) -> None:
     write(tmp_path / "set" / "a.parquet", {"text": ["a"], "label": [1]})
     said = r"no column of pictures in .*a\.parquet; columns found: `text` \(string\), `label` \(int"
@@ -244,7 +219,6 @@ def test_a_file_without_pictures_tells_its_columns(tmp_path: Path) -> None:
         scan(tmp_path / "set")
 
 
-@needs_pyarrow
 def test_without_labels_there_is_nothing_to_learn_but_to_predict(tmp_path: Path) -> None:
     write(tmp_path / "set" / "a.parquet", {"image": [picture(1)], "label": [["a list"]]})
     with pytest.raises(DataError, match="no labelled photographs in the shards of") as caught:
@@ -253,7 +227,6 @@ def test_without_labels_there_is_nothing_to_learn_but_to_predict(tmp_path: Path)
     assert [each.name for each in inputs.read(tmp_path / "set")] == ["a/00000000.jpg"]
 
 
-@needs_pyarrow
 @pytest.mark.parametrize("damage", ["end", "page", "empty", "text"])
 def test_a_damaged_file_is_told(tmp_path: Path, cache: Path, damage: str) -> None:
     columns = {"image": [picture(n) for n in range(6)], "label": ["oak"] * 6}
@@ -271,7 +244,6 @@ def test_a_damaged_file_is_told(tmp_path: Path, cache: Path, damage: str) -> Non
     assert {each.name for each in cache.rglob("*") if each.is_file()} <= {"source.txt", files.LOCK}
 
 
-@needs_pyarrow
 def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "set" / "a.parquet", {"image": [jpeg(1)], "label": ["oak"]})
     cache.write_text("no folder")
@@ -279,17 +251,6 @@ def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, cache: Pa
         scan(path.parent)
 
 
-def test_without_pyarrow_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"a\.parquet` needs pyarrow") as caught:
-        scan(tmp_path)
-    assert caught.value.hint == "pip install 'fieldguide[parquet]'"
-
-
-@needs_pyarrow
 def test_a_single_file_is_pointed_to_its_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "set" / "a.parquet", {"image": [jpeg(1)], "label": ["oak"]})
     with pytest.raises(DataError, match="not a table in plain text") as caught:

@@ -140,8 +140,13 @@ def test_an_address_that_nothing_can_read_is_a_mistake(address: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["info", "find", "get"])
-def test_a_store_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_store_that_stays_away_is_told_and_one_that_comes_back_waited_for(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     put("elm/1.jpg")
+    failing(monkeypatch, what, 99, TimeoutError("timed out"))
+    with pytest.raises(ResourceError, match="`far://photos` cannot be reached: timed out"):
+        scan("far://photos")
     failing(monkeypatch, what, 3, OSError("connection reset"))
     told: list[str] = []
     root = local("far://photos", notice=told.append)
@@ -149,14 +154,6 @@ def test_a_store_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch, 
     if what != "info":  # the first answer is waited for in silence, for its time is limited
         message = "does not answer (connection reset): trying again in 0 s"
         assert told == [f"`far://photos` {message}"] * 3
-
-
-@pytest.mark.parametrize("what", ["info", "find", "get"])
-def test_a_store_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    put("elm/1.jpg")
-    failing(monkeypatch, what, 99, TimeoutError("timed out"))
-    with pytest.raises(ResourceError, match="`far://photos` cannot be reached: timed out"):
-        scan("far://photos")
 
 
 def test_a_store_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fieldguide import store
-from fieldguide.store import RECORD_BYTES, Store, folder_of, pieces, remove, stores
+from fieldguide.copies import remove
+from fieldguide.store import RECORD_BYTES, Store, folder_of, pieces
 
 Pixels = NDArray[np.uint8]
 
@@ -38,6 +39,9 @@ def key(number: int) -> str:
 
 def picture(number: int, height: int = 12, width: int = 9) -> Pixels:
     return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+SPACE = picture(0).nbytes + RECORD_BYTES
 
 
 def there(kept: Store, number: int) -> bool:
@@ -81,10 +85,10 @@ def opened(folder: Path) -> Iterator[Callable[..., Store]]:
         )
 
 
-def python(script: str, *arguments: object, before: tuple[str, ...] = ()) -> str:
+def python(script: str, *arguments: object) -> str:
     """What a process of its own prints; it sees this file's functions."""
     done = subprocess.run(
-        [*before, sys.executable, "-c", f"from test_store import *\n{script}"]
+        [sys.executable, "-c", f"from test_store import *\n{script}"]
         + [str(argument) for argument in arguments],
         cwd=Path(__file__).parent,
         capture_output=True,
@@ -109,7 +113,9 @@ def test_what_is_put_is_got_by_this_process_and_the_next(sizes: list[tuple[int, 
             for number, size in enumerate(sizes):
                 assert kept.get(key(number)) is None
                 kept.put(key(number), picture(number, *size))
+                kept.put(key(number), picture(number + 1, *size))  # the first one stays
                 assert there(kept, number)
+        assert pieces(Path(name))[0].count == len(sizes)
         with closing(Store(Path(name))) as again:
             assert all(there(again, number) for number in range(len(sizes)))
             assert [again.get(key(n)).shape[:2] for n in range(len(sizes))] == sizes  # type: ignore[union-attr]
@@ -121,24 +127,9 @@ def test_a_picture_that_is_not_contiguous_keeps_its_pixels(opened: Callable[...,
     assert np.array_equal(kept.get(key(1)), whole[::2, ::-1])  # type: ignore[arg-type]
 
 
-def test_the_first_picture_of_a_key_stays(folder: Path, opened: Callable[..., Store]) -> None:
-    kept = opened()
-    for number in (1, 2):
-        kept.put(key(1), picture(number))
-    assert there(kept, 1)
-    assert pieces(folder)[0].pictures == 1
-
-
-def test_what_is_got_cannot_be_changed(opened: Callable[..., Store]) -> None:
-    kept = opened()
-    kept.put(key(1), picture(1))
-    found = kept.get(key(1))
-    assert found is not None and not found.flags.writeable
-    with pytest.raises(ValueError, match="WRITEABLE"):
-        found.flags.writeable = True
-
-
-def test_getting_copies_nothing(folder: Path, opened: Callable[..., Store]) -> None:
+def test_getting_copies_nothing_and_lets_nothing_be_changed(
+    folder: Path, opened: Callable[..., Store]
+) -> None:
     big = picture(1, 600, 500)
     with closing(Store(folder)) as writer:
         writer.put(key(1), big)
@@ -153,6 +144,9 @@ def test_getting_copies_nothing(folder: Path, opened: Callable[..., Store]) -> N
     with only(folder, "pixels").open("r+b") as file:  # the file is the picture's memory
         file.write(bytes([255 - big[0, 0, 0]]))
     assert found[0, 0, 0] == 255 - big[0, 0, 0]
+    assert not found.flags.writeable
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        found.flags.writeable = True
 
 
 def test_a_closed_store_keeps_what_was_got_and_finds_nothing(folder: Path) -> None:
@@ -164,27 +158,10 @@ def test_a_closed_store_keeps_what_was_got_and_finds_nothing(folder: Path) -> No
     kept.close()
     assert np.array_equal(found, picture(1))  # type: ignore[arg-type]
     assert kept.get(key(1)) is None and kept.get(key(2)) is None
-    assert pieces(folder)[0].pictures == 1
-
-
-def test_a_look_into_an_empty_store_makes_nothing(
-    folder: Path, opened: Callable[..., Store]
-) -> None:
-    assert opened().get(key(1)) is None
-    assert not folder.parent.exists()
+    assert pieces(folder)[0].count == 1
 
 
 # --- many processes and threads -------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("looks_at_once")
-def test_what_another_process_appends_is_found(folder: Path, opened: Callable[..., Store]) -> None:
-    kept = opened()
-    kept.put(key(0), picture(0))
-    for number in range(1, 4):
-        assert not there(kept, number)
-        python(f"fill(Path(sys.argv[1]), range({number}, {number + 1}))", folder)
-        assert there(kept, number)
 
 
 def test_looks_are_rare(
@@ -194,10 +171,11 @@ def test_looks_are_rare(
     monkeypatch.setattr(store, "time", clock)
     kept = opened()
     assert not there(kept, 1)
-    fill(folder, range(2))
-    assert not there(kept, 1)
-    clock.now += store.LOOK_SECONDS
-    assert there(kept, 1)
+    for number in (1, 2, 3):
+        fill(folder, range(number, number + 1))
+        assert not there(kept, number)
+        clock.now += store.LOOK_SECONDS
+        assert there(kept, number)
 
 
 def put_and_get(kept: Store, mine: int, parents: int) -> None:
@@ -224,7 +202,7 @@ def test_a_pickled_store_keeps_its_limit(folder: Path, opened: Callable[..., Sto
     with closing(pickle.loads(pickle.dumps(opened(limit=1000)))) as copy:
         assert there(copy, 0)
         copy.put(key(1), picture(1, 40, 40))
-    assert pieces(folder)[0].pictures == 1
+    assert pieces(folder)[0].count == 1
 
 
 FORKS = """
@@ -257,7 +235,7 @@ with closing(Store(Path(sys.argv[1]))) as fresh:
     assert all(there(fresh, number) for number in range(6))
     known = list(fresh._places.values())
     assert all(fresh._intact(place) for place in known)
-    print(len(known), sum(piece.pictures for piece in pieces(Path(sys.argv[1]))))
+    print(len(known), sum(piece.count for piece in pieces(Path(sys.argv[1]))))
 """
 
 
@@ -279,7 +257,8 @@ def test_a_child_does_not_learn_its_parents_pictures_twice(opened: Callable[...,
 
 
 def test_many_threads_at_once(opened: Callable[..., Store]) -> None:
-    kept, wrong = opened(), []
+    wrong, said = list[int](), list[str]()
+    kept = opened(limit=40 * SPACE, notice=said.append)
 
     def work(seed: int) -> None:
         for number in np.random.default_rng(seed).integers(0, 60, 400).tolist():
@@ -295,8 +274,9 @@ def test_many_threads_at_once(opened: Callable[..., Store]) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert all(there(kept, number) for number in range(60))
-    assert sum(piece.pictures for piece in pieces(kept._folder)) == 60
+    assert sum(there(kept, number) for number in range(60)) == 40
+    assert sum(piece.count for piece in pieces(kept._folder)) == 40
+    assert len(said) == 1
 
 
 # --- shards that are continued --------------------------------------------------------------------
@@ -306,23 +286,16 @@ def test_many_threads_at_once(opened: Callable[..., Store]) -> None:
 def test_short_runs_share_a_shard(folder: Path, opened: Callable[..., Store]) -> None:
     for number in range(5):
         fill(folder, range(number, number + 1))
-    assert [piece.pictures for piece in pieces(folder)] == [5]
+    assert [piece.count for piece in pieces(folder)] == [5]
     kept = opened()
     assert all(there(kept, number) for number in range(5))
-
-
-def test_a_shard_has_one_writer(folder: Path, opened: Callable[..., Store]) -> None:
-    writers = [opened(), opened()]
-    for number, writer in enumerate(writers):
-        writer.put(key(number), picture(number))
-    assert [piece.pictures for piece in pieces(folder)] == [1, 1]
 
 
 def test_a_large_shard_is_not_continued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CONTINUED_BELOW", picture(0).nbytes)
     for number in range(3):
         fill(folder, range(number, number + 1))
-    assert [piece.pictures for piece in pieces(folder)] == [1, 1, 1]
+    assert [piece.count for piece in pieces(folder)] == [1, 1, 1]
 
 
 @posix_only
@@ -454,37 +427,6 @@ def test_a_disk_that_gets_full_leaves_a_sound_store(
     assert [n for n in range(7) if there(again, n)] == [0, 1, 5, 6]
 
 
-ON_A_SMALL_DISK = """
-def mount(*options):
-    subprocess.run(["mount", *options, sys.argv[1]], check=True)
-
-folder, said = Path(sys.argv[1]) / "store", []
-mount("-t", "tmpfs", "-o", "size=1m", "none")
-# Other programs fill the disk just after each look at it.
-shutil.disk_usage = lambda path: SimpleNamespace(total=10**15, free=10**15)
-with closing(Store(folder, notice=said.append)) as kept:
-    for number in range(100):
-        kept.put(key(number), picture(number, 100, 99))
-assert len(said) == 1 and "no space left" in said[0], said
-with closing(Store(folder)) as again:
-    found = [number for number in range(100) if there(again, number)]
-assert found == list(range(len(found))) and 30 <= len(found) < 36, found
-mount("-o", "remount,ro")
-with closing(Store(folder, notice=said.append)) as read_only:
-    assert there(read_only, 0)
-    read_only.put(key(100), picture(100))
-assert len(said) == 2 and "read-only" in said[1], said
-"""
-
-
-def test_a_disk_that_is_full_and_then_read_only(tmp_path: Path) -> None:
-    own_mounts = ("unshare", "-rm")
-    tried = [*own_mounts, "mount", "-t", "tmpfs", "none", str(tmp_path)]
-    if not shutil.which("unshare") or subprocess.run(tried, capture_output=True).returncode:
-        pytest.skip("`unshare` and `mount` are not permitted")
-    python(ON_A_SMALL_DISK, tmp_path, before=own_mounts)
-
-
 def test_a_file_in_the_way_is_told_once(folder: Path, opened: Callable[..., Store]) -> None:
     folder.parent.write_text("a file")
     said: list[str] = []
@@ -510,23 +452,6 @@ def test_a_folder_that_may_not_be_written_is_read(
     kept.put(key(1), picture(1))
     assert there(kept, 0) and len(said) == 1
     folder.chmod(0o700)
-
-
-def test_threads_tell_of_the_end_once(folder: Path, opened: Callable[..., Store]) -> None:
-    said: list[str] = []
-    kept = opened(limit=0, notice=said.append)
-    threads = [
-        threading.Thread(target=kept.put, args=(key(number), picture(number)))
-        for number in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(said) == 1
-
-
-SPACE = picture(0).nbytes + RECORD_BYTES
 
 
 @given(st.integers(0, 8 * SPACE))
@@ -605,7 +530,7 @@ def test_what_a_process_uses_makes_no_room(
     else:
         user.put(key(7), picture(7))
     before = pieces(old)
-    kept = opened(definition(tmp_path, 64), limit=(before[0].pictures + 1) * SPACE)
+    kept = opened(definition(tmp_path, 64), limit=(before[0].count + 1) * SPACE)
     for number in range(3):
         kept.put(key(number), picture(number))
     assert there(kept, 0) and not there(kept, 1)
@@ -629,11 +554,18 @@ def test_the_own_store_makes_room_of_what_was_unused_for_a_day(
 # --- what lies on disk ----------------------------------------------------------------------------
 
 
-def test_reading_counts_as_use(folder: Path, opened: Callable[..., Store]) -> None:
+def test_reading_counts_as_use_where_that_can_be_written(
+    folder: Path, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     aged(folder, 9)
     began = time.time()
     assert there(opened(), 0)
     assert pieces(folder)[0].used > began - 60
+    monkeypatch.setattr(os, "utime", read_only)
+    assert there(opened(), 0)
 
 
 @posix_only
@@ -676,48 +608,25 @@ def test_only_our_files_are_seen(tmp_path: Path, opened: Callable[..., Store]) -
     (own.parent / other.name).symlink_to(other, target_is_directory=True)
     (own / "0123456789abcdef.pixels").symlink_to(only(other, "pixels"))
     (own / "notes.pixels").write_text("not ours")
-    found = stores(own.parent)
-    assert list(found) == [own] and len(found[own]) == 1
-    assert remove(found[own][0]) == ""
+    (found,) = store.kept(own.parent)
+    assert found.path.parent == own and remove(found) == ""
     left = sorted(path.name for path in own.iterdir())
     assert left == ["0123456789abcdef.pixels", "notes.pixels"]
     assert pieces(other) and pieces(strange)
 
 
-def test_no_cache_has_no_stores(tmp_path: Path) -> None:
-    assert stores(tmp_path / "none") == {} and pieces(tmp_path / "none") == []
+def test_no_cache_has_no_stores_and_a_look_makes_none(
+    folder: Path, opened: Callable[..., Store]
+) -> None:
+    assert store.kept(folder.parent) == pieces(folder) == []
+    assert opened().get(key(1)) is None
+    assert not folder.parent.exists()
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.none() | st.integers(1, 10**4),
-            st.sampled_from(["bilinear", "bicubic", "nearest_exact"]),
-            st.sampled_from(["refuse", "keep"]),
-        ),
-        unique=True,
-        min_size=2,
-        max_size=5,
-    )
-)
-def test_each_definition_has_a_folder(definitions: list[tuple[int | None, str, str]]) -> None:
-    folders = [
-        folder_of(Path("cache"), side=side, interpolation=interpolation, truncated=truncated)
-        for side, interpolation, truncated in definitions
-    ]
-    assert len(set(folders)) == len(definitions)
-    assert all(folder.parent == Path("cache") for folder in folders)
-
-
-def test_versions_are_part_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = definition(Path("cache"), 64)
-    monkeypatch.setattr(store.metadata, "version", lambda name: "0.26.0+cu128")
-    assert definition(Path("cache"), 64).name == (
-        f"pixels-{store.VERSION}-64-bilinear-refuse-pillow-0.26.0+cu128-torchvision-0.26.0+cu128"
-    )
-    assert before != definition(Path("cache"), 64)
-
-
-def test_torch_is_not_imported() -> None:
-    script = "import sys, fieldguide.store; assert not {'torch', 'torchvision'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+def test_a_definition_is_in_the_name_of_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.metadata, "version", lambda name: f"0.26.0+{name[0]}")
+    versions = "pillow-0.26.0+p-torchvision-0.26.0+t"
+    begin = f"pixels-{store.VERSION}"
+    assert definition(Path("cache"), 64) == Path("cache", f"{begin}-64-bilinear-refuse-{versions}")
+    full = folder_of(Path("cache"), side=None, interpolation="nearest_exact", truncated="keep")
+    assert full.name == f"{begin}-full-nearest_exact-keep-{versions}"

@@ -1,14 +1,17 @@
 """Where the user's cache folder is: for what can always be made or fetched again.
 
 A folder in it that holds a copy says of what, in a file that is locked by the processes which use
-the copy. Knows nothing of what is kept there.
+the copy. Knows nothing of how what is kept there is read.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fieldguide.errors import ResourceError
 
@@ -18,6 +21,28 @@ if sys.platform != "win32":
 _SOURCE = "source.txt"
 
 _in_use: dict[Path, int] = {}  # descriptors, which stay open, and with them the locks
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept in the cache folder: a shard of decoded photos, or a folder of copies.
+
+    `name` is that of the shard's store, or the address or folder that was copied, if that is known.
+    `count` is the number of photos or files, `used` when a process last began to use it, in seconds
+    since 1970.
+    """
+
+    path: Path
+    kind: Literal["decoded", "photos", "run", "shards"]
+    name: str
+    count: int
+    bytes: int
+    used: float
+
+
+def shown_bytes(count: int) -> str:
+    """Such as `12.3 GB`, `4.0 MB`."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def root() -> Path:
@@ -41,6 +66,12 @@ def root_of(name: str) -> Path:
     return root() if name in {"", "auto"} else Path(name).expanduser().absolute()
 
 
+def folder_of(kind: str, source: str) -> Path:
+    """Where the user's cache folder keeps a copy of what is at an address, or in a folder."""
+    name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return root() / kind / name
+
+
 def use(folder: Path, source: str) -> None:
     """Says what a folder holds a copy of, and that this process uses it, from now to its end.
 
@@ -51,8 +82,7 @@ def use(folder: Path, source: str) -> None:
         if path not in _in_use or not path.exists():
             path.write_text(source, "utf-8", "surrogateescape")
             _in_use[path] = os.open(path, os.O_RDONLY)
-            if sys.platform != "win32":
-                fcntl.flock(_in_use[path], fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_shared(_in_use[path])
         os.utime(path)
 
 
@@ -72,8 +102,25 @@ def unused(folder: Path) -> Iterator[None]:
         yield
         return
     with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_alone(file.fileno())
         yield
+
+
+def lock_shared(descriptor: int) -> None:
+    """Tell others that the file is in use, until it and all maps of it are closed.
+
+    Nothing happens where the file system has no locks: whoever removes finds none to take either.
+    """
+    if sys.platform != "win32":
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def lock_alone(descriptor: int) -> None:
+    """Take the file for this process; BlockingIOError if it is in use, OSError without locks."""
+    if sys.platform == "win32":
+        raise OSError("open files are the locks there")
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _platform_root() -> Path:

@@ -20,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
 
-from fieldguide import caches, columns, files, parquet, remote, shards
-from fieldguide.columns import Coded, Records
+from fieldguide import columns, files, parquet, remote, shards
+from fieldguide.columns import Records, Shared
 from fieldguide.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -61,15 +61,15 @@ class Photo:
 
 
 def in_columns(photos: Iterable[Photo] = ()) -> Records[Photo]:
-    """Photos as catalogs hold them: a sequence of about 100 bytes a photo, hash included."""
+    """Photos as catalogs hold them: a sequence of about 110 bytes a photo, hash included."""
     return Records(
         Photo,
         {
             "path": columns.texts,
-            "label": Coded,
+            "label": Shared,
             "group": columns.texts,
-            "split": Coded,
-            "fold": Coded,
+            "split": Shared,
+            "fold": Shared,
             "sha256": columns.digests,
         },
         photos,
@@ -328,7 +328,7 @@ def root_of(place: Path) -> Path:
 
 
 def _index(root: Path) -> shards.Index | None:
-    return shards.find_index(root, caches.root, EXTENSIONS, _SPLIT_FOLDERS, _USUAL_NAMES)
+    return shards.find_index(root, EXTENSIONS, _SPLIT_FOLDERS, _USUAL_NAMES)
 
 
 def _of_shards(index: shards.Index) -> Catalog:

@@ -1,8 +1,8 @@
 """Tables in memory, column by column: some tens of bytes a row, where objects take many hundreds.
 
-A column is a sequence that grows at its end; so is a table of records, which makes a record when it
-is asked for one and keeps none. Slices and chosen rows are new columns. Knows nothing of what the
-values mean.
+The columns of a table are plain arrays of numbers, lists that hold equal values once, and `Packed`
+bytes for values that differ. A record is made when it is asked for, and none is kept. Knows nothing
+of what the values mean.
 """
 
 from abc import abstractmethod
@@ -18,11 +18,7 @@ H = TypeVar("H", bound=Hashable)
 
 
 class Column(Sequence[T], Generic[T]):
-    """A sequence that grows at its end. Equal to a sequence of equal values, whatever its kind."""
-
-    @abstractmethod
-    def append(self, value: T) -> None:
-        """Adds a value at the end."""
+    """A sequence whose values are made when asked for. Equal to any sequence of equal values."""
 
     @abstractmethod
     def take(self, rows: Iterable[int]) -> "Column[T]":
@@ -52,8 +48,6 @@ class Column(Sequence[T], Generic[T]):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # it grows
-
 
 class Packed(Column[T]):
     """Values that differ much, as bytes in one buffer: 8 bytes a row beside them.
@@ -75,7 +69,7 @@ class Packed(Column[T]):
         return len(self._ends) - 1
 
     def append(self, value: T) -> None:
-        """Adds a value at the end."""
+        """Add a value at the end."""
         self._content += self._pack(value)
         self._ends.append(len(self._content))
 
@@ -93,11 +87,6 @@ class Packed(Column[T]):
         Values of no bytes have no row. While the view lives, nothing can be added to the column.
         """
         return np.frombuffer(self._content, np.uint8).reshape(-1, width)
-
-    def lengths(self) -> NDArray[np.int64]:
-        """The number of bytes of each value."""
-        ends = np.frombuffer(self._ends, np.int64)
-        return ends[1:] - ends[:-1]
 
     def _at(self, row: int) -> T:
         return self._unpack(self._content[self._ends[row] : self._ends[row + 1]])
@@ -124,63 +113,16 @@ def digests(values: Iterable[str] = ()) -> Packed[str]:
     return Packed(bytes.fromhex, bytearray.hex, values)
 
 
-def contents(values: Iterable[bytes] = ()) -> Packed[bytes]:
-    """A column of bytes."""
-    return Packed(bytes, bytes, values)
-
-
-class Coded(Column[H]):
-    """Values of which few differ: 4 bytes a row. A value is given out as the same object always."""
+class Shared(list[H]):
+    """Values of which few differ, 8 bytes a row: of equal ones the first is kept for all."""
 
     def __init__(self, values: Iterable[H] = ()) -> None:
-        self._values: list[H] = []  # the different ones, in the order in which they came
-        self._codes = array("i")
-        self._code_of: dict[H, int] = {}
-        for value in values:
-            self.append(value)
-
-    def __len__(self) -> int:
-        """The number of values."""
-        return len(self._codes)
+        self._first: dict[H, H] = {}
+        super().__init__(self._first.setdefault(value, value) for value in values)
 
     def append(self, value: H) -> None:
-        """Adds a value at the end."""
-        code = self._code_of.setdefault(value, len(self._values))
-        if code == len(self._values):
-            self._values.append(value)
-        self._codes.append(code)
-
-    def take(self, rows: Iterable[int]) -> "Coded[H]":
-        """A new column of the values in these rows, counted from 0, in their order."""
-        taken: Coded[H] = Coded()
-        taken._values, taken._code_of = list(self._values), dict(self._code_of)
-        taken._codes = array("i", map(self._codes.__getitem__, rows))
-        return taken
-
-    def _at(self, row: int) -> H:
-        return self._values[self._codes[row]]
-
-
-class Numbers(Column[int]):
-    """Whole numbers of 32 bits."""
-
-    def __init__(self, values: Iterable[int] = ()) -> None:
-        self._values = array("i", values)
-
-    def __len__(self) -> int:
-        """The number of values."""
-        return len(self._values)
-
-    def append(self, value: int) -> None:
-        """Adds a value at the end."""
-        self._values.append(value)
-
-    def take(self, rows: Iterable[int]) -> "Numbers":
-        """A new column of the values in these rows, counted from 0, in their order."""
-        return Numbers(map(self._values.__getitem__, rows))
-
-    def _at(self, row: int) -> int:
-        return self._values[row]
+        """Add a value at the end."""
+        list.append(self, self._first.setdefault(value, value))
 
 
 class Records(Column[T]):
@@ -192,11 +134,11 @@ class Records(Column[T]):
     def __init__(
         self,
         kind: Callable[..., T],
-        fields: Mapping[str, Callable[[], Column[Any]]],
+        fields: Mapping[str, Callable[[Iterable[Any]], Any]],
         records: Iterable[T] = (),
     ) -> None:
         self._kind, self._fields = kind, fields
-        self._columns = {name: make() for name, make in fields.items()}
+        self._columns = {name: make(()) for name, make in fields.items()}
         for record in records:
             self.append(record)
 
@@ -209,14 +151,21 @@ class Records(Column[T]):
         return map(self._kind, *self._columns.values())
 
     def append(self, record: T) -> None:
-        """Adds a record at the end."""
+        """Add a record at the end."""
         for name, column in self._columns.items():
             column.append(getattr(record, name))
 
     def take(self, rows: Iterable[int]) -> "Records[T]":
         """New records: those in these rows, counted from 0, in their order."""
         chosen = array("q", rows)
-        return self._of({name: column.take(chosen) for name, column in self._columns.items()})
+        return self._of(
+            {
+                name: column.take(chosen)
+                if isinstance(column, Packed)
+                else self._fields[name](map(column.__getitem__, chosen))
+                for name, column in self._columns.items()
+            }
+        )
 
     def column(self, name: str) -> Any:
         """The column of a field. Nothing may be added to it alone."""
@@ -227,14 +176,12 @@ class Records(Column[T]):
 
         They share the columns of the other fields: add to neither. ValueError for another number.
         """
-        column = self._fields[name]()
-        for value in values:
-            column.append(value)
+        column = self._fields[name](values)
         if len(column) != len(self):
             raise ValueError(f"{len(column)} values for {len(self)} records")
         return self._of({**self._columns, name: column})
 
-    def _of(self, columns: dict[str, Column[Any]]) -> "Records[T]":
+    def _of(self, columns: dict[str, Any]) -> "Records[T]":
         made = Records(self._kind, self._fields)
         made._columns = columns
         return made

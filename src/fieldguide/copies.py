@@ -1,7 +1,7 @@
-"""Copies in the cache folder: of photos and runs at addresses; indexes and photos of shards.
+"""What the cache folder keeps: decoded photos, copies of photos and runs at addresses, of shards.
 
-Lists, verifies and removes them. Photos are fetched again when they are needed, runs too, and
-shards are read through again. Knows nothing of decoded photos, which `store` keeps.
+Lists, verifies and removes it. Photos are decoded or fetched again when they are needed, runs are
+fetched too, and shards are read through again. Knows nothing of how any of it is used.
 """
 
 import json
@@ -9,49 +9,40 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fieldguide import caches, files, mirror, shards
+from fieldguide import caches, files, mirror, shards, store
+from fieldguide.caches import Kept
 from fieldguide.errors import FieldguideError, ResourceError
 
-Kind = Literal["photos", "run", "shards"]
-
-_KINDS: dict[str, Kind] = {"remote": "photos", "runs": "run", "shards": "shards"}  # by folder
+_KINDS: dict[str, Literal["photos", "run", "shards"]] = {  # by folder
+    "remote": "photos",
+    "runs": "run",
+    "shards": "shards",
+}
 _NAME = re.compile(r"[0-9a-f]{32}(\.gone)?")  # the latter: its removal was interrupted
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A folder of copies. `source` is an address or a folder, empty where that is not recorded.
-
-    `used` is when a process last began to use it, in seconds since 1970.
-    """
-
-    folder: Path
-    kind: Kind
-    source: str
-    files: int
-    bytes: int
-    used: float
+def kept(root: Path) -> list[Kept]:
+    """All that a cache folder keeps: decoded photos by store, then copies."""
+    return store.kept(root) + copies(root)
 
 
-def copies(root: Path) -> list[Copy]:
+def copies(root: Path) -> list[Kept]:
     """The copies in a cache folder, by kind and source. Links are none, nor what is named else."""
     found = []
     for name, kind in _KINDS.items():
         with suppress(OSError):
             for folder in (root / name).iterdir():
                 if _NAME.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir():
-                    found.append(_copy(folder, kind))
-    return sorted(found, key=lambda copy: (copy.kind, copy.source, copy.folder))
-
-
-def _copy(folder: Path, kind: Kind) -> Copy:
-    sizes = [size for path in folder.rglob("*") if (size := _size(path)) is not None]
-    source, used = caches.source_of(folder)
-    return Copy(folder, kind, source, len(sizes), sum(sizes), used)
+                    sizes = [
+                        size for path in folder.rglob("*") if (size := _size(path)) is not None
+                    ]
+                    source, used = caches.source_of(folder)
+                    named = source or folder.name
+                    found.append(Kept(folder, kind, named, len(sizes), sum(sizes), used))
+    return sorted(found, key=lambda copy: (copy.kind, copy.name, copy.path))
 
 
 def _size(path: Path) -> int | None:
@@ -61,16 +52,14 @@ def _size(path: Path) -> int | None:
     return None
 
 
-def faults(copy: Copy) -> list[str]:
-    """What is damaged: the files of photos by size, runs and photos of Parquet files by SHA-256."""
+def faults(copy: Kept) -> list[str]:
+    """What is damaged: the files of photos by size, runs and photos of Parquet files by SHA-256.
+
+    Nothing of decoded photos: whoever reads them compares their checksums.
+    """
+    find = {"photos": _faults_of_photos, "run": _faults_of_run, "shards": _faults_of_shards}
     try:
-        match copy.kind:
-            case "photos":
-                return list(_faults_of_photos(copy.folder))
-            case "run":
-                return list(_faults_of_run(copy.folder / "run"))
-            case "shards":
-                return list(_faults_of_shards(copy.folder / shards.INDEX))
+        return list(find[copy.kind](copy.path)) if copy.kind in find else []
     except FieldguideError as error:
         return [error.message]
 
@@ -89,16 +78,17 @@ def _faults_of_photos(folder: Path) -> Iterator[str]:
             yield f"{name}: missing" if found is None else f"{name}: {found:,} of {size:,} bytes"
 
 
-def _faults_of_run(run: Path) -> Iterator[str]:
+def _faults_of_run(folder: Path) -> Iterator[str]:
     for name in ("setup.json", files.MANIFEST):
-        for manifest in sorted(run.rglob(name)):
+        for manifest in sorted((folder / "run").rglob(name)):
             try:
                 files.verify(manifest.parent, name=name)
             except FieldguideError as error:
                 yield error.message
 
 
-def _faults_of_shards(place: Path) -> Iterator[str]:
+def _faults_of_shards(folder: Path) -> Iterator[str]:
+    place = folder / shards.INDEX
     index = shards.opened(place) if place.exists() else None
     for entry in index.entries() if index else ():
         if index and index.holder(entry.shard).parent == place.parent:
@@ -108,23 +98,30 @@ def _faults_of_shards(place: Path) -> Iterator[str]:
                 yield f"{entry.path}: {error.strerror}"
 
 
-def remove(copy: Copy) -> str:
-    """Removes a copy; says why it stays, nothing if it is gone.
+def remove(each: Kept) -> str:
+    """Removes what is kept; says why it stays, nothing if it is gone.
 
     It stays if a process uses it, and a run while its address has not all of it.
     """
-    gone = copy.folder.with_suffix(".gone")
     try:
-        with caches.unused(copy.folder), files.lock(copy.folder):
-            missing = mirror.unsent(copy.folder) if copy.kind == "run" else []
+        if each.kind == "decoded":
+            store.remove(each.path)
+            return ""
+        with caches.unused(each.path), files.lock(each.path):
+            missing = mirror.unsent(each.path) if each.kind == "run" else []
             if missing:
                 return f"{len(missing):,} files of the run were not sent yet: `fit` sends them"
-            if copy.folder != gone:
-                shutil.rmtree(gone, ignore_errors=True)  # of a removal that was interrupted
-                copy.folder.rename(gone)  # else half a copy might be found
-            shutil.rmtree(gone)
+            _remove_folder(each.path)
     except (BlockingIOError, ResourceError):
         return "a process uses it"
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return ""
+
+
+def _remove_folder(folder: Path) -> None:
+    gone = folder.with_suffix(".gone")
+    if folder != gone:
+        shutil.rmtree(gone, ignore_errors=True)  # of a removal that was interrupted
+        folder.rename(gone)  # else half a copy might be found
+    shutil.rmtree(gone)

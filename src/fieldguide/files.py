@@ -159,7 +159,7 @@ def growing(path: Path) -> Iterator[Callable[[bytes], None]]:
     def add(data: bytes) -> None:
         nonlocal added
         with _telling(path):
-            _write_whole(file, data, added)
+            write_whole(file, data, added)
         added += len(data)
 
     try:
@@ -184,15 +184,16 @@ def _leads_to(path: Path, file: io.FileIO) -> bool:
     return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
-def _write_whole(file: io.FileIO, data: bytes, start: int) -> None:
-    """Write all of `data` at `start`, the end of the file, or leave the file as it was."""
+def write_whole(file: io.FileIO, data: bytes | memoryview, start: int) -> None:
+    """Write all of `data` at `start`, or leave the file ending there."""
     rest = memoryview(data)
+    file.seek(start)
     try:
         while rest:
             rest = rest[file.write(rest) :]
     except BaseException:  # Ctrl-C as well
         with suppress(OSError):
-            file.seek(file.truncate(start))
+            file.truncate(start)
         raise
 
 

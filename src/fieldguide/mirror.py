@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from fieldguide import caches, files
 from fieldguide.errors import FieldguideError, ResourceError, UsageError
 from fieldguide.launched import launch
-from fieldguide.remote import Place, fetch, folder_of, is_address, opened, silent, token_of
+from fieldguide.remote import Place, fetch, is_address, opened, silent, token_of
 
 PERIOD = 30.0  # seconds between two looks at what a run has finished (taste)
 
@@ -55,7 +55,7 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
 def _pulled(address: str, notice: Callable[[str], None]) -> Iterator["Mirror"]:
     """All that an address has, fetched, and for this process alone while the block runs."""
     address = address.rstrip("/")
-    parent = folder_of("runs", address)
+    parent = caches.folder_of("runs", address)
     files.make_folder(parent)
     caches.use(parent, address)
     with files.lock(parent):
@@ -69,14 +69,14 @@ def _sending(mirror: "Mirror") -> Iterator[Path]:
     sender = threading.Thread(target=_keep_sending, args=(mirror, over), daemon=True)
     sender.start()
     try:
-        yield mirror.folder
+        try:
+            yield mirror.folder
+        finally:
+            over.set()
+            sender.join()
     except BaseException:
-        over.set()
-        sender.join()
         mirror.push_or_tell()
         raise
-    over.set()
-    sender.join()
     try:
         mirror.push()
     except FieldguideError as error:
@@ -154,6 +154,7 @@ class Mirror:
 
     def push(self) -> None:
         """Sends what was written since, manifests last, and removes what went here."""
+        # Looked for first: all that they list is there before them.
         ready = {name for name in self.names() if PurePosixPath(name).name in _LAST}
         others = {name for name in self.names() if PurePosixPath(name).name not in _LAST}
         for name in sorted(others) + sorted(ready, key=_turn):

@@ -9,7 +9,6 @@ of what the files hold.
 """
 
 import errno
-import hashlib
 import json
 import re
 import threading
@@ -69,20 +68,20 @@ class Place:
             if ".." not in PurePosixPath(name[start:]).parts and name[start:]
         }
 
-    def info(self) -> Mapping[str, Any] | None:
+    def info(self, tries: int = 1 + len(WAITS)) -> Mapping[str, Any] | None:
         """What the store says of it; None where nothing is there."""
-        return self.patiently(partial(_info, self.system, self.path))
+        return self.patiently(partial(_info, self.system, self.path), tries)
 
     def below(self, name: str) -> str:
         """The path of a file there."""
         return f"{self.path.rstrip('/')}/{name}" if name else self.path
 
-    def patiently(self, action: Callable[[], _T]) -> _T:
+    def patiently(self, action: Callable[[], _T], tries: int = 1 + len(WAITS)) -> _T:
         """What the action gives, tried again after growing waits; ResourceError in the end.
 
         What is not there, or may not be looked at, will not be there later: it is told at once.
         """
-        for wait in (*WAITS, None):
+        for wait in (*WAITS[: tries - 1], None):
             try:
                 self.system.invalidate_cache()
                 return action()
@@ -129,9 +128,8 @@ def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
             f"`{address}` cannot be read: {error}",
             hint="such as `pip install s3fs` for s3://, gcsfs for gs://, adlfs for az://",
         ) from error
-    place = Place(address, system, path, notice)
-    _within(REACH_SECONDS, address, partial(_answered, system, path))
-    return place
+    _within(REACH_SECONDS, address, partial(Place(address, system, path).info, tries=4))
+    return Place(address, system, path, notice)
 
 
 def _info(system: Any, path: str) -> Mapping[str, Any] | None:
@@ -141,21 +139,6 @@ def _info(system: Any, path: str) -> Mapping[str, Any] | None:
         return found
     except FileNotFoundError:
         return None
-
-
-def _answered(system: Any, path: str) -> object:
-    """The first answer of a few tries, whether something is there or not."""
-    for wait in (*WAITS[:3], None):
-        try:
-            system.invalidate_cache()
-            return _info(system, path)
-        except PermissionError:
-            raise
-        except Exception:
-            if wait is None:
-                raise
-            time.sleep(wait)
-    raise AssertionError
 
 
 def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
@@ -177,7 +160,7 @@ def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
             hint="check the address, the network and the credentials",
         )
     if errors:
-        raise _unreachable(address, errors[0]) from errors[0]
+        raise errors[0]
 
 
 def _unreachable(address: str, error: BaseException) -> ResourceError:
@@ -228,16 +211,10 @@ def local(
     return _fetched_folder(place, progress) / name
 
 
-def folder_of(kind: str, address: str) -> Path:
-    """Where the cache folder keeps what is at an address."""
-    name = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return caches.root() / kind / name
-
-
 def _fetched_file(place: Place, name: str) -> Path:
     """A single file, in a folder of its own for each of its contents."""
     size, mark = token_of(place.patiently(partial(place.system.info, place.path)))
-    path = folder_of("remote", f"{place.address} {size} {mark}") / name
+    path = caches.folder_of("remote", f"{place.address} {size} {mark}") / name
     if not _has_size(path, size):
         fetch(place, "", path, size)
     caches.use(path.parent, place.address)
@@ -253,7 +230,7 @@ def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
     there = place.tokens()
     if not there:
         raise DataError(f"no files at {place.address}")
-    folder = folder_of("remote", place.address)
+    folder = caches.folder_of("remote", place.address)
     files.make_folder(folder / "files")
     caches.use(folder, place.address)
     with files.lock(folder):

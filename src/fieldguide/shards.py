@@ -238,7 +238,6 @@ def write_index(
 
 def find_index(
     folder: Path,
-    cache: Callable[[], Path],
     pictures: frozenset[str],
     splits: Mapping[str, str],
     columns: Mapping[str, Sequence[str]],
@@ -246,8 +245,8 @@ def find_index(
     """The index of a sharded collection; None where the folder is none.
 
     Tar and Parquet files without an index are read through once, and again when they have changed;
-    their index, and copies of the photos in Parquet files, are kept below `cache()`. `pictures` are
-    endings of photos' names, `splits` is what the words of a file's path (`train-0001.tar`,
+    their index, and copies of the photos in Parquet files, are kept in the cache folder. `pictures`
+    are endings of photos' names, `splits` is what the words of a file's path (`train-0001.tar`,
     `val/1.parquet`) say of its photos. Labels come from `KEY.json` (`label`, `group`, `split`),
     from `KEY.cls`, or from the folder within the tar file; in Parquet files from `columns` of usual
     names, see `parquet.rows`.
@@ -263,8 +262,7 @@ def find_index(
     if not paths:
         return None
     shards = [_as_it_is(folder, path) for path in paths]
-    name = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    place = cache() / "shards" / name / INDEX
+    place = caches.folder_of("shards", str(folder)) / INDEX
     files.make_folder(place.parent)
     caches.use(place.parent, str(folder))
     with files.lock(place.parent, wait=_OTHERS):  # ranks of one machine come at the same time

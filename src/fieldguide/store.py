@@ -39,8 +39,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-if sys.platform != "win32":
-    import fcntl
+from fieldguide.caches import Kept, lock_alone, lock_shared, shown_bytes
+from fieldguide.files import write_whole
 
 # Of our decoding and of this file's layout: to be raised when the same photo gives other bytes.
 VERSION = 1
@@ -94,34 +94,23 @@ def folder_of(root: Path, *, side: int | None, interpolation: str, truncated: st
 # --- what lies on disk ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A shard as it lies on disk: its file of pixels, and both files' bytes.
-
-    `pictures` counts records, a few of which may be of the same photo; `used` is when a process
-    last began to read it or wrote to it, in seconds since 1970.
-    """
-
-    path: Path
-    pictures: int
-    bytes: int
-    used: float
-
-
-def stores(root: Path) -> dict[Path, list[Piece]]:
-    """The stores below `root` and their shards. Links, and what has another name, are no stores."""
+def kept(root: Path) -> list[Kept]:
+    """The shards of all stores below `root`. Links, and what has another name, are no stores."""
     with suppress(OSError):
-        return {
-            path: found
+        return [
+            piece
             for path in sorted(root.iterdir())
             if _STORE_NAME.fullmatch(path.name) and not path.is_symlink()
-            if (found := pieces(path))
-        }
-    return {}
+            for piece in pieces(path)
+        ]
+    return []
 
 
-def pieces(folder: Path) -> list[Piece]:
-    """The shards of one store, by name; also those of which one file is missing."""
+def pieces(folder: Path) -> list[Kept]:
+    """The shards of one store, by name; also those of which one file is missing.
+
+    Records are counted, a few of which may be of the same photo.
+    """
     stems = dict.fromkeys(match[1] for match in _shard_files(folder))
     return [_piece(folder / f"{stem}.pixels") for stem in stems]
 
@@ -135,9 +124,10 @@ def _shard_files(folder: Path) -> list[re.Match[str]]:
     return []
 
 
-def _piece(path: Path) -> Piece:
-    pixels, index = _size_and_time(path), _size_and_time(path.with_suffix(".index"))
-    return Piece(path, index[0] // RECORD_BYTES, pixels[0] + index[0], max(pixels[1], index[1]))
+def _piece(path: Path) -> Kept:
+    (pixels, changed), (index, appended) = map(_size_and_time, (path, path.with_suffix(".index")))
+    count, used = index // RECORD_BYTES, max(changed, appended)
+    return Kept(path, "decoded", path.parent.name, count, pixels + index, used)
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
@@ -148,30 +138,20 @@ def _size_and_time(path: Path) -> tuple[int, float]:
     return 0, 0.0
 
 
-def remove(piece: Piece) -> str:
-    """Remove a shard, and its store if it was the last; says why it stays, nothing if it is gone.
+def remove(path: Path) -> None:
+    """Remove the shard with this file of pixels, and its store if it was the last.
 
-    A shard stays if a process has it open, or if the system does not allow its removal.
+    BlockingIOError if a process has it open, OSError if the system does not allow its removal.
     """
-    try:
-        _remove_pixels(piece.path)
-        piece.path.with_suffix(".index").unlink(missing_ok=True)
-    except BlockingIOError:
-        return "a process uses it"
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    with suppress(OSError):  # not empty
-        piece.path.parent.rmdir()
-    return ""
-
-
-def _remove_pixels(path: Path) -> None:
     if sys.platform == "win32":  # neither while others have it open, nor while we have
         path.unlink(missing_ok=True)
-        return
-    with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
-        _lock_alone(file)
-        path.unlink()
+    else:
+        with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+            lock_alone(file.fileno())
+            path.unlink()
+    path.with_suffix(".index").unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        path.parent.rmdir()
 
 
 def make_room(own: Path, wanted: int) -> None:
@@ -180,25 +160,21 @@ def make_room(own: Path, wanted: int) -> None:
     Of the store `own` only what was not used for a day. None at all if they would not suffice.
     """
     latest = time.time() - OWN_KEPT_SECONDS
-    found = [
-        piece
-        for folder, there in stores(own.parent).items()
-        for piece in there
-        if folder != own or piece.used < latest
-    ]
+    shards = kept(own.parent)
+    found = [piece for piece in shards if piece.path.parent != own or piece.used < latest]
     if sum(piece.bytes for piece in found) < wanted:
         return
     for piece in sorted(found, key=lambda piece: piece.used):
         if wanted <= 0:
             break
-        if not remove(piece):
+        with suppress(OSError):
+            remove(piece.path)
             wanted -= piece.bytes
 
 
 def taken(own: Path) -> int:
     """Bytes of all stores beside `own` and of `own`, whatever it is called."""
-    beside = stores(own.parent) | {own: pieces(own)}
-    return sum(piece.bytes for there in beside.values() for piece in there)
+    return sum({piece.path: piece.bytes for piece in (*kept(own.parent), *pieces(own))}.values())
 
 
 def _room(own: Path, limit: int | None) -> tuple[int, str]:
@@ -210,31 +186,6 @@ def _room(own: Path, limit: int | None) -> tuple[int, str]:
     if limit is not None:
         bounds.append((limit - taken(own), f"the limit of {shown_bytes(limit)} is reached"))
     return min(bounds)
-
-
-def shown_bytes(count: int) -> str:
-    """Such as `12.3 GB`, `4.0 MB`."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-# --- locks ----------------------------------------------------------------------------------------
-
-
-def _lock_shared(file: io.FileIO) -> None:
-    """Tell others that the file is in use, until it and all maps of it are closed.
-
-    Nothing happens where the file system has no locks: whoever removes finds none to take either.
-    """
-    if sys.platform != "win32":
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _lock_alone(file: io.FileIO) -> None:
-    """Take the file for this process; BlockingIOError if it is in use, OSError without locks."""
-    if sys.platform == "win32":
-        raise OSError("open files are the locks there")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # --- shards ---------------------------------------------------------------------------------------
@@ -276,7 +227,7 @@ class _Shard:
 def _mapped(path: Path) -> mmap.mmap:
     """The whole file as memory. The map keeps the file's lock, as it keeps it open."""
     with path.open("rb", buffering=0) as file:
-        _lock_shared(file)
+        lock_shared(file.fileno())
         with suppress(OSError):  # of another user
             os.utime(path)  # this was its last use
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -313,29 +264,17 @@ class _Writer:
     def append(self, digest: bytes, picture: Picture, checksum: int) -> bytes:
         """Writes a picture, then its record, which is returned; OSError leaves no half record."""
         offset = self.pixels.seek(0, os.SEEK_END)
-        _write(self.pixels, picture.data.cast("B"), offset)
+        write_whole(self.pixels, picture.data.cast("B"), offset)
         body = _BODY.pack(digest, offset, *picture.shape[:2], checksum)
         record = body + _CHECK.pack(zlib.crc32(body))
         # Behind the last whole record: a killed process may have left a part of one.
         start = self.index.seek(0, os.SEEK_END) // RECORD_BYTES * RECORD_BYTES
-        _write(self.index, memoryview(record), start)
+        write_whole(self.index, record, start)
         return record
 
     def close(self) -> None:
         self.pixels.close()
         self.index.close()
-
-
-def _write(file: io.FileIO, rest: memoryview, start: int) -> None:
-    """Write all of `rest` at `start`, or leave the file ending there."""
-    file.seek(start)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except BaseException:  # Ctrl-C as well
-        with suppress(OSError):
-            file.truncate(start)
-        raise
 
 
 def _new_writer(folder: Path) -> _Writer:
@@ -344,10 +283,10 @@ def _new_writer(folder: Path) -> _Writer:
     path = folder / f"{secrets.token_hex(8)}.pixels"
     with ExitStack() as files:
         pixels = files.enter_context(path.open("x+b", buffering=0))
-        _lock_shared(pixels)
+        lock_shared(pixels.fileno())
         index = files.enter_context(path.with_suffix(".index").open("x+b", buffering=0))
         with suppress(OSError):  # without locks, nobody else takes it either
-            _lock_alone(index)
+            lock_alone(index.fileno())
         files.pop_all()
     return _Writer(_Shard(path), pixels, index)
 
@@ -358,9 +297,9 @@ def _continued(shard: _Shard) -> _Writer | None:
         if shard.pixels.stat().st_size >= CONTINUED_BELOW:
             return None
         index = files.enter_context(shard.index.open("r+b", buffering=0))
-        _lock_alone(index)
+        lock_alone(index.fileno())
         pixels = files.enter_context(shard.pixels.open("r+b", buffering=0))
-        _lock_shared(pixels)
+        lock_shared(pixels.fileno())
         files.pop_all()
         return _Writer(shard, pixels, index)
     return None

@@ -1,20 +1,18 @@
 """The command that shows, verifies and removes what is kept: cache. It never imports torch."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import groupby
 
 from rich.table import Column, Table
 
+from fieldguide import caches
+from fieldguide.caches import Kept, shown_bytes
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.errors import ResourceError, UsageError
-
-if TYPE_CHECKING:
-    from fieldguide.copies import Copy
-    from fieldguide.store import Piece
 
 DAY = 24 * 3600.0
 
@@ -39,59 +37,54 @@ def cache(*, clear: bool = False, older_than: float | None = None, verify: bool 
         raise UsageError("--clear removes all: leave --older-than out")
     if older_than is not None and not older_than >= 0:  # NaN too
         raise UsageError(f"--older-than is below 0 days: {older_than}")
-    from fieldguide import caches, copies, store
+    from fieldguide import copies
 
     root = caches.root()
     if clear or older_than is not None:
         latest = time.time() - (older_than or 0) * DAY
-        _remove(
-            {
-                folder: pieces
-                for folder, pieces in store.stores(root).items()
-                if clear or _last_used(pieces) <= latest
-            },
-            [copy for copy in copies.copies(root) if clear or copy.used <= latest],
-        )
-    found = copies.copies(root)
-    _print_stores(root, store.stores(root))
-    _print_copies(found)
+        found = _grouped(copies.kept(root))
+        _remove([group for group in found if clear or _last_used(group) <= latest])
+    found = _grouped(copies.kept(root))
+    stores = [group for group in found if group[0].kind == "decoded"]
+    others = [group for group in found if group[0].kind != "decoded"]
+    if stores:
+        _print_table(stores, ("store", "photos"), "total")
+        terminal.stdout.print(f"they are kept in {root}")
+    else:
+        terminal.stdout.print(f"no decoded photos are kept in {root}")
+    if others:
+        _print_table(others, ("copy of", "what", "files"), "all copies")
     if verify:
-        _verify(found)
+        _verify([copy for (copy,) in others])
 
 
-def _remove(stores: "dict[Path, list[Piece]]", others: "Sequence[Copy]") -> None:
-    """Remove stores and copies, and say on stderr what went and what stays, and why."""
+def _grouped(found: Sequence[Kept]) -> list[list[Kept]]:
+    """The shards of each store; each copy alone."""
+    folders = groupby(found, lambda each: each.path.parent if each.kind == "decoded" else each.path)
+    return [list(group) for _, group in folders]
+
+
+def _remove(groups: Sequence[Sequence[Kept]]) -> None:
+    """Remove what is kept, and say on stderr what went and what stays, and why."""
     from fieldguide import copies
-    from fieldguide.store import remove, shown_bytes
 
     gone = 0
-    for folder, pieces in stores.items():
-        reasons = {piece: remove(piece) for piece in pieces}
-        gone += sum(piece.bytes for piece, reason in reasons.items() if not reason)
-        for reason in sorted({reason for reason in reasons.values() if reason}):
-            left = sum(piece.bytes for piece in pieces if reasons[piece] == reason)
-            _tell_left(left, folder.name, reason)
-    for copy in others:
-        reason = copies.remove(copy)
-        if reason:
-            _tell_left(copy.bytes, _named(copy), reason)
-        else:
-            gone += copy.bytes
+    for group in groups:
+        left: Counter[str] = Counter()  # bytes, by the reason why they stay
+        for each in group:
+            left[copies.remove(each)] += each.bytes
+        gone += left.pop("", 0)
+        for reason, count in sorted(left.items()):
+            told = f"left {shown_bytes(count)} of `{group[0].name}`: {reason}"
+            terminal.tell(told)
     terminal.stderr.print(f"removed {shown_bytes(gone)}")
 
 
-def _tell_left(count: int, name: str, reason: str) -> None:
-    from fieldguide.store import shown_bytes
-
-    told = f"left {shown_bytes(count)} of `{name}`: {reason}"
-    terminal.tell(told)
-
-
-def _verify(found: "Sequence[Copy]") -> None:
+def _verify(found: Sequence[Kept]) -> None:
     """Say on stderr what is damaged; ResourceError if anything is."""
     from fieldguide import copies
 
-    damaged = {_named(copy): faults for copy in found if (faults := copies.faults(copy))}
+    damaged = {copy.name: faults for copy in found if (faults := copies.faults(copy))}
     for name, faults in damaged.items():
         for fault in faults:
             terminal.tell(f"damaged: {name}: {fault}")
@@ -103,50 +96,23 @@ def _verify(found: "Sequence[Copy]") -> None:
     terminal.stderr.print(f"{len(found)} copies are as they were written")
 
 
-def _last_used(pieces: "list[Piece]") -> float:
-    return max(piece.used for piece in pieces)
+def _last_used(group: Sequence[Kept]) -> float:
+    return max(each.used for each in group)
 
 
-def _print_stores(root: Path, stores: "dict[Path, list[Piece]]") -> None:
-    if not stores:
-        terminal.stdout.print(f"no decoded photos are kept in {root}")
-        return
-    table = Table(Column("store", overflow="fold"), "photos", "size", "last used", box=None)
-    for folder, pieces in stores.items():
-        table.add_row(terminal.cell(folder.name), *_sums(pieces), _shown_time(_last_used(pieces)))
-    if len(stores) > 1:
-        table.add_row("total", *_sums([piece for pieces in stores.values() for piece in pieces]))
-    terminal.stdout.print(table)
-    terminal.stdout.print(f"they are kept in {root}")
-
-
-def _print_copies(found: "Sequence[Copy]") -> None:
-    if not found:
-        return
-    from fieldguide.store import shown_bytes
-
-    table = Table(
-        Column("copy of", overflow="fold"), "what", "files", "size", "last used", box=None
-    )
-    for copy in found:
-        size, used = shown_bytes(copy.bytes), _shown_time(copy.used)
-        table.add_row(terminal.cell(_named(copy)), copy.kind, f"{copy.files:,}", size, used)
-    if len(found) > 1:
-        count, total = sum(copy.files for copy in found), sum(copy.bytes for copy in found)
-        table.add_row("all copies", "", f"{count:,}", shown_bytes(total))
+def _print_table(groups: Sequence[Sequence[Kept]], titles: Sequence[str], total: str) -> None:
+    first, *more = titles
+    table = Table(Column(first, overflow="fold"), *more, "size", "last used", box=None)
+    for group in groups:
+        kind = [str(group[0].kind)] if "what" in titles else []
+        used = datetime.fromtimestamp(_last_used(group)).strftime("%Y-%m-%d %H:%M")
+        table.add_row(terminal.cell(group[0].name), *kind, *_sums(group), used)
+    if len(groups) > 1:
+        blank = [""] if "what" in titles else []
+        table.add_row(total, *blank, *_sums([each for group in groups for each in group]))
     terminal.stdout.print(table)
 
 
-def _named(copy: "Copy") -> str:
-    return copy.source or copy.folder.name
-
-
-def _shown_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def _sums(pieces: "list[Piece]") -> tuple[str, str]:
-    from fieldguide.store import shown_bytes
-
-    photos = sum(piece.pictures for piece in pieces)
-    return f"{photos:,}", shown_bytes(sum(piece.bytes for piece in pieces))
+def _sums(group: Sequence[Kept]) -> tuple[str, str]:
+    count, size = sum(each.count for each in group), sum(each.bytes for each in group)
+    return f"{count:,}", shown_bytes(size)
