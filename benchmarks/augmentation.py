@@ -22,7 +22,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from fieldguide import augment, transforms
+from fieldguide.photos import augment, transforms
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 import fieldguide as fg
-from fieldguide import metrics, outside
 from fieldguide.analysis import calibration as calibrations
-from fieldguide.analysis import conformal
+from fieldguide.analysis import conformal, metrics
 from fieldguide.analysis.conformal import Sets
-from fieldguide.classifier import Classifier
-from fieldguide.combine import RULES, Outside
-from fieldguide.inference import Machine
+from fieldguide.predict.classifier import Classifier
+from fieldguide.predict.combine import RULES, Outside
+from fieldguide.predict.inference import Machine
+from fieldguide.study import holdout_scores
 
 ROUNDS = 5
 
@@ -43,10 +43,10 @@ def main() -> None:
 def scores(run: fg.Run) -> None:
     """Every fold, the ensemble and every soup."""
     for rule, batch_norm in itertools.product(RULES, ("recalibrate", "average")):
-        folder = outside.merge_into_run(run, rule, batch_norm=batch_norm)
+        folder = holdout_scores.merge_into_run(run, rule, batch_norm=batch_norm)
         made = Classifier.load(folder).card.provenance["made"]
         tell("merged", name=folder.name, made={k: made[k] for k in made if k != "cross_fitted"})
-    for row in outside.worths(run).rows:
+    for row in holdout_scores.worths(run).rows:
         tell("score", **vars(row))
 
 
@@ -166,7 +166,7 @@ def speed(run: fg.Run) -> None:
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(ROUNDS):
         for name, model in models.items():
-            rates[name].append(outside.speed(model, photos, Machine(workers=0)))
+            rates[name].append(holdout_scores.speed(model, photos, Machine(workers=0)))
     for name, values in rates.items():
         ratio = np.array(values) / rates["fold-0"]
         tell(

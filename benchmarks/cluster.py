@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from fieldguide import Recipe, Run, crossval, scan
+from fieldguide import Recipe, Run, scan
 from fieldguide import recipe as recipes
-from fieldguide.crossval import Plan, Watcher
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Plan, Watcher
 
 EQUAL = ("weights.safetensors", "predictions.npz")
 

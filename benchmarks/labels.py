@@ -21,8 +21,13 @@ from pathlib import Path
 import numpy as np
 
 import fieldguide as fg
-from fieldguide import catalog, files, labels, metrics, recipe
+from fieldguide import recipe
+from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import suspects
+from fieldguide.photos.folders import scan
+from fieldguide.photos.tables import read_table
+from fieldguide.storage import files
+from fieldguide.study import labels
 
 Rankings = dict[str, np.ndarray]
 
@@ -59,7 +64,7 @@ def main() -> None:
 
 def flip(photos: Path, table: Path, share: float, seed: int) -> None:
     """Writes every training photo with its label, of which a share is another class at random."""
-    training = catalog.scan(photos).part("train")
+    training = scan(photos).part("train")
     draw = np.random.default_rng(seed)
     true = [photo.label for photo in training.photos]
     given = list(true)
@@ -77,7 +82,7 @@ def trained(table: Path, options: argparse.Namespace) -> fg.Run:
     folder = options.out / "run"
     if (folder / files.MANIFEST).exists():
         return fg.Run(folder)
-    from fieldguide.crossval import Watcher, fit  # torch takes seconds to import
+    from fieldguide.fitting.fit import Watcher, fit  # torch takes seconds to import
 
     settings = recipe.settings_of("quick") | {
         "backbone": options.backbone,
@@ -91,7 +96,7 @@ def trained(table: Path, options: argparse.Namespace) -> fg.Run:
         "seed": options.seed,
     }
     watcher = Watcher(on_row=lambda row: print(json.dumps(row), flush=True))
-    photos = catalog.read_table(table, root=options.photos)
+    photos = read_table(table, root=options.photos)
     return fit(photos, recipe.build(settings), folder, watcher=watcher)
 
 

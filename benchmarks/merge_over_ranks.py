@@ -17,8 +17,8 @@ import timm
 import torch
 
 from fieldguide import merge
-from fieldguide.launched import launch
-from fieldguide.ranks import Ranks, joined
+from fieldguide.machine.ranks import Ranks, joined
+from fieldguide.machine.torchrun import launch
 
 
 def main() -> None:

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 
 import fieldguide as fg
-from fieldguide import merge, metrics, recipe
-from fieldguide.crossval import Watcher, fit, fold_jobs
-from fieldguide.job import FoldJob
-from fieldguide.network import backbone_anchor, load_weights
-from fieldguide.train import evaluate, recalibrate_network
+from fieldguide import merge, recipe
+from fieldguide.analysis import metrics
+from fieldguide.fitting.fit import Watcher, fit, fold_jobs
+from fieldguide.network.network import backbone_anchor, load_weights
+from fieldguide.train.evaluate import evaluate
+from fieldguide.train.job import FoldJob
+from fieldguide.train.loop import recalibrate_network
 
 
 def main() -> None:

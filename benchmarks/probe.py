@@ -4,7 +4,7 @@
 
 A network is written NAME@SIZExBATCH. Ways take turns within each round, after one round to warm up.
 Prints one JSON line a way: milliseconds a photo (least, median, most), the rate as a ratio to the
-first way of the same run, and the photos of a step; and one line with what `fieldguide.probe`
+first way of the same run, and the photos of a step; and one line with what `fieldguide.train.trial`
 chooses by itself, and in how many seconds. `--compile` adds compiled ways, which takes minutes.
 """
 
@@ -17,9 +17,9 @@ from dataclasses import replace
 
 import torch
 
-from fieldguide import probe
-from fieldguide.device import choose_device, device_name
-from fieldguide.network import Network, build
+from fieldguide.machine.device import choose_device, device_name
+from fieldguide.network.network import Network, build
+from fieldguide.train import trial
 
 CLASSES = 100
 
@@ -39,7 +39,7 @@ def main() -> None:
         network = build(
             backbone, weights="none", head="linear", classes=CLASSES, dropout=0.0, seed=0
         ).to(device)
-        ways = probe.ways_to_try("auto", "auto", device)
+        ways = trial.ways_to_try("auto", "auto", device)
         if options.compile:
             ways += tuple(replace(way, compile=True) for way in ways)
         about = {"network": backbone, "size": size, "batch": batch_size}
@@ -52,7 +52,7 @@ def tell_ways(
 ) -> None:
     """One line a way, from steps of the whole batch."""
     batch_size = about["batch"]
-    step = probe.real_steps(network, about["size"], CLASSES, device)
+    step = trial.real_steps(network, about["size"], CLASSES, device)
     for way in ways:
         step(way, batch_size)
     times = {way: [] for way in ways}
@@ -72,7 +72,7 @@ def tell_ways(
 def tell_choice(about: dict, network: Network, device: torch.device) -> None:
     """What a probe for a long fit chooses, with its own timings as ratios to its first."""
     started = time.perf_counter()
-    found = probe.choose(
+    found = trial.choose(
         network,
         size=about["size"],
         batch_size=about["batch"],

@@ -82,13 +82,16 @@ def photo(draws: np.random.Generator, grid: tuple[int, int]) -> bytes:
 
 def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     """One line a stage."""
-    from fieldguide import catalog as catalogs
-    from fieldguide import check, folds
-    from fieldguide import shards as sharded
-    from fieldguide.augment import Augmentation
-    from fieldguide.batches import Decoding, Loader, Pictures, training_plan
-    from fieldguide.pack import pack
-    from fieldguide.transforms import evaluation, training
+    from fieldguide.photos import catalog as catalogs
+    from fieldguide.photos import check, folds
+    from fieldguide.photos.augment import Augmentation
+    from fieldguide.photos.batches import Decoding, Loader, Pictures, training_plan
+    from fieldguide.photos.folders import scan
+    from fieldguide.photos.inspect import inspect
+    from fieldguide.photos.near_copies import duplicates, joined_groups
+    from fieldguide.photos.pack import pack
+    from fieldguide.photos.transforms import evaluation, training
+    from fieldguide.storage import shards as sharded
 
     first, first_mapped = memory("VmRSS"), memory("RssFile")
 
@@ -110,20 +113,20 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
 
     if not shards.is_dir():
         with stage("index tar files"):
-            found = catalogs.scan(tars)
+            found = scan(tars)
         with stage("pack"):
             pack(found, shards)
         del found
     with stage("catalog"):
-        catalog = catalogs.scan(shards)
+        catalog = scan(shards)
     with stage("check: read, decode, hash"):
-        facts = check.inspect(catalog)
+        facts = inspect(catalog)
     with stage("check: copies"):
-        clusters = check.duplicates(catalog, facts)
+        clusters = duplicates(catalog, facts)
     with stage("check: findings"):
         check.findings(catalog, facts, folds=5, clusters=clusters)
     with stage("groups"):
-        groups = check.joined_groups(catalog, clusters)
+        groups = joined_groups(catalog, clusters)
     with stage("hashes into the catalog"):
         catalog = catalogs.with_hashes(catalog, facts.column("sha256"))
     del facts, clusters

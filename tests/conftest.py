@@ -125,7 +125,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> "fg.Run":
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The photos that were read since the test began."""
-    from fieldguide import pixels
+    from fieldguide.photos import pixels
 
     paths: list[Path] = []
     original = pixels.load
@@ -141,10 +141,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, without a file."""
-    from fieldguide import caches
+    from fieldguide.storage import cache_folder
 
     monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
-    return caches.root()
+    return cache_folder.root()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from fieldguide import files, remote
+from fieldguide.storage import addresses, files
 
 
 class Far(MemoryFileSystem):  # type: ignore[misc]
@@ -65,7 +65,7 @@ fsspec.register_implementation("far", Far, clobber=True)
 @contextmanager
 def empty_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Far]]:
     """The store without a file and without a fault, asked again without waiting."""
-    monkeypatch.setattr(remote, "WAITS", (0.0,) * 5)
+    monkeypatch.setattr(addresses, "WAITS", (0.0,) * 5)
     monkeypatch.setattr(Far, "fault", staticmethod(lambda what, path: None))
     Far.store.clear()
     Far.asked.clear()

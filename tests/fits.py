@@ -6,7 +6,7 @@ from typing import Any
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
-from fieldguide.crossval import Watcher, fit
+from fieldguide.fitting.fit import Watcher, fit
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet",

@@ -6,7 +6,7 @@ Ours are compared with them: draws, then pixels. Draws are from torch's global g
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.augment import Augmentation, Policy
+from fieldguide.photos.augment import Augmentation, Policy
 
 
 def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:

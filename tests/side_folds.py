@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fieldguide.controls import Controls
 from fieldguide.errors import TrainingError
+from fieldguide.machine.controls import Controls
 
 
 def made(name: str, folder: Path, controls: Controls) -> Callable[[int], None]:

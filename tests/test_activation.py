@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import fieldguide as fg
-from fieldguide.activation import Activation, grad_cam, scaled
-from fieldguide.heads import HEADS
-from fieldguide.network import Network, build, weights_of
+from fieldguide.network.heads import HEADS
+from fieldguide.network.network import Network, build, weights_of
+from fieldguide.study.activation import Activation, grad_cam, scaled
 
 CHANNELS = 8
 
@@ -112,7 +112,7 @@ def test_photos_are_seen_as_the_folds_saw_them(trained: fg.Run, tmp_path: Path) 
 
 
 def _ready(run: fg.Run, pixels: np.ndarray) -> Tensor:
-    from fieldguide.augment import normalise
+    from fieldguide.photos.augment import normalise
 
     assert run.recipe.mean != "auto" and run.recipe.std != "auto"
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from fieldguide.augment import (
+from fieldguide.photos.augment import (
     SECOND_SCALE,
     View,
     decoded_side,

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import pytest
 import timm
 
-from fieldguide.backbones import FAMILIES, backbone_names, require_backbone
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.network.backbones import FAMILIES, backbone_names, require_backbone
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from photos import save
 from PIL import Image
 from torch import Tensor
 
-from fieldguide import batches as module
-from fieldguide import files
-from fieldguide.augment import Augmentation, evaluation_transform
-from fieldguide.batches import (
+from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.photos import batches as module
+from fieldguide.photos.augment import Augmentation, evaluation_transform
+from fieldguide.photos.batches import (
     AHEAD,
     Batch,
     Decoding,
@@ -32,9 +32,9 @@ from fieldguide.batches import (
     streamed,
     training_plan,
 )
-from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.store import Store
-from fieldguide.transforms import Picture, evaluation, training
+from fieldguide.photos.transforms import Picture, evaluation, training
+from fieldguide.storage import files
+from fieldguide.storage.decoded import Store
 
 PHOTOS = 9
 ROWS = np.arange(PHOTOS)

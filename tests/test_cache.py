@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fieldguide import cli
-from fieldguide.store import Store, folder_of, kept
+from fieldguide.storage.decoded import Store, folder_of, kept
 
 pytestmark = pytest.mark.usefixtures("plain_consoles")
 

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide import metrics
-from fieldguide.analysis import calibration
+from fieldguide.analysis import calibration, metrics
 
 
 def random_case(

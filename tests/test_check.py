@@ -11,9 +11,12 @@ import pytest
 from photos import NATURE, encoded, needs_photographs, photograph, save
 from PIL import Image
 
-from fieldguide import catalog, check, pixels
-from fieldguide.catalog import Catalog, Photo
-from fieldguide.check import Facts, Finding
+from fieldguide.photos import check, inspect, near_copies, pixels
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.check import Finding
+from fieldguide.photos.folders import scan, scan_unlabelled
+from fieldguide.photos.inspect import Facts
+from fieldguide.photos.near_copies import duplicates, joined_groups
 
 
 def collection(root: Path, **classes: range) -> Catalog:
@@ -21,7 +24,7 @@ def collection(root: Path, **classes: range) -> Catalog:
     for label, seeds in classes.items():
         for seed in seeds:
             save(root / label / f"{seed}.jpg", seed)
-    return catalog.scan(root)
+    return scan(root)
 
 
 def rows(*photos: Photo) -> Catalog:
@@ -40,7 +43,7 @@ def of_kind(found: list[Finding], kind: str) -> list[Finding]:
 
 
 def checked(photos: Catalog, **options: object) -> list[Finding]:
-    return check.findings(photos, check.inspect(photos), **options)  # type: ignore[arg-type]
+    return check.findings(photos, inspect.inspect(photos), **options)  # type: ignore[arg-type]
 
 
 # --- looking at photos ----------------------------------------------------------------------------
@@ -53,26 +56,26 @@ def test_facts_of_good_and_bad_files(tmp_path: Path) -> None:
     data = encoded(photograph(4))
     (tmp_path / "a" / "4.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "a" / "5.jpg").write_bytes(data[:-2])
-    found = catalog.scan(tmp_path)
-    facts = check.inspect(found)
+    found = scan(tmp_path)
+    facts = inspect.inspect(found)
     problems = ["", "empty file", "not an image (HTML)", "truncated", ""]
     assert [fact.problem for fact in facts] == problems
     assert [bool(fact.fingerprint) for fact in facts] == [not problem for problem in problems]
     assert (facts[0].width, facts[0].height, facts[0].frames) == (90, 60, 1)
     assert facts[4].warning == "the last bytes are missing"
     assert [len(fact.sha256) for fact in facts] == [64, 0, 64, 64, 64]
-    assert check.inspect(found, truncated="keep")[3].warning == "truncated"
-    assert check.look(tmp_path / "gone.jpg").problem == "file not found"
+    assert inspect.inspect(found, truncated="keep")[3].warning == "truncated"
+    assert inspect.look(tmp_path / "gone.jpg").problem == "file not found"
 
 
 def test_workers_change_nothing_and_progress_counts_every_photo(tmp_path: Path) -> None:
     found = collection(tmp_path, a=range(40), b=range(40, 70))
     counts: list[int] = []
-    expected = check.inspect(found, workers=1, progress=counts.append)
+    expected = inspect.inspect(found, workers=1, progress=counts.append)
     assert counts == sorted(counts)
     assert counts[-1] == len(found) == 70
-    assert check.inspect(found, workers=4) == expected
-    assert check.inspect(found.part("test")) == ()
+    assert inspect.inspect(found, workers=4) == expected
+    assert inspect.inspect(found.part("test")) == ()
 
 
 def test_stopping_does_not_wait_for_the_rest(
@@ -81,14 +84,14 @@ def test_stopping_does_not_wait_for_the_rest(
     found = collection(tmp_path, a=range(3))
     many = replace(found, photos=tuple(found.photos) * 1000)
     looked: list[Path] = []
-    look = check.look
-    monkeypatch.setattr(check, "look", lambda *a: looked.append(a[0]) or look(*a))
+    look = inspect.look
+    monkeypatch.setattr(inspect, "look", lambda *a: looked.append(a[0]) or look(*a))
 
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        check.inspect(many, workers=1, progress=stop)
+        inspect.inspect(many, workers=1, progress=stop)
     assert len(looked) < 1500
 
 
@@ -115,8 +118,8 @@ def facts_of(folder: Path, pictures: list[bytes]) -> tuple[Catalog, tuple[Facts,
     folder.mkdir(exist_ok=True)
     for number, data in enumerate(pictures):
         (folder / f"{number:04}.jpg").write_bytes(data)
-    found = catalog.scan_unlabelled(folder)
-    return found, check.inspect(found)
+    found = scan_unlabelled(folder)
+    return found, inspect.inspect(found)
 
 
 def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
     found, facts = facts_of(tmp_path / "p", [data for pictures in sets for data in pictures])
     each = len(sets[0])
     expected = tuple(tuple(range(n * each, (n + 1) * each)) for n in range(len(images)))
-    assert check.duplicates(found, facts) == expected
+    assert duplicates(found, facts) == expected
 
 
 @needs_photographs
@@ -135,7 +138,7 @@ def test_copies_of_real_photographs(tmp_path: Path) -> None:
     assert len(images) == 40
     sets = [list(copies(image).values()) for image in images]
     found, facts = facts_of(tmp_path / "p", [data for pictures in sets for data in pictures])
-    clusters = check.duplicates(found, facts)
+    clusters = duplicates(found, facts)
     each = len(sets[0])
     assert clusters == tuple(tuple(range(n * each, (n + 1) * each)) for n in range(len(images)))
 
@@ -149,7 +152,7 @@ def test_flat_backgrounds_do_not_make_copies(tmp_path: Path) -> None:
         subject = photograph(seed, (50, 40))
         sheet.paste(subject, (draws.randrange(150), draws.randrange(160)))
         pictures.append(encoded(sheet, quality=80))
-    assert check.duplicates(*facts_of(tmp_path / "p", pictures)) == ()
+    assert duplicates(*facts_of(tmp_path / "p", pictures)) == ()
 
 
 def test_one_colour_is_not_another(tmp_path: Path) -> None:
@@ -157,11 +160,11 @@ def test_one_colour_is_not_another(tmp_path: Path) -> None:
     colours = [(200, 60, 60), (60, 120, 117), (90, 90, 90), (97, 97, 97), (90, 90, 90)]
     sheets = [Image.new("RGB", (64, 64 + 8 * n), c) for n, c in enumerate(colours)]
     found, facts = facts_of(tmp_path / "p", [encoded(sheet, "PNG") for sheet in sheets])
-    assert check.duplicates(found, facts) == ((2, 4),)
+    assert duplicates(found, facts) == ((2, 4),)
 
 
 def hashes_of(thumbnails: np.ndarray) -> np.ndarray:
-    return check._hashes(thumbnails, np.arange(len(thumbnails)))
+    return near_copies._hashes(thumbnails, np.arange(len(thumbnails)))
 
 
 def brute_force(fingerprints: np.ndarray) -> set[tuple[int, int]]:
@@ -186,7 +189,9 @@ def test_pairs_equal_those_of_brute_force() -> None:
     bases = draws.integers(20, 236, (40, 288)).astype(np.float64)
     noisy = bases[draws.integers(0, 40, 90)] + draws.normal(0, 2, (90, 288))
     noisy = np.clip(noisy, 0, 255).astype(np.uint8)
-    pairs = {(min(p), max(p)) for p in check._near_pairs(noisy, np.arange(len(noisy))).tolist()}
+    pairs = {
+        (min(p), max(p)) for p in near_copies._near_pairs(noisy, np.arange(len(noisy))).tolist()
+    }
     expected = brute_force(noisy)
     assert len(expected) > 50
     assert expected <= pairs
@@ -199,18 +204,20 @@ def test_thumbnails_at_once_change_nothing(at_once: int, monkeypatch: pytest.Mon
     fingerprints = draws.integers(0, 256, (50, 288), dtype=np.uint8)
     fingerprints[20:40] = fingerprints[:20]
     rows = np.arange(len(fingerprints))
-    whole = check._near_pairs(fingerprints, rows)
-    monkeypatch.setattr(check, "_AT_ONCE", at_once)
-    assert len(whole) == 20 and check._near_pairs(fingerprints, rows).tolist() == whole.tolist()
+    whole = near_copies._near_pairs(fingerprints, rows)
+    monkeypatch.setattr(near_copies, "_AT_ONCE", at_once)
+    assert (
+        len(whole) == 20 and near_copies._near_pairs(fingerprints, rows).tolist() == whole.tolist()
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50])
 def test_equal_pictures_are_joined(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_AT_ONCE", at_once)
+    monkeypatch.setattr(near_copies, "_AT_ONCE", at_once)
     facts = [seen(n) for n in (5, 1, 2, 1, 3, 5, 1)] + [Facts(problem="empty file")] * 2
     photos = rows(*(Photo(f"{n}", None) for n in range(len(facts))))
-    assert check.duplicates(photos, facts) == ((0, 5), (1, 3, 6))
-    assert check.duplicates(rows(), ()) == ()
+    assert duplicates(photos, facts) == ((0, 5), (1, 3, 6))
+    assert duplicates(rows(), ()) == ()
 
 
 def test_the_hash_of_a_mirror_image_and_of_a_slope() -> None:
@@ -224,17 +231,17 @@ def test_many_photos_stay_quick() -> None:
     """Comparing every pair of 30,000 would take minutes; equal ones are the worst for tables."""
     photos = tuple(Photo(f"{n}.jpg", None) for n in range(30_000))
     facts = [seen(n) for n in range(15_000)] + [seen(7, sha256=f"{n:064}") for n in range(15_000)]
-    clusters = check.duplicates(Catalog(Path("x"), photos), facts)
+    clusters = duplicates(Catalog(Path("x"), photos), facts)
     assert [len(cluster) for cluster in clusters] == [15_001]
 
 
 def test_clusters_do_not_depend_on_the_order(tmp_path: Path) -> None:
     images = [photograph(seed, (120, 80)) for seed in range(6)]
     found, facts = facts_of(tmp_path / "p", [d for image in images for d in copies(image).values()])
-    paths = {frozenset(found.photos[r].path for r in c) for c in check.duplicates(found, facts)}
+    paths = {frozenset(found.photos[r].path for r in c) for c in duplicates(found, facts)}
     order = random.Random(1).sample(range(len(found)), len(found))
     shuffled = replace(found, photos=tuple(found.photos[r] for r in order))
-    clusters = check.duplicates(shuffled, [facts[r] for r in order])
+    clusters = duplicates(shuffled, [facts[r] for r in order])
     assert {frozenset(shuffled.photos[r].path for r in c) for c in clusters} == paths
 
 
@@ -242,7 +249,7 @@ def test_clusters_do_not_depend_on_the_order(tmp_path: Path) -> None:
 
 
 def groups_of(photos: Catalog, facts: Sequence[Facts]) -> Sequence[str]:
-    return check.joined_groups(photos, check.duplicates(photos, facts))
+    return joined_groups(photos, duplicates(photos, facts))
 
 
 def test_groups_join_specimens_and_copies() -> None:
@@ -257,7 +264,7 @@ def test_groups_join_specimens_and_copies() -> None:
     assert groups_of(photos, facts) == ["e", "b", "b", "b", "a"]
     backwards = replace(photos, photos=photos.photos[::-1])
     assert groups_of(backwards, facts[::-1]) == ["a", "b", "b", "b", "e"]
-    assert check.joined_groups(photos, [(0, 4)]) == ["a", "c", "c", "b", "a"]
+    assert joined_groups(photos, [(0, 4)]) == ["a", "c", "c", "b", "a"]
 
 
 def test_no_group_spans_two_names() -> None:
@@ -292,7 +299,7 @@ def test_bad_files_are_reported_and_the_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "b" / "film.gif").write_bytes(
         encoded(photograph(53), "GIF", save_all=True, append_images=[photograph(54)])
     )
-    found = checked(catalog.scan(tmp_path))
+    found = checked(scan(tmp_path))
     assert {(f.kind, f.path, f.message) for f in found} == {
         ("unreadable", "a/empty.jpg", "empty file"),
         ("truncated", "b/cut.jpg", "truncated"),
@@ -310,7 +317,7 @@ def test_bad_files_are_reported_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_usable_photos_carry_their_hash(tmp_path: Path) -> None:
     found = collection(tmp_path, a=range(3), b=range(3, 6))
     (tmp_path / "a" / "0.jpg").write_bytes(b"")
-    facts = check.inspect(found)
+    facts = inspect.inspect(found)
     kept, clusters = check.usable(found, facts)
     assert [p.path for p in kept.photos] == [p.path for p in found.photos[1:]]
     assert [p.sha256 for p in kept.photos] == [f.sha256 for f in facts[1:]]
@@ -326,7 +333,7 @@ def test_usable_clusters_are_those_of_the_photos_that_are_left(conflicts: Any) -
     kept, clusters = check.usable(photos, facts, conflicts=conflicts)
     expected = {"keep": [(0, 2), (1, 6), (4, 5)], "drop": [(0, 1), (3, 4)]}[conflicts]
     assert list(clusters) == expected and len(kept) == {"keep": 7, "drop": 5}[conflicts]
-    given = check.duplicates(photos, facts)
+    given = duplicates(photos, facts)
     assert check.usable(photos, facts, clusters=given, conflicts=conflicts) == (kept, clusters)
 
 
@@ -343,7 +350,7 @@ def test_one_class_and_unknown_classes_are_fatal(tmp_path: Path) -> None:
     for n, path in enumerate(["train/a", "train/b", "val/lynx"]):
         for seed in range(6):
             save(tmp_path / "tree" / path / f"{seed}.jpg", 10 * n + seed)
-    tree = checked(catalog.scan(tmp_path / "tree"))
+    tree = checked(scan(tmp_path / "tree"))
     assert [(f.kind, f.fatal) for f in tree] == [("unknown-class", True)]
     assert "`lynx`" in tree[0].message
 

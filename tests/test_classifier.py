@@ -15,21 +15,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load as load_arrays
 
 import fieldguide as fg
-from fieldguide import files, inference, metrics
-from fieldguide.analysis import calibration
+from fieldguide.analysis import calibration, metrics
 from fieldguide.analysis.conformal import Sets
-from fieldguide.augment import View
-from fieldguide.classifier import (
-    CARD,
-    Classifier,
-    Combine,
-    combined,
-    member_probabilities,
-)
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.inference import Machine, Seen
-from fieldguide.inputs import Input
-from fieldguide.predictions import Predictions
+from fieldguide.photos.augment import View
+from fieldguide.predict import inference
+from fieldguide.predict.classifier import CARD, Classifier, Combine, combined, member_probabilities
+from fieldguide.predict.inference import Machine, Seen
+from fieldguide.predict.inputs import Input
+from fieldguide.predict.tables import Predictions
+from fieldguide.storage import files
 
 CPU = Machine("cpu", workers=0)
 WAYS: tuple[Combine, ...] = get_args(Combine)

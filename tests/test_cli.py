@@ -16,12 +16,13 @@ import pytest
 from fits import flags, results, small_fit
 
 import fieldguide as fg
-from fieldguide import cli, train
-from fieldguide import step as steps
+from fieldguide import cli
 from fieldguide.cli import fitting, tables, terminal
 from fieldguide.errors import Stopped
-from fieldguide.outside import Worth, Worths
 from fieldguide.recipe import RECIPES
+from fieldguide.study.holdout_scores import Worth, Worths
+from fieldguide.train import loop
+from fieldguide.train import step as steps
 
 pytestmark = pytest.mark.usefixtures("plain_consoles")
 
@@ -246,7 +247,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
         return original(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", step)
+        patch.setattr(loop, "train_step", step)
         assert cli.run(fit_flags(discs, tmp_path / "run")) == code
     assert "the same command goes on" in capsys.readouterr().err
     assert list((tmp_path / "run" / "folds" / "0" / "checkpoint").glob("*.safetensors"))

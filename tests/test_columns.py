@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide import columns
-from fieldguide.columns import Column, Packed, Records, Shared
+from fieldguide.storage import columns
+from fieldguide.storage.columns import Column, Packed, Records, Shared
 
 ANY_TEXT = st.none() | st.text(st.characters())  # with NULs, the empty one and lone surrogates
 

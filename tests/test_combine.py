@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldguide as fg
-from fieldguide import combine, inference, merge, metrics
-from fieldguide.combine import Greedy, Ingredients, Outside
+from fieldguide import merge
+from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, UsageError
-from fieldguide.inference import Machine
 from fieldguide.merge import Weights
+from fieldguide.predict import combine, inference
+from fieldguide.predict.combine import Greedy, Ingredients, Outside
+from fieldguide.predict.inference import Machine
 
 CPU = Machine("cpu", workers=0)
 

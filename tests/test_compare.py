@@ -13,15 +13,17 @@ from fits import Killed, killer, results, small_fit, small_recipe
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide import catalog as catalogs
-from fieldguide import crossval, files, runs
 from fieldguide.analysis import paired
 from fieldguide.compare.compare import compare
 from fieldguide.compare.results import FAILED, RECORD, collect, rebuilt, save_figures, write
 from fieldguide.compare.trials import Trial, reference, trials
-from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError, Stopped, UsageError
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Watcher
+from fieldguide.photos import catalog as catalogs
 from fieldguide.report.comparison import Comparison
+from fieldguide.runs import run as runs
+from fieldguide.storage import files
 
 BASE = small_recipe(mix="none", replicas=1, merge="none", batch_norm="average")
 SHORT = BASE.replace(epochs=1, warmup=0.0)

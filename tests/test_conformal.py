@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide import metrics
-from fieldguide.analysis import conformal
+from fieldguide.analysis import conformal, metrics
 from fieldguide.analysis.conformal import Method, Sets, nonconformity, prediction_sets
 from fieldguide.errors import UsageError
 

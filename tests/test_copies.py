@@ -12,8 +12,10 @@ from far import Far
 from photos import encoded, photograph
 from test_shards import write_tar
 
-from fieldguide import caches, cli, copies, files, inputs, mirror, remote
-from fieldguide.catalog import scan
+from fieldguide import cli
+from fieldguide.photos.folders import scan
+from fieldguide.predict import inputs
+from fieldguide.storage import addresses, cache_folder, copies, files, mirror
 
 PHOTOS, RUN = "far://photos", "far://bucket/run"
 
@@ -22,39 +24,39 @@ PHOTOS, RUN = "far://photos", "far://bucket/run"
 def root(tmp_path: Path, plain_consoles: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, and no waits."""
     monkeypatch.setenv("FIELDGUIDE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAITS", (0.0,) * 5)
+    monkeypatch.setattr(addresses, "WAITS", (0.0,) * 5)
     monkeypatch.setattr(Far, "fault", staticmethod(lambda what, path: None))
     Far.store.clear()
     yield tmp_path / "cache"
     Far.store.clear()
 
 
-def fetched() -> caches.Kept:
+def fetched() -> cache_folder.Kept:
     for name in ("elm/1.jpg", "oak/1.jpg"):
         Far().pipe_file(f"{PHOTOS}/{name}", encoded(photograph(len(name))))
     scan(PHOTOS)
-    return next(copy for copy in copies.copies(caches.root()) if copy.name == PHOTOS)
+    return next(copy for copy in copies.copies(cache_folder.root()) if copy.name == PHOTOS)
 
 
-def run() -> caches.Kept:
+def run() -> cache_folder.Kept:
     with mirror.mirrored(RUN) as folder:
         (folder / "weights").write_bytes(b"12345")
         (folder / "recipe.toml").write_bytes(b"1")
         files.write_manifest(folder, ["weights"])
-    return next(copy for copy in copies.copies(caches.root()) if copy.kind == "run")
+    return next(copy for copy in copies.copies(cache_folder.root()) if copy.kind == "run")
 
 
-def indexed(tmp_path: Path) -> caches.Kept:
+def indexed(tmp_path: Path) -> cache_folder.Kept:
     write_tar(tmp_path / "tars" / "1.tar", {"oak/1.jpg": encoded(photograph(1))})
     scan(tmp_path / "tars")
-    return next(copy for copy in copies.copies(caches.root()) if copy.kind == "shards")
+    return next(copy for copy in copies.copies(cache_folder.root()) if copy.kind == "shards")
 
 
 def end_of_processes() -> None:
     """As if the processes that used copies had ended."""
-    for descriptor in caches._in_use.values():
+    for descriptor in cache_folder._in_use.values():
         os.close(descriptor)
-    caches._in_use.clear()
+    cache_folder._in_use.clear()
 
 
 def size_of(folder: Path) -> int:

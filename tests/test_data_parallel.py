@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
-from fieldguide import step as steps
-from fieldguide import train
-from fieldguide.batches import Plan
-from fieldguide.controls import Controls
-from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.job import FoldJob
-from fieldguide.launched import Launch
-from fieldguide.network import load_weights
-from fieldguide.ranks import ALONE, Ranks, joined
-from fieldguide.synchrony import Synchronised
+from fieldguide.fitting.fit import Watcher, fold_jobs
+from fieldguide.machine.controls import Controls
+from fieldguide.machine.ranks import ALONE, Ranks, joined
+from fieldguide.machine.sync_batch_norm import Synchronised
+from fieldguide.machine.torchrun import Launch
+from fieldguide.network.network import load_weights
+from fieldguide.photos.batches import Plan
+from fieldguide.train import loop
+from fieldguide.train import step as steps
+from fieldguide.train.job import FoldJob
+from fieldguide.train.loop import train_mode
 
 pytestmark = needs_fork
 
@@ -102,7 +103,7 @@ def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) ->
     """The gradients, statistics and counts that a rank comes to, of a batch of these photos."""
     load_weights(job.network, job.start)
     job.network.zero_grad()
-    train.train_mode(job.network)
+    train_mode(job.network)
     least = 1 if job.recipe.sync_batch_norm else 2
     plan = Plan([np.array(rows)], lambda row: row).shared(ranks.rank, ranks.world, least)
     batch = next(job.loader.batches(plan))
@@ -179,8 +180,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
     rows = job.train[:7]
 
     def work(rank: int) -> Any:
-        optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", init_scale=8.0)
-        train.train_mode(job.network)
+        optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", init_scale=8.0)
+        train_mode(job.network)
         with joined("cpu", 1, 4) as ranks:
             plan = Plan([rows], lambda row: row).shared(rank, 4)
             told: list[Any] = []
@@ -372,7 +373,7 @@ def test_norms_over_ranks_of_which_some_have_no_photos_are_refused(
 ) -> None:
     job = fold_jobs(small_fit(discs, tmp_path / "run", **UNEVEN), discs)(0)
     recipe = job.recipe.replace(batch_ranks=4, batch_size=8, sync_batch_norm=True)
-    session = train._Session(replace(job, recipe=recipe, train=job.train[:3]), None, Controls())
+    session = loop._Session(replace(job, recipe=recipe, train=job.train[:3]), None, Controls())
     session.team = Ranks(Launch(0, 4))
     with pytest.raises(UsageError, match="on each of `batch_ranks` = 4, and one has 3 photos"):
         session.run_epoch()

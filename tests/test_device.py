@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fieldguide.device import (
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.machine.device import (
     autocast,
     choose_device,
     choose_devices,
@@ -21,7 +22,6 @@ from fieldguide.device import (
     keep_freed_memory,
     training_threads,
 )
-from fieldguide.errors import ResourceError, UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

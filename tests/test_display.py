@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from fieldguide.display import Display, duration
+from fieldguide.cli.display import Display
+from fieldguide.words import duration
 
 ROW = {
     "fold": 0,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide import files
 from fieldguide.errors import ResourceError
+from fieldguide.storage import files
 
 posix = pytest.mark.skipif(os.name == "nt", reason="permissions and signals are those of POSIX")
 
@@ -245,7 +245,7 @@ def test_a_kill_leaves_the_old_file_and_its_trace_can_be_removed(tmp_path: Path)
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from fieldguide import files\n"
+        "from fieldguide.storage import files\n"
         "with files.replacing(Path(sys.argv[1])) as file:\n"
         "    file.write(b'new' * 100_000)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -364,7 +364,7 @@ def other_holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from fieldguide import files\n"
+        "from fieldguide.storage import files\n"
         "with files.lock(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

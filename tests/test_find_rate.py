@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldguide as fg
-from fieldguide import find_rate as module
-from fieldguide.batches import training_plan
-from fieldguide.checkpoint import Step
-from fieldguide.controls import Controls
-from fieldguide.crossval import Plan, Watcher, fold_jobs
 from fieldguide.errors import ResourceError, TrainingError, UsageError
-from fieldguide.find_rate import (
+from fieldguide.fitting.fit import Plan, Watcher, fold_jobs
+from fieldguide.machine.controls import Controls
+from fieldguide.network.network import freeze
+from fieldguide.photos.batches import training_plan
+from fieldguide.study import find_rate as module
+from fieldguide.study.find_rate import (
     EXPLODED,
     RANGES,
     Found,
@@ -36,8 +36,8 @@ from fieldguide.find_rate import (
     smooth,
     write,
 )
-from fieldguide.job import FoldJob
-from fieldguide.network import freeze
+from fieldguide.train.job import FoldJob
+from fieldguide.train.state import Step
 
 # Small pictures that do not change can be learned within a sweep.
 EASY: dict[str, Any] = {

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fieldguide.errors import DataError, UsageError
-from fieldguide.folds import Fold, given_folds, inner_split, make_folds
+from fieldguide.photos.folds import Fold, given_folds, inner_split, make_folds
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fieldguide.heads import ATTENTION_HEAD_CHANNELS, HEADS, AttentionHead, LinearHead, SEHead
+from fieldguide.network.heads import (
+    ATTENTION_HEAD_CHANNELS,
+    HEADS,
+    AttentionHead,
+    LinearHead,
+    SEHead,
+)
 
 # One position, odd counts, a prime, more than one attention head, one that 64 does not divide.
 SHAPES = [(2, 8, 1, 1), (3, 7, 5, 3), (2, 131, 2, 2), (2, 256, 4, 3), (1, 200, 3, 3)]

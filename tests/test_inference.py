@@ -12,12 +12,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import fieldguide as fg
-from fieldguide import inference, network, pixels
-from fieldguide.augment import View, normalise
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.inference import Architecture, Machine, Seen
 from fieldguide.merge import Weights
-from fieldguide.transforms import evaluation
+from fieldguide.network import batch_norm, network
+from fieldguide.network.network import build
+from fieldguide.photos import pixels
+from fieldguide.photos.augment import View, normalise
+from fieldguide.photos.transforms import evaluation
+from fieldguide.predict import inference
+from fieldguide.predict.inference import Architecture, Machine, Seen
 
 BAD = {
     "empty.jpg": (b"", "empty file"),
@@ -49,7 +52,7 @@ class Known(NamedTuple):
     def body(self) -> network.Network:
         own = self.architecture
         settings = {"head": own.head, "classes": own.classes, "dropout": 0.0, "seed": 1}
-        return network.build(own.backbone, weights="none", **settings)  # type: ignore[arg-type]
+        return build(own.backbone, weights="none", **settings)  # type: ignore[arg-type]
 
     def shown(self) -> list[Tensor]:
         own = self.architecture
@@ -299,7 +302,7 @@ def test_recalibration_measures_the_photos_that_can_be_read(
 ) -> None:
     own, body = known.architecture, known.body()
     network.load_weights(body, known.members[0])
-    network.recalibrate(body, [normalise(torch.stack(known.shown()), own.mean, own.std)])
+    batch_norm.recalibrate(body, [normalise(torch.stack(known.shown()), own.mean, own.std)])
     expected = network.weights_of(body)
     for files in (known.photos, mixed[0]):
         found = inference.recalibrated(own, known.members[0], files, CPU)

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from photos import put
 
-from fieldguide import catalog, inputs
 from fieldguide.errors import DataError, FieldguideError, UsageError
-from fieldguide.inputs import Input
+from fieldguide.photos import folders
+from fieldguide.photos.folders import scan_unlabelled
+from fieldguide.predict import inputs
+from fieldguide.predict.inputs import Input
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -128,10 +130,10 @@ def test_a_folder_in_code_point_order_whatever_the_file_system_says(
     assert names(found) == expected
     assert [each.file for each in found] == [tmp_path / name for name in expected]
     assert names(inputs.read([tmp_path], recursive=False)) == [n for n in expected if "/" not in n]
-    assert tuple(p.path for p in catalog.scan_unlabelled(tmp_path).photos) == tuple(expected)
+    assert tuple(p.path for p in scan_unlabelled(tmp_path).photos) == tuple(expected)
 
-    entries = catalog._Walk._entries
-    monkeypatch.setattr(catalog._Walk, "_entries", lambda *a: entries(*a)[::-1])
+    entries = folders._Walk._entries
+    monkeypatch.setattr(folders._Walk, "_entries", lambda *a: entries(*a)[::-1])
     assert inputs.read([tmp_path]) == found
 
 

@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 from photos import encoded, photograph, save
 
-from fieldguide import catalog as catalogs
-from fieldguide import check, labels, recipe, runs
-from fieldguide.catalog import Catalog
+from fieldguide import recipe
 from fieldguide.errors import ResourceError
-from fieldguide.labels import doubts
-from fieldguide.runs import Run, Trained
+from fieldguide.photos import check
+from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.folders import scan
+from fieldguide.photos.inspect import inspect
+from fieldguide.runs import run as runs
+from fieldguide.runs.run import Run, Trained
+from fieldguide.study import labels
+from fieldguide.study.labels import doubts
 
 SURE = 0.9
 
 
 def checked(catalog: Catalog, fold_of: Callable[[int], int] = lambda row: row % 2) -> Catalog:
     """The catalog as a fit leaves it: with hashes, and a fold for each training photo."""
-    usable, _ = check.usable(catalog, check.inspect(catalog))
+    usable, _ = check.usable(catalog, inspect(catalog))
     photos = tuple(
         replace(photo, fold=fold_of(row) if photo.split == "train" else None)
         for row, photo in enumerate(usable.photos)
@@ -53,7 +57,7 @@ def collection(root: Path, each: int = 8, names: Sequence[str] = ("ash", "elm", 
     for number, name in enumerate(names):
         for index in range(each):
             save(root / name / f"{index}.jpg", 100 * number + index)
-    return catalogs.scan(root)
+    return scan(root)
 
 
 def true_labels(catalog: Catalog) -> list[str]:
@@ -112,8 +116,8 @@ def test_truncated_photos_are_compared_where_the_fit_used_them(tmp_path: Path) -
     collection(root)
     data = encoded(photograph(0), quality=90)
     (root / "ash" / "0.jpg").write_bytes(data[: len(data) * 9 // 10])
-    catalog = catalogs.scan(root)
-    kept, _ = check.usable(catalog, check.inspect(catalog, truncated="keep"))
+    catalog = scan(root)
+    kept, _ = check.usable(catalog, inspect(catalog, truncated="keep"))
     kept = replace(kept, photos=tuple(replace(photo, fold=0) for photo in kept.photos))
     shown = true_labels(kept)
     assert doubts(run_of(tmp_path / "a", kept, shown, done=[0], truncated="keep")).unseen == 0
@@ -188,7 +192,7 @@ def with_look_alikes(root: Path) -> Catalog:
     copy = photograph(100)  # the first elm
     (root / "oak" / "z.jpg").write_bytes(encoded(copy, quality=60))
     (root / "ash" / "again.jpg").write_bytes((root / "ash" / "0.jpg").read_bytes())
-    return catalogs.scan(root)
+    return scan(root)
 
 
 def test_pictures_under_two_labels_are_ranked_by_their_least_probable_label(
@@ -199,7 +203,7 @@ def test_pictures_under_two_labels_are_ranked_by_their_least_probable_label(
     for number in (0, 1):  # two ashes that are oaks too; only the second is believed to be one
         data = (root / "ash" / f"{number}.jpg").read_bytes()
         (root / "oak" / f"copy-{number}.jpg").write_bytes(data)
-    catalog = checked(catalogs.scan(root), lambda row: 0)
+    catalog = checked(scan(root), lambda row: 0)
     shown = true_labels(catalog)
     shown[[photo.path for photo in catalog.photos].index("ash/1.jpg")] = "oak"
     found = doubts(run_of(tmp_path / "run", catalog, shown, done=[0]))
@@ -243,7 +247,7 @@ def test_among_several_look_alikes_the_same_file_is_named(tmp_path: Path) -> Non
     collection(root)
     (root / "elm" / "0.jpg").write_bytes(encoded(photograph(0), quality=50))
     (root / "oak" / "z.jpg").write_bytes((root / "ash" / "0.jpg").read_bytes())
-    catalog = checked(catalogs.scan(root), lambda row: 0)
+    catalog = checked(scan(root), lambda row: 0)
     run = run_of(tmp_path / "run", catalog, true_labels(catalog), done=[0])
     named = {doubt.path: doubt.other for doubt in doubts(run).ranked}
     assert named == {"ash/0.jpg": "oak/z.jpg", "oak/z.jpg": "ash/0.jpg", "elm/0.jpg": "ash/0.jpg"}
@@ -254,7 +258,7 @@ def test_photos_of_other_parts_are_not_looked_at(tmp_path: Path) -> None:
     collection(root / "train")
     save(root / "val" / "oak" / "same.jpg", 0)  # the first ash
     save(root / "test" / "elm" / "same.jpg", 0)
-    catalog = checked(catalogs.scan(root))
+    catalog = checked(scan(root))
     found = doubts(run_of(tmp_path / "run", catalog, true_labels(catalog)))
     assert (found.ranked, found.photos) == ((), 24)
 

@@ -11,10 +11,13 @@ import torch
 from fits import small_fit
 
 import fieldguide as fg
-from fieldguide import files, landscape, merge, metrics
+from fieldguide import merge
+from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, UsageError
-from fieldguide.inference import Machine
-from fieldguide.landscape import Landscape, on_line
+from fieldguide.predict.inference import Machine
+from fieldguide.storage import files
+from fieldguide.study import landscape
+from fieldguide.study.landscape import Landscape, on_line
 
 CPU = Machine("cpu", workers=0)
 

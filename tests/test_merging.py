@@ -8,8 +8,10 @@ from commands import CPU, ON_CPU, table
 from conftest import Answer
 from safetensors import safe_open
 
-from fieldguide import combine, files, runs
-from fieldguide.classifier import Classifier
+from fieldguide.predict import combine
+from fieldguide.predict.classifier import Classifier
+from fieldguide.runs import run as runs
+from fieldguide.storage import files
 
 Command = Callable[..., Answer]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 
 
 def random_case(seed: int, *, photos: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,11 @@ from far import Far, contents, empty_store
 from fits import SMALL, Killed, killer, results, small_recipe
 
 import fieldguide as fg
-from fieldguide import cli, files, mirror, remote
-from fieldguide.crossval import Watcher, fit
+from fieldguide import cli
 from fieldguide.errors import ResourceError
-from fieldguide.mirror import mirrored, run_folder
+from fieldguide.fitting.fit import Watcher, fit
+from fieldguide.storage import addresses, files, mirror
+from fieldguide.storage.mirror import mirrored, run_folder
 
 RUN = "far://bucket/run"
 
@@ -116,7 +117,7 @@ def test_what_a_killed_command_had_sent_is_not_fetched(monkeypatch: pytest.Monke
 
     with mirrored(RUN) as folder:
         pass
-    place = remote.opened(RUN)
+    place = addresses.opened(RUN)
     (folder / "events.jsonl").write_bytes(b"1")
     (folder / "weights").write_bytes(b"1")
     monkeypatch.setattr(Far, "fault", staticmethod(killed))
@@ -181,7 +182,7 @@ def test_a_store_that_does_not_answer_is_no_empty_one(monkeypatch: pytest.Monkey
     def gone(what: str, path: str) -> None:
         raise OSError("network is unreachable")
 
-    place = remote.opened(RUN)
+    place = addresses.opened(RUN)
     monkeypatch.setattr(Far, "fault", staticmethod(gone))
     with pytest.raises(ResourceError, match="cannot be reached"):
         mirror.Mirror(place, folder.parent).pull()

@@ -8,18 +8,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fieldguide import network as networks
 from fieldguide.errors import UsageError
-from fieldguide.heads import HEADS
-from fieldguide.network import (
+from fieldguide.network import network as networks
+from fieldguide.network.batch_norm import has_batch_norm, recalibrate
+from fieldguide.network.heads import HEADS
+from fieldguide.network.network import (
     Network,
     backbone_anchor,
     build,
     freeze,
-    has_batch_norm,
     input_config,
     load_weights,
-    recalibrate,
     train_mode,
     weights_of,
 )

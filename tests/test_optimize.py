@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fieldguide.heads import HEADS
-from fieldguide.network import Network, build, freeze
-from fieldguide.optimize import (
+from fieldguide.network.heads import HEADS
+from fieldguide.network.network import Network, build, freeze
+from fieldguide.train.optimize import (
     make_optimizer,
     moments_of,
     parameter_groups,

@@ -11,13 +11,19 @@ from conftest import draw_photo
 from fits import Killed, killer, results, small_fit
 from photos import save
 
-from fieldguide import catalog as catalogs
-from fieldguide import check, cli, files, inputs, pixels, runs
-from fieldguide.catalog import Catalog, Photo, read_table, scan, scan_unlabelled
-from fieldguide.crossval import Watcher
+from fieldguide import cli
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.pack import Packed, pack
-from fieldguide.shards import INDEX, opened
+from fieldguide.fitting.fit import Watcher
+from fieldguide.photos import pixels, sources
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.folders import scan, scan_unlabelled
+from fieldguide.photos.inspect import inspect
+from fieldguide.photos.pack import Packed, pack
+from fieldguide.photos.tables import read_table
+from fieldguide.predict import inputs
+from fieldguide.runs import run as runs
+from fieldguide.storage import files
+from fieldguide.storage.shards import INDEX, opened
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,7 +46,7 @@ def test_shards_read_as_the_folder(parts: Path, packed: Path) -> None:
     for one, other in zip(here.photos, there.photos, strict=True):
         assert pixels.read(here.file(one)) == pixels.read(there.file(other))
         assert pixels.sha256(here.file(one)) == files.sha256(there.file(other))
-    assert check.inspect(here) == check.inspect(there)
+    assert inspect(here) == inspect(there)
 
 
 def test_shards_are_tar_files_of_samples(parts: Path, packed: Path) -> None:
@@ -225,7 +231,7 @@ def test_flipped_bytes_are_told_of_the_photo(packed: Path, tmp_path: Path) -> No
     changed = bytearray((packed / "shard-000000.tar").read_bytes())
     changed[700] ^= 1
     (tmp_path / "shard-000000.tar").write_bytes(changed)
-    found = [fact.problem for fact in check.inspect(scan(tmp_path)) if fact.problem]
+    found = [fact.problem for fact in inspect(scan(tmp_path)) if fact.problem]
     assert found == ["`shard-000000.tar` holds other bytes than its index says"]
 
 
@@ -234,7 +240,7 @@ def test_a_shard_that_vanishes_is_told(packed: Path, tmp_path: Path) -> None:
     catalog = scan(tmp_path)
     for path in tmp_path.glob("*.tar"):
         path.unlink()
-    facts = check.inspect(catalog)
+    facts = inspect(catalog)
     assert {fact.problem.replace("00000", "")[:13] for fact in facts} == {"the shard `sh"}
     with pytest.raises(OSError, match="is missing"):
         pixels.sha256(catalog.file(catalog.photos[0]))
@@ -293,6 +299,6 @@ def test_the_command(
     assert cli.run(["pack", photos, "--out", photos + "/a/shards"]) == 2
     assert cli.run(["pack", photos, "--out", out + "2", "--shard-mb", "0"]) == 2
     assert cli.run(["check", out, "--folds", "2"]) == 0
-    assert catalogs.read(out).photos == tuple(
+    assert sources.read(out).photos == tuple(
         photo for photo in scan(photos).photos if "empty" not in photo.path
     )

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest, false_discovery_control
 
-from fieldguide import metrics
-from fieldguide.analysis import paired
+from fieldguide.analysis import metrics, paired
 
 Answers = NDArray[np.bool_]
 

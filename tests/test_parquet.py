@@ -10,10 +10,15 @@ from fits import results, small_fit
 from photos import jpeg
 from test_shards import write_tar
 
-from fieldguide import cli, files, inputs, pixels
-from fieldguide.catalog import Catalog, Photo, read, scan
+from fieldguide import cli
 from fieldguide.errors import DataError, ResourceError
-from fieldguide.shards import INDEX
+from fieldguide.photos import pixels
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.folders import scan
+from fieldguide.photos.sources import read
+from fieldguide.predict import inputs
+from fieldguide.storage import files
+from fieldguide.storage.shards import INDEX
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

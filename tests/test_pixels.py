@@ -14,8 +14,8 @@ import pytest
 from photos import NATURE, chunk, distance, encoded, needs_photographs, photograph, png_header
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from fieldguide import pixels
 from fieldguide.errors import UnreadablePhoto
+from fieldguide.photos import pixels
 
 
 def reason(data: bytes, **options: object) -> str:

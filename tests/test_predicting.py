@@ -13,7 +13,7 @@ from commands import CPU, ON_CPU, table
 from conftest import COLORS, Answer
 
 import fieldguide as fg
-from fieldguide import inference
+from fieldguide.predict import inference
 
 Command = Callable[..., Answer]
 

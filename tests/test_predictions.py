@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide import files, inputs, predictions
 from fieldguide.errors import DataError, FieldguideError, ResourceError, UsageError
-from fieldguide.inputs import Input
-from fieldguide.predictions import Counts, Id, Layout, Predictions, Submission, submission, write
+from fieldguide.predict import inputs, tables
+from fieldguide.predict.inputs import Input
+from fieldguide.predict.submissions import Id, Submission, submission
+from fieldguide.predict.tables import Counts, Layout, Predictions, write
+from fieldguide.storage import files
 
 CLASSES = ("oak", "elm", "ash")
 EVIL = ("=cmd|'/C calc'!A0", 'a "b", c', "two\nlines", "\r", "../up", "<script>", "+1; -2", "@a| b")
@@ -209,14 +211,14 @@ def test_unsure_is_all_but_one_class(tmp_path: Path, members: list[int], unsure:
 @given(st.sets(st.text("ab;|\t ", min_size=1, max_size=4), min_size=1, max_size=8))
 def test_a_set_splits_into_its_classes(classes: set[str]) -> None:
     ordered = sorted(classes)
-    separator = predictions.set_separator(ordered)
+    separator = tables.set_separator(ordered)
     assert separator.join(ordered).split(separator) == ordered
 
 
 def test_the_separator_of_sets() -> None:
     cases = [["a;b|c"], ["a; b"], ["a; b", "c| d"], ["a; b", "c| d", "\t"]]
-    assert [predictions.set_separator(names) for names in cases] == ["; ", "| ", "\t", "|| "]
-    assert predictions.set_separator(["a; b", "|| ", "\t"]) == "||| "
+    assert [tables.set_separator(names) for names in cases] == ["; ", "| ", "\t", "|| "]
+    assert tables.set_separator(["a; b", "|| ", "\t"]) == "||| "
 
 
 @given(some, st.lists(st.integers(0, 9), max_size=4), st.integers(1, 4), st.booleans())
@@ -381,7 +383,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             write(tmp_path, untouchable(), Layout(), overwrite=overwrite)
     with pytest.raises(ResourceError, match="cannot write"):
         write(tmp_path / ("n" * 255), untouchable(), Layout())
-    predictions.require_free(tmp_path / "p.csv")
+    tables.require_free(tmp_path / "p.csv")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -453,8 +455,8 @@ def test_a_zip_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
         WHOLE.to_csv(out)
         os.utime(out, (1e9 + len(archives), 1e9))
         out.chmod(0o600 if archives else 0o644)
-        packed = predictions.write_zip(out)
-        assert packed == predictions.zip_path(out) == out.with_name("sübmission.csv.zip")
+        packed = tables.write_zip(out)
+        assert packed == tables.zip_path(out) == out.with_name("sübmission.csv.zip")
         archives.append(packed.read_bytes())
     assert archives[0] == archives[1]
     with zipfile.ZipFile(packed) as archive:
@@ -463,10 +465,10 @@ def test_a_zip_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
         assert archive.read(out.name) == out.read_bytes()
     assert len(archives[0]) < len(out.read_bytes())
     with pytest.raises(UsageError):
-        predictions.write_zip(out)
-    assert predictions.write_zip(out, overwrite=True).read_bytes() == archives[0]
+        tables.write_zip(out)
+    assert tables.write_zip(out, overwrite=True).read_bytes() == archives[0]
     with pytest.raises(ResourceError):
-        predictions.write_zip(tmp_path / "none.csv")
+        tables.write_zip(tmp_path / "none.csv")
     assert not (tmp_path / "none.csv.zip").exists()
 
 

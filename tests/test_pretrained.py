@@ -16,9 +16,9 @@ from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from fieldguide import pretrained
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.pretrained import download, read_weights
+from fieldguide.network import pretrained
+from fieldguide.network.pretrained import download, read_weights
 
 CONFIG = {"hf_hub_id": "timm/small.of_a_test"}
 

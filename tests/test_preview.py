@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide import preview
-from fieldguide.crossval import resolve
 from fieldguide.errors import DataError
-from fieldguide.network import build_backbone
+from fieldguide.fitting.fit import resolve
+from fieldguide.network.network import build_backbone
+from fieldguide.study import preview
 
 
 def resolved(**settings: object) -> fg.Recipe:

@@ -10,61 +10,71 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fieldguide"
 
-# A module may import from lower rows only; docs/design.md draws the same table.
-ROWS = (
-    {"errors"},
-    {"augment", "backbones", "columns", "controls", "device", "files", "folds", "heads"}
-    | {"caches", "launched", "merge", "metrics", "optimize", "parquet", "pretrained", "recipe"}
-    | {"seeds"},
-    {"remote", "shards"},
-    {"analysis", "catalog", "cluster", "mirror", "pixels", "ranks", "side_by_side", "store"}
-    | {"tracking"}
-    | {"transforms"},
-    {"batches", "check", "checkpoint", "copies", "folding", "inputs", "network", "pack"}
-    | {"synchrony"},
-    {"inference", "job", "predictions", "probe"},
-    {"classifier", "step"},
-    {"checkpoints", "combine", "train"},
-    {"runs"},
-    {"activation", "crossval", "labels", "landscape", "outside"},
-    {"demo", "display", "find_rate", "preview"},
-    {"report"},
-    {"compare"},
-    {"cli"},
-    {"__init__", "__main__"},
+# From top to bottom: packages, and files beside them, import only from lower rows and themselves.
+LAYERS = (
+    "__main__ __init__",
+    "cli",
+    "demo",
+    "compare",
+    "report",
+    "study",
+    "fitting",
+    "runs",
+    "train",
+    "predict",
+    "network",
+    "photos",
+    "storage",
+    "machine",
+    "analysis",
+    "recipe merge seeds words",
+    "errors",
 )
 
 
-def module_of(path: Path) -> str:
-    """The module, or the folder of modules, that a file belongs to."""
-    return path.relative_to(SOURCE).with_suffix("").parts[0]
+def layer_of(path: Path) -> int:
+    """The row of the package, or of the file beside them, that a file belongs to."""
+    own = path.relative_to(SOURCE).with_suffix("").parts[0]
+    return next(row for row, names in enumerate(LAYERS) if own in names.split())
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in it."""
+    """Modules of the package that a file imports, wherever in it, as paths of files."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {
-                alias.name.split(".")[1] for alias in node.names if "fieldguide." in alias.name
-            }
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fieldguide"):
-            below = (node.module or "").partition(".")[2]
-            found |= {below.split(".")[0]} if below else {alias.name for alias in node.names}
-    return found
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.replace(".", "/") for name in found if name.startswith("fieldguide.")}
 
 
-def test_every_module_has_a_row() -> None:
-    modules = {module_of(path) for path in SOURCE.rglob("*.py")}
-    assert set.union(*ROWS) == modules
+def file_of(name: str) -> Path:
+    """The file of an imported module, or of the module that an imported name is in."""
+    place = SOURCE.parent / name
+    while not place.with_suffix(".py").is_file():
+        if (place / "__init__.py").is_file():
+            return place / "__init__.py"
+        place = place.parent
+    return place.with_suffix(".py")
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=module_of)
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.stem)
 def test_imports_point_downwards(path: Path) -> None:
-    own = module_of(path)
-    row = next(number for number, names in enumerate(ROWS) if own in names)
-    within = {own} if path.parent != SOURCE else set()  # modules of one folder know each other
-    assert imported(path) <= set().union(*ROWS[:row]) | within
+    for name in imported(path):
+        target = file_of(name)
+        inside = target.parent == path.parent != SOURCE
+        assert inside or layer_of(target) > layer_of(path) or layer_of(path) == 0, name
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    left = {
+        path: {file_of(name) for name in imported(path)} - {path} for path in SOURCE.rglob("*.py")
+    }
+    while ready := [path for path, targets in left.items() if not targets & left.keys()]:
+        for path in ready:
+            del left[path]
+    assert not left
 
 
 def tracked() -> list[Path]:

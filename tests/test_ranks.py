@@ -16,14 +16,15 @@ from fits import SMALL, Killed, killer, results, small_fit
 from forks import EVERY_STEP, as_rank, curves, fitted_on_ranks, free_port, needs_fork, on_ranks
 
 import fieldguide as fg
-from fieldguide import cli, train
-from fieldguide import job as jobs
-from fieldguide import ranks as ranking
-from fieldguide import step as steps
-from fieldguide.crossval import Watcher
+from fieldguide import cli
 from fieldguide.errors import DataError, ResourceError, Stopped, UsageError
-from fieldguide.launched import Launch, launch
-from fieldguide.ranks import ALONE, Ranks, joined
+from fieldguide.fitting.fit import Watcher
+from fieldguide.machine import ranks as ranking
+from fieldguide.machine.ranks import ALONE, Ranks, joined
+from fieldguide.machine.torchrun import Launch, launch
+from fieldguide.train import evaluate, loop
+from fieldguide.train import job as jobs
+from fieldguide.train import step as steps
 
 pytestmark = needs_fork
 
@@ -258,7 +259,7 @@ def test_a_diverged_replica_is_left_out_on_all_ranks(
         return found
 
     monkeypatch.setattr(jobs, "training_plan", spy)
-    monkeypatch.setattr(train, "train_step", spoiled)
+    monkeypatch.setattr(loop, "train_step", spoiled)
     alone = small_fit(discs, tmp_path / "alone", fold=0)
     assert seen
     both = fitted_on_ranks(2, discs, tmp_path / "both", fold=0)
@@ -376,12 +377,12 @@ def test_ranks_that_do_not_see_the_run_say_so(discs: Path, tmp_path: Path) -> No
 def test_evaluation_looks_at_each_photo_once(
     photos: int, world: int, discs: Path, tmp_path: Path
 ) -> None:
-    from fieldguide.crossval import fold_jobs
+    from fieldguide.fitting.fit import fold_jobs
 
     run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
     job = fold_jobs(run, discs)(0)
     rows = job.train[:photos]
-    expected = train.evaluate(job, rows)
+    expected = evaluate.evaluate(job, rows)
 
     class Counting(Ranks):
         """The ranks one after another; each one's part is computed here."""
@@ -391,11 +392,11 @@ def test_evaluation_looks_at_each_photo_once(
 
     parts: dict[int, Any] = {}
     for rank in range(world):
-        plan = train.evaluation_plan(rows, job.recipe.batch_size)
-        parts[rank] = train._evaluate(job, plan[rank::world])
+        plan = evaluate.evaluation_plan(rows, job.recipe.batch_size)
+        parts[rank] = evaluate._evaluate(job, plan[rank::world])
     assert sum(len(part) for part in parts.values()) == photos
     for rank in range(world):
-        assert np.array_equal(train.evaluate(job, rows, Counting(Launch(rank, world))), expected)
+        assert np.array_equal(evaluate.evaluate(job, rows, Counting(Launch(rank, world))), expected)
 
 
 # --- the command line on ranks --------------------------------------------------------------------

@@ -358,11 +358,13 @@ def test_zero_is_a_seed_like_any_other() -> None:
     assert differences(Recipe(seed=1), Recipe(seed=0)) == {"seed": (0, 1)}
 
 
-@pytest.mark.parametrize("module", ["fieldguide.recipe", "fieldguide.backbones", "fieldguide"])
+@pytest.mark.parametrize(
+    "module", ["fieldguide.recipe", "fieldguide.network.backbones", "fieldguide"]
+)
 def test_a_typing_mistake_is_answered_without_torch(module: str) -> None:
     work = {
         "fieldguide.recipe": "load('quick')",
-        "fieldguide.backbones": "require_backbone('resnet18')",
+        "fieldguide.network.backbones": "require_backbone('resnet18')",
         "fieldguide": "Recipe",
     }
     script = (

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldguide as fg
-from fieldguide import augment, files
-from fieldguide import step as steps
-from fieldguide.catalog import Catalog, Photo
 from fieldguide.errors import DataError
+from fieldguide.photos import augment
+from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.report import collection
+from fieldguide.storage import files
+from fieldguide.train import step as steps
 
 
 def catalog_of(*photos: Photo) -> Catalog:

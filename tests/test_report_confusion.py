@@ -11,7 +11,7 @@ import vl_convert
 from hypothesis import given
 
 import fieldguide as fg
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 from fieldguide.report import confusion, page
 from fieldguide.report.confusion import Judged
 

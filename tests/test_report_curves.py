@@ -12,11 +12,11 @@ import vl_convert
 from fits import Killed, killer, small_fit
 
 import fieldguide as fg
-from fieldguide import files
-from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError
+from fieldguide.fitting.fit import Watcher
 from fieldguide.report import curves
 from fieldguide.report.curves import MEAN, MEASURES, MERGED, Curves, Point
+from fieldguide.storage import files
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from fits import Killed, killer, small_fit
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.fitting.fit import Watcher
 from fieldguide.report import figures
 
 NAMES = ["learning-curves.png", "learning-curves.svg", "confusion.png", "confusion.svg"]

@@ -10,13 +10,13 @@ import vl_convert
 from fits import Killed, killer, small_fit
 
 import fieldguide as fg
-from fieldguide import landscape
-from fieldguide.crossval import Watcher
-from fieldguide.landscape import Landscape
-from fieldguide.outside import Worth
+from fieldguide.fitting.fit import Watcher
 from fieldguide.report import curves, merging
 from fieldguide.report.curves import MERGED, Point
 from fieldguide.report.merging import Moved
+from fieldguide.study import landscape
+from fieldguide.study.holdout_scores import Worth
+from fieldguide.study.landscape import Landscape
 
 TENSORS = (
     "conv1.weight",

@@ -12,10 +12,10 @@ import pytest
 from conftest import HOSTILE, draw_photo
 
 import fieldguide as fg
-from fieldguide import activation, labels
 from fieldguide.analysis.suspects import hard_photos
 from fieldguide.errors import ResourceError
 from fieldguide.report import build, mistakes
+from fieldguide.study import activation, labels
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_a_fold_judges_with_its_own_weights(
         return [given[folds[0]]]
 
     monkeypatch.setattr(activation.Activation, "heats", heats)
-    monkeypatch.setattr("fieldguide.combine.Ingredients.fold_weights", fold_weights)
+    monkeypatch.setattr("fieldguide.predict.combine.Ingredients.fold_weights", fold_weights)
     judged = mistakes.judge(trained)
     every = hard_photos(np.roll(judged.probabilities, 1, axis=1), judged.targets)
     mistakes._heats(trained, judged, every)

@@ -18,13 +18,13 @@ from markupsafe import Markup
 from pages import without_scripts
 
 import fieldguide as fg
-from fieldguide import runs
-from fieldguide.crossval import Watcher
 from fieldguide.errors import ResourceError
+from fieldguide.fitting.fit import Watcher
 from fieldguide.report import build as report
 from fieldguide.report import page
 from fieldguide.report.build import Topic, topics
 from fieldguide.report.page import Section
+from fieldguide.runs import run as runs
 
 HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "</script><!--", "a\nb")
 

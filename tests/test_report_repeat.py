@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
-from fieldguide.crossval import fit
+from fieldguide.fitting.fit import fit
 from fieldguide.report import repeat
 
 COMMAND = ["/somewhere/__main__.py", "fit", "my photos", "--out", "runs/a", "--epochs=3"]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from fieldguide import files, outside
-from fieldguide.inference import Machine
+from fieldguide.predict.inference import Machine
 from fieldguide.report import scored
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
+from fieldguide.study import holdout_scores
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def merged(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a soup, all of it scored as `fieldguide score` does; read only."""
     folder = tmp_path_factory.mktemp("scored") / "run"
     run = Run(shutil.copytree(trained.folder, folder))
-    outside.merge_into_run(run, "soup", batch_norm="average", machine=Machine(device="cpu"))
-    outside.worths(run, Machine())
+    holdout_scores.merge_into_run(run, "soup", batch_norm="average", machine=Machine(device="cpu"))
+    holdout_scores.worths(run, Machine())
     return run
 
 
@@ -55,7 +56,7 @@ def write_model_anew(run: Run, seconds: float) -> None:
 
 def test_the_table_of_the_run_as_it_stands_is_shown(own: Run) -> None:
     found = scored.read(own)
-    assert found == scored.Kept(outside.worths(own, Machine()).rows)
+    assert found == scored.Kept(holdout_scores.worths(own, Machine()).rows)
     names = [row.name for row in found.rows]
     assert names[-3:] == ["mean of folds", "ensemble", "soup-average"]
 
@@ -108,5 +109,5 @@ def test_without_a_table_there_is_nothing_to_tell(own: Run, text: str | None) ->
 
 def test_scoring_again_makes_it_fit(own: Run) -> None:
     change(own, key="of another device")
-    outside.worths(own, Machine())
+    holdout_scores.worths(own, Machine())
     assert len(scored.read(own).rows) == 6 and not scored.read(own).doubt

@@ -8,8 +8,7 @@ import pytest
 from pages import words
 
 import fieldguide as fg
-from fieldguide import metrics
-from fieldguide.analysis import calibration
+from fieldguide.analysis import calibration, metrics
 from fieldguide.analysis.coverage import answered
 from fieldguide.report import trust
 from fieldguide.report.trust import Goal, Judged

@@ -10,10 +10,10 @@ from fits import small_fit, small_recipe
 from pages import words
 
 import fieldguide as fg
-from fieldguide.outside import Worth
 from fieldguide.report import verdict
 from fieldguide.report.verdict import Findings, advice
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.study.holdout_scores import Worth
 
 QUIET = Findings(
     run="runs/a",

@@ -9,10 +9,10 @@ from fits import small_fit
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide import metrics, runs
-from fieldguide.analysis import calibration
+from fieldguide.analysis import calibration, metrics
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.inference import Machine
+from fieldguide.predict.inference import Machine
+from fieldguide.runs import run as runs
 
 CPU = Machine("cpu", workers=0)
 SHORT: dict[str, Any] = {"epochs": 1, "warmup": 0.0, "replicas": 1, "merge": "none"}

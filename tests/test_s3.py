@@ -7,9 +7,9 @@ import pytest
 from fits import results, small_fit, small_recipe
 
 import fieldguide as fg
-from fieldguide.crossval import fit
 from fieldguide.errors import ResourceError
-from fieldguide.mirror import mirrored, run_folder
+from fieldguide.fitting.fit import fit
+from fieldguide.storage.mirror import mirrored, run_folder
 
 pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")

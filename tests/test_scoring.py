@@ -12,7 +12,8 @@ from conftest import COLORS, Answer, draw_photo
 from PIL import Image
 
 import fieldguide as fg
-from fieldguide import inference, outside
+from fieldguide.predict import inference
+from fieldguide.study import holdout_scores
 
 Command = Callable[..., Answer]
 
@@ -20,7 +21,7 @@ Command = Callable[..., Answer]
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are measured on few photos."""
-    monkeypatch.setattr(outside, "TIMED_PHOTOS", 8)
+    monkeypatch.setattr(holdout_scores, "TIMED_PHOTOS", 8)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_scores_as_json_hold_all_that_is_printed(own: Path, command: Command) ->
     said = command("score", own, "--json", "--per-class", *ON_CPU)
     found = json.loads(said.out)
     assert found["out_of_fold"] == json.loads((own / "summary.json").read_bytes())
-    worths = outside.worths(fg.Run(own), CPU)  # the one that was kept
+    worths = holdout_scores.worths(fg.Run(own), CPU)  # the one that was kept
     assert found["outside"] == json.loads(json.dumps(asdict(worths)))
     assert list(found["outside"]) == ["rows", "photos", "unreadable"]
     assert found["outside"]["photos"] == 12

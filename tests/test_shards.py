@@ -11,11 +11,15 @@ import pytest
 from fits import small_fit
 from photos import jpeg
 
-from fieldguide import crossval, files, inputs, pixels
-from fieldguide.catalog import Note, Photo, scan
-from fieldguide.crossval import Watcher
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.shards import INDEX
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Watcher
+from fieldguide.photos import pixels
+from fieldguide.photos.catalog import Note, Photo
+from fieldguide.photos.folders import scan
+from fieldguide.predict import inputs
+from fieldguide.storage import files
+from fieldguide.storage.shards import INDEX
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:

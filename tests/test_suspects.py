@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 from fieldguide.analysis import suspects as analysis
 from fieldguide.analysis.suspects import (
     confident_joint,

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldguide as fg
-from fieldguide.crossval import Watcher
 from fieldguide.errors import UsageError
-from fieldguide.tracking import EVENTS, Guard, Tracker, about, figures, named_figures, start
+from fieldguide.fitting.fit import Watcher
+from fieldguide.runs.tracking import EVENTS, Guard, Tracker, about, figures, named_figures, start
 
 MODELS = ("replica-1", "replica-2", "merged")
 OTHERS = MODELS[1:]
@@ -338,7 +338,7 @@ def test_a_run_is_known_by_an_id_of_its_own_and_its_place_stays_private(
 
 def test_a_module_that_is_read_imports_no_tracker_and_no_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from fieldguide import tracking;"
+        "import sys; from pathlib import Path; from fieldguide.runs import tracking;"
         "tracking.start('none', Path('nowhere'), print).close();"
         "print([n for n in ('torch', 'mlflow', 'wandb', 'tensorboard') if n in sys.modules])"
     )

@@ -10,15 +10,15 @@ import torch
 from fits import SMALL, results, small_fit, small_recipe
 
 import fieldguide as fg
-from fieldguide import job as jobs
-from fieldguide import step as steps
-from fieldguide import train
-from fieldguide.batches import Batch, Draw
-from fieldguide.crossval import Watcher, fold_jobs
 from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
-from fieldguide.job import FoldJob
-from fieldguide.network import Network, load_weights
-from fieldguide.train import train_fold
+from fieldguide.fitting.fit import Watcher, fold_jobs
+from fieldguide.network.network import Network, load_weights
+from fieldguide.photos.batches import Batch, Draw
+from fieldguide.train import job as jobs
+from fieldguide.train import loop
+from fieldguide.train import step as steps
+from fieldguide.train.job import FoldJob
+from fieldguide.train.loop import train_fold, train_mode
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
 def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
-    optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", enabled=False)
     batch = next(job.loader.batches([[Draw(0, 1), Draw(1, 2)]]))
-    train.train_mode(job.network)
+    train_mode(job.network)
     with monkeypatch.context() as patch:
         patch.setattr(job.normalise, "centre", torch.full((3, 1, 1), float("inf")))
         assert steps.train_step(job, optimizer, scaler, batch, seed=1) is None
@@ -135,7 +135,7 @@ def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
     job: FoldJob, mix: str, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = replace(job, recipe=job.recipe.replace(mix=mix))
-    optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", enabled=False)
     batch = next(job.loader.batches([[Draw(row, row) for row in range(12)]]))
     job.network.eval()  # so that parts are normalised alike
     original, mixed = steps.mix_batch, []
@@ -212,10 +212,10 @@ def test_replicas_part_between_merges_and_meet_in_them(discs: Path, tmp_path: Pa
 @pytest.mark.parametrize("moments", ["keep", "average", "reset"])
 def test_moments_at_a_merge(moments: str, job: FoldJob) -> None:
     recipe = job.recipe.replace(moments=moments, epochs=2)
-    session = train._Session(FoldJob(**vars(job) | {"recipe": recipe}), None, train.Controls())
+    session = loop._Session(FoldJob(**vars(job) | {"recipe": recipe}), None, loop.Controls())
     session.run_epoch()
     named = list(job.network.named_parameters())
-    one, two = (train.moments_of(each, named) for each in session.optimizers.values())
+    one, two = (loop.moments_of(each, named) for each in session.optimizers.values())
     name = named[0][0]
     if moments == "reset":
         assert not one and not two
@@ -301,13 +301,13 @@ def test_out_of_memory_for_one_photo_ends_with_hints(
 
 def test_training_pictures_grow_evenly_to_their_size() -> None:
     recipe = small_recipe(size=128, eval_resize=146, first_size=64, epochs=5)
-    sizes = [train.training_size(recipe, epoch) for epoch in range(5)]
+    sizes = [loop.training_size(recipe, epoch) for epoch in range(5)]
     assert sizes == [64, 80, 96, 112, 128]
-    assert train.training_size(recipe.replace(epochs=1, warmup=0.0), 0) == 128
+    assert loop.training_size(recipe.replace(epochs=1, warmup=0.0), 0) == 128
     uneven = recipe.replace(first_size=100, epochs=10)
-    assert max(train.training_size(uneven, epoch) for epoch in range(10)) == 128
+    assert max(loop.training_size(uneven, epoch) for epoch in range(10)) == 128
     same = recipe.replace(first_size=128)
-    assert {train.training_size(same, epoch) for epoch in range(5)} == {128}
+    assert {loop.training_size(same, epoch) for epoch in range(5)} == {128}
 
 
 def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
@@ -341,13 +341,13 @@ def test_nothing_is_evaluated_twice_or_in_vain(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, seen = train.evaluate, []
+    original, seen = loop.evaluate, []
 
     def evaluate(job: FoldJob, rows: Any, *ranks: Any) -> Any:
         seen.append(len(rows))
         return original(job, rows, *ranks)
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0, **settings)
     assert len(seen) == evaluations
     rows = {row["model"]: row for row in history(tmp_path / "run")}
@@ -360,10 +360,10 @@ def test_nothing_is_evaluated_twice_or_in_vain(
 def test_a_step_that_fails_in_the_optimiser_changes_nothing(
     job: FoldJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimizer, scaler = train._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", enabled=False)
     batch = next(job.loader.batches([[Draw(n, n) for n in range(4)]]))
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
-    train.train_mode(job.network)
+    train_mode(job.network)
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -379,7 +379,7 @@ def test_a_step_that_fails_in_the_optimiser_changes_nothing(
 def test_evaluation_halves_its_batches_and_gives_the_same(
     job: FoldJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = train.evaluate(job, job.test)
+    expected = loop.evaluate(job, job.test)
     original, largest = Network.forward, [1]
 
     def forward(self: Network, images: torch.Tensor) -> torch.Tensor:
@@ -388,10 +388,10 @@ def test_evaluation_halves_its_batches_and_gives_the_same(
         return original(self, images)
 
     monkeypatch.setattr(Network, "forward", forward)
-    np.testing.assert_allclose(train.evaluate(job, job.test), expected, atol=1e-5)
+    np.testing.assert_allclose(loop.evaluate(job, job.test), expected, atol=1e-5)
     largest[0] = 0
     with pytest.raises(ResourceError, match="single photo"):
-        train.evaluate(job, job.test)
+        loop.evaluate(job, job.test)
 
 
 def test_a_batch_larger_than_the_collection_and_tiny_folds(discs: Path, tmp_path: Path) -> None:
@@ -463,13 +463,13 @@ def test_a_single_replica_is_evaluated_once(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    original = train.evaluate
+    original = loop.evaluate
 
     def counted(*args: Any) -> Any:
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(train, "evaluate", counted)
+    monkeypatch.setattr(loop, "evaluate", counted)
     small_fit(discs, tmp_path / "run", fold=0, merge="none", replicas=1)
     assert len(calls) == SMALL["epochs"]
     rows = history(tmp_path / "run")
@@ -513,13 +513,13 @@ def test_rates_follow_a_replicas_own_steps(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []
-    original = train.rate_factor
+    original = loop.rate_factor
 
     def spy(step: int, steps: int, **settings: Any) -> float:
         asked.append((step, steps))
         return original(step, steps, **settings)
 
-    monkeypatch.setattr(train, "rate_factor", spy)
+    monkeypatch.setattr(loop, "rate_factor", spy)
     small_fit(discs, tmp_path / "run", fold=0, replicas=5, replica_data="share", batch_size=2)
     # Shares of 3, 3, 2, 2, 2 photos are one batch each.
     assert asked == [(epoch, 2) for epoch in range(2) for _ in range(5)]

@@ -18,13 +18,8 @@ from reference_transforms import training_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide import transforms
-from fieldguide.augment import (
-    LONGEST,
-    Augmentation,
-    evaluation_transform,
-    view_transform,
-)
+from fieldguide.photos import transforms
+from fieldguide.photos.augment import LONGEST, Augmentation, evaluation_transform, view_transform
 
 MEAN = (0.485, 0.456, 0.406)
 MODES = ["nearest", "bilinear", "bicubic"]

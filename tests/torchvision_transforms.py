@@ -7,7 +7,7 @@ torch's global generator.
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.augment import Augmentation, Interpolation, Policy, _Shortened
+from fieldguide.photos.augment import Augmentation, Interpolation, Policy, _Shortened
 
 
 def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fieldguide import Recipe, crossval, files
-from fieldguide.augment import Normaliser
-from fieldguide.batches import Loader, training_plan
+from fieldguide import Recipe
+from fieldguide.fitting import fit as crossval
+from fieldguide.photos.augment import Normaliser
+from fieldguide.photos.batches import Loader, training_plan
+from fieldguide.storage import files
 
 SIZES = (128, 224)
 

@@ -16,10 +16,10 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from fieldguide import Recipe
-from fieldguide.batches import Batch
-from fieldguide.device import Precision, autocast
-from fieldguide.job import FoldJob
-from fieldguide.train import train_fold
+from fieldguide.machine.device import Precision, autocast
+from fieldguide.photos.batches import Batch
+from fieldguide.train.job import FoldJob
+from fieldguide.train.loop import train_fold
 
 PHOTOS = 1280
 

@@ -24,10 +24,11 @@ from harness import (
 )
 from material import Collection, collection, new_folder, recipe_of, saved
 
-from fieldguide import Recipe, crossval
-from fieldguide.crossval import Watcher
-from fieldguide.device import count_cores
-from fieldguide.runs import Run
+from fieldguide import Recipe
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Watcher
+from fieldguide.machine.device import count_cores
+from fieldguide.runs.run import Run
 
 SIZE = 64
 

@@ -9,8 +9,10 @@ import numpy as np
 from harness import Cost, Options, Row, Target, measured, seconds
 from material import NATURE, Collection, collection, new_folder, recipe_of
 
-from fieldguide import Recipe, crossval, metrics
-from fieldguide.runs import Run
+from fieldguide import Recipe
+from fieldguide.analysis import metrics
+from fieldguide.fitting import fit as crossval
+from fieldguide.runs.run import Run
 
 SIZE, EPOCHS, FOLDS = 96, 3, 2
 SEEDS = (0, 1, 2)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
-from fieldguide.device import count_cores, device_name
+from fieldguide.machine.device import count_cores, device_name
 
 Clock = Literal["wall", "cpu"]
 

@@ -14,11 +14,12 @@ import numpy as np
 from harness import Options
 from PIL import Image
 
-from fieldguide import Catalog, Recipe, crossval, scan
+from fieldguide import Catalog, Recipe, scan
 from fieldguide import recipe as recipes
-from fieldguide.crossval import Watcher
-from fieldguide.job import FoldJob
-from fieldguide.runs import Run
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Watcher
+from fieldguide.runs.run import Run
+from fieldguide.train.job import FoldJob
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 NATURE = SHARED / "data" / "nature100" / "train"

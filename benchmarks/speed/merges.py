@@ -11,10 +11,12 @@ from material import BATCH, collection, first_job, recipe_of
 from steps import SIZE, named, our_steps, some_batches
 from torch import Tensor, nn
 
-from fieldguide.job import FoldJob
 from fieldguide.merge import RULES, Weights
-from fieldguide.network import RECALIBRATION_PHOTOS, build, load_weights, weights_of
-from fieldguide.train import evaluate, recalibrate_network
+from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
+from fieldguide.network.network import build, load_weights, weights_of
+from fieldguide.train.evaluate import evaluate
+from fieldguide.train.job import FoldJob
+from fieldguide.train.loop import recalibrate_network
 
 # How often a merge is repeated: one is too short for the clock.
 TIMES = 5

@@ -12,9 +12,9 @@ from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
-from fieldguide import inference
-from fieldguide.inference import Architecture
 from fieldguide.merge import Weights
+from fieldguide.predict import inference
+from fieldguide.predict.inference import Architecture
 
 SIZE, LARGE_SIZE = 128, 224
 MEMBERS = 3

@@ -15,11 +15,11 @@ from material import BATCH, collection, first_job, recipe_of
 from torch import Tensor, nn
 
 from fieldguide import Recipe
-from fieldguide.batches import Batch, training_plan
-from fieldguide.device import Precision, autocast
-from fieldguide.job import FoldJob
-from fieldguide.optimize import make_optimizer, parameter_groups
-from fieldguide.step import train_step
+from fieldguide.machine.device import Precision, autocast
+from fieldguide.photos.batches import Batch, training_plan
+from fieldguide.train.job import FoldJob
+from fieldguide.train.optimize import make_optimizer, parameter_groups
+from fieldguide.train.step import train_step
 
 SIZE = 128
 STEPS = 4

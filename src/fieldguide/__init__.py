@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fieldguide import merge as merge
     from fieldguide.analysis.conformal import Sets as Sets
-    from fieldguide.catalog import Catalog as Catalog
-    from fieldguide.catalog import read_table as read_table
-    from fieldguide.catalog import scan as scan
-    from fieldguide.classifier import Classifier as Classifier
-    from fieldguide.crossval import fit as fit
     from fieldguide.errors import FieldguideError as FieldguideError
-    from fieldguide.inference import Machine as Machine
+    from fieldguide.fitting.fit import fit as fit
+    from fieldguide.photos.catalog import Catalog as Catalog
+    from fieldguide.photos.folders import scan as scan
+    from fieldguide.photos.tables import read_table as read_table
+    from fieldguide.predict.classifier import Classifier as Classifier
+    from fieldguide.predict.inference import Machine as Machine
     from fieldguide.recipe import Recipe as Recipe
-    from fieldguide.runs import Run as Run
+    from fieldguide.runs.run import Run as Run
 
 _HOME = {
-    "Catalog": "catalog",
-    "Classifier": "classifier",
+    "Catalog": "photos.catalog",
+    "Classifier": "predict.classifier",
     "FieldguideError": "errors",
-    "Machine": "inference",
+    "Machine": "predict.inference",
     "Recipe": "recipe",
-    "Run": "runs",
+    "Run": "runs.run",
     "Sets": "analysis.conformal",
-    "fit": "crossval",
-    "read_table": "catalog",
-    "scan": "catalog",
+    "fit": "fitting.fit",
+    "read_table": "photos.tables",
+    "scan": "photos.folders",
 }
 
 __all__ = [*_HOME, "merge"]

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from fieldguide import metrics
-from fieldguide.metrics import Scores, Targets
+from fieldguide.analysis import metrics
+from fieldguide.analysis.metrics import Scores, Targets
 
 # Without bounds, a few photos that are all right would drive the temperature to 0 and every later
 # probability to 0 or 1, where the first mistake costs without limit; photos at odds with the model

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 from fieldguide.errors import UsageError
 
 Method: TypeAlias = Literal["split", "adaptive"]

@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from fieldguide import metrics
-from fieldguide.analysis import calibration, conformal
+from fieldguide.analysis import calibration, conformal, metrics
 from fieldguide.analysis.conformal import Method
-from fieldguide.metrics import Scores, Targets
+from fieldguide.analysis.metrics import Scores, Targets
 
 
 @dataclass(frozen=True, slots=True)

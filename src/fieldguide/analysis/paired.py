@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 
 Right: TypeAlias = Bool[np.ndarray, " n"]
 Groups: TypeAlias = Int[np.ndarray, " n"]

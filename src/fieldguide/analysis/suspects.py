@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
-from fieldguide import metrics
-from fieldguide.metrics import Scores, Targets
+from fieldguide.analysis import metrics
+from fieldguide.analysis.metrics import Scores, Targets
 from fieldguide.seeds import derive_seed
 
 _Floats: TypeAlias = NDArray[np.float64]

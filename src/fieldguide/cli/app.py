@@ -18,7 +18,7 @@ from rich.text import Text
 from fieldguide import recipe as recipes
 from fieldguide.cli import terminal
 from fieldguide.errors import FieldguideError, Stopped, UsageError
-from fieldguide.launched import launch
+from fieldguide.machine.torchrun import launch
 
 # Options of `submit` alone; the first is what `predict` called --sample.
 SUBMISSION = ("--submission", "--sample", "--columns", "--id", "--zip", "--no-zip")

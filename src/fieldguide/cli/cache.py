@@ -8,11 +8,11 @@ from itertools import groupby
 
 from rich.table import Column, Table
 
-from fieldguide import caches
-from fieldguide.caches import Kept, shown_bytes
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.storage import cache_folder
+from fieldguide.storage.cache_folder import Kept, shown_bytes
 
 DAY = 24 * 3600.0
 
@@ -37,9 +37,9 @@ def cache(*, clear: bool = False, older_than: float | None = None, verify: bool 
         raise UsageError("--clear removes all: leave --older-than out")
     if older_than is not None and not older_than >= 0:  # NaN too
         raise UsageError(f"--older-than is below 0 days: {older_than}")
-    from fieldguide import copies
+    from fieldguide.storage import copies
 
-    root = caches.root()
+    root = cache_folder.root()
     if clear or older_than is not None:
         latest = time.time() - (older_than or 0) * DAY
         found = _grouped(copies.kept(root))
@@ -66,7 +66,7 @@ def _grouped(found: Sequence[Kept]) -> list[list[Kept]]:
 
 def _remove(groups: Sequence[Sequence[Kept]]) -> None:
     """Remove what is kept, and say on stderr what went and what stays, and why."""
-    from fieldguide import copies
+    from fieldguide.storage import copies
 
     gone = 0
     for group in groups:
@@ -82,7 +82,7 @@ def _remove(groups: Sequence[Sequence[Kept]]) -> None:
 
 def _verify(found: Sequence[Kept]) -> None:
     """Say on stderr what is damaged; ResourceError if anything is."""
-    from fieldguide import copies
+    from fieldguide.storage import copies
 
     damaged = {copy.name: faults for copy in found if (faults := copies.faults(copy))}
     for name, faults in damaged.items():

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from fieldguide import mirror, remote
 from fieldguide import recipe as recipes
-from fieldguide.backbones import require_backbone
 from fieldguide.cli import terminal
+from fieldguide.cli.display import Display
 from fieldguide.cli.flags import TEXT_FLAGS
-from fieldguide.display import Display
 from fieldguide.errors import Stopped, UsageError
-from fieldguide.launched import launch
+from fieldguide.machine.torchrun import launch
+from fieldguide.network.backbones import require_backbone
 from fieldguide.recipe import Recipe
+from fieldguide.storage import addresses, mirror
 
 if TYPE_CHECKING:
-    from fieldguide.crossval import Plan, Watcher
+    from fieldguide.fitting.fit import Plan, Watcher
 
 # Seconds in which signals count as one: a scheduler may reach a rank both itself and by torchrun.
 SAME_SIGNAL = 1.0
@@ -53,7 +53,7 @@ def require_weights(recipe: Recipe, folder: Path) -> None:
 @contextmanager
 def folder_of(out: str) -> Iterator[Path]:
     """The folder to write a run to; that of an address is sent as it grows."""
-    if not remote.is_address(out):
+    if not addresses.is_address(out):
         yield Path(out)
         return
     with mirror.mirrored(out, terminal.tell) as folder:
@@ -102,7 +102,7 @@ def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
 
 
 def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "Watcher":
-    from fieldguide.crossval import Watcher
+    from fieldguide.fitting.fit import Watcher
 
     def on_plan(plan: "Plan") -> None:
         recipe = plan.recipe

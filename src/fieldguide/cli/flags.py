@@ -10,17 +10,17 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fieldguide import recipe as recipes
-from fieldguide import remote
 from fieldguide.cli import terminal
-from fieldguide.display import Display
+from fieldguide.cli.display import Display
 from fieldguide.errors import UsageError
 from fieldguide.recipe import Recipe
+from fieldguide.storage import addresses
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from fieldguide.catalog import Catalog
-    from fieldguide.inference import Machine
+    from fieldguide.photos.catalog import Catalog
+    from fieldguide.predict.inference import Machine
 
 
 def _settings_model() -> type[BaseModel]:
@@ -83,7 +83,7 @@ def refuse(flags: Iterable[str], why: str, hint: str = "leave it out") -> None:
 
 def fetched(photos: str) -> Path:
     """PHOTOS as a path; what is at an address is fetched, with progress on the terminal."""
-    if not remote.is_address(photos):
+    if not addresses.is_address(photos):
         return Path(photos)
     with Display(terminal.stderr) as display:
 
@@ -92,7 +92,7 @@ def fetched(photos: str) -> Path:
                 display.begin("fetching files", total)
             display.reach(done)
 
-        return remote.local(photos, notice=display.notice, progress=progress)
+        return addresses.local(photos, notice=display.notice, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ class Columns(Lists):
 
     def read(self, photos: str) -> "Catalog":
         """The catalog of a folder or table, which is fetched first where it is an address."""
-        from fieldguide import catalog
+        from fieldguide.photos import sources
 
-        return catalog.read(
+        return sources.read(
             fetched(photos),
             path=self.path_column,
             label=self.label_column,
@@ -193,7 +193,7 @@ class Computer:
 
     def chosen(self) -> "Machine":
         """The machine that was asked for."""
-        from fieldguide.inference import Machine
+        from fieldguide.predict.inference import Machine
 
         chosen = self.check()
         machine = Machine(chosen.device, chosen.workers, chosen.precision)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from fieldguide.backbones import require_backbone
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, MachineFlags, PhotosRoot, RunFolder, given, refuse
-from fieldguide.display import Display
 from fieldguide.errors import DataError, UsageError
-from fieldguide.files import require_new, sha256
+from fieldguide.network.backbones import require_backbone
+from fieldguide.storage.files import require_new, sha256
 
 if TYPE_CHECKING:
-    from fieldguide.catalog import Catalog
-    from fieldguide.checkpoints import Rule as FileRule
+    from fieldguide.photos.catalog import Catalog
+    from fieldguide.predict.merge_files import Rule as FileRule
 
 
 @app.command
@@ -41,14 +41,16 @@ def soup(
     batch_norm
         Statistics measured on training photos (recalibrate), or the folds' mean (average).
     """
-    from fieldguide.runs import Run
+    from fieldguide.runs.run import Run
 
     machine.check()
     opened = Run(run, photos=photos_root)
     opened.require_complete()
-    from fieldguide import outside  # brings torch
+    from fieldguide.study import holdout_scores  # brings torch
 
-    folder = outside.merge_into_run(opened, rule, batch_norm=batch_norm, machine=machine.chosen())
+    folder = holdout_scores.merge_into_run(
+        opened, rule, batch_norm=batch_norm, machine=machine.chosen()
+    )
     terminal.stdout.print(f"the merged model is in {folder}")
     for command in (
         f"fieldguide score {run}",
@@ -166,23 +168,23 @@ def _merge_run(
 def _merge_files(
     sources: Sequence[Path], rule: "FileRule", out: Path, asked: OfFiles, machine: Computer
 ) -> None:
-    from fieldguide import checkpoints
+    from fieldguide.predict import merge_files
 
-    checkpoints.require_free(out)
-    copies = checkpoints.read(sources)
+    merge_files.require_free(out)
+    copies = merge_files.read(sources)
     anchor = asked.anchor
-    start = checkpoints.read_one(anchor) if anchor else None
-    merged, barrier = checkpoints.merge(copies, rule, start), None
+    start = merge_files.read_one(anchor) if anchor else None
+    merged, barrier = merge_files.merge(copies, rule, start), None
     if asked.photos is not None:
-        network = checkpoints.architecture(
+        network = merge_files.architecture(
             copies[0], asked.backbone, size=asked.size, eval_resize=asked.eval_resize
         )
-        merged, barrier = checkpoints.on_photos(
+        merged, barrier = merge_files.on_photos(
             copies, merged, network, _any_photos(asked.photos), machine.chosen()
         )
     for note in merged.notes:
         terminal.tell(f"note: {note}")
-    checkpoints.write(
+    merge_files.write(
         out,
         merged,
         {
@@ -201,14 +203,15 @@ def _merge_files(
 
 def _any_photos(place: Path) -> "Catalog":
     """Labelled photos, or a folder of any: those without labels serve batch norm alone."""
-    from fieldguide import catalog
+    from fieldguide.photos import sources as photo_sources
+    from fieldguide.photos.folders import scan_unlabelled
 
     try:
-        return catalog.read(place)
+        return photo_sources.read(place)
     except DataError:
         if not place.is_dir():
             raise
-        return catalog.scan_unlabelled(place)
+        return scan_unlabelled(place)
 
 
 @app.command
@@ -229,7 +232,7 @@ def save(
     combine
         ensemble, logits, geometric, soup, greedy, stock, or fold-0, fold-1, …
     """
-    from fieldguide.runs import Run
+    from fieldguide.runs.run import Run
 
     machine.check()
     require_new(out)

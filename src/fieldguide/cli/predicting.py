@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from fieldguide import mirror
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot
-from fieldguide.display import Display
 from fieldguide.errors import DataError, UsageError
+from fieldguide.storage import mirror
 
 if TYPE_CHECKING:
     from fieldguide.analysis.conformal import Method, Sets
-    from fieldguide.augment import View
-    from fieldguide.classifier import Classifier
-    from fieldguide.inputs import Input
-    from fieldguide.predictions import Layout, Predictions, Submission
+    from fieldguide.photos.augment import View
+    from fieldguide.predict.classifier import Classifier
+    from fieldguide.predict.inputs import Input
+    from fieldguide.predict.submissions import Submission
+    from fieldguide.predict.tables import Layout, Predictions
 
 Model = Annotated[
     str,
@@ -108,15 +109,15 @@ def predict(
     spreadsheet
         Put a ' before cells that a spreadsheet would take for formulas.
     """
-    from fieldguide import predictions
+    from fieldguide.predict import tables
 
     _refuse_unknown_flags("predict", photos)
     if top < 1:
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
     asked = _sets(coverage, sets, sets_per_class, answers.calibrated)
-    predictions.require_free(out, answers.overwrite)
+    tables.require_free(out, answers.overwrite)
     folder, _, found = _opened(model, photos, answers, lists, machine)
-    layout = predictions.Layout(top, probabilities, asked is not None, spreadsheet)
+    layout = tables.Layout(top, probabilities, asked is not None, spreadsheet)
     _write(folder, found, layout, out, answers, machine, sets=asked)
 
 
@@ -150,7 +151,8 @@ def submit(
     zip
         Also write the table into a zip file beside it.
     """
-    from fieldguide import predictions
+    from fieldguide.predict import tables
+    from fieldguide.predict.submissions import submission
 
     _refuse_unknown_flags("submit", photos)
     names = columns.split(",") if columns else []
@@ -164,11 +166,11 @@ def submit(
             f"--columns = {columns!r} is not two names",
             hint="such as --columns image_name,pred_label",
         )
-    for place in (out, predictions.zip_path(out)) if zip else (out,):
-        predictions.require_free(place, answers.overwrite)
+    for place in (out, tables.zip_path(out)) if zip else (out,):
+        tables.require_free(place, answers.overwrite)
     folder, classes, found = _opened(model, photos, answers, lists, machine)
     pair = (names[0], names[1]) if names else None
-    layout, found = predictions.submission(found, classes, sample=sample, columns=pair, id=id)
+    layout, found = submission(found, classes, sample=sample, columns=pair, id=id)
     _write(folder, found, layout, out, answers, machine, zip=zip)
 
 
@@ -225,7 +227,7 @@ def _opened(
     model: str, photos: Sequence[str], answers: Answers, lists: Lists, machine: Computer
 ) -> "tuple[Path, Sequence[str], list[Input]]":
     """Return the model's folder, its classes and the photos, all checked without torch."""
-    from fieldguide import inputs
+    from fieldguide.predict import inputs
 
     machine.check()
     _views(answers.views)
@@ -253,7 +255,7 @@ def _write(
     zip: bool = False,
 ) -> None:
     """Write a row for every photo, and say how many; exit with code 3 as `strict` has it."""
-    from fieldguide import predictions
+    from fieldguide.predict import tables
 
     classifier = _classifier(folder, answers.combine, answers.photos_root, machine)
     _tell_precision(classifier, machine)
@@ -270,14 +272,14 @@ def _write(
             machine=machine.chosen(),
         )
         try:
-            counts = predictions.write(
+            counts = tables.write(
                 out, _reported(chunks, display.advance), layout, overwrite=answers.overwrite
             )
         except KeyboardInterrupt:
             display.notice(f"the rows so far are in {out}.part")
             raise
     if zip:
-        predictions.write_zip(out, overwrite=answers.overwrite)
+        tables.write_zip(out, overwrite=answers.overwrite)
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
     photo = "photo" if counts.photos == 1 else "photos"
     terminal.tell(f"{counts.photos:,} {photo}{lost}: {out}")
@@ -288,7 +290,7 @@ def _write(
 def _classes_of(model: Path) -> Sequence[str]:
     """The classes of a run or of a saved classifier, read without torch."""
     if (model / "setup.json").is_file():
-        from fieldguide.runs import Run
+        from fieldguide.runs.run import Run
 
         return Run(model).classes
     try:
@@ -303,7 +305,7 @@ def _classifier(
 ) -> "Classifier":
     """That of a run, or a saved one."""
     if (model / "setup.json").is_file():
-        from fieldguide.runs import Run
+        from fieldguide.runs.run import Run
 
         opened = Run(model, photos=photos_root)
         opened.combination(combine or "ensemble")
@@ -315,14 +317,14 @@ def _classifier(
     for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
         if value is not None:
             raise UsageError(f"{flag} is for runs, and `{model}` is none", hint="leave it out")
-    from fieldguide.classifier import Classifier
+    from fieldguide.predict.classifier import Classifier
 
     return Classifier.load(model)
 
 
 def _tell_precision(classifier: "Classifier", machine: Computer) -> None:
     """Says so where this device lacks the precision that the network was trained and judged in."""
-    from fieldguide.inference import precision_used
+    from fieldguide.predict.inference import precision_used
 
     own = classifier.card.architecture.precision
     used = precision_used(classifier.card.architecture, machine.chosen())

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.display import Display
 from fieldguide.cli.flags import (
     Columns,
     Computer,
@@ -19,13 +20,12 @@ from fieldguide.cli.flags import (
     given,
     refuse,
 )
-from fieldguide.display import Display
 from fieldguide.errors import DataError
 
 if TYPE_CHECKING:
-    from fieldguide.catalog import Catalog
-    from fieldguide.outside import Worths
-    from fieldguide.runs import Run
+    from fieldguide.photos.catalog import Catalog
+    from fieldguide.runs.run import Run
+    from fieldguide.study.holdout_scores import Worths
 
 
 @app.command
@@ -53,7 +53,7 @@ def score(
     as_json
         Print one JSON object instead of tables.
     """
-    from fieldguide import runs
+    from fieldguide.runs import run as runs
 
     machine.check()
     opened = runs.Run(run, photos=photos_root)
@@ -83,12 +83,12 @@ def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot =
     out
         The table to write; RUN/labels.csv if not given.
     """
-    from fieldguide import labels as suspicious
-    from fieldguide import predictions
-    from fieldguide.runs import Run
+    from fieldguide.predict import tables as prediction_tables
+    from fieldguide.runs.run import Run
+    from fieldguide.study import labels as suspicious
 
     if out is not None:
-        predictions.require_free(out)
+        prediction_tables.require_free(out)
 
     opened = Run(run, photos=photos_root)
     with Display(terminal.stderr) as display:
@@ -112,17 +112,19 @@ def _worths(
                 " has none: give a labelled set, or begin a run with --holdout 0.1"
             )
         return None, None
-    from fieldguide import outside  # brings torch
+    from fieldguide.study import holdout_scores  # brings torch
 
     try:
         if catalog is None:
             _tell_related(run)
-            found = outside.worths(run, machine.chosen())
+            found = holdout_scores.worths(run, machine.chosen())
         else:
             with Display(terminal.stderr) as display:
-                display.begin("comparing photos", outside.compared(run, catalog))
-                photos = outside.unseen(run, catalog, notice=display.notice, progress=display.reach)
-            found = outside.worths_on(run, photos, machine.chosen())
+                display.begin("comparing photos", holdout_scores.compared(run, catalog))
+                photos = holdout_scores.unseen(
+                    run, catalog, notice=display.notice, progress=display.reach
+                )
+            found = holdout_scores.worths_on(run, photos, machine.chosen())
     except DataError as error:
         return None, error
     if found.unreadable:
@@ -141,7 +143,7 @@ def _tell_related(run: "Run") -> None:
 
 
 def _score_record(run: "Run", found: "Worths | None", per_class: bool) -> dict[str, Any]:
-    from fieldguide import runs
+    from fieldguide.runs import run as runs
 
     record: dict[str, Any] = {"out_of_fold": runs.summary(run)}
     if per_class:

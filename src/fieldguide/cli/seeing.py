@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fieldguide import files
 from fieldguide.cli import fitting, flags, tables, terminal
 from fieldguide.cli.app import app
-from fieldguide.display import Display
+from fieldguide.cli.display import Display
 from fieldguide.errors import UsageError
+from fieldguide.storage import files
 
 LEAST_SWEEP_STEPS = 20  # fewer show no course of the loss: `find_rate` refuses them too
 
@@ -39,7 +39,7 @@ def report(
     """
     from fieldguide.report import build, save_figures, topics
     from fieldguide.report.comparison import PREPARED
-    from fieldguide.runs import Run
+    from fieldguide.runs.run import Run
 
     if (run / PREPARED).is_file():
         if photos_root is not None or not heat_maps:
@@ -88,8 +88,8 @@ def landscape(
     between
         Two replicas of the fold (of a run with --keep-replicas), or two folds.
     """
-    from fieldguide import landscape as landscapes
-    from fieldguide.runs import Run
+    from fieldguide.runs.run import Run
+    from fieldguide.study import landscape as landscapes
 
     machine.check()
     opened = Run(run, photos=photos_root)
@@ -177,14 +177,14 @@ def preview(
     out
         The picture to write.
     """
-    from fieldguide import predictions
+    from fieldguide.predict import tables as prediction_tables
 
     chosen = fitting.chosen_recipe(recipe, settings)
-    predictions.require_free(out)
+    prediction_tables.require_free(out)
     if out.suffix.lower() != ".png":
         raise UsageError(f"the preview is a PNG picture: {out}", hint="call it preview.png")
     catalog = columns.read(photos)
-    from fieldguide import preview as previews  # brings torch
+    from fieldguide.study import preview as previews  # brings torch
 
     terminal.stdout.print(f"the preview is {previews.preview(catalog, chosen, out)}")
 
@@ -214,7 +214,7 @@ def find_rate(
     if steps < LEAST_SWEEP_STEPS:
         raise UsageError(f"--sweep-steps is below {LEAST_SWEEP_STEPS}: {steps}")
     catalog = columns.read(photos)
-    from fieldguide import find_rate as rates  # brings torch
+    from fieldguide.study import find_rate as rates  # brings torch
 
     with fitting.watching(what="sweeping rates") as watcher:
         found = rates.find_rate(catalog, chosen, steps=steps, watcher=watcher())

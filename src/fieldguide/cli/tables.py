@@ -12,17 +12,18 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fieldguide.cli.terminal import cell
-from fieldguide.display import duration
+from fieldguide.words import duration
 
 if TYPE_CHECKING:
-    from fieldguide.catalog import Catalog
-    from fieldguide.check import Facts, Finding
-    from fieldguide.checkpoints import Barrier
-    from fieldguide.labels import Doubts
-    from fieldguide.outside import Worths
+    from fieldguide.photos.catalog import Catalog
+    from fieldguide.photos.check import Finding
+    from fieldguide.photos.inspect import Facts
+    from fieldguide.predict.merge_files import Barrier
     from fieldguide.report.comparison import Comparison
     from fieldguide.report.comparison import Row as Trial
-    from fieldguide.runs import Run
+    from fieldguide.runs.run import Run
+    from fieldguide.study.holdout_scores import Worths
+    from fieldguide.study.labels import Doubts
 
 SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from fieldguide import recipe as recipes
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.display import Display
 from fieldguide.cli.fitting import (
     chosen_recipe,
     folder_of,
@@ -16,14 +17,13 @@ from fieldguide.cli.fitting import (
     watching,
 )
 from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags
-from fieldguide.display import Display
 from fieldguide.errors import DataError, TrainingError, UsageError
-from fieldguide.launched import launch
+from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
 
 if TYPE_CHECKING:
-    from fieldguide.catalog import Catalog
-    from fieldguide.runs import Run
+    from fieldguide.photos.catalog import Catalog
+    from fieldguide.runs.run import Run
 
 DEMO_PHOTOS_EACH = 60
 
@@ -53,12 +53,13 @@ def check(
     truncated
         Photos cut short: leave them out, or use what can be read.
     """
-    from fieldguide import check as checks
+    from fieldguide.photos import check as checks
+    from fieldguide.photos.inspect import inspect
 
     catalog = columns.read(photos)
     with Display(terminal.stderr) as display:
         display.begin("checking photos", len(catalog))
-        facts = checks.inspect(catalog, truncated=truncated, progress=display.reach)
+        facts = inspect(catalog, truncated=truncated, progress=display.reach)
     found = checks.findings(catalog, facts, folds=folds)
     if csv is not None:
         checks.write_findings(csv, found)
@@ -91,7 +92,7 @@ def pack(
     if not shard_mb > 0:  # NaN too
         raise UsageError(f"--shard-mb is not above 0: {shard_mb}")
     require_beside(out, photos)
-    from fieldguide import pack as packing
+    from fieldguide.photos import pack as packing
 
     catalog = columns.read(photos)
     with Display(terminal.stderr) as display:
@@ -151,7 +152,7 @@ def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) 
     out
         Folder for the collection (OUT/photos) and its run (OUT/run).
     """
-    from fieldguide.catalog import scan
+    from fieldguide.photos.folders import scan
 
     chosen = chosen_recipe("demo", settings)
     photos, run_folder = out / "photos", out / "run"
@@ -196,7 +197,7 @@ def _fit(
     """A fit with progress on the terminal, and its report also where training failed."""
     try:
         with watching() as watcher:
-            from fieldguide.crossval import fit
+            from fieldguide.fitting.fit import fit
 
             run = fit(
                 catalog, recipe, folder, fold=fold, force=force, command=sys.argv, watcher=watcher()
@@ -213,7 +214,7 @@ def _fit(
 def _report(folder: Path) -> None:
     """Writes a run's report; what goes wrong there must not hurt the run."""
     from fieldguide.report import build, topics
-    from fieldguide.runs import Run
+    from fieldguide.runs.run import Run
 
     try:
         with Display(terminal.stderr) as display:

@@ -30,23 +30,26 @@ from typing import Any
 
 from torch import nn
 
-from fieldguide import catalog as catalogs
-from fieldguide import check, crossval, files, runs
 from fieldguide import recipe as recipes
-from fieldguide.catalog import Catalog
-from fieldguide.cluster import connected, require_address
 from fieldguide.compare import results
 from fieldguide.compare.forecast import forecast, over_budget, too_late
 from fieldguide.compare.results import FAILED
 from fieldguide.compare.trials import SHARED, Trial, distinct
-from fieldguide.controls import relayed
-from fieldguide.crossval import Watcher
-from fieldguide.device import choose_device, choose_precision
 from fieldguide.errors import Stopped, TrainingError, UsageError
-from fieldguide.network import build_backbone
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Watcher
+from fieldguide.machine.controls import relayed
+from fieldguide.machine.device import choose_device, choose_precision
+from fieldguide.machine.ray_jobs import connected, require_address
+from fieldguide.network.network import build_backbone
+from fieldguide.photos import catalog as catalogs
+from fieldguide.photos import check
+from fieldguide.photos.catalog import Catalog
 from fieldguide.recipe import Recipe
 from fieldguide.report.comparison import PREPARED, Comparison
-from fieldguide.runs import Run
+from fieldguide.runs import run as runs
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
 
 Train = Callable[[Watcher, Trial], None]
 
@@ -69,7 +72,7 @@ def compare(
     is left of it are left out, in order. Table, record and page are written before the first trial
     and again after each, so that a killed comparison's trials are known (`results.rebuilt`).
     Raises `UsageError` where `out` holds something else, or other trials under the same
-    names, and what `crossval.fit` raises.
+    names, and what `fit` raises.
     """
     watcher = watcher or Watcher()
     folder = Path(out)
@@ -175,7 +178,7 @@ def _require_same_recipes(folder: Path, trials: Sequence[Trial]) -> None:
     """Raise `UsageError`, before long work, for runs of other recipes under the trials' names."""
     for place, recipe in ((folder / trial.folder, trial.recipe) for trial in trials):
         if (place / runs.SETUP).is_file():
-            # The folds are the catalog's; weights may have moved, and `crossval.fit` knows them.
+            # The folds are the catalog's; weights may have moved, and `fit` knows them.
             found = recipes.differences(recipe, Run(place).recipe)
             pairs = {name: found[name] for name in sorted(found.keys() - {"folds", "weights"})}
             _require_equal(pairs, f"`{place}` holds a run of another recipe: ", ", ")

@@ -14,20 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fieldguide import crossval, runs
-from fieldguide.batches import AHEAD
-from fieldguide.catalog import Catalog
 from fieldguide.compare.trials import Trial
-from fieldguide.controls import Controls
-from fieldguide.crossval import Watcher
-from fieldguide.device import training_threads
 from fieldguide.errors import UsageError
-from fieldguide.job import FoldJob, replica_steps
-from fieldguide.network import RECALIBRATION_PHOTOS
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Watcher
+from fieldguide.machine.controls import Controls
+from fieldguide.machine.device import training_threads
+from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
+from fieldguide.photos.batches import AHEAD
+from fieldguide.photos.catalog import Catalog
 from fieldguide.recipe import Recipe
 from fieldguide.report.comparison import shown_time
-from fieldguide.runs import Run
-from fieldguide.train import evaluate, train_fold
+from fieldguide.runs import run as runs
+from fieldguide.runs.run import Run
+from fieldguide.train.evaluate import evaluate
+from fieldguide.train.job import FoldJob, replica_steps
+from fieldguide.train.loop import train_fold
 
 # What a step's time depends on. One trial with each combination of these is timed.
 COSTLY = (

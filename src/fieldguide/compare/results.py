@@ -12,18 +12,19 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Bool, Int
 
-from fieldguide import catalog as catalogs
-from fieldguide import files, metrics, runs
 from fieldguide import recipe as recipes
-from fieldguide.analysis import paired
-from fieldguide.catalog import Catalog
+from fieldguide.analysis import metrics, paired
 from fieldguide.compare.trials import Trial, described, varied
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.photos import catalog as catalogs
+from fieldguide.photos.catalog import Catalog
 from fieldguide.recipe import Recipe
 from fieldguide.report import comparison, curves, figures
 from fieldguide.report.comparison import PREPARED, Comparison, Row, Status, Winner
 from fieldguide.report.curves import Mean
-from fieldguide.runs import Run
+from fieldguide.runs import run as runs
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
 
 FORMAT = 1
 FAILED = "failed.json"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldguide import recipe as recipes
-from fieldguide.backbones import require_backbone
 from fieldguide.errors import UsageError
+from fieldguide.network.backbones import require_backbone
 from fieldguide.recipe import Recipe
 from fieldguide.report.comparison import BASE
 

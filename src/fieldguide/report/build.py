@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fieldguide import files
 from fieldguide.errors import FieldguideError
 from fieldguide.report import (
     classes,
@@ -24,7 +23,8 @@ from fieldguide.report import (
     verdict,
 )
 from fieldguide.report.page import Section
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
 
 REPORT = "report.html"
 

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 from fieldguide.report import pictures
 from fieldguide.report.page import Section, fragment
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
 
 TITLE = "Classes"
 

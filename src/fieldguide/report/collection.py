@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from markupsafe import Markup
 
-from fieldguide import catalog as catalogs
-from fieldguide import pixels
-from fieldguide.catalog import Catalog, Photo
 from fieldguide.errors import DataError, FieldguideError, UnreadablePhoto
+from fieldguide.photos import pixels
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.page import Section, figure, fragment, inline
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 
 TITLE = "Collection"
@@ -266,7 +266,7 @@ def findings(run: Run) -> tuple[list[Found], str]:
 
 def read_findings(place: Path) -> list[Found]:
     """The table of findings by kind, in its order; raises `DataError` where it is none."""
-    table = catalogs.read_cells(place)
+    table = read_cells(place)
     if table.header != _FINDING_COLUMNS:
         raise DataError(f"its columns are not {', '.join(_FINDING_COLUMNS)}")
     alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
@@ -398,9 +398,9 @@ def training_batch(
     """
     import torch  # takes seconds, and so do the modules that need it
 
-    from fieldguide.augment import mix_batch
-    from fieldguide.crossval import fold_jobs
-    from fieldguide.train import training_size
+    from fieldguide.fitting.fit import fold_jobs
+    from fieldguide.photos.augment import mix_batch
+    from fieldguide.train.loop import training_size
 
     recipe = run.recipe
     # No GPU is worth starting for one batch.

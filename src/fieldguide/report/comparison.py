@@ -13,11 +13,11 @@ from typing import Any, Literal
 import altair as alt
 from markupsafe import Markup
 
-from fieldguide import files
 from fieldguide.analysis.paired import LEVEL, Contrast
 from fieldguide.report import curves, figures, page
 from fieldguide.report.curves import Mean
 from fieldguide.report.page import Section, figure, fragment, inline, percent
+from fieldguide.storage import files
 
 TITLE = "Comparison"
 BASE = "base"  # what the base is called, unless it is an experiment of its own

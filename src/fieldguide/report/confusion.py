@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from fieldguide import metrics
+from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
 from fieldguide.report import pictures
 from fieldguide.report.curves import COLORS, MERGED_COLOR
 from fieldguide.report.page import Section, figure, fragment, inline
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
 
 # Classes in the matrix; of more, those with the most confusions. A thousand are ordered in about a
 # second, and take a pixel each (taste).

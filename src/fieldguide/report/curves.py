@@ -20,10 +20,10 @@ import altair as alt
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fieldguide import files
 from fieldguide.errors import ResourceError
 from fieldguide.report.page import Section, figure, fragment, inline
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
 
 Measure: TypeAlias = Literal["train_loss", "test_loss", "train_accuracy", "test_accuracy"]
 

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import altair as alt
 import vl_convert
 
-from fieldguide import files
 from fieldguide.errors import ResourceError
 from fieldguide.report import confusion, curves
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
 
 Chart: TypeAlias = alt.HConcatChart | alt.LayerChart
 

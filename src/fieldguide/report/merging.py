@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 from markupsafe import Markup
 
-from fieldguide import landscape
 from fieldguide.errors import ResourceError
-from fieldguide.landscape import Landscape
 from fieldguide.report import curves, scored
 from fieldguide.report.curves import COLORS, MERGED, MERGED_COLOR, NEUTRAL, SHAPES, Curves, Point
 from fieldguide.report.page import Section, figure, fragment, inline
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.study import landscape
+from fieldguide.study.landscape import Landscape
 
 if TYPE_CHECKING:
-    from fieldguide.outside import Worth
+    from fieldguide.study.holdout_scores import Worth
 
 # Rows of the heat map: with more tensors, blocks or stages are drawn (taste; resnet18 has 60).
 MAP_ROWS = 70

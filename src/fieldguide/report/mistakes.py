@@ -13,15 +13,17 @@ import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup
 
-from fieldguide import catalog as catalogs
-from fieldguide import labels, metrics, pixels
+from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import HardPhoto, hard_photos, suspects
-from fieldguide.catalog import Photo
 from fieldguide.errors import DataError, FieldguideError
+from fieldguide.photos import pixels
+from fieldguide.photos.catalog import Photo
+from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.page import Section, fragment
 from fieldguide.report.pictures import Picture
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.study import labels
 
 TITLE = "Mistakes"
 
@@ -160,7 +162,7 @@ def _listed(run: Run) -> list[Doubtful] | None:
     place = run.folder / labels.TABLE
     if not place.is_file():
         return None
-    table = catalogs.read_cells(place)
+    table = read_cells(place)
     if table.header != labels.HEADER:
         raise DataError(f"its columns are not {', '.join(labels.HEADER)}")
     numbers = {(photo.path, photo.label): n for n, photo in enumerate(run.catalog.photos)}
@@ -233,7 +235,7 @@ def _computed(
     run: Run, judged: Judged, rows_of: Mapping[int, Sequence[HardPhoto]]
 ) -> dict[int, Picture]:
     """One network for all folds; each fold's photos under its own weights."""
-    from fieldguide.activation import Activation
+    from fieldguide.study.activation import Activation
 
     ingredients = run.ingredients()
     activation = Activation(ingredients.architecture)

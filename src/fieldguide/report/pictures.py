@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 from markupsafe import Markup
 from PIL import Image
 
-from fieldguide import pixels
 from fieldguide.errors import UnreadablePhoto
+from fieldguide.photos import pixels
 
 # At 96 pixels a photograph takes about 3 kB, and its blocks are not seen yet (taste).
 QUALITY = 75

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fieldguide import files
 from fieldguide import recipe as recipes
-from fieldguide.display import duration
 from fieldguide.report.page import Section, fragment
-from fieldguide.runs import SETUP, Run
+from fieldguide.runs.run import SETUP, Run
+from fieldguide.storage import files
+from fieldguide.words import duration
 
 TITLE = "To repeat this"
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fieldguide import files
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
 
 if TYPE_CHECKING:
-    from fieldguide.outside import Worth
+    from fieldguide.study.holdout_scores import Worth
 
 SCORES = "scores.json"  # as `fieldguide.outside` calls it, which would bring torch
 
@@ -66,7 +66,7 @@ def read(run: Run) -> Kept:
 
 
 def _parsed(rows: Sequence[Mapping[str, Any]]) -> tuple["Worth", ...]:
-    from fieldguide.outside import Worth  # brings torch
+    from fieldguide.study.holdout_scores import Worth  # brings torch
 
     return tuple(Worth(**{**row, "interval": tuple(row["interval"])}) for row in rows)
 
@@ -88,10 +88,10 @@ def _other_names(run: Run, names: Sequence[str]) -> str:
 
 def _key(run: Run) -> str:
     """What `fieldguide score` would find the table by, on this machine and without flags."""
-    from fieldguide import outside
-    from fieldguide.inference import Machine
+    from fieldguide.predict.inference import Machine
+    from fieldguide.study import holdout_scores
 
-    return outside.key_of(run, Machine())
+    return holdout_scores.key_of(run, Machine())
 
 
 def _younger(run: Run) -> list[str]:

@@ -11,14 +11,13 @@ import altair as alt
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fieldguide import metrics
-from fieldguide.analysis import calibration, coverage
+from fieldguide.analysis import calibration, coverage, metrics
 from fieldguide.analysis.conformal import Method
 from fieldguide.analysis.coverage import Answered, Coverage
-from fieldguide.metrics import Scores
+from fieldguide.analysis.metrics import Scores
 from fieldguide.report.classes import share
 from fieldguide.report.page import Section, figure, fragment, inline, percent
-from fieldguide.runs import Run
+from fieldguide.runs.run import Run
 
 TITLE = "Trust"
 

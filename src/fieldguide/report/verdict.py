@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import numpy as np
 
-from fieldguide import labels, metrics
+from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.page import Section, figure, fragment, inline, percent
-from fieldguide.runs import Run, Scores
+from fieldguide.runs.run import Run, Scores
+from fieldguide.study import labels
 
 if TYPE_CHECKING:
-    from fieldguide.outside import Worth
+    from fieldguide.study.holdout_scores import Worth
 
 TITLE = "Verdict"
 

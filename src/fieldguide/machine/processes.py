@@ -1,0 +1,184 @@
+"""Folds trained at the same time on one machine, each by a process of its own, on its device.
+
+On a CPU two processes of one thread each are far faster than one process of two threads, whose
+threads wait for each other at every layer. A process is started once and trains one fold after
+another; what it has to tell comes through a pipe of its own, so that one that dies hurts no other.
+Knows nothing of run folders: what a fold's training is, the caller says.
+"""
+
+import multiprocessing
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from types import ModuleType
+
+from fieldguide.errors import ResourceError, Stopped, portable
+from fieldguide.machine.controls import Controls, Make, TrainFold, relayed
+
+# Seconds between two looks at whether the user wants to stop, while no process has news (taste).
+PATIENCE = 0.2
+
+
+def train_side_by_side(makes: Sequence[Make], folds: Sequence[int], controls: Controls) -> None:
+    """Trains folds in a process for each of `makes`, in order of their numbers as one comes free.
+
+    Each can be pickled and is called once in its process, with what it may tell. The first error
+    stops the others, which save a checkpoint, and is raised; so is what `controls.check_stop`
+    raises. A process that dies is a `ResourceError`.
+    """
+    waiting = deque(folds)
+    workers = [_Worker(make) for make, _ in zip(makes, folds, strict=False)]
+    try:
+        for worker in workers:
+            worker.begin(waiting.popleft())
+        while busy := [worker for worker in workers if worker.fold is not None]:
+            controls.check_stop()
+            for worker in _with_news(busy):
+                worker.hear(controls)
+                if worker.fold is None and waiting:
+                    worker.begin(waiting.popleft())
+    finally:
+        for worker in workers:
+            worker.ask_to_stop()
+        for worker in workers:
+            worker.join(controls)
+
+
+def _with_news(workers: Sequence["_Worker"]) -> list["_Worker"]:
+    found = wait([worker.connection for worker in workers], PATIENCE)
+    return [worker for worker in workers if worker.connection in found]
+
+
+class _Worker:
+    """A process that trains folds, as its parent sees it. `fold` is the one it is at."""
+
+    def __init__(self, make: Make) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, far = context.Pipe()
+        self.process = context.Process(target=_work, args=(make, far), daemon=True)
+        with _no_script_of_the_caller(), _signals_ignored():
+            self.process.start()
+        far.close()
+        self.fold: int | None = None
+
+    def begin(self, fold: int) -> None:
+        """Gives the process its next fold."""
+        self.fold = fold
+        with suppress(OSError):  # a dead one is noticed when it is heard
+            self.connection.send(fold)
+
+    def hear(self, controls: Controls) -> None:
+        """Passes on one thing that the process tells; raises what went wrong in it."""
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError) as error:
+            death = self._death()
+            controls.check_stop()  # whoever stops it all may have ended the process as well
+            raise death from error
+        if kind == "done":
+            self.fold = None
+        elif kind == "error":
+            self.fold = None
+            raise value
+        else:
+            getattr(controls, kind)(*value)
+
+    def ask_to_stop(self) -> None:
+        """The process saves a checkpoint and ends, or ends at once if it is at nothing."""
+        with suppress(OSError):
+            self.connection.send(None)
+
+    def join(self, controls: Controls) -> None:
+        """Waits for the end, and passes on what the process still has to tell."""
+        while self.fold is not None:
+            try:
+                self.hear(controls)
+            except Exception:  # one error is under way already, or this is the stop asked for
+                break
+        self.connection.close()
+        self.process.join()
+
+    def _death(self) -> ResourceError:
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        fold, self.fold = self.fold, None
+        return ResourceError(
+            f"the process that trained fold {fold} ended {how}",
+            hint="often memory ran out; the same command goes on from the last checkpoint,"
+            " with --workers 1 one fold at a time",
+        )
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """What is started meanwhile ignores them from its first instruction on.
+
+    Ctrl-C reaches the whole process group, and so do schedulers' signals; the parent decides. It
+    hears them too late only if they come in these milliseconds: then they have to be sent again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set them
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _no_script_of_the_caller() -> Iterator[None]:
+    """Hides the main module, which a new process would otherwise import.
+
+    It needs nothing of it, and a script without `if __name__ == "__main__"` would start anew.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(make: Make, connection: Connection) -> None:
+    """The process: folds come in, what happens goes out. Nothing, or the parent's end, ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    controls = _telling(connection)
+    with suppress(EOFError, OSError):
+        train: TrainFold | None = None
+        while (fold := connection.recv()) is not None:
+            try:
+                train = train or make(controls)
+                train(fold)
+            except Exception as error:
+                connection.send(("error", portable(error)))
+            else:
+                connection.send(("done", None))
+
+
+def _telling(connection: Connection) -> Controls:
+    """Controls that pass on what they hear; threads that read photos have notices too."""
+    lock = threading.Lock()
+
+    def tell(kind: str) -> Callable[..., None]:
+        def send(*values: object) -> None:
+            with lock, suppress(OSError):  # that the parent has gone is noticed by `check_stop`
+                connection.send((kind, values))
+
+        return send
+
+    def check_stop() -> None:
+        if (
+            connection.poll()
+        ):  # while a fold is trained, a word from the parent, or its end, is stop
+            raise Stopped(signal.SIGTERM)
+
+    return relayed(tell, check_stop)

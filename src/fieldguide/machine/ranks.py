@@ -1,0 +1,364 @@
+"""Processes that train one fit together, each some of its replicas: ranks of torch.distributed.
+
+    torchrun --nproc-per-node 2 -m fieldguide fit PHOTOS --out RUN        # on one machine
+
+Ranks go through a fit in step. Whatever they have to agree on, or know of each other, is one call
+that all of them make at the same place: `agree`, `exchange`, `gather` … A process that is alone has
+the same calls, which then return what they were given. Weights go over NCCL between GPUs that each
+belong to one rank, everything else over gloo.
+
+Ranks come in teams: those of one train the same replicas and share each of their batches. `team`
+are the ranks of its own, `peers` one of each team, who have all replicas between them; both are
+reached by the same calls.
+
+A rank that fails leaves its error in the store where they met, and ends. The others then find a
+connection closed, look there, and end with the same error. Knows nothing of networks, replicas or
+run folders.
+"""
+
+import os
+import pickle
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import ProcessGroup, Store
+from torch.distributed.rendezvous import rendezvous
+
+from fieldguide.errors import FieldguideError, ResourceError, Stopped, UsageError
+from fieldguide.machine.torchrun import Launch, launch
+
+T = TypeVar("T")
+Weights = Mapping[str, Tensor]
+
+# How long ranks wait for each other to appear.
+JOIN = timedelta(seconds=45)
+# How long one waits for the others in training: more than a step, an evaluation or a first
+# compilation takes. A process that ends is noticed at once, only a machine that vanishes is not.
+STEP = timedelta(minutes=30)
+# How long the others wait while the first checks the photos (a million take hours) and tries steps.
+SETUP = timedelta(hours=12)
+# How long the first waits at an error until all others have read it, where torchrun does not hold
+# the store.
+HEARD = timedelta(seconds=5)
+
+_ERROR = "fieldguide/error"
+
+
+@dataclass
+class _Groups:
+    """Ways to reach the other ranks, and what they left for each other."""
+
+    store: Store
+    training: ProcessGroup
+    setup: ProcessGroup
+    nccl: ProcessGroup | None
+
+
+class Ranks:
+    """This process's place among those that train together, and how it talks with the others."""
+
+    def __init__(
+        self,
+        place: Launch,
+        groups: _Groups | None = None,
+        team: "Ranks | None" = None,
+        peers: "Ranks | None" = None,
+    ) -> None:
+        """Alone, unless it has joined others (`joined`); in a team of its own unless told."""
+        self.rank, self.world = place.rank, place.world
+        self._groups, self._team, self._peers = groups, team, peers
+
+    @property
+    def team(self) -> "Ranks":
+        """Those that share each batch of a replica with it."""
+        return self._team or ALONE
+
+    @property
+    def peers(self) -> "Ranks":
+        """Those that have its place in the other teams, which train other replicas."""
+        return self._peers or self
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and tells the user."""
+        return self.rank == 0
+
+    def agree(self, stop: BaseException | None, due: bool) -> tuple[BaseException | None, bool]:
+        """What to stop with, if any rank has to, and whether something is due for any of them."""
+        if self._groups is None:
+            return stop, due
+        number = 0 if stop is None else signal.SIGTERM.value
+        number = stop.exit_code - 128 if isinstance(stop, Stopped) else number
+        told = torch.tensor([number, int(due)])
+        with self._reaching() as groups:
+            dist.all_reduce(told, dist.ReduceOp.MAX, groups.training)
+        number, anywhere = told.tolist()
+        return stop or (Stopped(number) if number else None), bool(anywhere)
+
+    def exchange(self, value: T) -> list[T]:
+        """Every rank's value, in order of the ranks."""
+        if self._groups is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        with self._reaching() as groups:
+            dist.all_gather_object(values, value, groups.training)
+        return values
+
+    def collect(self, value: T) -> list[T]:
+        """Every rank's value for the first one, in their order; nothing for the others."""
+        if self._groups is None:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.first else None
+        with self._reaching() as groups:
+            dist.gather_object(value, values, group_dst=0, group=groups.training)
+        return values or []
+
+    def announce(self, value: T) -> T:
+        """The first one's value, for which the others may wait for hours."""
+        if self._groups is None:
+            return value
+        values = [value]
+        with self._reaching() as groups:
+            dist.broadcast_object_list(values, src=0, group=groups.setup)
+        return values[0]
+
+    def gather(self, weights: Weights) -> list[dict[str, Tensor]]:
+        """Every rank's weights, alike in names, shapes and types; one message for each type."""
+        if self._groups is None:
+            return [dict(weights)]
+        copies: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
+        for flat, names in _flattened(weights):
+            wire = self._sendable(flat)
+            found = [torch.empty_like(wire) for _ in copies]
+            with self._reaching() as groups:
+                dist.all_gather(found, wire, self._group(groups, wire))
+            for copy, each in zip(copies, found, strict=True):
+                copy |= _cut(each.to(flat.device), names, weights)
+        return [{name: copy[name] for name in weights} for copy in copies]
+
+    def same(self, weights: Weights) -> dict[str, Tensor]:
+        """The first one's weights."""
+        return self._told(
+            weights, lambda flat, group: dist.broadcast(flat, group=group, group_src=0)
+        )
+
+    def total(self, tensors: Weights) -> dict[str, Tensor]:
+        """Every rank's tensors added up; alike in names, shapes and types, as is the sum."""
+        return self._told(tensors, lambda flat, group: dist.all_reduce(flat, group=group))
+
+    def _told(
+        self, tensors: Weights, tell: Callable[[Tensor, ProcessGroup], object]
+    ) -> dict[str, Tensor]:
+        """What `tell` makes of the tensors, in one message for each type, which it changes."""
+        if self._groups is None:
+            return dict(tensors)
+        received: dict[str, Tensor] = {}
+        for flat, names in _flattened(tensors):
+            wire = self._sendable(flat)
+            with self._reaching() as groups:
+                tell(wire, self._group(groups, wire))
+            received |= _cut(wire.to(flat.device), names, tensors)
+        return {name: received[name] for name in tensors}
+
+    def _sendable(self, flat: Tensor) -> Tensor:
+        """Where there is no NCCL, tensors go through main memory."""
+        assert self._groups is not None
+        return flat if self._groups.nccl is not None and flat.is_cuda else flat.cpu()
+
+    def _group(self, groups: _Groups, flat: Tensor) -> ProcessGroup:
+        """The group for a tensor. Before NCCL, which would wait for a dead rank, gloo is asked."""
+        if groups.nccl is None or not flat.is_cuda:
+            return groups.training
+        dist.barrier(groups.training)
+        return groups.nccl
+
+    @contextmanager
+    def _reaching(self) -> Iterator[_Groups]:
+        """An error of the connection in the block becomes that of the rank that caused it."""
+        assert self._groups is not None
+        try:
+            yield self._groups
+        except RuntimeError as error:
+            raise self._lost(self._groups.store, error) from error
+
+    def _lost(self, store: Store, error: RuntimeError) -> FieldguideError:
+        """What another rank ended with, or that it did not say."""
+        with suppress(RuntimeError):  # the store may have gone too
+            if store.check([_ERROR]):
+                found: FieldguideError = pickle.loads(bytes.fromhex(store.get(_ERROR).decode()))
+                return found
+        return ResourceError(
+            f"another rank has ended without a word, or does not answer: {_reason(error)}",
+            hint="often memory ran out; the same command goes on from the last checkpoint",
+        )
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Ends the connections; what went wrong here is left for the others to find."""
+        assert self._groups is not None
+        store = self._groups.store
+        self._groups = None
+        if error is not None:
+            with suppress(RuntimeError):
+                store.compare_set(_ERROR, "", pickle.dumps(self._portable(error)).hex())
+        dist.destroy_process_group()  # from here on the others know
+        if error is not None:
+            with suppress(RuntimeError):
+                store.set(_heard(self.rank), "")
+                if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                    store.wait([_heard(rank) for rank in range(self.world)], HEARD)
+
+    def _portable(self, error: BaseException) -> FieldguideError:
+        """The error as another process can raise it."""
+        if isinstance(error, FieldguideError):
+            return error
+        return ResourceError(f"rank {self.rank} ended with {type(error).__name__}: {error}")
+
+
+ALONE = Ranks(Launch())
+
+
+@contextmanager
+def joined(device: str, replicas: int, batch_ranks: int = 1) -> Iterator[Ranks]:
+    """This process together with those that torchrun started beside it, while entered; else alone.
+
+    `device` is a recipe's; its GPU is that of its LOCAL_RANK. Each `batch_ranks` that follow each
+    other are a team. Raises `UsageError` where ranks, teams and replicas do not fit, and
+    `ResourceError` where the others are not found in 45 seconds. Whatever goes wrong in the block
+    ends the other ranks with the same error.
+    """
+    place = launch()
+    _require_shares(place.world, replicas, batch_ranks)
+    if place.world == 1:
+        yield ALONE
+        return
+    on_gpu = _take_gpu(device, place)
+    ranks = _join(place, on_gpu, batch_ranks)
+    try:
+        yield ranks
+    except BaseException as error:
+        ranks.leave(error)
+        raise
+    ranks.leave()
+
+
+def _require_shares(world: int, replicas: int, batch_ranks: int) -> None:
+    fitting = [n * batch_ranks for n in range(1, replicas + 1) if replicas % n == 0]
+    start = f"start {' or '.join(map(str, fitting))} of them (torchrun --nproc-per-node)"
+    if world % batch_ranks:
+        raise UsageError(
+            f"`batch_ranks` = {batch_ranks} does not divide the number of ranks: {world}",
+            hint=start,
+        )
+    if replicas % (world // batch_ranks):
+        teams = "" if batch_ranks == 1 else f" in teams of `batch_ranks` = {batch_ranks}"
+        wider = "" if world % replicas else f", or share batches: --batch-ranks {world // replicas}"
+        more = -(-replicas * batch_ranks // world) * world // batch_ranks
+        raise UsageError(
+            f"{world} ranks{teams} cannot share `replicas` = {replicas}: each must train as many",
+            hint=f"{start}, or train {more} replicas{wider}",
+        )
+
+
+def _take_gpu(device: str, place: Launch) -> bool:
+    """Changes the process: `cuda` is from now on the GPU of its local rank. Whether there is one.
+
+    Raises `UsageError` for a device that all ranks would share, and `ResourceError` for too few.
+    """
+    if device not in {"auto", "cpu", "cuda", "mps"}:
+        raise UsageError(
+            f"`device` = '{device}' would be for every rank",
+            hint="leave --device out: each rank takes the GPU of its LOCAL_RANK",
+        )
+    if device not in {"auto", "cuda"} or not torch.cuda.is_available():
+        return False
+    count = torch.cuda.device_count()
+    if place.local >= count:
+        raise ResourceError(
+            f"rank {place.rank} has no GPU of its own: LOCAL_RANK = {place.local}, GPUs: {count}",
+            hint=f"start {count} ranks on this machine, or set --device cpu",
+        )
+    torch.cuda.set_device(place.local)
+    return True
+
+
+def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
+    """Meets the other ranks where MASTER_ADDR and MASTER_PORT say."""
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=JOIN))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=JOIN)
+        everyone = range(world)
+        groups = _groups(store, everyone, on_gpu)
+        teams = [everyone[n : n + batch_ranks] for n in everyone[::batch_ranks]]
+        peers = [everyone[n::batch_ranks] for n in range(batch_ranks)]
+        found = Ranks(place, groups)
+        if batch_ranks > 1:
+            team, peer = (_among(place, store, each, on_gpu) for each in (teams, peers))
+            found = Ranks(place, groups, team, peer)
+    except (RuntimeError, ValueError) as error:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        raise ResourceError(
+            f"rank {place.rank} did not meet all {place.world} ranks at `{where}`"
+            f" within {JOIN.seconds} seconds: {_reason(error)}",
+            hint="MASTER_ADDR and MASTER_PORT name the machine and port of the first rank;"
+            " torchrun sets them by --master-addr and --master-port",
+        ) from error
+    return found
+
+
+def _among(place: Launch, store: Store, parts: Sequence[range], on_gpu: bool) -> Ranks:
+    """Its part of all ranks, as ranks of their own. All call this, with the same parts."""
+    made = [_groups(store, part, on_gpu) for part in parts if len(part) > 1]
+    mine = next(number for number, part in enumerate(parts) if place.rank in part)
+    if not made:
+        return ALONE
+    return Ranks(Launch(parts[mine].index(place.rank), len(parts[mine])), made[mine])
+
+
+def _groups(store: Store, members: range, on_gpu: bool) -> _Groups | None:
+    """The groups of some ranks; all ranks have to make them, and those that are not in get None."""
+    training, setup = (_group("gloo", timeout, members) for timeout in (STEP, SETUP))
+    nccl = _group("nccl", STEP, members) if on_gpu else None
+    return _Groups(store, training, setup, nccl) if training and setup else None
+
+
+def _group(backend: str, timeout: timedelta, members: range) -> ProcessGroup | None:
+    group = dist.new_group(list(members), backend=backend, timeout=timeout)
+    return group if isinstance(group, ProcessGroup) else None
+
+
+def _reason(error: Exception) -> str:
+    """What torch or gloo says, without the place in its source and what it advises."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[[^]]*\] ", "", line).partition(". ")[0]
+
+
+def _heard(rank: int) -> str:
+    return f"fieldguide/heard/{rank}"
+
+
+def _flattened(weights: Weights) -> Iterator[tuple[Tensor, Sequence[str]]]:
+    """All tensors of a type as a new one, and their names; one after another for each type."""
+    names: dict[torch.dtype, list[str]] = {}
+    for name in sorted(weights):  # the order in a checkpoint is not that in a network
+        names.setdefault(weights[name].dtype, []).append(name)
+    for each in names.values():
+        yield torch.cat([weights[name].reshape(-1) for name in each]), each
+
+
+def _cut(flat: Tensor, names: Sequence[str], like: Weights) -> dict[str, Tensor]:
+    """The tensors that were flattened, with the shapes of those in `like`."""
+    pieces = torch.split(flat, [like[name].numel() for name in names])
+    return {
+        name: piece.clone().view(like[name].shape)
+        for name, piece in zip(names, pieces, strict=True)
+    }

@@ -1,0 +1,322 @@
+"""Folds trained on a Ray cluster: each is one job, started where there is room for it.
+
+Ray does the scheduling and starts a job anew, from its own checkpoint, when its process or machine
+has died. What is here: how a cluster is found, what a job tells whoever waits for it, and how it is
+stopped. Knows nothing of run folders: what a fold's training is, the caller says.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fieldguide.errors import ResourceError, Stopped, UsageError, portable
+from fieldguide.machine.controls import Controls, Make, relayed
+
+LOCAL = "local"  # a cluster of this machine alone, for as long as it is needed
+
+# Starts of a job after its process or machine has died (taste).
+RETRIES = 3
+
+# Seconds: between two looks at what has happened; between a job's looks at whether it shall stop;
+# that jobs have for a last checkpoint; until an address counts as one that does not answer.
+PATIENCE, LOOK, GRACE = 0.2, 1.0, 60.0
+ANSWER, JOIN = 5.0, 40.0
+
+Message = tuple[int, str, tuple[Any, ...]]  # fold, name of the control, its arguments
+
+
+def train_on_cluster(
+    make: Make, folds: Sequence[int], address: str, needs: dict[str, float], controls: Controls
+) -> None:
+    """Trains each fold as a job that `needs` so much of a machine (`num_cpus`, `num_gpus`).
+
+    `make` is called in each job. The first error stops the others, which save a checkpoint, and is
+    raised; so is what `controls.check_stop` raises. Raises `ResourceError` for a cluster that does
+    not answer or has no such machine, and for a job that died too often.
+    """
+    with connected(address) as ray:
+        _require_room(ray, needs, address)
+        here = ray.get_runtime_context().get_node_id()
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Mailbox).remote()
+        job = ray.remote(max_retries=RETRIES, scheduling_strategy="SPREAD", **needs)(_train)
+        waiting = {job.remote(make, fold, mailbox): fold for fold in folds}
+        heard = _Heard(controls)
+        try:
+            while waiting:
+                controls.check_stop()
+                _hear(ray, waiting, mailbox, heard)
+        except BaseException:
+            ray.get(mailbox.ask_to_stop.remote())
+            _end(ray, waiting, mailbox, heard)
+            raise
+
+
+def _hear(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> None:
+    """Passes on what jobs have told, and takes those that ended out of `waiting`."""
+    ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=PATIENCE)
+    heard.pass_on(ray.get(mailbox.take.remote()))
+    for result in ended:
+        fold = waiting.pop(result)
+        try:
+            error = ray.get(result)
+        except ray.exceptions.RayTaskError as problem:  # another fieldguide there, or none
+            reason = str(problem).strip().splitlines()[-1]
+            raise ResourceError(
+                f"fold {fold} could not be begun on a machine of the cluster: {reason}",
+                hint="all machines need the same versions of Python and fieldguide",
+            ) from problem
+        except ray.exceptions.RayError as problem:
+            raise ResourceError(
+                f"what trained fold {fold} died {RETRIES + 1} times: {_first_line(problem)}",
+                hint="the same command goes on from the last checkpoint",
+            ) from problem
+        if error is not None:
+            raise error
+
+
+def _end(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> None:
+    """Waits until jobs that were asked to stop have saved, and ends those that do not hear."""
+    until = time.monotonic() + GRACE
+    while waiting and time.monotonic() < until:
+        try:
+            _hear(ray, waiting, mailbox, heard)
+        except Exception:  # one error is under way already, or this is the stop asked for
+            continue
+    for result in waiting:
+        ray.cancel(result, force=True)
+
+
+class _Heard:
+    """What is passed on: steps and rows that a job does again, after it was started anew, once."""
+
+    def __init__(self, controls: Controls) -> None:
+        self.controls = controls
+        self.steps: Counter[int] = Counter()  # of each fold, as they were passed on
+        self.behind: Counter[int] = Counter()  # steps that are being done again
+        self.rows: set[tuple[Any, ...]] = set()
+
+    def pass_on(self, messages: Sequence[Message]) -> None:
+        """Tells the controls."""
+        for fold, kind, values in messages:
+            if kind == "on_resume":
+                self._resumed(fold, *values)
+            elif kind == "on_step":
+                self._stepped(fold)
+            elif kind == "on_row":
+                row = values[0]
+                key = (fold, row.get("epoch"), row.get("model"))
+                if key not in self.rows:
+                    self.rows.add(key)
+                    self.controls.on_row(row)
+            else:
+                getattr(self.controls, kind)(*values)
+
+    def _resumed(self, fold: int, steps: int) -> None:
+        done = self.steps[fold]
+        self.behind[fold] = max(done - steps, 0)
+        if done:
+            self.controls.notice(
+                f"fold {fold} was started anew after its process or machine had died:"
+                f" {self.behind[fold]} steps are trained again"
+            )
+        if steps > done:
+            self.steps[fold] = steps
+            self.controls.on_resume(steps - done)
+
+    def _stepped(self, fold: int) -> None:
+        if self.behind[fold]:
+            self.behind[fold] -= 1
+        else:
+            self.steps[fold] += 1
+            self.controls.on_step()
+
+
+class _Mailbox:
+    """Where jobs leave messages and learn whether to stop; an actor beside whoever waits."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.stop = False
+
+    def tell(self, message: Message) -> None:
+        """Leaves a message."""
+        self.messages.append(message)
+
+    def take(self) -> list[Message]:
+        """All messages that were not taken yet."""
+        taken, self.messages = self.messages, []
+        return taken
+
+    def ask_to_stop(self) -> None:
+        """All jobs shall save a checkpoint and end."""
+        self.stop = True
+
+    def stopped(self) -> bool:
+        """Whether jobs shall end."""
+        return self.stop
+
+
+def _train(make: Make, fold: int, mailbox: Any) -> Exception | None:
+    """The job: returns what went wrong, as an error of its own would be taken for a machine's."""
+    import ray
+
+    try:
+        if not ray.get(mailbox.stopped.remote()):
+            make(_telling(fold, mailbox))(fold)
+        return None
+    except Exception as error:
+        return portable(error)
+    finally:
+        ray.get(mailbox.stopped.remote())  # answered after all that was told before
+
+
+def _telling(fold: int, mailbox: Any) -> Controls:
+    """Controls that pass on what they hear."""
+    import ray
+
+    looked = time.monotonic()
+
+    def tell(kind: str) -> Callable[..., None]:
+        return lambda *values: mailbox.tell.remote((fold, kind, values))
+
+    def check_stop() -> None:
+        nonlocal looked
+        if time.monotonic() - looked > LOOK:
+            looked = time.monotonic()
+            if ray.get(mailbox.stopped.remote()):
+                raise Stopped(signal.SIGTERM)
+
+    return relayed(tell, check_stop)
+
+
+# --- the cluster ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster; one that this process is connected to already stays so.
+
+    Raises `UsageError` without Ray and `ResourceError` for a cluster that does not answer.
+    """
+    ray = _imported()
+    if ray.is_initialized():
+        yield ray
+        return
+    if address != LOCAL:
+        _require_cluster(address)
+    try:
+        with _signals_kept():
+            ray.init(
+                address=address,
+                include_dashboard=False if address == LOCAL else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except Exception as error:  # whatever Ray's many layers raise
+        raise _no_cluster(address, _first_line(error)) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _imported() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; else it warns
+    try:
+        with _signals_kept():
+            import ray
+            import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise UsageError(
+            "`cluster` needs Ray, which is not installed",
+            hint="pip install 'fieldguide[cluster]', on all machines",
+        ) from error
+    return ray
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """What a signal does stays as it was: Ray has its own ideas of that."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # which alone may set them
+            for number, handler in before:
+                signal.signal(number, handler)
+
+
+def require_address(address: str) -> None:
+    """Refuses, in seconds, an address that is none or where nobody listens, and a missing Ray."""
+    _imported()
+    if address in {LOCAL, "auto"}:
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(
+            f"`cluster` = {address!r} is no address",
+            hint="`local`, `auto` (on a machine of the cluster), HOST:PORT or ray://HOST:PORT",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _require_cluster(address: str) -> None:
+    """Refuses what does not answer as a cluster does, by another process: Ray itself may hang."""
+    join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    command = [sys.executable, "-c", join]
+    try:
+        tried = subprocess.run(command, timeout=JOIN, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(address, f"no answer in {JOIN:.0f} s") from error
+    if tried.returncode:
+        lines = tried.stderr.strip().splitlines() or ["Ray could not join it"]
+        raise _no_cluster(address, lines[-1])
+
+
+def _no_cluster(address: str, reason: str) -> ResourceError:
+    return ResourceError(
+        f"there is no Ray cluster at `{address}`: {reason}",
+        hint="`ray status` on its first machine tells whether it runs;"
+        " `--cluster local` uses this machine alone",
+    )
+
+
+def jobs_at_once(ray: Any, needs: dict[str, float]) -> int:
+    """How many jobs of such needs all machines of the cluster take together when they are free."""
+    wanted = _by_resource(needs)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(m.get(k, 0) // n) for k, n in wanted.items()) for m in machines)
+
+
+def _require_room(ray: Any, needs: dict[str, float], address: str) -> None:
+    """Refuses a cluster of which no machine could ever take a job."""
+    if not jobs_at_once(ray, needs):
+        told = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
+        raise ResourceError(
+            f"no machine of the cluster at `{address}` has what a fold needs: {told}",
+            hint="`ray status` lists what there is",
+        )
+
+
+def _by_resource(needs: dict[str, float]) -> dict[str, float]:
+    """The needs by the names that machines tell their resources by."""
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    return {names[name]: count for name, count in needs.items() if count}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,194 @@
+"""The network: a timm backbone and one of our heads, and its start.
+
+`Network` holds the two parts under the names `backbone` and `head`, so every weight's name says
+where it belongs. Knows nothing of folds, replicas or training.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fieldguide.errors import UsageError
+from fieldguide.network.backbones import require_backbone
+from fieldguide.network.batch_norm import is_frozen
+from fieldguide.network.heads import HEADS
+from fieldguide.network.pretrained import download, read_weights
+from fieldguide.photos.augment import Interpolation
+from fieldguide.seeds import derive_seed
+
+
+class Network(nn.Module):
+    """A backbone that ends in a feature map, and a head that turns the map into logits."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        """The two parts, under their names."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
+        """Logits of normalised images."""
+        logits: Tensor = self.head(self.backbone.forward_features(images))  # type: ignore[operator]
+        return logits
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What the backbone's weights were made for."""
+
+    size: int
+    eval_resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+    license: str
+
+
+def build(
+    backbone: str, *, weights: str, head: str, classes: int, dropout: float, seed: int
+) -> Network:
+    """A network at its start: backbone from `weights`, head drawn from `seed`."""
+    body = build_backbone(backbone, weights=weights, seed=seed)
+    return with_head(body, head, classes=classes, dropout=dropout, seed=seed)
+
+
+def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
+    """A backbone with `weights`: `pretrained` (timm's, from the hub), `none` (drawn) or a file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "first backbone"))
+        body = _create_backbone(backbone)
+    if weights == "pretrained":
+        _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
+    elif weights != "none":
+        _load_backbone(body, read_weights(Path(weights)), weights)
+    return body
+
+
+def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed: int) -> Network:
+    """The network of a backbone and a head drawn from `seed`.
+
+    The same seed gives the same head for every replica and fold, without which their averages
+    would mix unrelated heads.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "first head"))
+        channels: int = body.num_features  # type: ignore[assignment]  # timm's, where it says so
+        top = HEADS[head](channels, classes, dropout)
+    return Network(body, top)
+
+
+def input_config(backbone: nn.Module) -> InputConfig:
+    """Size, normalisation and licence that the backbone's weights come with."""
+    config = _config(backbone)
+    size = int(config["input_size"][-1])
+    return InputConfig(
+        size=size,
+        eval_resize=round(size / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        license=config.get("license") or "",
+    )
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights and statistics, laid out alike whatever the network's layout.
+
+    A checkpoint keeps no layout, and sums run in the order of memory.
+    """
+    plain = torch.contiguous_format
+    return {
+        name: tensor.detach().clone(memory_format=plain)
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Changes the network: its weights become copies of `weights`, in place."""
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(weights[name])
+
+
+def backbone_anchor(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of `weights` that a merge may be anchored to: the backbone's trained tensors."""
+    return {
+        name: weights[name]
+        for name, tensor in network.named_parameters()
+        if name.startswith("backbone.") and tensor.requires_grad
+    }
+
+
+def freeze(network: Network, stages: int) -> None:
+    """Changes the network: the first `stages` of its backbone (1: the stem) are trained no more."""
+    numbers = _stage_numbers(network.backbone)
+    for name, tensor in network.backbone.named_parameters():
+        if numbers[name] < stages:
+            tensor.requires_grad_(False)
+
+
+def train_mode(network: Network) -> None:
+    """Changes the network: training mode, but for the batch norms of frozen stages."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and is_frozen(module):
+            module.eval()
+
+
+def _create_backbone(name: str) -> nn.Module:
+    require_backbone(name)
+    body: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    return body
+
+
+def _config(backbone: nn.Module) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    return config
+
+
+def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Changes the backbone. Refuses weights that lack one of its tensors or have another shape."""
+    own = backbone.state_dict()
+    given = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
+    missing = [name for name in own if name not in given and not name.endswith("batches_tracked")]
+    if missing:
+        raise UsageError(
+            f"weights `{source}` lack {len(missing)} of the backbone's {len(own)} tensors,"
+            f" among them {_some(missing)}; they hold {_some(list(given))}",
+            hint="set `backbone` to the network that the weights were trained with",
+        )
+    shapes = [
+        f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if shapes:
+        raise UsageError(f"weights `{source}` have other shapes: {_some(shapes)}")
+    load_weights(backbone, own | given)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _stage_numbers(backbone: nn.Module) -> dict[str, int]:
+    """The stage of each tensor: 0 the stem, 1 the first stage, … by timm's coarse matcher.
+
+    Stages are numbered anew, as some families count theirs from 0; what is in none (a final norm)
+    comes after the last.
+    """
+    matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
+    names = [name for name, _ in backbone.named_parameters()]
+    stem = {name for name in names if re.match(matcher["stem"], name)}
+    blocks = {name: re.match(matcher["blocks"], name) for name in names if name not in stem}
+    labels = {name: int(block.group(1)) for name, block in blocks.items() if block}
+    order = {label: number for number, label in enumerate(sorted(set(labels.values())), start=1)}
+    numbers = {name: order[label] for name, label in labels.items()}
+    return {name: 0 if name in stem else numbers.get(name, len(order) + 1) for name in names}

@@ -1,0 +1,1 @@
+"""From files to batches: catalogs, checks, folds, transforms. Knows nothing of networks."""

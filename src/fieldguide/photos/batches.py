@@ -1,0 +1,393 @@
+"""Batches of photos whose content depends on what is asked for alone.
+
+A `Draw` names a photo and the seed of its random changes. Whoever asks for a batch says which draws
+it consists of; threads turn draws into pixels and know nothing of epochs, replicas or folds. So any
+number of threads and any resume give the same pixels.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
+from fieldguide.photos import pixels
+from fieldguide.photos.augment import Interpolation, decoded_side, shrink
+from fieldguide.photos.transforms import Picture
+from fieldguide.seeds import derive_seed
+from fieldguide.storage import files
+from fieldguide.storage.decoded import Store
+
+# Batches that each thread may be ahead of their use.
+AHEAD = 2
+
+_NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
+
+
+class Draw(NamedTuple):
+    """A photo by its number in the collection, and the seed of its random changes.
+
+    No seed: it is looked at for evaluation, without any.
+    """
+
+    photo: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pictures: all that decides the pixels that a store keeps.
+
+    `side`: pixels that the shorter side has at most; None: as in the file, or what the decoder
+    leaves of `decoded` (see `pixels.decode`).
+    """
+
+    decoded: int
+    side: int | None
+    interpolation: Interpolation
+    truncated: pixels.Truncated
+
+    @classmethod
+    def of(
+        cls,
+        stored_side: int,
+        eval_resize: int,
+        interpolation: Interpolation,
+        truncated: pixels.Truncated,
+    ) -> "Decoding":
+        """By a recipe's settings: what training, evaluation and prediction have in common."""
+        decoded = max(stored_side, decoded_side(eval_resize))
+        return cls(decoded, stored_side or None, interpolation, truncated)
+
+    def __call__(self, path: Path) -> Picture:
+        """The picture, upright; raises `UnreadablePhoto`."""
+        picture = pixels.load(path, shorter_side=self.decoded, truncated=self.truncated)
+        if self.side is not None:
+            picture = shrink(picture, self.side, self.interpolation)
+        return np.asarray(picture)
+
+
+@dataclass
+class Batch:
+    """Photos of one step, in the order they were asked for.
+
+    `photos`: numbers in the collection; `missing` counts training photos that could not be read any
+    more and were replaced by another of the batch; `unreadable` are photos that were left out, with
+    the reason, where that is allowed.
+    """
+
+    images: UInt8[Tensor, "n *views 3 size size"]
+    photos: Int[Tensor, " n"]
+    missing: int = 0
+    unreadable: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The photos of a collection as batches of pixels: `pictures[draws]`.
+
+    `training` makes a picture and a seed into what the network is shown, `evaluation` a picture
+    alone. `lenient`: photos that cannot be read are left out of their batch and named in it. A
+    `store` keeps decoded photos under their `keys`, one for each file; it changes no pixel. Where
+    `folder`, in which all lie, is gone, it is waited for, and `notice` is told; then it is a
+    `ResourceError`.
+    """
+
+    files: Sequence[Path]
+    training: Callable[[Picture, int], UInt8[Tensor, "3 size size"]]
+    evaluation: Callable[[Picture], UInt8[Tensor, "*views 3 size size"]]
+    decoding: Decoding
+    lenient: bool = False
+    store: Store | None = None
+    keys: Sequence[str] = ()
+    folder: Path | None = None
+    notice: Callable[[str], None] = lambda message: None
+
+    def __getitem__(self, draws: Sequence[Draw]) -> Batch:
+        """One batch, of what can be read or of what was asked for."""
+        return self._readable(draws) if self.lenient else self._complete(draws)
+
+    def _readable(self, draws: Sequence[Draw]) -> Batch:
+        """A batch without the photos that cannot be read."""
+        images, photos, unreadable = [], [], []
+        for draw in draws:
+            try:
+                images.append(self._image(draw))
+                photos.append(draw.photo)
+            except UnreadablePhoto as error:
+                unreadable.append((draw.photo, error.message))
+        stacked = torch.stack(images) if images else _NO_IMAGES
+        return Batch(stacked, torch.tensor(photos, dtype=torch.int64), unreadable=tuple(unreadable))
+
+    def _complete(self, draws: Sequence[Draw]) -> Batch:
+        """A batch of all draws. A vanished training photo is replaced by its successor in it."""
+        if not draws:
+            return Batch(_NO_IMAGES, torch.empty(0, dtype=torch.int64))
+        images, photos, missing = [], [], 0
+        for position in range(len(draws)):
+            draw, image = self._first_readable([*draws[position:], *draws[:position]])
+            images.append(image)
+            photos.append(draw.photo)
+            missing += draw != draws[position]
+        return Batch(torch.stack(images), torch.tensor(photos), missing)
+
+    def _first_readable(self, draws: Sequence[Draw]) -> tuple[Draw, Tensor]:
+        reasons = []
+        for draw in draws:
+            try:
+                return draw, self._image(draw)
+            except UnreadablePhoto as error:
+                reasons.append(f"`{self.files[draw.photo]}`: {error}")
+                if draw.seed is None:
+                    break
+        raise DataError(
+            f"a photo cannot be read any more: {reasons[0]}",
+            hint="bring the photos back; the same command then goes on from the last checkpoint",
+        )
+
+    def _image(self, draw: Draw) -> Tensor:
+        picture = self._decoded(draw.photo)
+        return self.evaluation(picture) if draw.seed is None else self.training(picture, draw.seed)
+
+    def _decoded(self, photo: int) -> Picture:
+        """The photo's pixels, from the store if it has them."""
+        if self.store is None:
+            return self._read(self.files[photo])
+        kept = self.store.get(self.keys[photo])
+        if kept is None:
+            kept = self._read(self.files[photo])
+            self.store.put(self.keys[photo], kept)
+        return kept
+
+    def _read(self, path: Path) -> Picture:
+        """The photo's pixels, once its folder is there."""
+        for wait in (*files.WAITS, None):
+            try:
+                return self.decoding(path)
+            except UnreadablePhoto as error:
+                if self.folder is None or not _is_gone(self.folder):
+                    raise
+                if wait is None:
+                    raise ResourceError(
+                        f"the photos' folder `{self.folder}` is gone",
+                        hint="bring it back; the same command then goes on"
+                        " from the last checkpoint",
+                    ) from error
+                self.notice(f"`{self.folder}` is gone: looking again in {wait:g} s")
+                time.sleep(wait)
+        raise AssertionError
+
+
+def _is_gone(folder: Path) -> bool:
+    """Whether it is not there, or as empty as where a disk is mounted when that is away."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return not folder.is_file()  # an index stands for the photos in shards
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Turns lists of draws into batches, ahead of their use.
+
+    `workers` threads do it (what takes time in it lets go of Python's lock), each a batch at a
+    time; with none, whoever asks. `pin_memory`: copies to a GPU run beside its work.
+    """
+
+    pictures: Pictures
+    workers: int
+    pin_memory: bool = False
+
+    def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+        """One batch for each list of draws, in order; `DataError` for a photo that is gone."""
+        if not self.workers:
+            yield from map(self._batch, plan)
+            return
+        gpu = torch.cuda.current_device() if self.pin_memory else None
+        with ThreadPoolExecutor(self.workers, initializer=_as_the_caller, initargs=(gpu,)) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for draws in plan:
+                    waiting.append(pool.submit(self._batch, draws))
+                    if len(waiting) > AHEAD * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:  # also where the caller wants no more
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _batch(self, draws: Sequence[Draw]) -> Batch:
+        batch = self.pictures[draws]
+        return replace(batch, images=batch.images.pin_memory()) if self.pin_memory else batch
+
+
+def _as_the_caller(gpu: int | None) -> None:
+    """Memory is pinned for the caller's GPU, and pictures are made by one thread each."""
+    if gpu is not None:  # a new thread would pin for the first one, which may be another rank's
+        torch.cuda.set_device(gpu)
+    # Torch's own threads would wait for each other over single pictures.
+    torch.set_num_threads(1)  # of this thread alone, where torch uses OpenMP
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Sequence[list[Draw]]):
+    """Batches as lists of draws, which are made when they are asked for.
+
+    `parts` are the rows of each batch; `seed_of` gives the seed of a row's random changes.
+    """
+
+    parts: Sequence[NDArray[np.int64]]
+    seed_of: Callable[[int], int | None]
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, which: int) -> list[Draw]: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> "Plan": ...
+
+    def __getitem__(self, which: int | slice) -> "list[Draw] | Plan":
+        """The draws of one batch, or the plan of several."""
+        if isinstance(which, slice):
+            return Plan(self.parts[which], self.seed_of)
+        return [Draw(row, self.seed_of(row)) for row in self.parts[which].tolist()]
+
+    def shared(self, rank: int, ranks: int, least: int = 2) -> "Plan":
+        """What one of `ranks` has of each batch: as much as the others, as far as can be.
+
+        Where a batch has fewer than `least` photos for each, the last ranks have none. A single
+        one would have no variance for a batch norm of its own.
+        """
+        return Plan([_share(part, rank, ranks, least) for part in self.parts], self.seed_of)
+
+
+def _share(part: NDArray[np.int64], rank: int, ranks: int, least: int) -> NDArray[np.int64]:
+    shares = np.array_split(part, max(min(ranks, len(part) // least), 1))
+    return shares[rank] if rank < len(shares) else part[:0]
+
+
+def training_plan(
+    rows: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int,
+    replica: int,
+    epoch: int,
+    places: NDArray[np.int64] | None = None,
+    buffer: int = 1,
+) -> Plan:
+    """An epoch's draws: every row once, in an order of its own for each (seed, replica, epoch).
+
+    Any order is as probable as any other; with `places`, the shard and offset of every photo of the
+    collection, (n, 2), it is that of `streamed`. Batches are `steps_in_epoch` in number and as
+    equal as can be.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "order", replica, epoch))
+    if places is None:
+        shuffled = generator.permutation(rows)
+    else:
+        shuffled = streamed(rows, places[rows], buffer, generator)
+    return Plan(
+        np.array_split(shuffled, steps_in_epoch(len(rows), batch_size)),
+        lambda row: derive_seed(seed, "photo", replica, epoch, row),
+    )
+
+
+def streamed(
+    rows: NDArray[np.int64],
+    places: NDArray[np.int64],
+    buffer: int,
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Rows shard after shard, as they lie in them, mixed within a buffer.
+
+    The shards, `places[:, 0]`, come in a random order, and each is read from its start to its end
+    by offset, `places[:, 1]`. Each next row is drawn from `buffer` rows, where the one after them
+    takes its place: 1 leaves the order as it is, `len(rows)` mixes all. As in A. Aizman, G. Maltby,
+    T. Breuel, "High Performance I/O For Large Scale Deep Learning", IEEE Big Data 2019.
+    """
+    rank = generator.permutation(places[:, 0].max(initial=0) + 1)  # of each shard
+    stream = rows[np.lexsort((rows, places[:, 1], rank[places[:, 0]]))]
+    if buffer >= len(stream):
+        return generator.permutation(stream)
+    held, coming = stream[:buffer].tolist(), stream[buffer:]
+    drawn = np.empty_like(stream)
+    for step, place in enumerate(generator.integers(0, buffer, len(coming)).tolist()):
+        drawn[step] = held[place]
+        held[place] = coming[step]
+    drawn[len(coming) :] = generator.permutation(held)
+    return drawn
+
+
+def steps_in_epoch(photos: int, batch_size: int) -> int:
+    """How many batches an epoch has.
+
+    None is left with a single photo, whose batch norm would have no variance, unless singles were
+    asked for: with `batch_size` = 2 and an odd number of photos, one batch holds three.
+    """
+    steps = -(-photos // batch_size)
+    return steps if batch_size == 1 else max(min(steps, photos // 2), 1)
+
+
+def share_of(
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    *,
+    seed: int,
+    replica: int,
+    replicas: int,
+    epoch: int,
+) -> NDArray[np.int64]:
+    """The rows that a replica trains on in an epoch where each has a part of them.
+
+    The replicas' parts are disjoint and make up the whole; in size, and in the number of each
+    class, they differ by one at most: photos are dealt out class by class, in an order drawn anew
+    for each epoch. So replicas together see every photo once an epoch, as in training with one
+    message an epoch (Stich, "Local SGD converges fast and communicates little", ICLR 2019), and in
+    time each sees all. `targets` are class numbers by row.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "shares", epoch))
+    shuffled = generator.permutation(rows)
+    turn = generator.permutation(targets.max() + 1)  # else rare classes met the same replica
+    dealt = shuffled[np.argsort(turn[targets[shuffled]], kind="stable")]
+    return np.sort(dealt[replica::replicas])
+
+
+def epoch_steps(photos: int, batch_size: int, *, replicas: int, shares: bool) -> list[int]:
+    """How many batches the epoch of each replica has, on all photos or on `shares` of them.
+
+    Raises `UsageError` where a share would have fewer than two photos.
+    """
+    if not shares:
+        return [steps_in_epoch(photos, batch_size)] * replicas
+    if photos < 2 * replicas:
+        raise UsageError(
+            f"`replica_data` = 'share' leaves fewer than 2 of {photos} training photos"
+            f" for each of `replicas` = {replicas}",
+            hint="lower `replicas`, or set replica_data to `full`",
+        )
+    sizes = [len(range(replica, photos, replicas)) for replica in range(replicas)]
+    return [steps_in_epoch(size, batch_size) for size in sizes]
+
+
+def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> Plan:
+    """Every row once, in order, without random changes; batches as equal as in training.
+
+    Batch norm is measured on such batches too, and a last one of a single photo would fail it.
+    """
+    parts = np.array_split(rows, steps_in_epoch(len(rows), batch_size)) if len(rows) else []
+    return Plan(parts, lambda row: None)

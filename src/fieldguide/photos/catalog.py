@@ -1,0 +1,273 @@
+"""Which photographs there are and what they are called: one row a photo.
+
+What is odd while a catalog is read becomes a `Note` and is not lost; what makes the rest unusable
+is a DataError. Knows nothing of where the rows come from, nor of pixels: whether a file holds a
+picture is found out by `inspect`.
+"""
+
+import csv
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, overload
+
+from fieldguide.errors import DataError
+from fieldguide.storage import columns, files
+from fieldguide.storage.columns import Records, Shared
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+# Endings of the files that `pixels` can decode, lower case; the content decides later.
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif"}
+    | {".tif", ".tiff", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc"}
+    | {".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+
+SPLIT_FOLDERS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+SHOWN = 5  # names that a message gives before it counts the rest (taste)
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One photograph."""
+
+    path: str  # POSIX, relative to the catalog's root where it lies below it, else absolute
+    label: str | None  # the exact string; None where unlabelled
+    group: str | None = None  # photos of one specimen, site or day; None: it stands alone
+    split: Split = "train"
+    fold: int | None = None  # the user's own fold
+    sha256: str = ""  # of the file's bytes; filled in by `inspect`
+
+
+def in_columns(photos: Iterable[Photo] = ()) -> Records[Photo]:
+    """Photos as catalogs hold them: a sequence of about 110 bytes a photo, hash included."""
+    return Records(
+        Photo,
+        {
+            "path": columns.texts,
+            "label": Shared,
+            "group": columns.texts,
+            "split": Shared,
+            "fold": Shared,
+            "sha256": columns.digests,
+        },
+        photos,
+    )
+
+
+def group_names(photos: Records[Photo]) -> list[str]:
+    """The group of each photo; its path where it stands alone."""
+    pairs = zip(photos.column("group"), photos.column("path"), strict=True)
+    return [group or path for group, path in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something noticed while reading. `kind` is a short slug such as `empty-class`."""
+
+    kind: str
+    path: str
+    message: str
+    hint: str = ""
+    fatal: bool = False  # nothing can be trained before this is put right
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Photos in an order that does not depend on the file system, and what was noticed about them.
+
+    From folders: by split, label and path in code-point order. From a table: in its order.
+    """
+
+    root: Path
+    photos: Sequence[Photo]
+    notes: tuple[Note, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self.photos)
+
+    @cached_property
+    def table(self) -> Records[Photo]:
+        """The photos in columns, for what looks at single fields of all of them."""
+        return self.photos if isinstance(self.photos, Records) else in_columns(self.photos)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The labels of the training part in code-point order: the outputs of a model."""
+        return tuple(sorted(_labels(self, "train")))
+
+    def part(self, split: Split) -> "Catalog":
+        """The photos of one split, in the same order, without the notes."""
+        splits = enumerate(self.table.column("split"))
+        return Catalog(self.root, self.table.take(row for row, its in splits if its == split))
+
+    def file(self, photo: Photo) -> Path:
+        """Where the photo lies."""
+        return self.root / photo.path
+
+    @property
+    def files(self) -> "Files":
+        """Where the photos lie, in catalog order."""
+        return Files(self.root, self.table.column("path"))
+
+
+@dataclass(frozen=True)
+class Files(Sequence[Path]):
+    """Where photos lie. A `Path` takes much more room than a text: each is made when asked for."""
+
+    root: Path
+    paths: Sequence[str]  # as in `Photo.path`
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, which: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> "Files": ...
+
+    def __getitem__(self, which: int | slice) -> "Path | Files":
+        """The path of one photo, or those of several."""
+        if isinstance(which, slice):
+            return Files(self.root, self.paths[which])
+        return self.root / self.paths[which]
+
+
+def require_trainable(catalog: Catalog) -> None:
+    """Raises DataError where nothing can be learned: no photos, one class, a class not in train."""
+    for note in trainable_notes(catalog):
+        raise DataError(note.message, hint=note.hint)
+
+
+def trainable_notes(catalog: Catalog) -> list[Note]:
+    """What stops a fit whatever the pixels are; all notes are fatal."""
+    found = []
+    classes = _labels(catalog, "train")
+    if "train" not in catalog.table.column("split"):
+        found.append(_fatal("no-photos", "no photographs to train on"))
+    elif not classes:
+        found.append(
+            _fatal("one-class", "at least two classes are needed, and no photo has a label")
+        )
+    elif len(classes) == 1:
+        message = f"at least two classes are needed, found one: `{next(iter(classes))}`"
+        found.append(
+            _fatal("one-class", message, "put the photos of each class into a folder of its own")
+        )
+    unknown = sorted(_labels(catalog, "val") - classes) if classes else []
+    if unknown:
+        message = f"classes in the validation part that the training part lacks: {listed(unknown)}"
+        found.append(
+            _fatal("unknown-class", message, "add photos of them to train, or leave them out")
+        )
+    return found
+
+
+def _fatal(kind: str, message: str, hint: str = "") -> Note:
+    return Note(kind, "", message, hint, fatal=True)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five names in backticks and the count of the others."""
+    shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+
+
+def _labels(catalog: Catalog, split: Split) -> set[str]:
+    pairs = zip(catalog.table.column("label"), catalog.table.column("split"), strict=True)
+    return {label for label, its in pairs if its == split and label is not None}
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, such as `1 photo` or `1,200 photos`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def similar_classes(labels: Iterable[str]) -> Iterator[Note]:
+    """A note for each set of labels that look the same."""
+
+    def look(label: str) -> str:
+        return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+    for names in looking_alike(sorted(labels), look):
+        message = f"classes that differ only by case, blanks or Unicode form: {listed(names)}"
+        yield Note("similar-classes", "", message, "if they are one class, give them one name")
+
+
+def looking_alike(names: Sequence[str], look: Callable[[str], str]) -> Iterator[list[str]]:
+    """The names that look the same, two or more at a time."""
+    if all(name.isascii() and name.islower() and " " not in name for name in names):
+        return  # the usual case: nothing to normalise
+    seen = defaultdict(list)
+    for name in names:
+        seen[look(name)].append(name)
+    yield from (alike for alike in seen.values() if len(alike) > 1)
+
+
+# Column names without case, blanks, `_` and `-`, the best first. Groups decide folds, so only a
+# column that is called so is taken for one.
+USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "path": (
+        *("path", "filepath", "imagepath", "photopath", "file", "filename", "imagefile"),
+        *("imagename", "photo", "image", "img", "picture", "imageid", "photoid", "name", "id"),
+    ),
+    "label": ("label", "class", "classname", "species", "category", "target", "taxon", "labels"),
+    "group": ("group", "groupid"),
+    "split": ("split", "subset", "partition"),
+    "fold": ("fold", "kfold"),
+}
+
+_HEADER = ("path", "label", "group", "split", "fold", "sha256")
+
+
+def write_rows(path: Path, catalog: Catalog) -> None:
+    """Write the photos of a catalog as CSV, whole or not at all; root and notes are not kept."""
+    rows = zip(*(catalog.table.column(name) for name in _HEADER), strict=True)
+    files.write_csv(path, _HEADER, rows)
+
+
+def read_rows(path: Path, root: Path) -> Catalog:
+    """The catalog that `write_rows` wrote; raises DataError where the file is not one."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            if tuple(header) != _HEADER:
+                raise ValueError(f"header {header}")
+            return Catalog(root, in_columns(map(_photo_of, rows)))
+    except (OSError, csv.Error, ValueError, KeyError) as error:
+        raise DataError(f"not a catalog: {path}: {error}") from error
+
+
+def _photo_of(row: Sequence[str]) -> Photo:
+    path, label, group, split, fold, sha256 = row
+    return Photo(
+        path,
+        label or None,
+        group or None,
+        SPLIT_FOLDERS[split],
+        int(fold) if fold else None,
+        sha256,
+    )
+
+
+def with_hashes(catalog: Catalog, hashes: Sequence[str]) -> Catalog:
+    """The catalog with the SHA-256 of each photo filled in, in catalog order."""
+    return replace(catalog, photos=catalog.table.with_column("sha256", hashes))

@@ -1,0 +1,276 @@
+"""What is wrong with a collection of photographs, found before anything is trained on it.
+
+Computed from the facts that `inspect` keeps and the copies that `near_copies` finds. Knows nothing
+of how folds are made, of training or of how findings are shown.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from fieldguide.photos.catalog import Catalog, Photo, listed, trainable_notes
+from fieldguide.photos.inspect import Facts, as_records
+from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
+from fieldguide.storage import files
+from fieldguide.storage.columns import Records
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to tell the user. `kind` is a short slug; a fatal finding stops a fit."""
+
+    kind: str
+    path: str
+    message: str
+    hint: str = ""
+    fatal: bool = False
+
+
+def usable(
+    catalog: Catalog,
+    facts: Sequence[Facts],
+    *,
+    clusters: Clusters | None = None,
+    conflicts: Literal["keep", "drop"] = "keep",
+) -> tuple[Catalog, Clusters]:
+    """The photos that can be read, with their SHA-256 filled in, and the clusters among them.
+
+    `clusters` are those that `duplicates` found in `catalog`. `conflicts="drop"` also leaves out
+    every training photo whose very file stands there under another label too.
+    """
+    table = as_records(facts)
+    clusters = duplicates(catalog, table) if clusters is None else clusters
+    dropped = set(_conflicting(catalog, table)) if conflicts == "drop" else set()
+    kept = [row for row in _readable(table) if row not in dropped]
+    photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
+    used = replace(catalog, photos=photos)
+    if dropped:  # one that is gone may have linked two that stay
+        return used, duplicates(used, table.take(kept))
+    # What cannot be read is in no cluster: all their photos stay, under other numbers.
+    numbers = np.array(kept, dtype=np.int64)
+    return used, [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
+
+
+def _readable(facts: Records[Facts]) -> Iterator[int]:
+    return (row for row, problem in enumerate(facts.column("problem")) if not problem)
+
+
+def _conflicting(catalog: Catalog, facts: Records[Facts]) -> Iterator[int]:
+    for rows in _same_files(facts):
+        training = [row for row in rows if catalog.photos[row].split == "train"]
+        if len({catalog.photos[row].label for row in training}) > 1:
+            yield from training
+
+
+def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
+    """Rows of files with the same bytes, of those that show something."""
+    first_of: dict[str, int] = {}
+    rows_of: dict[int, list[int]] = {}
+    hashes = facts.column("sha256")
+    for row in np.flatnonzero(facts.column("width")).tolist():
+        first = first_of.setdefault(hashes[row], row)
+        if first != row:
+            rows_of.setdefault(first, [first]).append(row)
+    return iter(rows_of.values())
+
+
+_RARE = 100  # times fewer photos than the largest class: then plain accuracy hides a class (taste)
+
+
+def findings(
+    catalog: Catalog,
+    facts: Sequence[Facts],
+    *,
+    folds: int = 5,
+    min_size: int = 16,
+    clusters: Clusters | None = None,
+) -> list[Finding]:
+    """All there is to tell, fatal findings first.
+
+    Fatal, so that a fit stops: fewer than two classes; a class that `val` has and `train` lacks; a
+    class of which more than half cannot be read; one file under two labels in `train`; a class
+    whose photos all lie in one group. Told and left to the user: files that cannot be read (they
+    are left out), damaged and small pictures, copies (they stay in one fold), look-alikes under two
+    labels, copies of `val` or `test` photos in `train`, thin classes, an imbalance beyond 1:100.
+
+    `folds` is the number a fit would use, `min_size` the least shorter side in pixels.
+    """
+    table = as_records(facts)
+    found_clusters = duplicates(catalog, table) if clusters is None else clusters
+    found = [Finding(n.kind, n.path, n.message, n.hint, n.fatal) for n in catalog.notes]
+    readable = replace(catalog, photos=catalog.table.take(_readable(table)))
+    for note in trainable_notes(readable):
+        found.append(Finding(note.kind, note.path, note.message, note.hint, note.fatal))
+    found += _file_findings(catalog, table, min_size)
+    found += _lost_classes(catalog, table)
+    for cluster in found_clusters:
+        found += _cluster_findings(catalog, table, cluster)
+    groups = joined_groups(catalog, found_clusters)
+    found += _class_findings(catalog, table, groups, folds)
+    return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> Iterator[Finding]:
+    for row in _odd_rows(facts, min_size):
+        path, fact = catalog.photos[row].path, facts[row]
+        if fact.problem:
+            kind = "truncated" if fact.problem == "truncated" else "unreadable"
+            yield Finding(kind, path, fact.problem, fact.hint)
+        elif fact.warning:
+            yield Finding("damaged", path, fact.warning)
+        if fact.fingerprint and min(fact.width, fact.height) < min_size:
+            size = f"{fact.width} × {fact.height} pixels"
+            yield Finding("too-small", path, f"{size}, the shorter side is below {min_size}")
+    frames = enumerate(facts.column("frames"))
+    several = [catalog.photos[row].path for row, count in frames if count > 1]
+    if several:
+        message = f"files with several pictures, of which the first is used: {listed(several)}"
+        yield Finding("several-frames", several[0], message)
+
+
+def _odd_rows(facts: Records[Facts], min_size: int) -> Iterator[int]:
+    names = ("problem", "warning", "width", "height")
+    each = zip(*(facts.column(name) for name in names), strict=True)
+    for row, (problem, warning, width, height) in enumerate(each):
+        if problem or warning or min(width, height) < min_size:
+            yield row
+
+
+def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
+    total = Counter(label for label, _ in _training(catalog, facts.column("problem")))
+    lost = Counter(label for label, fault in _training(catalog, facts.column("problem")) if fault)
+    for label in sorted(lost):
+        if 2 * lost[label] > total[label]:
+            message = f"class `{label}`: {lost[label]} of {total[label]} photos cannot be read"
+            hint = "mend or remove the files, or take the class out"
+            yield Finding("class-lost", "", message, hint, fatal=True)
+
+
+def _training(catalog: Catalog, values: Iterable[T]) -> Iterator[tuple[str, T]]:
+    """(label, value) of the labelled photos of the training part, of a value for every photo."""
+    labels, splits = (catalog.table.column(name) for name in ("label", "split"))
+    for label, split, value in zip(labels, splits, values, strict=True):
+        if split == "train" and label is not None:
+            yield label, value
+
+
+def _cluster_findings(
+    catalog: Catalog, facts: Records[Facts], cluster: tuple[int, ...]
+) -> Iterator[Finding]:
+    photos = [catalog.photos[row] for row in cluster]
+    hashes = [facts[row].sha256 for row in cluster]
+    yield from _copies(photos, hashes)
+    yield from _leaks(photos, hashes)
+    yield from _conflicts(photos, hashes)
+
+
+def _copies(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
+    """One finding for each photo but the first of each split."""
+    first: dict[str, int] = {}
+    for row, photo in enumerate(photos):
+        other = first.setdefault(photo.split, row)
+        if other != row:
+            kind, verb = _likeness(hashes[row], hashes[other])
+            yield Finding(kind, photo.path, f"{verb} {photos[other].path}")
+
+
+def _likeness(one: str, other: str) -> tuple[str, str]:
+    same = one == other
+    return ("exact-duplicate", "is the same file as") if same else ("near-duplicate", "looks like")
+
+
+def _leaks(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
+    training = [row for row, photo in enumerate(photos) if photo.split == "train"]
+    for row, photo in enumerate(photos):
+        if training and photo.split != "train":
+            other = next((t for t in training if hashes[t] == hashes[row]), training[0])
+            verb = _likeness(hashes[row], hashes[other])[1]
+            message = f"in `{photo.split}`, and {verb} the training photo {photos[other].path}"
+            yield Finding("leak", photo.path, message, "scores on this photo flatter the model")
+
+
+def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
+    """One finding where labels differ: fatal where it is one file, in the training part."""
+    labelled = [(p, h) for p, h in zip(photos, hashes, strict=True) if p.label is not None]
+    if len({p.label for p, _ in labelled}) < 2:
+        return
+    training = {(h, p.label) for p, h in labelled if p.split == "train"}
+    fatal = len(training) > len({h for h, _ in training})
+    where = ", ".join(f"`{p.label}` ({p.path})" for p, _ in labelled)
+    what = "one picture" if fatal else "pictures that look the same"
+    hint = "remove the wrong one, or drop all photos in conflict" if fatal else "look at both"
+    yield Finding(
+        "conflicting-labels",
+        labelled[0][0].path,
+        f"{what} under several labels: {where}",
+        hint,
+        fatal,
+    )
+
+
+def _class_findings(
+    catalog: Catalog, facts: Records[Facts], groups: Sequence[str], folds: int
+) -> Iterator[Finding]:
+    photos: Counter[str] = Counter()
+    groups_of: dict[str, set[str]] = defaultdict(set)
+    own_folds = False
+    each = zip(facts.column("problem"), groups, catalog.table.column("fold"), strict=True)
+    for label, (problem, group, fold) in _training(catalog, each):
+        if not problem:
+            photos[label] += 1
+            own_folds |= fold is not None
+            if len(groups_of[label]) < max(folds, 2):  # more are as good as any number
+                groups_of[label].add(group)
+    if not own_folds:
+        for label in sorted(photos):
+            yield from _thin(label, photos[label], sorted(groups_of[label]), folds)
+    if photos:
+        yield from _imbalance(photos)
+
+
+def _thin(label: str, photos: int, groups: Sequence[str], folds: int) -> Iterator[Finding]:
+    if photos == 1:
+        message = f"class `{label}` has 1 photo: the fold that tests it could not learn it"
+        yield Finding("single-group", "", message, "add photos, or take the class out", fatal=True)
+    elif len(groups) == 1:
+        message = f"class `{label}`: all {photos} photos lie in one group, that of {groups[0]}"
+        hint = "add photos of another specimen or site, or take the class out"
+        yield Finding("single-group", "", message, hint, fatal=True)
+    elif photos < folds:
+        message = f"class `{label}` has {photos} photos, fewer than folds = {folds}"
+        hint = f"lower folds to {photos} or add photos"
+        yield Finding("thin-class", "", message, hint)
+    elif len(groups) < folds:
+        message = (
+            f"class `{label}` has {photos} photos in {len(groups)} groups,"
+            f" fewer than folds = {folds}"
+        )
+        hint = f"lower folds to {len(groups)} or add photos of other groups"
+        yield Finding("thin-class", "", message, hint)
+
+
+def _imbalance(photos: Counter[str]) -> Iterator[Finding]:
+    largest = min(photos, key=lambda label: (-photos[label], label))
+    smallest = min(photos, key=lambda label: (photos[label], label))
+    if photos[largest] > _RARE * photos[smallest]:
+        message = (
+            f"class `{largest}` has {photos[largest]} photos and class `{smallest}`"
+            f" {photos[smallest]}: more than {_RARE} to 1"
+        )
+        hint = "judge by macro F1 or balanced accuracy, and weigh the classes"
+        yield Finding("imbalance", "", message, hint)
+
+
+def write_findings(path: Path, found: Iterable[Finding]) -> None:
+    """Write findings as CSV (kind, path, reason, hint), safe to open in a spreadsheet.
+
+    A cell that would be taken for a formula gets a `'` in front.
+    """
+    rows = ([files.no_formula(c) for c in (f.kind, f.path, f.message, f.hint)] for f in found)
+    files.write_csv(path, ("kind", "path", "reason", "hint"), rows)

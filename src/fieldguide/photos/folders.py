@@ -1,0 +1,277 @@
+"""The catalog of a folder that holds one folder a class, read from file names alone.
+
+Nothing is written beside the photos. Knows nothing of tables or pixels.
+"""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fieldguide.errors import DataError
+from fieldguide.photos.catalog import (
+    EXTENSIONS,
+    SHOWN,
+    SPLIT_FOLDERS,
+    SPLITS,
+    Catalog,
+    Note,
+    Photo,
+    Split,
+    counted,
+    in_columns,
+    listed,
+    looking_alike,
+    similar_classes,
+)
+from fieldguide.photos.sharded import index_of, left_out, read_shards
+from fieldguide.storage import addresses
+
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+
+def scan(folder: str | Path) -> Catalog:
+    """The labelled photos of a folder that holds one folder a class.
+
+    Or that holds `train`, and perhaps `val` (`valid`, `validation`) and `test`, each with one
+    folder a class; `test` may also hold unlabelled photos directly. Photos deeper down belong to
+    the class folder above them. Links are followed, hidden files are not looked at.
+
+    Or that holds shards (see `shards`), whose catalog is that of the photos that were packed.
+
+    Raises DataError where there is no such folder, no photo, or no class folder.
+    """
+    root = _existing_folder(folder)
+    index = index_of(root)
+    if index:
+        return read_shards(index)
+    walk = _Walk(root)
+    splits = _split_folders(walk)
+    if "train" in splits.values():
+        photos = [photo for name, split in splits.items() for photo in _tree(walk, name, split)]
+        _note_beside_splits(walk, splits)
+    else:
+        photos = list(_tree(walk, "", "train"))
+    if not photos:
+        raise _nothing_found(walk)
+    photos.sort(key=lambda p: (SPLITS.index(p.split), p.label or "", p.path))
+    walk.notes += similar_classes({p.label for p in photos if p.label is not None})
+    return Catalog(root, in_columns(photos), tuple(walk.all_notes()))
+
+
+def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
+    """All photos of a folder, without labels, as a test part: what a model is to predict.
+
+    Raises DataError where there is no such folder or no photo in it.
+    """
+    root = _existing_folder(folder)
+    index = index_of(root)
+    if index:
+        found = (Photo(entry.path, None, split="test") for entry in index.entries())
+        return Catalog(index.path, in_columns(found), left_out(index))
+    walk = _Walk(root)
+    paths = sorted(walk.below("") if recursive else walk.images(""))
+    if not paths:
+        raise _nothing_found(walk)
+    found = (Photo(path, None, split="test") for path in paths)
+    return Catalog(root, in_columns(found), tuple(walk.all_notes()))
+
+
+def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dict[str, str]]:
+    """The folder, and all that is called like a picture in it: path to what is wrong with it.
+
+    The paths are those of `scan_unlabelled` in the same order, and with them what it leaves out:
+    links to nothing ("file not found") and folders that cannot be listed. Raises DataError where
+    there is no such folder, it cannot be listed, or nothing is found in it.
+    """
+    root = _existing_folder(folder)
+    index = index_of(root)
+    if index:
+        return index.path, dict.fromkeys((entry.path for entry in index.entries()), "")
+    walk = _Walk(root)
+    found = dict.fromkeys(walk.below("") if recursive else walk.images(""), "") | walk.lost
+    if "" in walk.lost:
+        raise DataError(f"{walk.lost['']}: {folder}")
+    if not found:
+        raise _nothing_found(walk)
+    return root, {path: found[path] for path in sorted(found)}
+
+
+def _existing_folder(folder: str | Path) -> Path:
+    root = addresses.local(folder).resolve()
+    if root.is_dir():
+        return root
+    if root.exists():
+        raise DataError(f"not a folder: {folder}", hint="a CSV file is read with `read_table`")
+    raise DataError(f"no such folder: {folder}")
+
+
+class _Walk:
+    """Lists folders below a root once each, in name order, and notes what is odd.
+
+    Folders are named by their POSIX path relative to the root, the root by the empty string.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.notes: list[Note] = []
+        self.endings: Counter[str] = Counter()  # of files that are not photographs
+        self.lost: dict[str, str] = {}  # what cannot be looked into, and why
+        self._listed: dict[str, tuple[list[str], list[str]]] = {}
+
+    def folders(self, folder: str) -> list[str]:
+        """The visible folders in a folder."""
+        return self._list(folder)[0]
+
+    def images(self, folder: str) -> list[str]:
+        """The files in a folder that are called like pictures."""
+        return self._list(folder)[1]
+
+    def below(self, folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+        """The pictures in a folder and in all folders below it; a loop of links is entered once."""
+        here = self._identity(folder)
+        if here in above:
+            self.notes.append(Note("link-loop", folder, "a link leads back to a folder above it"))
+            return
+        yield from self.images(folder)
+        for name in self.folders(folder):
+            yield from self.below(name, (*above, here))
+
+    def all_notes(self) -> list[Note]:
+        """The notes so far and one about the files that were left out."""
+        if not self.endings:
+            return self.notes
+        message = f"files that are not photographs by their names: {self.endings_found()}"
+        return [*self.notes, Note("other-files", "", message)]
+
+    def endings_found(self) -> str:
+        """Such as "12 .nef, 1 .txt", the most frequent first."""
+        ranked = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(
+            f"{count} {ending or 'without ending'}" for ending, count in ranked[:SHOWN]
+        )
+
+    def _identity(self, folder: str) -> tuple[int, int]:
+        status = (self.root / folder).stat()
+        return status.st_dev, status.st_ino
+
+    def _list(self, folder: str) -> tuple[list[str], list[str]]:
+        if folder not in self._listed:
+            self._listed[folder] = self._read(folder)
+        return self._listed[folder]
+
+    def _read(self, folder: str) -> tuple[list[str], list[str]]:
+        folders, images = [], []
+        for entry in self._entries(folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            pictorial = Path(entry.name).suffix.lower() in EXTENSIONS
+            if answer_of(entry.is_dir):  # no for a link to itself
+                folders += [] if pictorial else [path]  # a folder called x.jpg is neither
+            elif entry.is_symlink() and not answer_of((self.root / path).exists):
+                self.notes.append(
+                    Note("dangling-link", path, "a link to a file that does not exist")
+                )
+                self.lost |= {path: "file not found"} if pictorial else {}
+            elif pictorial:
+                images.append(path)
+            else:
+                self.endings[Path(entry.name).suffix.lower()] += 1
+        self.notes += _unicode_twins(images)
+        return folders, images
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                visible = [e for e in entries if not is_hidden(e.name)]
+        except OSError as error:
+            reason = f"the folder cannot be read: {(error.strerror or str(error)).lower()}"
+            self.notes.append(Note("unreadable-folder", folder, reason))
+            self.lost[folder] = reason
+            return []
+        return sorted(visible, key=lambda e: e.name)
+
+
+def answer_of(question: Callable[[], bool]) -> bool:
+    """What a look at a file says; no where one may not or cannot look, such as a name too long."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or the system's own."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def _split_folders(walk: _Walk) -> dict[str, Split]:
+    names = walk.folders("")
+    return {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
+
+
+def _tree(walk: _Walk, top: str, split: Split) -> Iterator[Photo]:
+    """The photos of one tree of class folders; unlabelled ones too where it is the test part."""
+    loose = walk.images(top)
+    if split == "test":
+        yield from (Photo(path, None, split=split) for path in loose)
+    elif loose:
+        _note_loose(walk, top, loose)
+    above = (walk._identity(""), walk._identity(top)) if top else (walk._identity(""),)
+    for folder in walk.folders(top):
+        label = folder.rpartition("/")[2]
+        paths = list(walk.below(folder, above))
+        _note_class(walk, folder, label, paths)
+        yield from (Photo(path, label, split=split) for path in paths)
+
+
+def _note_loose(walk: _Walk, top: str, loose: Sequence[str]) -> None:
+    where = f"`{top}`" if top else "the folder itself"
+    message = f"{counted(len(loose), 'photo')} in {where}, outside the class folders, left out"
+    hint = "move them into class folders, or describe all photos in a CSV file"
+    walk.notes.append(Note("loose-photos", loose[0], message, hint))
+
+
+def _note_class(walk: _Walk, folder: str, label: str, paths: Sequence[str]) -> None:
+    if not paths:
+        message = f"class `{label}` has 0 photos and is left out"
+        walk.notes.append(Note("empty-class", folder, message, "add photos, or remove the folder"))
+    inner = walk.folders(folder)
+    deep = sum(path.count("/") > folder.count("/") + 1 for path in paths)
+    if deep:
+        message = (
+            f"class `{label}` has {counted(len(inner), 'folder')} inside;"
+            f" their {counted(deep, 'photo')} count as `{label}`"
+        )
+        hint = "if the inner folders are the classes, give the folder above them"
+        walk.notes.append(Note("nested-folders", folder, message, hint))
+
+
+def _note_beside_splits(walk: _Walk, splits: Mapping[str, Split]) -> None:
+    beside = [name for name in walk.folders("") if name not in splits]
+    if beside:
+        message = f"folders beside the split folders, left out: {listed(beside)}"
+        walk.notes.append(Note("beside-splits", beside[0], message))
+    if walk.images(""):
+        _note_loose(walk, "", walk.images(""))
+
+
+def _nothing_found(walk: _Walk) -> DataError:
+    loose = walk.images("")
+    if loose:
+        return DataError(
+            f"no class folders: {walk.root} holds {counted(len(loose), 'photo')} directly",
+            hint="put each class into a folder of its own, or describe the photos in a CSV file",
+        )
+    found = walk.endings_found()
+    return DataError(
+        f"no photographs below {walk.root}; "
+        + (f"found: {found}" if found else "the folders are empty"),
+        hint="looked for " + " ".join(sorted(EXTENSIONS)),
+    )
+
+
+def _unicode_twins(paths: Sequence[str]) -> Iterator[Note]:
+    for twins in looking_alike(paths, lambda path: unicodedata.normalize("NFC", path)):
+        message = f"{len(twins)} files whose names look the same, in different Unicode forms"
+        yield Note("unicode-twins", twins[0], message, "keep one of them if they are copies")

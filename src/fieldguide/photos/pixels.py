@@ -1,0 +1,629 @@
+"""From a picture file to upright RGB pixels: the one definition that the whole package uses.
+
+Every picture leaves here in mode RGB with 8 bits a channel, turned as its EXIF says, first frame
+only, on white where it was transparent. Embedded colour profiles are not applied, as in the
+training of the public backbones. JPEG and PNG are stripped of their metadata before Pillow sees
+them, so that a broken profile, a huge comment or a corrupt EXIF block can neither stop, slow nor
+warn; Pillow's process-wide settings are not changed. Safe to call from many threads.
+
+Knows nothing of labels, folders, augmentation or tensors.
+"""
+
+import hashlib
+import importlib
+import io
+import re
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from fieldguide.errors import UnreadablePhoto
+from fieldguide.storage import files, shards
+
+Truncated = Literal["refuse", "keep"]
+
+# 100 megapixels: the largest medium-format cameras, and 400 MB decoded (4 bytes a pixel in Pillow).
+DECODED_LIMIT = 100_000_000
+# A JPEG may be larger when it is decoded at 1/2, 1/4 or 1/8; a gigapixel takes about 10 s (taste).
+JPEG_LIMIT = 1_000_000_000
+# Bytes of a file: 100 megapixels of 16-bit RGB without compression, rounded up (taste).
+FILE_LIMIT = 1 << 30
+
+# What Pillow's readers raise on broken or crafted files, found by feeding them damaged ones.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded picture and what was seen while decoding it.
+
+    `width` and `height` are those of the upright picture in the file, in pixels; `image` is smaller
+    where reduced decoding was asked for or needed. `warning` is empty or a short reason.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    frames: int = 1
+    warning: str = ""
+
+
+def load(
+    path: Path, *, shorter_side: int | None = None, truncated: Truncated = "refuse"
+) -> Image.Image:
+    """The picture in a file, upright, RGB, 8 bits; see `decode`."""
+    return decode(read(path), shorter_side=shorter_side, truncated=truncated).image
+
+
+def read(path: Path) -> bytes:
+    """All bytes of a photo's file; raises `UnreadablePhoto` where there is nothing to decode."""
+    try:
+        data = _bytes_of(path)
+    except OSError as error:
+        raise UnreadablePhoto(_system_reason(error)) from error
+    if not data:
+        raise UnreadablePhoto("empty file")
+    return data
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a photo's bytes in hexadecimal; OSError if they cannot be read."""
+    try:
+        return files.sha256(path)
+    except (NotADirectoryError, FileNotFoundError):  # perhaps in a shard
+        return hashlib.sha256(shards.read(path)).hexdigest()
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Of a regular file, or of a photo in a shard."""
+    try:
+        status = path.stat()
+    except (NotADirectoryError, FileNotFoundError):  # the latter on Windows, where a part is a file
+        return shards.read(path)
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise UnreadablePhoto("not a regular file")
+    if status.st_size > FILE_LIMIT:
+        raise UnreadablePhoto(f"too large: {status.st_size / 2**30:.1f} GiB")
+    return path.read_bytes()
+
+
+def decode(
+    data: bytes, *, shorter_side: int | None = None, truncated: Truncated = "refuse"
+) -> Frame:
+    """The picture in the bytes of a file.
+
+    `shorter_side` (pixels) allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, which is
+    faster, as long as its shorter side keeps at least that many pixels; other formats ignore it.
+    `truncated="keep"` accepts a picture whose data end early or are damaged: the rest stays grey or
+    black. A JPEG that lacks only its last bytes is accepted always, with a warning.
+
+    Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF,
+    JPEG 2000, PPM; HEIC with the extra `heic`.
+    """
+    kind = _kind(data)
+    try:
+        if kind == "JPEG":
+            return _decode_jpeg(data, shorter_side, truncated)
+        if kind == "PNG":
+            return _decode_png(data, truncated)
+        if kind == "HEIC":
+            return _decode_heic(data)
+        return _decode_other(kind, data, truncated)
+    except _DECODER_ERRORS as error:
+        raise UnreadablePhoto(_decoder_reason(error)) from error
+
+
+# --- what it is -----------------------------------------------------------------------------------
+
+
+_MAGIC = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
+    (re.compile(rb"GIF8[79]a"), "GIF"),
+    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), "TIFF"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
+    (re.compile(rb"\x00\x00\x00\x0cjP {2}\r\n\x87\n|\xff\x4f\xff\x51"), "JPEG2000"),
+    # header sizes that exist: 12, 40, 52, 56, 64, 108, 124
+    (re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", re.DOTALL), "BMP"),
+    (re.compile(rb"P[1-6]\s"), "PPM"),
+)
+_BRANDS = {
+    "AVIF": (b"avif", b"avis"),
+    "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+}
+_NOT_IMAGES = (
+    (re.compile(rb"(<!doctype html|<html|<head|<body)", re.IGNORECASE), "HTML", ""),
+    (
+        re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", re.I),
+        "SVG",
+        "",
+    ),
+    (re.compile(rb"<\?xml"), "XML", ""),
+    (
+        re.compile(rb"version https://git-lfs"),
+        "a Git LFS pointer",
+        "fetch the pictures with `git lfs pull`",
+    ),
+    (re.compile(rb"%PDF"), "PDF", ""),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
+    (re.compile(rb"PAR1"), "a Parquet file", "name the folder that it lies in"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "a video", ""),
+    (re.compile(rb"\x00+\Z"), "only zero bytes", ""),
+    (re.compile(rb"[\t\r\n -~\x80-\xff]+\Z"), "text", ""),
+)
+
+
+def _kind(data: bytes) -> str:
+    """The format by content, whatever the file is called."""
+    head = data[:512]
+    for pattern, kind in _MAGIC:
+        if pattern.match(head):
+            return kind
+    if head[4:8] == b"ftyp":
+        for kind, brands in _BRANDS.items():
+            if any(brand in head[8:64] for brand in brands):
+                return kind
+    raise _not_an_image(head)
+
+
+def _not_an_image(head: bytes) -> UnreadablePhoto:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for pattern, name, hint in _NOT_IMAGES:
+        if pattern.match(text or head):
+            return UnreadablePhoto(f"not an image ({name})", hint=hint)
+    return UnreadablePhoto("not an image")
+
+
+def _system_reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "file not found"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return (error.strerror or str(error)).lower()
+
+
+def _decoder_reason(error: BaseException) -> str:
+    text = str(error).lower()
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    if any(word in text for word in ("truncated", "not large enough", "end of file", "not enough")):
+        return "truncated"
+    if isinstance(error, EOFError | IndexError | struct.error):  # the file ended inside a header
+        return "truncated"
+    return "damaged"
+
+
+def _refuse_size(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise UnreadablePhoto(f"too large: {width} × {height} pixels")
+
+
+# --- JPEG -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Jpeg:
+    """A JPEG file without its metadata, taken apart where the picture data begin and end."""
+
+    head: bytes  # all that a decoder needs, up to and with the header of the first scan
+    body: bytes  # the picture data, and later scans, without the closing marker
+    width: int
+    height: int
+    orientation: int
+    one_pass: bool  # a single scan: rows are complete as soon as their data have come
+    closed: bool  # the closing marker is there
+    stray: bool  # a marker stands where none can: bits were flipped
+
+
+# The decoder looks at most 8 bytes (one register) beyond the last code of an intact picture.
+_FILLER = bytes(8)
+_CLOSE = b"\xff\xd9"
+# In picture data, FF is followed by 00 (a literal FF), FF (padding) or D0-D7 (restart).
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
+# Application data and comments; 0xE0 (JFIF) and 0xEE (Adobe) tell how colours are coded.
+_METADATA = frozenset({0xFE, *range(0xE0, 0xF0)}) - {0xE0, 0xEE}
+
+
+def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) -> Frame:
+    jpeg = _take_apart(data)
+    reduction = _reduction(jpeg, shorter_side)
+    image, early, complete = _decode_rows(jpeg, reduction)
+    if truncated == "refuse" and not complete:
+        raise UnreadablePhoto(_shortage(jpeg))
+    image = _upright(_rgb(image), jpeg.orientation)
+    width, height = _upright_size(jpeg.width, jpeg.height, jpeg.orientation)
+    return Frame(image, width, height, 1, _jpeg_warning(jpeg, early, complete))
+
+
+def _jpeg_warning(jpeg: _Jpeg, early: bool, complete: bool) -> str:
+    if not complete:
+        return _shortage(jpeg)
+    if not jpeg.closed:
+        return "the last bytes are missing"
+    return "damaged: data are left over after the last row" if early else ""
+
+
+def _shortage(jpeg: _Jpeg) -> str:
+    return "damaged" if jpeg.closed or jpeg.stray else "truncated"
+
+
+def _take_apart(data: bytes) -> _Jpeg:
+    """Walk the segments of a JPEG file; raises `UnreadablePhoto` for incomplete headers."""
+    kept = [data[:2]]
+    orientation, frame, start = 0, b"", 0
+    for code, segment, start in _segments(data):  # noqa: B007 - used below: where the data begin
+        if code == 0xE1 and segment[4:10] == b"Exif\0\0" and not orientation:
+            orientation = _exif_orientation(segment[10:])
+        if code in _FRAME_MARKERS:
+            frame = segment
+        if code not in _METADATA:
+            kept.append(segment)
+    if len(frame) < 10:
+        raise UnreadablePhoto("damaged")
+    scan = kept[-1]
+    height, width = struct.unpack(">HH", frame[5:9])
+    one_pass = frame[1] in (0xC0, 0xC1) and scan[4] == frame[9]
+    stop, closed, stray = _picture_end(data, start)
+    body = data[start:stop] if closed else data[start:stop].rstrip(b"\xff")
+    return _Jpeg(b"".join(kept), body, width, height, orientation or 1, one_pass, closed, stray)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """(marker, segment with its marker, end) up to and with the header of the first scan."""
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0:
+        code = data[position + 1] if position + 1 < len(data) else 0xD9
+        if code in (0x00, 0x01, 0xFF) or 0xD0 <= code <= 0xD8:  # padding and lone markers
+            position += 1 if code == 0xFF else 2
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        end = position + 2 + length
+        if code == 0xD9 or end > len(data) or length < 2:
+            break
+        yield code, data[position:end], end
+        if code == 0xDA:
+            return
+        position = end
+    raise UnreadablePhoto("truncated")
+
+
+def _picture_end(data: bytes, start: int) -> tuple[int, bool, bool]:
+    """Where the picture data end, whether by the closing marker, and whether by a stray one."""
+    position = start
+    while found := _MARKER.search(data, position):
+        code = data[found.end() - 1]
+        if code == 0xD9:
+            return found.start(), True, False
+        if code not in _BETWEEN_SCANS:
+            return found.start(), False, True
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return len(data), False, False
+
+
+def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:
+    """1, 2, 4 or 8: by how much to shrink while decoding."""
+    _refuse_size(jpeg.width, jpeg.height, JPEG_LIMIT if jpeg.one_pass else DECODED_LIMIT)
+    shortest = min(jpeg.width, jpeg.height)
+    wanted = [s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side]
+    reduction = wanted[0] if wanted else 1
+    while jpeg.width * jpeg.height > DECODED_LIMIT * reduction**2 and reduction < 8:
+        reduction *= 2
+    _refuse_size(jpeg.width // reduction, jpeg.height // reduction, DECODED_LIMIT)
+    return reduction
+
+
+def _decode_rows(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
+    """The stored picture; whether it was finished before its data; whether the data sufficed.
+
+    Pillow hides libjpeg's complaints: a picture that runs out of data is silently filled with grey.
+    But it stops reading as soon as it has painted the last row. So the data come in three portions
+    (all but the last byte; that byte and a filler; the closing marker), and an intact picture takes
+    exactly two. Single flipped bits of 300 small photographs: see `tests/test_pixels.py`.
+    """
+    if not jpeg.one_pass:  # nothing is painted before all scans have come
+        return _decode_scans(jpeg, reduction)
+    portions = _Portions((jpeg.head + jpeg.body[:-1], jpeg.body[-1:] + _FILLER, _CLOSE))
+    picture = _fed(jpeg, reduction, portions)
+    return picture, portions.taken == 1, portions.taken <= 2 and not jpeg.stray
+
+
+def _decode_scans(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
+    """A JPEG of several scans. Where the closing marker is missing, data behind decide.
+
+    If the last scan is complete, what follows it cannot change a pixel; if not, the decoder takes
+    it for more of the picture.
+    """
+    whole = jpeg.head + jpeg.body
+    picture = _fed(jpeg, reduction, _Portions((whole + _CLOSE,)))
+    if jpeg.closed or jpeg.stray:
+        return picture, False, not jpeg.stray
+    other = _fed(jpeg, reduction, _Portions((whole + bytes(range(64, 128)) + _CLOSE,)))
+    return picture, False, other.tobytes() == picture.tobytes()
+
+
+def _fed(jpeg: _Jpeg, reduction: int, portions: "_Portions") -> Image.Image:
+    picture = JpegImageFile(io.BytesIO(jpeg.head))
+    if reduction > 1:
+        picture.draft(None, (jpeg.width // reduction, jpeg.height // reduction))
+    picture.fp = portions
+    picture.load()
+    return picture
+
+
+class _Portions(io.BytesIO):
+    """A file that hands out the next of its portions at each read, whatever size is asked for."""
+
+    def __init__(self, portions: tuple[bytes, ...]) -> None:
+        super().__init__()
+        self._portions = portions
+        self.taken = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next portion; empty after the last."""
+        self.taken += 1
+        return self._portions[self.taken - 1] if self.taken <= len(self._portions) else b""
+
+
+# --- PNG ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Png:
+    """A PNG file reduced to the chunks that make its pixels."""
+
+    clean: bytes
+    orientation: int
+    frames: int
+    closed: bool  # the closing chunk is there
+    intact: bool  # the checksums agree
+
+
+_PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT"})
+
+
+def _decode_png(data: bytes, truncated: Truncated) -> Frame:
+    png = _strip_png(data)
+    if not png.intact and truncated == "refuse":
+        raise UnreadablePhoto("damaged")
+    picture = PngImageFile(io.BytesIO(png.clean))
+    _refuse_size(*picture.size, DECODED_LIMIT)
+    warning = _load_pixels(picture, truncated)
+    if not warning and not png.closed:
+        warning = "the last bytes are missing"
+    width, height = _upright_size(*picture.size, png.orientation)
+    return Frame(_upright(_rgb(picture), png.orientation), width, height, png.frames, warning)
+
+
+def _strip_png(data: bytes) -> _Png:
+    kept = [data[:8]]
+    orientation, frames, intact, closed = 1, 1, True, False
+    for name, content, checksum in _chunks(data):
+        if name in _PNG_PIXELS:
+            right = zlib.crc32(name + content)
+            intact &= checksum in (right, None)
+            kept.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", right))
+        elif name == b"eXIf":
+            orientation = _exif_orientation(content) or 1
+        elif name == b"acTL":
+            frames = max(1, int.from_bytes(content[:4], "big"))
+        closed |= name == b"IEND"
+    if closed:
+        kept.append(b"\0\0\0\0IEND\xaeB`\x82")
+    return _Png(b"".join(kept), orientation, frames, closed, intact)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
+    """(name, content, checksum) of each chunk; no checksum where the file ends before it."""
+    position = 8
+    while position + 8 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        name = data[position + 4 : position + 8]
+        start, end = position + 8, position + 8 + length
+        whole = end + 4 <= len(data)
+        yield name, data[start:end], int.from_bytes(data[end : end + 4], "big") if whole else None
+        if name == b"IEND":
+            return
+        position = end + 4
+
+
+# --- the others -----------------------------------------------------------------------------------
+
+
+_PLUGINS = {
+    "GIF": "GifImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "WEBP": "WebPImagePlugin",
+    "AVIF": "AvifImagePlugin",
+    "JPEG2000": "Jpeg2KImagePlugin",
+    "PPM": "PpmImagePlugin",
+}
+_warnings_lock = threading.Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings about odd tags are dropped; one thread at a time, as filters are global."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _decode_other(kind: str, data: bytes, truncated: Truncated) -> Frame:
+    picture = _open(kind, data)
+    _refuse_size(*picture.size, DECODED_LIMIT)
+    if kind == "TIFF":  # reads more tags while loading, and turns the picture upright itself
+        with _quiet():
+            warning = _load_pixels(picture, truncated)
+    else:
+        warning = _load_pixels(picture, truncated)
+    exif = picture.info.get("exif", b"") if kind in ("WEBP", "AVIF") else b""
+    orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0")) or 1
+    width, height = _upright_size(*picture.size, orientation)
+    return Frame(
+        _upright(_rgb(picture), orientation), width, height, _frames(kind, data, picture), warning
+    )
+
+
+def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
+    importlib.import_module(f"PIL.{_PLUGINS[kind]}")
+    factory = Image.OPEN[kind][0]  # Image.open would add a warning about large pictures
+    with _quiet():
+        picture = factory(io.BytesIO(data), "")
+    assert isinstance(picture, ImageFile.ImageFile)
+    return picture
+
+
+def _frames(kind: str, data: bytes, picture: ImageFile.ImageFile) -> int:
+    """How many pictures the file holds; a damaged later one does not matter to the first."""
+    if not getattr(picture, "is_animated", False):
+        return 1
+    if kind not in ("GIF", "TIFF"):
+        return int(getattr(picture, "n_frames", 1))
+    try:
+        again = _open(kind, data)  # counting moves through the file and disturbs what was loaded
+        with _quiet():
+            return int(getattr(again, "n_frames", 1))
+    except _DECODER_ERRORS:
+        return 1
+
+
+def _load_pixels(picture: ImageFile.ImageFile, truncated: Truncated) -> str:
+    """Decode in place; the warning, which is empty unless a part was missing and was to be kept."""
+    try:
+        picture.load()
+    except _DECODER_ERRORS as error:
+        reason = _decoder_reason(error)
+        if truncated == "refuse" or picture._im is None:
+            raise UnreadablePhoto(reason) from error
+        picture.tile = []  # what was decoded so far stays
+        return reason
+    return ""
+
+
+def _decode_heic(data: bytes) -> Frame:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UnreadablePhoto(
+            "HEIC needs an extra", hint="install `fieldguide[heic]`, or convert the photos to JPEG"
+        ) from error
+    container = pillow_heif.open_heif(io.BytesIO(data))
+    width, height = container.size
+    _refuse_size(width, height, DECODED_LIMIT)
+    image = _rgb(container.to_pillow())  # libheif has turned it upright
+    return Frame(image, image.width, image.height, len(container))
+
+
+# --- orientation ----------------------------------------------------------------------------------
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """1 to 8 from the bytes of an EXIF block (a small TIFF file), 0 where it has none.
+
+    Source: CIPA DC-008 (Exif 2.32), section 4.6.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 10:
+        return 0
+    start = struct.unpack_from(order + "I", exif, 4)[0]
+    count = struct.unpack_from(order + "H", exif, start)[0] if start + 2 <= len(exif) else 0
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, entry)
+        if tag == _ORIENTATION_TAG:
+            return int(value) if kind == 3 and 1 <= value <= 8 else 0
+    return 0
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode that Pillow decodes to, as a viewer shows it."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _gray8(image)
+    if image.has_transparency_data:
+        return _on_white(image.convert("RGBA"))
+    if image.mode == "LAB":
+        return _from_lab(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None
+    return converted
+
+
+def _gray8(image: Image.Image) -> Image.Image:
+    """Gray of 16 or 32 bits in 8: 16-bit values by 1/257, all else by the range that it uses."""
+    values = np.asarray(image).astype(np.float64)
+    transparent = image.info.get("transparency") if image.mode.startswith("I;16") else None
+    if transparent is not None:
+        values[values == transparent] = 65535
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    if high == low:  # no range to scale by: neither black nor white
+        return Image.new("L", image.size, 128)
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255 / (high - low))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))

@@ -1,0 +1,67 @@
+"""The catalog of a folder of shards: that of the folder or table that was packed.
+
+Knows nothing of pixels, nor of how photos are packed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fieldguide.errors import DataError
+from fieldguide.photos.catalog import (
+    EXTENSIONS,
+    SPLIT_FOLDERS,
+    SPLITS,
+    USUAL_NAMES,
+    Catalog,
+    Note,
+    Photo,
+    in_columns,
+    similar_classes,
+)
+from fieldguide.storage import shards
+
+
+def root_of(place: Path) -> Path:
+    """What photos' paths are relative to: the folder itself, or the index of its shards."""
+    index = index_of(place.resolve()) if place.is_dir() else None
+    return index.path if index else place
+
+
+def index_of(root: Path) -> shards.Index | None:
+    """The index of a folder of shards; None for other folders."""
+    return shards.find_index(root, EXTENSIONS, SPLIT_FOLDERS, USUAL_NAMES)
+
+
+def read_shards(index: shards.Index) -> Catalog:
+    """Photos in the order of the packed catalog; where there was none, as from folders."""
+    notes = [*left_out(index)]
+    found = in_columns()
+    rows: list[int | None] = []
+    for entry in index.entries():
+        if entry.label is None and entry.split != "test":
+            notes.append(Note("empty-label", entry.path, "no label in the shard, left out"))
+            continue
+        split = SPLIT_FOLDERS[entry.split]
+        found.append(Photo(entry.path, entry.label, entry.group, split, entry.fold))
+        rows.append(entry.row)
+    if not rows:
+        raise DataError(
+            f"no labelled photographs in the shards of {index.folder}",
+            hint="tar files label them by folders, KEY.json or KEY.cls, Parquet files by a column"
+            " such as `label`",
+        )
+    photos = found.take(sorted(range(len(rows)), key=lambda n: _place(rows[n], found, n)))
+    notes += similar_classes({each for each in photos.column("label") if each is not None})
+    return Catalog(index.path, photos, tuple(notes))
+
+
+def _place(row: int | None, photos: Sequence[Photo], number: int) -> tuple[int, int, str, str]:
+    if row is not None:
+        return row, 0, "", ""
+    photo = photos[number]
+    return 0, SPLITS.index(photo.split), photo.label or "", photo.path
+
+
+def left_out(index: shards.Index) -> tuple[Note, ...]:
+    """A note for each thing in the shards that is no photo."""
+    return tuple(Note("left-out", "", f"left out: {what}") for what in index.notes)

@@ -1,0 +1,377 @@
+"""The catalog of photos that a CSV or TSV table lists, and other tables in plain text.
+
+Labels are never converted: `01`, `1.0`, `NA` and ` oak` stay as they are. Knows nothing of pixels.
+"""
+
+import codecs
+import csv
+import difflib
+import io
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldguide.errors import DataError
+from fieldguide.photos.catalog import (
+    EXTENSIONS,
+    SPLIT_FOLDERS,
+    USUAL_NAMES,
+    Catalog,
+    Note,
+    Photo,
+    Split,
+    counted,
+    in_columns,
+    listed,
+    similar_classes,
+)
+from fieldguide.photos.folders import answer_of, is_hidden
+from fieldguide.storage import addresses, parquet
+
+TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".tab"})
+
+_REQUIRED = ("path", "label")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: `rows` are (number, cells), the header having the number 1."""
+
+    name: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    separator: str = ","
+
+
+def read_table(
+    csv: str | Path,
+    *,
+    path: str | None = None,
+    label: str | None = None,
+    group: str | None = None,
+    split: str | None = None,
+    fold: str | None = None,
+    root: str | Path | None = None,
+    encoding: str | None = None,
+    labelled: bool = True,
+) -> Catalog:
+    """The photos that a CSV or TSV file lists, in its order.
+
+    `path` to `fold` name its columns; without them the usual names are recognised (path, file,
+    image, ...; label, class, species, ...; group; split; fold). Separators `,` `;` tab and `|` are
+    detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` says otherwise. Paths are
+    absolute, relative to `root`, or to the table's folder; the ending of a file may be left out,
+    and a backslash may stand for `/`. `labelled=False` reads a list of photos to predict: no label
+    is needed or read.
+
+    Rows without a label or without a file are left out and noted. Raises DataError with the row
+    for a table that cannot be read, and with the nearest name for a column that is missing.
+    """
+    place = addresses.local(csv)
+    table = read_cells(place, encoding)
+    if not table.rows:
+        raise DataError(f"the table has a header and no rows: {place}")
+    wanted = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
+    columns = _find_columns(table, wanted, required=_REQUIRED if labelled else ("path",))
+    if not labelled:
+        columns.pop("label", None)
+    base = Path(place.parent if root is None else root).resolve()
+    if not base.is_dir():
+        raise DataError(
+            f"no such folder: {root}", hint="`root` is where the photos of the table lie"
+        )
+    finder = Finder(base)
+    notes: list[Note] = []
+    photos = _photos_of_rows(table, columns, finder, notes, labelled)
+    if not photos:
+        raise _no_photo_found(table, notes, base)
+    notes += similar_classes({p.label for p in photos if p.label is not None})
+    notes += finder.without_row()
+    return Catalog(base, in_columns(photos), tuple(notes))
+
+
+def read_cells(place: Path, encoding: str | None = None) -> Table:
+    """A table in plain text, as `read_table` reads it; there may be no rows.
+
+    Raises DataError with the row for what is no table.
+    """
+    if place.suffix == parquet.ENDING:
+        raise DataError(
+            f"not a table in plain text: {place}",
+            hint="name the folder that the Parquet files lie in",
+        )
+    text = decoded(content_of(place), place.name, encoding)
+    if not text.strip():
+        raise DataError(f"the table is empty: {place}")
+    separator = "\t" if place.suffix.lower() in (".tsv", ".tab") else _separator(text)
+    rows = list(_parsed(place, text, separator))
+    header = tuple(rows[0][1])
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(f"{place.name}, row 1: column `{twice[0]}` stands there twice")
+    for number, cells in rows[1:]:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{place.name}, row {number}: {counted(len(cells), 'cell')},"
+                f" the header has {len(header)}",
+                hint="put cells that hold the separator into double quotes",
+            )
+    return Table(place.name, header, tuple(rows[1:]), separator)
+
+
+def content_of(place: Path) -> bytes:
+    """The bytes of a table or list; DataError where it cannot be read."""
+    try:
+        return place.read_bytes()
+    except OSError as error:
+        reason = "no such file or folder" if not place.exists() else (error.strerror or "").lower()
+        raise DataError(f"{reason}: {place}") from error
+
+
+def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
+    """The text of a table or list called `name`, without a mark at its start.
+
+    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` says otherwise; `errors` is
+    that of `bytes.decode`. Raises DataError with the row for what is not such text.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    codec = encoding or ("utf-16" if utf16 else "utf-8-sig")
+    try:
+        text = data.decode(codec, errors).removeprefix("\ufeff")
+    except LookupError as error:
+        raise DataError(
+            f"unknown encoding: `{codec}`", hint="such as `utf-8` or `latin-1`"
+        ) from error
+    except UnicodeError as error:
+        start = getattr(error, "start", 0)
+        row = data.count(b"\n", 0, start) + 1
+        raise DataError(
+            f"{name}, row {row}: not text in {codec.removesuffix('-sig').upper()}",
+            hint="give the encoding: `latin-1` for many older tables",
+        ) from error
+    _refuse_nul(name, text)
+    return text
+
+
+def _refuse_nul(name: str, text: str) -> None:
+    position = text.find("\0")
+    if position >= 0:
+        row = text.count("\n", 0, position) + 1
+        raise DataError(
+            f"{name}, row {row}: a NUL byte, so this is not a table in plain text",
+            hint="save it as CSV in UTF-8",
+        )
+
+
+def _separator(text: str) -> str:
+    """The separator that cuts the header into most cells; a comma where none cuts it."""
+    header = text[: text.find("\n")] if "\n" in text else text
+    counts = {s: len(next(csv.reader([header], delimiter=s), [])) for s in ",;\t|"}
+    return max(counts, key=lambda s: counts[s])
+
+
+def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    number = 0
+    try:
+        for number, cells in enumerate(reader, start=1):
+            if any(cells):  # blank lines and rows of nothing but separators
+                yield number, tuple(cells)
+    except csv.Error as error:
+        raise DataError(f"{place.name}, row {number + 1}: {error}") from error
+
+
+def path_column(table: Table, name: str | None = None) -> int:
+    """The number of the column that holds paths: the one of that name, or found by usual names.
+
+    Raises DataError where there is none.
+    """
+    return _find_columns(table, {"path": name}, required=("path",))["path"]
+
+
+def _find_columns(
+    table: Table, wanted: Mapping[str, str | None], required: Sequence[str]
+) -> dict[str, int]:
+    """Role to column number: as the user says, by the usual names, or the only sensible one."""
+    columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
+    for role in USUAL_NAMES:
+        if role not in columns:
+            columns |= _usual(table, role, set(columns.values()))
+    for role in required:
+        if role not in columns:
+            columns |= _only_sensible(table, role, set(columns.values()))
+    missing = [role for role in required if role not in columns]
+    if missing:
+        raise DataError(
+            f"{table.name}: no column for the {missing[0]}; columns found: {_all_names(table)}",
+            hint=f"say which column is the {missing[0]}; the first row must name the columns",
+        )
+    return columns
+
+
+def _named(table: Table, name: str) -> int:
+    if name in table.header:
+        return table.header.index(name)
+    near = difflib.get_close_matches(name, table.header, n=1, cutoff=0.5)
+    raise DataError(
+        f"{table.name}: no column `{name}`; columns found: {_all_names(table)}",
+        hint=f"did you mean `{near[0]}`?" if near else "",
+    )
+
+
+def _all_names(table: Table) -> str:
+    return ", ".join(f"`{name}`" for name in table.header)
+
+
+def _usual(table: Table, role: str, taken: set[int]) -> dict[str, int]:
+    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
+    for name in USUAL_NAMES[role]:
+        if name in plain and plain.index(name) not in taken:
+            return {role: plain.index(name)}
+    return {}
+
+
+def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
+    """The one column that can be meant: of file names, or for the label the only one left."""
+    free = [column for column in range(len(table.header)) if column not in taken]
+    if role == "path":
+        sample = [cells for _, cells in table.rows[:100]]
+        free = [
+            c for c in free if all(Path(cells[c]).suffix.lower() in EXTENSIONS for cells in sample)
+        ]
+    return {role: free[0]} if len(free) == 1 else {}
+
+
+def _photos_of_rows(
+    table: Table, columns: Mapping[str, int], finder: "Finder", notes: list[Note], labelled: bool
+) -> list[Photo]:
+    """The usable rows; the others go to `notes`, which is changed."""
+    photos: dict[tuple[str, str | None], Photo] = {}
+    for number, cells in table.rows:
+        row = {role: cells[column] for role, column in columns.items()}
+        where = f"{table.name}, row {number}"
+        split = _split_of(row, where) if labelled else "test"
+        label = row.get("label") or None
+        path = finder.find(row["path"])
+        if path is None:
+            notes.append(Note("missing-file", row["path"], f"row {number}: file not found"))
+        elif label is None and split != "test":
+            notes.append(Note("empty-label", path, f"row {number}: no label, left out"))
+        elif (path, label) in photos:
+            notes.append(
+                Note("repeated-row", path, f"row {number}: the same photo again, left out")
+            )
+        else:
+            fold = _fold_of(row, split, where)
+            photos[path, label] = Photo(path, label, row.get("group") or None, split, fold)
+    return list(photos.values())
+
+
+def _split_of(row: Mapping[str, str], where: str) -> Split:
+    text = row.get("split", "").strip().lower()
+    if text and text not in SPLIT_FOLDERS:
+        raise DataError(f"{where}: unknown split: `{text}`", hint="use train, val or test")
+    return SPLIT_FOLDERS[text] if text else "train"
+
+
+def _fold_of(row: Mapping[str, str], split: Split, where: str) -> int | None:
+    text = row.get("fold", "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(f"{where}: the fold is not a whole number: `{text}`")
+    if split != "train":
+        raise DataError(
+            f"{where}: the photo is in split `{split}` and also in fold {text}",
+            hint="folds divide the training part: leave the fold of this row empty",
+        )
+    return int(text)
+
+
+def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataError:
+    missing = [note.path for note in notes if note.kind == "missing-file"]
+    if not missing:
+        return DataError(f"{table.name}: no row has a label")
+    return DataError(
+        f"{table.name}: none of the {counted(len(missing), 'file')} was found below {base}:"
+        f" {listed(missing)}",
+        hint="give the folder that the paths start from as `root`",
+    )
+
+
+class Finder:
+    """Finds the files that a table means, listing each folder at most once.
+
+    Paths are absolute or relative to `base`, an absolute path.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._names: dict[Path, dict[str, list[str]]] = {}
+        self._found: set[Path] = set()
+
+    def find(self, text: str) -> str | None:
+        """The photo's path as the catalog keeps it, or None where there is no such file."""
+        place = self.file(text)
+        if place is None:
+            return None
+        self._found.add(place)
+        return _relative(place, self._base)
+
+    def file(self, text: str) -> Path | None:
+        """Where the file lies, or None where there is none."""
+        for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
+            if spelling and (place := self._existing(spelling)) is not None:
+                return place
+        return None
+
+    def without_row(self) -> list[Note]:
+        """One note about photos that lie beside those found and that no row names."""
+        others = [
+            _relative(folder / name, self._base)
+            for folder in sorted({place.parent for place in self._found})
+            for name in _names_of(folder)
+            if Path(name).suffix.lower() in EXTENSIONS and not is_hidden(name)
+            if folder / name not in self._found
+        ]
+        if not others:
+            return []
+        message = f"{counted(len(others), 'photo')} without a row in the table: {listed(others)}"
+        return [Note("file-without-row", others[0], message)]
+
+    def _existing(self, spelling: str) -> Path | None:
+        place = Path(os.path.normpath(self._base / spelling))
+        if answer_of(place.is_file):
+            return place
+        names = self._names_in(place.parent)
+        alike = names.get(_key(place.name), [])
+        return place.with_name(alike[0]) if len(alike) == 1 else None
+
+    def _names_in(self, folder: Path) -> dict[str, list[str]]:
+        """What a name may mean in a folder: another Unicode form, or a photo without its ending."""
+        if folder not in self._names:
+            names: dict[str, list[str]] = defaultdict(list)
+            for name in _names_of(folder):
+                if Path(name).suffix.lower() in EXTENSIONS and answer_of((folder / name).is_file):
+                    names[_key(name)].append(name)
+                    names[_key(Path(name).stem)].append(name)
+            self._names[folder] = names
+        return self._names[folder]
+
+
+def _names_of(folder: Path) -> list[str]:
+    try:
+        return sorted(place.name for place in folder.iterdir())
+    except OSError:  # there is no such folder, or it may not be read
+        return []
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _relative(place: Path, base: Path) -> str:
+    return (place.relative_to(base) if place.is_relative_to(base) else place).as_posix()

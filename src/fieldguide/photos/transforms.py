@@ -1,0 +1,746 @@
+"""The transforms of torchvision's v2, draw for draw, from arrays and without their overhead.
+
+`training(settings, mean)(picture, seed)` makes the draws that the transforms of
+tests/reference_transforms.py make after `torch.manual_seed(seed)`, in the same order, and changes
+the same pixels by the same formulas; `evaluation` is `augment.evaluation_transform`. What differs
+is how: one copy and one resize of the crop, colours as arithmetic on planes, shears as one gather,
+and a generator of its own for each photo. Nothing global is touched, so that any number of threads
+may share a transform; the time goes into loops of numpy, torch and Pillow that let other threads
+run. torch splits large arrays over its own threads: a pool that runs many transforms wants one of
+them each.
+
+A picture is upright RGB of shape (height, width, 3), read-only or not; `Planes` below are its three
+channels. Knows nothing of files, batches or training.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, Int64, UInt8
+from PIL import Image
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from fieldguide.photos.augment import LONGEST, Augmentation, Interpolation, Policy
+
+Picture = UInt8[np.ndarray, "height width 3"]
+Part = UInt8[np.ndarray, "down across 3"]  # of a picture
+Planes = UInt8[np.ndarray, "3 height width"]
+Plane = Float32[np.ndarray, "height width"]
+Levels = Float32[np.ndarray, "3 height width"]  # whole numbers from 0 to 255
+Neighbours = UInt8[np.ndarray, "3 rows columns"]  # planes, a few pixels longer on one axis
+
+# torchvision computes on Pillow's pictures and on tensors by formulas that differ in rounding, in
+# the weights of grey and at edges. All but AugMix are given pictures.
+Arithmetic = Literal["pillow", "torch"]
+
+# Logarithms of the extreme ratios of a crop (RandomResizedCrop) and of an erased box
+# (RandomErasing), as torchvision draws between them.
+_CROP_RATIOS = (3 / 4, 4 / 3)
+_CROP_LOGS: list[float] = torch.log(torch.tensor(_CROP_RATIOS)).tolist()
+_BOX_LOGS: list[float] = torch.log(torch.tensor((0.3, 3.3))).tolist()
+_BOX_SCALE = (0.02, 0.33)
+_TRIES = 10  # of a crop or box that fits, before torchvision gives up
+
+# Sums of float32 that stand for a whole number end just below it; Pillow's, of float64, do not.
+_ROUNDING = 1e-3
+
+
+class Manner(NamedTuple):
+    """How pixels between pixels are found, and whose formulas hold."""
+
+    interpolation: Interpolation
+    arithmetic: Arithmetic
+
+
+class Operation(NamedTuple):
+    """One change of a policy: its magnitudes, weakest first, and whether a coin gives the sign."""
+
+    name: str
+    magnitudes: tuple[float, ...] = ()
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingTransform:
+    """Random crop, mirror image, colours, policy, erasing; made by `training`."""
+
+    settings: Augmentation
+    fill: tuple[int, int, int]  # of what is erased, in levels
+    operations: tuple[Operation, ...]  # that the policy chooses from
+
+    def __call__(self, picture: Picture, seed: int) -> UInt8[Tensor, "3 size size"]:
+        """The picture changed by the draws of a seed, in new memory.
+
+        Channels lie last in memory where neither colours nor a policy changed it, else first.
+        """
+        settings, generator = self.settings, Generator().manual_seed(seed)
+        crop = _drawn_crop(picture, settings.crop_scale, generator)
+        image = _resized(crop, settings.size, settings.size, settings.interpolation)
+        if not _misses(generator, settings.flip):
+            image = image.flip(1)
+        image = self._coloured(image.permute(2, 0, 1), generator)
+        if settings.erasing and not _misses(generator, settings.erasing):
+            _erase(image, self.fill, generator)
+        return image
+
+    def _coloured(
+        self, image: UInt8[Tensor, "3 size size"], generator: Generator
+    ) -> UInt8[Tensor, "3 size size"]:
+        settings, planes = self.settings, image.numpy()
+        if settings.color_jitter and not _misses(generator, settings.color_jitter):
+            planes = _jittered(planes, settings.jitter, generator)
+        if settings.grayscale and not _misses(generator, settings.grayscale):
+            planes = _grey(planes)
+        policy = _POLICIES[settings.policy]
+        return torch.from_numpy(policy(planes, self.operations, settings.interpolation, generator))
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """Shorter side to `resize` pixels, then the centre; made by `evaluation`."""
+
+    size: int
+    resize: int
+    interpolation: Interpolation
+
+    def __call__(self, picture: Picture) -> UInt8[Tensor, "3 size size"]:
+        """The centre, with its channels last in memory. Draws nothing."""
+        longest = LONGEST * min(picture.shape[:2])
+        picture = _centre(picture, min(picture.shape[0], longest), min(picture.shape[1], longest))
+        height, width = picture.shape[:2]
+        shorter = min(height, width)
+        image = _resized(
+            picture,
+            self.resize * height // shorter,
+            self.resize * width // shorter,
+            self.interpolation,
+        )
+        centre = _centre(image.numpy(), self.size, self.size)
+        return torch.from_numpy(np.ascontiguousarray(centre)).permute(2, 0, 1)
+
+
+def training(settings: Augmentation, mean: tuple[float, float, float]) -> TrainingTransform:
+    """What torchvision's transforms of these settings do, of a picture and a seed.
+
+    The draws are equal. Pixels are too, but for the resampling (torch's integers against Pillow's:
+    at most 1 level, bicubic 4), sums in float32 and, one pixel in a hundred, the hue of a jitter
+    (one of Pillow's 255 steps). A policy may spread such a level, as equalising does.
+    """
+    red, green, blue = (int(np.float32(255 * channel)) for channel in mean)
+    return TrainingTransform(
+        settings, (red, green, blue), _operations(settings.policy, settings.size)
+    )
+
+
+def evaluation(size: int, resize: int, interpolation: Interpolation) -> EvaluationTransform:
+    """What `augment.evaluation_transform(size, resize, interpolation)` does, of a picture.
+
+    Equal where the shorter side is `resize` already: nothing is resampled then. Else as many levels
+    off as in `training`.
+    """
+    return EvaluationTransform(size, resize, interpolation)
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+def _misses(generator: Generator, probability: float) -> bool:
+    """Whether something of that probability does not happen; compared in float32, by torch."""
+    return bool(torch.rand(1, generator=generator) >= probability)
+
+
+def _uniform(generator: Generator, low: float, high: float) -> float:
+    return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+
+def _ratio(generator: Generator, low: float, high: float) -> float:
+    """A ratio between e^low and e^high whose logarithm is uniform."""
+    return torch.empty(1).uniform_(low, high, generator=generator).exp_().item()
+
+
+def _below(generator: Generator, count: int) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+# --- crop and erasing -----------------------------------------------------------------------------
+
+
+def _drawn_crop(picture: Picture, scale: tuple[float, float], generator: Generator) -> Part:
+    """A view of a box with a share of the area in `scale` and a side ratio of 3/4 to 4/3."""
+    height, width = picture.shape[:2]
+    for _ in range(_TRIES):
+        area = height * width * _uniform(generator, *scale)
+        ratio = _ratio(generator, *_CROP_LOGS)
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            top = _below(generator, height - down + 1)
+            left = _below(generator, width - across + 1)
+            return picture[top : top + down, left : left + across]
+    return _central(picture)
+
+
+def _central(picture: Picture) -> Part:
+    """The largest box around the centre whose ratio is allowed."""
+    height, width = picture.shape[:2]
+    low, high = _CROP_RATIOS
+    down = round(width / low) if width / height < low else height
+    across = round(height * high) if width / height > high else width
+    top, left = (height - down) // 2, (width - across) // 2
+    return picture[top : top + down, left : left + across]
+
+
+def _erase(
+    image: UInt8[Tensor, "3 height width"], fill: tuple[int, int, int], generator: Generator
+) -> None:
+    """Changes `image`: fills a box of 2 to 33 % of its area."""
+    height, width = image.shape[1:]
+    for _ in range(_TRIES):
+        area = height * width * _uniform(generator, *_BOX_SCALE)
+        ratio = _ratio(generator, *_BOX_LOGS)
+        down, across = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if down < height and across < width:
+            top = _below(generator, height - down + 1)
+            left = _below(generator, width - across + 1)
+            colour = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
+            image[:, top : top + down, left : left + across] = colour
+            return
+
+
+def _centre(picture: Picture, height: int, width: int) -> Part:
+    """The centre as a view, on black where the picture is smaller than that."""
+    down, across = picture.shape[:2]
+    if down < height or across < width:
+        more = [max(height - down, 0), max(width - across, 0)]
+        picture = np.pad(picture, [*((each // 2, (each + 1) // 2) for each in more), (0, 0)])
+        down, across = picture.shape[:2]
+    top, left = round((down - height) / 2), round((across - width) / 2)
+    return picture[top : top + height, left : left + width]
+
+
+def _resized(
+    picture: Picture, height: int, width: int, interpolation: Interpolation
+) -> UInt8[Tensor, "height2 width2 3"]:
+    """A smoothed resize into new memory."""
+    down, across = picture.shape[:2]
+    if (down, across) == (height, width):
+        return torch.from_numpy(picture.copy())
+    if interpolation == "nearest":
+        rows, columns = _nearest(down, height), _nearest(across, width)
+        return torch.from_numpy(picture.take(rows, axis=0).take(columns, axis=1))
+    # A dense copy, as torch would make a slower one. The stride of the batch says beyond doubt that
+    # channels are last: then so they are in the result, and no second copy is made.
+    strides = (3 * down * across, 1, 3 * across, 3)
+    batch = torch.from_numpy(picture.copy()).as_strided((1, 3, down, across), strides)
+    image = F.interpolate(
+        batch, size=(height, width), mode=interpolation, antialias=True, align_corners=False
+    )
+    return image[0].permute(1, 2, 0)
+
+
+def _nearest(before: int, after: int) -> Int64[np.ndarray, " after"]:
+    """Pixels that Pillow picks: it adds up steps in float64, with their rounding."""
+    steps = np.full(after, before / after)
+    steps[0] /= 2
+    return np.minimum(steps.cumsum().astype(np.int64), before - 1)
+
+
+# --- colours --------------------------------------------------------------------------------------
+# Functions of levels change their argument and return it.
+
+
+def _levels(planes: Planes) -> Levels:
+    return planes.astype(np.float32, order="C")
+
+
+def _bytes(levels: Levels) -> Planes:
+    return levels.astype(np.uint8)
+
+
+def _whole(levels: Levels) -> Levels:
+    """Cut to 0 … 255 and rounded down."""
+    np.clip(levels, 0, 255, out=levels)
+    np.floor(levels, out=levels)
+    return levels
+
+
+def _jittered(
+    planes: Planes, strengths: tuple[float, float, float, float], generator: Generator
+) -> Planes:
+    """Brightness, contrast, saturation and hue in random order, each by a random factor."""
+    order = torch.randperm(4, generator=generator).tolist()
+    ranges = [(max(0.0, 1 - each), 1 + each) for each in strengths[:3]]
+    ranges.append((-strengths[3], strengths[3]))
+    factors = [
+        _uniform(generator, *span) if strength else None
+        for span, strength in zip(ranges, strengths, strict=True)
+    ]
+    changes = (_brightness, _contrast, _saturation, _hue)
+    levels = _levels(planes)
+    for number in order:
+        factor = factors[number]
+        if factor is not None:
+            levels = changes[number](levels, factor)
+    return _bytes(levels)
+
+
+def _brightness(levels: Levels, factor: float) -> Levels:
+    levels *= np.float32(factor)
+    return _whole(levels)
+
+
+def _contrast(levels: Levels, factor: float, arithmetic: Arithmetic = "pillow") -> Levels:
+    """Away from the mean of grey, which Pillow rounds."""
+    mean = float(_luma(levels, arithmetic).mean(dtype=np.float64))
+    return _blended(levels, np.float32(int(mean + 0.5) if arithmetic == "pillow" else mean), factor)
+
+
+def _saturation(levels: Levels, factor: float, arithmetic: Arithmetic = "pillow") -> Levels:
+    return _blended(levels, _luma(levels, arithmetic), factor)
+
+
+def _blended(levels: Levels, other: Levels | Plane | np.float32, factor: float) -> Levels:
+    """other + factor · (levels - other)."""
+    levels -= other
+    levels *= np.float32(factor)
+    levels += other
+    return _whole(levels)
+
+
+def _luma(levels: Levels, arithmetic: Arithmetic) -> Plane:
+    """Grey by ITU-R 601-2. Pillow's weights are 65,536ths: float32 holds those sums exactly."""
+    pillow = arithmetic == "pillow"
+    weights = (19595, 38470, 7471) if pillow else (0.2989, 0.587, 0.114)
+    red, green, blue = (
+        level * np.float32(weight) for level, weight in zip(levels, weights, strict=True)
+    )
+    grey: Plane = red + green
+    grey += blue
+    if pillow:
+        grey += np.float32(1 << 15)
+        grey *= np.float32(2**-16)
+    np.floor(grey, out=grey)
+    return grey
+
+
+def _grey(planes: Planes) -> Planes:
+    grey = _luma(_levels(planes), "pillow").astype(np.uint8)
+    return np.stack([grey, grey, grey])
+
+
+def _hue(levels: Levels, turn: float) -> Levels:
+    """Hue turned by `turn` of a full circle, through Pillow's HSV of 8 bits a channel.
+
+    With hue h in sixths, value v and saturation s, a channel is v · (1 - s · (1 - k)), where k, cut
+    to 0 … 1, is |h - 3| - 1 for red, 2 - |h - 2| for green and 2 - |h - 4| for blue.
+    """
+    value = levels.max(axis=0)
+    chroma = value - levels.min(axis=0)
+    hue = _hue_of(levels, value, chroma)
+    hue += int(turn * 255)
+    hue &= 255  # Pillow's 8 bits wrap around at 256, a full circle being 255
+    np.maximum(value, 1, out=levels[0])
+    saturation = np.floor(chroma / levels[0] * np.float32(255))
+    saturation *= value
+    saturation *= np.float32(1 / 255)
+    np.subtract(hue.astype(np.float32) * np.float32(6 / 255), _CENTRES, out=levels)
+    np.abs(levels, out=levels)
+    levels *= _SLOPES
+    levels += _HEIGHTS
+    np.clip(levels, 0, 1, out=levels)
+    levels *= saturation
+    value -= saturation
+    value += np.float32(0.5)
+    levels += value
+    np.floor(levels, out=levels)
+    return levels
+
+
+_CENTRES, _SLOPES, _HEIGHTS = (
+    np.array(row, np.float32)[:, None, None] for row in ((3, 2, 4), (1, -1, -1), (-1, 2, 2))
+)
+
+
+def _hue_of(levels: Levels, value: Plane, chroma: Plane) -> Int32[np.ndarray, "height width"]:
+    """Hue from 0 to 255, int32: Pillow's, which is rounded down. 0 where there is none."""
+    red, green, blue = levels
+    # Differences of whole numbers, cut to 1, are the comparisons: faster than masks of booleans.
+    others = np.minimum(value - levels, 1)
+    not_red, not_green = others[0], others[1]
+    is_red = 1 - not_red
+    is_blue = not_red * not_green
+    is_green = not_red - is_blue
+    hue = is_red * (green - blue)
+    hue += is_green * (blue - red)
+    hue += is_blue * (red - green)
+    hue /= np.maximum(chroma, 1)
+    hue += 2 * is_green
+    hue += 4 * is_blue
+    hue *= np.float32(255 / 6)
+    whole: Int32[np.ndarray, "height width"] = np.floor(hue, out=hue).astype(np.int32)
+    whole += (whole >> 31) & 255  # less than nothing: once around
+    return whole
+
+
+def _sharpness(levels: Levels, factor: float) -> Levels:
+    """Away from the picture smoothed by 3 × 3 pixels, of which the middle counts 5 of 13."""
+    if min(levels.shape[1:]) < 3:
+        return levels
+    inner = levels[:, 1:-1, 1:-1]
+    rows = levels[:, :-2] + levels[:, 1:-1]
+    rows += levels[:, 2:]
+    smooth = rows[:, :, :-2] + rows[:, :, 1:-1]
+    smooth += rows[:, :, 2:]
+    smooth += inner * np.float32(4)
+    smooth *= np.float32(1 / 13)
+    smooth += np.float32(0.5)
+    _blended(inner, np.floor(smooth, out=smooth), factor)
+    return levels
+
+
+def _posterized(planes: Planes, bits: int) -> Planes:
+    return planes & np.uint8(256 - (1 << (8 - bits)))
+
+
+def _solarized(planes: Planes, threshold: float) -> Planes:
+    return planes ^ np.multiply(planes >= np.uint8(math.ceil(threshold)), np.uint8(255))
+
+
+def _autocontrast(planes: Planes, arithmetic: Arithmetic) -> Planes:
+    """Each channel from 0 to 255."""
+    lows, highs = planes.min(axis=(1, 2)).tolist(), planes.max(axis=(1, 2)).tolist()
+    ends = zip(lows, highs, strict=True)
+    return _looked_up(planes, [_stretch(low, high, arithmetic) for low, high in ends])
+
+
+def _stretch(low: int, high: int, arithmetic: Arithmetic) -> list[int] | None:
+    if low == high or (low, high) == (0, 255):
+        return None
+    if arithmetic == "pillow":
+        scale = 255 / (high - low)
+        stretched = np.arange(256) * scale - low * scale
+    else:
+        step = np.float32(high - low) * np.float32(1 / 255)
+        stretched = (np.arange(256, dtype=np.float32) - low) / step
+    table: list[int] = stretched.clip(0, 255).astype(np.int64).tolist()
+    return table
+
+
+def _equalized(planes: Planes) -> Planes:
+    """Each channel with about as many pixels of every level."""
+    return _looked_up(planes, [_equalizer(_grey_picture(plane).histogram()) for plane in planes])
+
+
+def _equalizer(histogram: list[int]) -> list[int] | None:
+    counts = np.array(histogram)
+    step = int(counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+    if not step:
+        return None
+    below = counts.cumsum() - counts
+    table: list[int] = np.minimum((below + step // 2) // step, 255).tolist()
+    return table
+
+
+def _looked_up(planes: Planes, tables: list[list[int] | None]) -> Planes:
+    """Each channel through its table; without one it stays as it is."""
+    changed = planes.copy()
+    for plane, table in zip(changed, tables, strict=True):
+        if table is not None:
+            plane[:] = np.asarray(_grey_picture(plane).point(table))
+    return changed
+
+
+def _grey_picture(plane: UInt8[np.ndarray, "height width"]) -> Image.Image:
+    """A channel as a picture that shares its memory."""
+    return Image.frombuffer("L", plane.shape[::-1], plane, "raw", "L", 0, 1)
+
+
+# --- places ---------------------------------------------------------------------------------------
+# What lies outside of the picture is black.
+
+
+def _moved(planes: Planes, right: int, down: int) -> Planes:
+    """Shifted by whole pixels, which needs no interpolation."""
+    height, width = planes.shape[1:]
+    right, down = max(-width, min(right, width)), max(-height, min(down, height))
+    moved = np.zeros(planes.shape, np.uint8)
+    target, source = (slice(max(down, 0), height + min(down, 0)) for down in (down, -down))
+    across, origin = (slice(max(right, 0), width + min(right, 0)) for right in (right, -right))
+    moved[:, target, across] = planes[:, source, origin]
+    return moved
+
+
+def _sheared(planes: Planes, slope: float, axis: Literal[1, 2], manner: Manner) -> Planes:
+    """Rows (axis 2) or columns (axis 1) slid along themselves by `slope` times their place.
+
+    All pixels of a line are slid by the same distance, so that each has the same weights.
+    """
+    height, width = planes.shape[1:]
+    length, lines = (width, height) if axis == 2 else (height, width)
+    offsets = slope * (np.arange(lines) + 0.5)
+    first, weights = _taps(offsets, manner.interpolation)
+    place = first[:, None] + np.arange(length + len(weights) - 1)
+    found = _gathered(planes, place.clip(0, length - 1), axis)
+    if manner.arithmetic == "torch":  # beyond the edge all is black, also for its neighbours
+        found = found * _across((place >= 0) & (place < length), axis)
+    sums = _weighed(found, [_across(each[:, None], axis) for each in weights], axis)
+    if manner.arithmetic == "torch":
+        return _bytes(np.rint(sums))
+    middles = offsets[:, None] + (np.arange(length) + 0.5)
+    sums *= _across((middles >= 0) & (middles < length), axis)
+    sums += np.float32(_ROUNDING)
+    return _bytes(_whole(sums))
+
+
+def _across(table: np.ndarray, axis: Literal[1, 2]) -> np.ndarray:
+    """A table of (line, place in it) as (row, column)."""
+    return table if axis == 2 else table.T
+
+
+def _gathered(
+    planes: Planes, place: Int64[np.ndarray, "lines places"], axis: Literal[1, 2]
+) -> Neighbours:
+    """Pixels at places of each line of `axis`."""
+    height, width = planes.shape[1:]
+    if axis == 2:
+        index = place + width * np.arange(height)[:, None]
+    else:
+        index = place.T * width + np.arange(width)
+    found: Neighbours = planes.reshape(3, height * width).take(index, axis=1)
+    return found
+
+
+def _weighed(found: Neighbours, weights: list[np.ndarray], axis: Literal[1, 2]) -> Levels:
+    """Sum of as many neighbours along `axis` as there are weights."""
+    levels = found.astype(np.float32)
+    length = found.shape[axis] - len(weights) + 1
+    windows = [
+        levels[:, :, tap : tap + length] if axis == 2 else levels[:, tap : tap + length]
+        for tap in range(len(weights))
+    ]
+    sums: Levels = windows[0] * weights[0]
+    for window, weight in zip(windows[1:], weights[1:], strict=True):
+        sums += window * weight
+    return sums
+
+
+def _taps(
+    offsets: np.ndarray, interpolation: Interpolation
+) -> tuple[Int64[np.ndarray, " lines"], list[Float32[np.ndarray, " lines"]]]:
+    """Which pixel of a line is the first neighbour of its pixel 0, and weights of all neighbours.
+
+    Bicubic: Keys' kernel (Cubic convolution interpolation, 1981) with a = -1, as Pillow has it.
+    """
+    if interpolation == "nearest":
+        return np.floor(offsets + 0.5).astype(np.int64), [np.ones(len(offsets), np.float32)]
+    floor = np.floor(offsets)
+    t = offsets - floor
+    first = floor.astype(np.int64)
+    if interpolation == "bilinear":
+        return first, [each.astype(np.float32) for each in (1 - t, t)]
+    weights = (
+        -t + 2 * t**2 - t**3,
+        1 - 2 * t**2 + t**3,
+        t + t**2 - t**3,
+        -(t**2) + t**3,
+    )
+    return first - 1, [each.astype(np.float32) for each in weights]
+
+
+def _rotated(planes: Planes, degrees: float, manner: Manner) -> Planes:
+    """Turned around the centre, against the clock."""
+    if manner.interpolation == "bilinear":
+        return _sampled(planes, math.radians(degrees), manner.arithmetic)
+    resample = Image.Resampling[manner.interpolation.upper()]
+    picture = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+    turned = np.asarray(picture.rotate(degrees, resample))
+    return np.ascontiguousarray(turned.transpose(2, 0, 1))
+
+
+def _sampled(planes: Planes, angle: float, arithmetic: Arithmetic) -> Planes:
+    """Turned by torch, which is three times as fast as Pillow."""
+    x, y = _turned_places(planes.shape[1], planes.shape[2], angle)
+    grid = torch.from_numpy(np.stack([x, y], axis=-1))[None]
+    padding = "border" if arithmetic == "pillow" else "zeros"
+    sampled = F.grid_sample(
+        torch.from_numpy(_levels(planes))[None], grid, padding_mode=padding, align_corners=False
+    )
+    levels = sampled[0].numpy()
+    if arithmetic == "torch":
+        return _bytes(np.rint(levels, out=levels))
+    levels *= (np.abs(x) <= 1) & (np.abs(y) <= 1)
+    levels += np.float32(_ROUNDING)
+    return _bytes(levels)
+
+
+def _turned_places(height: int, width: int, angle: float) -> tuple[Plane, Plane]:
+    """Where each pixel of a turned picture comes from, with edges at -1 and 1."""
+    across = np.arange(width) + 0.5 - width / 2
+    down = (np.arange(height) + 0.5 - height / 2)[:, None]
+    sine, cosine = math.sin(angle), math.cos(angle)
+    x = (across * cosine).astype(np.float32) - (down * sine).astype(np.float32)
+    y = (across * sine).astype(np.float32) + (down * cosine).astype(np.float32)
+    x *= np.float32(2 / width)
+    y *= np.float32(2 / height)
+    return x, y
+
+
+# --- policies -------------------------------------------------------------------------------------
+
+
+def _unchanged(
+    planes: Planes, _: tuple[Operation, ...], __: Interpolation, ___: Generator
+) -> Planes:
+    return planes
+
+
+def _randaugment(
+    planes: Planes,
+    operations: tuple[Operation, ...],
+    interpolation: Interpolation,
+    generator: Generator,
+) -> Planes:
+    """Two operations of fixed magnitude (Cubuk et al., RandAugment, 2020)."""
+    manner = Manner(interpolation, "pillow")
+    for _ in range(2):
+        operation = operations[_below(generator, len(operations))]
+        magnitude = operation.magnitudes[0] if operation.magnitudes else 0.0
+        magnitude = _signed(operation, magnitude, generator)
+        planes = _changed(planes, operation.name, magnitude, manner)
+    return planes
+
+
+def _trivialaugment(
+    planes: Planes,
+    operations: tuple[Operation, ...],
+    interpolation: Interpolation,
+    generator: Generator,
+) -> Planes:
+    """One operation of any magnitude (Müller and Hutter, TrivialAugment, 2021)."""
+    name, magnitude = _drawn(operations, generator)
+    return _changed(planes, name, magnitude, Manner(interpolation, "pillow"))
+
+
+def _augmix(
+    planes: Planes,
+    operations: tuple[Operation, ...],
+    interpolation: Interpolation,
+    generator: Generator,
+) -> Planes:
+    """Three chains of one to three operations, mixed with the picture (Hendrycks et al., AugMix,
+    2020). Works on tensors, which torchvision cannot rotate bicubically.
+    """
+    manner = Manner("bilinear" if interpolation == "bicubic" else interpolation, "torch")
+    planes = np.ascontiguousarray(planes)
+    own, others = torch._sample_dirichlet(torch.ones(1, 2), generator=generator)[0]
+    weights = torch._sample_dirichlet(torch.ones(1, 3), generator=generator)[0] * others
+    mixed = planes * np.float32(own)
+    for weight in weights.tolist():
+        chain = planes
+        for _ in range(1 + _below(generator, 3)):
+            chain = _changed(chain, *_drawn(operations, generator), manner)
+        mixed += chain * np.float32(weight)
+    return _bytes(mixed)
+
+
+_POLICIES: dict[
+    Policy, Callable[[Planes, tuple[Operation, ...], Interpolation, Generator], Planes]
+] = {
+    "none": _unchanged,
+    "randaugment": _randaugment,
+    "trivialaugment": _trivialaugment,
+    "augmix": _augmix,
+}
+
+
+def _drawn(operations: tuple[Operation, ...], generator: Generator) -> tuple[str, float]:
+    """An operation's name and one of its magnitudes, with its sign."""
+    operation = operations[_below(generator, len(operations))]
+    if not operation.magnitudes:
+        return operation.name, 0.0
+    magnitude = operation.magnitudes[_below(generator, len(operation.magnitudes))]
+    return operation.name, _signed(operation, magnitude, generator)
+
+
+def _signed(operation: Operation, magnitude: float, generator: Generator) -> float:
+    negative = operation.signed and torch.rand((), generator=generator).item() <= 0.5
+    return -magnitude if negative else magnitude
+
+
+def _changed(planes: Planes, name: str, magnitude: float, manner: Manner) -> Planes:
+    return _CHANGES[name](np.ascontiguousarray(planes), magnitude, manner)
+
+
+_CHANGES: dict[str, Callable[[Planes, float, Manner], Planes]] = {
+    "Identity": lambda planes, _, __: planes,
+    "ShearX": lambda planes, slope, manner: _sheared(planes, slope, 2, manner),
+    "ShearY": lambda planes, slope, manner: _sheared(planes, slope, 1, manner),
+    "TranslateX": lambda planes, pixels, _: _moved(planes, int(pixels), 0),
+    "TranslateY": lambda planes, pixels, _: _moved(planes, 0, int(pixels)),
+    "Rotate": _rotated,
+    "Brightness": lambda planes, by, _: _bytes(_brightness(_levels(planes), 1 + by)),
+    "Color": lambda planes, by, manner: _bytes(
+        _saturation(_levels(planes), 1 + by, manner.arithmetic)
+    ),
+    "Contrast": lambda planes, by, manner: _bytes(
+        _contrast(_levels(planes), 1 + by, manner.arithmetic)
+    ),
+    "Sharpness": lambda planes, by, _: _bytes(_sharpness(_levels(planes), 1 + by)),
+    "Posterize": lambda planes, bits, _: _posterized(planes, int(bits)),
+    "Solarize": lambda planes, share, _: _solarized(planes, 255 * share),
+    "AutoContrast": lambda planes, _, manner: _autocontrast(planes, manner.arithmetic),
+    "Equalize": lambda planes, _, __: _equalized(planes),
+}
+
+
+def _operations(policy: Policy, size: int) -> tuple[Operation, ...]:
+    """What a policy chooses from, in torchvision's order, with the magnitudes it can draw.
+
+    Magnitudes are those of the papers' tables; RandAugment's is the one of index 9.
+    """
+    if policy == "randaugment":
+        places = _places(0.3, 150 / 331 * size, 30.0, 31)
+        all_of_them = [Operation("Identity"), *places, *_tones(0.9, 31), *_tables(8, 4, 31)]
+        return tuple(each._replace(magnitudes=each.magnitudes[9:10]) for each in all_of_them)
+    if policy == "trivialaugment":
+        places = _places(0.99, 32.0, 135.0, 31)
+        return (Operation("Identity"), *places, *_tones(0.99, 31), *_tables(8, 6, 31))
+    if policy == "augmix":
+        places = _places(0.3, size / 3, 30.0, 10)
+        all_of_them = [*places, *_tables(4, 4, 10), *_tones(0.9, 10)]
+        return tuple(each._replace(magnitudes=each.magnitudes[:3]) for each in all_of_them)
+    return ()
+
+
+def _places(shear: float, shift: float, angle: float, count: int) -> list[Operation]:
+    names = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+    strongest = (shear, shear, shift, shift, angle)
+    return [
+        Operation(name, _spread(0.0, most, count), signed=True)
+        for name, most in zip(names, strongest, strict=True)
+    ]
+
+
+def _tones(strongest: float, count: int) -> list[Operation]:
+    magnitudes = _spread(0.0, strongest, count)
+    names = ("Brightness", "Color", "Contrast", "Sharpness")
+    return [Operation(name, magnitudes, signed=True) for name in names]
+
+
+def _tables(bits: int, fewer: int, count: int) -> list[Operation]:
+    left = (bits - torch.arange(count) / ((count - 1) / fewer)).round()
+    return [
+        Operation("Posterize", tuple(left.tolist())),
+        Operation("Solarize", _spread(1.0, 0.0, count)),
+        Operation("AutoContrast"),
+        Operation("Equalize"),
+    ]
+
+
+def _spread(first: float, last: float, count: int) -> tuple[float, ...]:
+    """Evenly from first to last, in torch's float32 as torchvision has them."""
+    return tuple(torch.linspace(first, last, count).tolist())

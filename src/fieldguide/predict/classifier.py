@@ -1,0 +1,280 @@
+"""A classifier: weights, what they expect of a picture, and how far to trust what they say.
+
+It is one folder that needs no run: `classifier.json`, a safetensors file a member, and the
+out-of-fold scores by which sets of classes are drawn. Nothing in it is pickled, and every file's
+hash is checked when it is read. Knows nothing of runs or of how members came about.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fieldguide.analysis import calibration, conformal, metrics
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.merge import Weights
+from fieldguide.photos.augment import View
+from fieldguide.photos.catalog import Catalog
+from fieldguide.predict import inference, inputs
+from fieldguide.predict.inference import Architecture, Machine, Seen
+from fieldguide.predict.inputs import Input
+from fieldguide.predict.tables import Predictions
+from fieldguide.storage import files
+
+FORMAT = 1
+CARD = "classifier.json"
+SCORES = "out-of-fold.safetensors"
+
+Combine = Literal["ensemble", "logits", "geometric"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a classifier is, apart from its weights.
+
+    `combine` says how members become one: the mean of their probabilities (`ensemble`), the
+    softmax of the mean of their logits (`logits`), or the geometric mean of their probabilities,
+    normalised (`geometric`); with one view of each photo the last two are the same. Logits are
+    divided by `temperature` first. `members` are names; `license` is that of the weights that
+    training began with; `calibration` and `provenance` are records for the reader.
+    """
+
+    architecture: Architecture
+    classes: tuple[str, ...]
+    members: tuple[str, ...]
+    combine: Combine
+    temperature: float
+    license: str
+    calibration: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """How the classifier's members did on photos that they were not trained on.
+
+    `split` and `adaptive` are the nonconformity scores of the true class `targets` of each photo
+    (`analysis.conformal`), after scaling by the temperature, under the member `members` (a number).
+    """
+
+    split: Float[np.ndarray, " n"]
+    adaptive: Float[np.ndarray, " n"]
+    targets: Int[np.ndarray, " n"]
+    members: Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Members of one architecture that answer together. `Classifier.load` reads a saved one."""
+
+    card: Card
+    members: tuple[Weights, ...] = field(repr=False)
+    out_of_fold: OutOfFold = field(repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of probabilities."""
+        return self.card.classes
+
+    @cached_property
+    def parameters(self) -> int:
+        """Trained numbers, over all members; batch norm's statistics are not counted."""
+        counts = (
+            tensor.numel()
+            for weights in self.members
+            for name, tensor in weights.items()
+            if tensor.is_floating_point() and ".running_" not in name
+        )
+        return sum(counts)
+
+    @property
+    def nbytes(self) -> int:
+        """What the weights take on disk and in memory."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for weights in self.members
+            for tensor in weights.values()
+        )
+
+    def predict(
+        self,
+        photos: str | Path | Sequence[str | Path] | Catalog,
+        *,
+        views: Sequence[View] = (),
+        sets: conformal.Sets | None = None,
+        calibrated: bool = True,
+        machine: Machine = Machine(),
+    ) -> Predictions:
+        """What photos show, in memory: of a folder, a table, files, several of these, or a catalog.
+
+        One row for every photo, in the order of `inputs.read`; one that cannot be read has the
+        reason in place of a result. See `stream` for the rest.
+        """
+        found = _of_catalog(photos) if isinstance(photos, Catalog) else inputs.read(photos)
+        chunks = self.stream(found, views=views, sets=sets, calibrated=calibrated, machine=machine)
+        nothing = self._answered([], range(0), [], None, 1.0, sets)
+        return Predictions.concatenate([nothing, *chunks])
+
+    def stream(
+        self,
+        photos: Sequence[Input],
+        *,
+        views: Sequence[View] = (),
+        sets: conformal.Sets | None = None,
+        calibrated: bool = True,
+        machine: Machine = Machine(),
+    ) -> Iterator[Predictions]:
+        """Predictions batch by batch, in order: memory does not grow with the number of photos.
+
+        `views` are looked at beside the plain one (`augment.view_transform`), their probabilities
+        averaged. `calibrated=False` leaves the temperature out: the probabilities of `oof.csv`.
+        Raises `UsageError` for sets without calibration.
+        """
+        if sets and not calibrated:
+            raise UsageError("sets of classes need calibrated probabilities")
+        temperature = self.card.temperature if calibrated else 1.0
+        asked = [n for n, photo in enumerate(photos) if photo.file is not None]
+        paths = [photo.file for photo in photos if photo.file is not None]
+        seen = inference.logits(self.card.architecture, self.members, paths, machine, views)
+        first = done = 0
+        for batch in seen:
+            done += len(batch.photos) + len(batch.unreadable)
+            end = asked[done - 1] + 1 if done < len(asked) else len(photos)
+            yield self._answered(photos, range(first, end), asked, batch, temperature, sets)
+            first = end
+        if not asked:
+            yield self._answered(photos, range(len(photos)), asked, None, temperature, sets)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the classifier as a folder; raises `UsageError` where something lies there."""
+        place = Path(folder)
+        if not place.is_dir() or any(place.iterdir()):
+            files.require_new(place, hint="name a new folder")
+        files.make_folder(place)
+        names = [f"member-{n}.safetensors" for n in range(len(self.members))]
+        for name, weights in zip(names, self.members, strict=True):
+            content = {key: tensor.contiguous() for key, tensor in weights.items()}
+            files.write_bytes(place / name, save_tensors(content, {"format": "pt"}))
+        scores = {key: np.ascontiguousarray(value) for key, value in vars(self.out_of_fold).items()}
+        files.write_bytes(place / SCORES, save_arrays(scores))
+        files.write_json(place / CARD, {"format": FORMAT, **asdict(self.card)})
+        files.write_manifest(place, [*names, SCORES, CARD])
+        return place
+
+    @staticmethod
+    def load(folder: str | Path) -> "Classifier":
+        """A saved classifier, its hashes checked.
+
+        Raises `UsageError` where none is, `ResourceError` for a damaged one.
+        """
+        place = Path(folder)
+        if not (place / CARD).is_file():
+            raise UsageError(f"`{folder}` is no classifier: it has no {CARD}")
+        files.verify(place)
+        card = _read_card(place / CARD)
+        names = [f"member-{n}.safetensors" for n in range(len(card.members))]
+        return Classifier(
+            card,
+            tuple(load_tensors((place / name).read_bytes()) for name in names),
+            OutOfFold(**load_arrays((place / SCORES).read_bytes())),
+        )
+
+    def _answered(
+        self,
+        photos: Sequence[Input],
+        span: range,
+        asked: Sequence[int],
+        batch: Seen | None,
+        temperature: float,
+        sets: conformal.Sets | None,
+    ) -> Predictions:
+        """The rows of `span`, of which a batch saw all that are files."""
+        problems = {n: photos[n].problem for n in span}
+        probabilities = np.full((len(span), len(self.classes)), np.nan)
+        chosen = np.zeros((len(span), len(self.classes)), bool) if sets else None
+        if batch is not None:
+            problems |= {asked[number]: reason for number, reason in batch.unreadable}
+            rows = [asked[number] - span.start for number in batch.photos.tolist()]
+            by_member = member_probabilities(batch.logits, temperature)
+            probabilities[rows] = combined(batch.logits, by_member, temperature, self.card.combine)
+            if sets and chosen is not None:
+                chosen[rows] = self._sets(by_member, sets)
+        return Predictions(
+            names=tuple(photos[n].name for n in span),
+            problems=tuple(problems[n] for n in span),
+            classes=self.classes,
+            probabilities=probabilities,
+            sets=chosen,
+        )
+
+    def _sets(
+        self, by_member: Float[np.ndarray, "members n classes"], sets: conformal.Sets
+    ) -> Bool[np.ndarray, "n classes"]:
+        known = self.out_of_fold
+        return conformal.prediction_sets(
+            conformal.nonconformity(by_member, sets.method),
+            known.split if sets.method == "split" else known.adaptive,
+            known.members,
+            known.targets,
+            coverage=sets.coverage,
+            per_class=sets.per_class,
+        )
+
+
+def _of_catalog(catalog: Catalog) -> list[Input]:
+    return [Input(photo.path, catalog.file(photo)) for photo in catalog.photos]
+
+
+def member_probabilities(
+    logits: Float[np.ndarray, "members n views classes"], temperature: float
+) -> Float[np.ndarray, "members n classes"]:
+    """Each member's probabilities at that temperature, averaged over views."""
+    flat = calibration.scaled(logits.reshape(-1, logits.shape[-1]), temperature)
+    by_member: NDArray[np.float64] = flat.reshape(logits.shape).mean(axis=2)
+    return by_member
+
+
+def combined(
+    logits: Float[np.ndarray, "members n views classes"],
+    by_member: Float[np.ndarray, "members n classes"],
+    temperature: float,
+    combine: Combine,
+) -> Float[np.ndarray, "n classes"]:
+    """The probabilities of all members together; `Card` says how."""
+    if combine == "logits":
+        return calibration.scaled(logits.astype(np.float64).mean(axis=(0, 2)), temperature)
+    if combine == "geometric":
+        logs: NDArray[np.float64] = np.log(by_member.clip(np.finfo(np.float64).tiny))
+        return metrics.softmax(logs.mean(axis=0))
+    mean: NDArray[np.float64] = by_member.mean(axis=0)
+    return mean
+
+
+def as_tensors(weights: Mapping[str, NDArray[Any]]) -> Weights:
+    """Weights that were read as arrays."""
+    return {name: torch.from_numpy(array) for name, array in weights.items()}
+
+
+def _read_card(path: Path) -> Card:
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("format") != FORMAT:
+            raise ResourceError(
+                f"{path} has an unknown format",
+                hint="read it with the version of fieldguide that wrote it",
+            )
+        return TypeAdapter(Card).validate_python(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResourceError(f"{path} is damaged: {error}") from error

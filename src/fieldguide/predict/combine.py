@@ -1,0 +1,386 @@
+"""From the networks of a run's folds to one classifier: an ensemble, one fold, or a merged model.
+
+All folds share one start, so their weights can be averaged into a soup of one network's cost. A
+soup has seen every photo of the folds: what it is worth can be told on photos outside of them only.
+
+    soup     the plain mean of all folds (Wortsman et al., "Model soups", ICML 2022)
+    greedy   folds in the order of their out-of-fold accuracy, each kept if the mean with it is no
+             worse on photos outside all folds (the same paper's recipe 1)
+    stock    pulled towards the start by the angle between folds (`merge.model_stock`)
+
+Knows nothing of run folders: `Ingredients` holds what it needs of one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from fieldguide import merge
+from fieldguide.analysis import calibration, conformal, metrics
+from fieldguide.errors import DataError, UsageError
+from fieldguide.merge import Weights
+from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
+from fieldguide.predict import inference
+from fieldguide.predict.classifier import Card, Classifier, OutOfFold, as_tensors
+from fieldguide.predict.classifier import Combine as Together
+from fieldguide.predict.inference import Architecture, Machine
+from fieldguide.recipe import Recipe
+from fieldguide.seeds import derive_seed
+
+Rule = Literal["soup", "greedy", "stock"]
+BatchNorm = Literal["recalibrate", "average"]
+RULES: tuple[Rule, ...] = ("soup", "greedy", "stock")
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """Labelled photos that no fold trained on and on which nothing was chosen.
+
+    `groups` name what belongs together: intervals draw whole groups, halves keep them whole.
+    `hashes` are the SHA-256 of the files.
+    """
+
+    files: tuple[Path, ...]
+    targets: Int[np.ndarray, " n"]
+    groups: tuple[str, ...]
+    hashes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self.files)
+
+    def part(self, rows: NDArray[np.int64]) -> "Outside":
+        """Some of the photos, by number."""
+        return Outside(
+            tuple(self.files[row] for row in rows),
+            self.targets[rows],
+            tuple(self.groups[row] for row in rows),
+            tuple(self.hashes[row] for row in rows),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ingredients:
+    """What a run gives to make a classifier from.
+
+    `weights` reads those of a fold, or (None) of the common start; `judged` and `targets` are each
+    done fold's out-of-fold logits, under these weights, and classes; `training` are the files of
+    all folds.
+    """
+
+    recipe: Recipe
+    classes: tuple[str, ...]
+    weights: Callable[[int | None], Arrays]
+    judged: Mapping[int, Float[np.ndarray, "_ classes"]]
+    targets: Mapping[int, Int[np.ndarray, " _"]]
+    training: tuple[Path, ...]
+    outside: Outside
+    license: str
+    provenance: Mapping[str, Any]
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What all folds have in common."""
+        recipe = self.recipe
+        settings = {
+            name: getattr(recipe, name)
+            for name in Architecture.__dataclass_fields__
+            if name != "classes"
+        }
+        assert "auto" not in settings.values(), "the recipe of a run is resolved"
+        return Architecture(classes=len(self.classes), **settings)
+
+    @cached_property
+    def temperature(self) -> float:
+        """Fitted on the out-of-fold logits of all folds that are done."""
+        logits = np.concatenate(list(self.judged.values()))
+        return calibration.fit_temperature(logits, np.concatenate(list(self.targets.values())))
+
+    def fold_weights(self, folds: Sequence[int]) -> list[Weights]:
+        """Each fold's weights as tensors."""
+        return [as_tensors(self.weights(fold)) for fold in folds]
+
+
+@dataclass(frozen=True, eq=False)
+class Greedy:
+    """What a greedy soup chose, and what that choice is worth.
+
+    `accuracy` is that on the photos that chose it, which flatters. `logits` are cross-fitted: the
+    outside photos are halved, and each half is judged by the soup that the other half chose.
+    """
+
+    folds: tuple[int, ...]
+    accuracy: float
+    logits: Float[np.ndarray, "n classes"]
+
+
+def by_name(
+    ingredients: Ingredients, name: str, *, batch_norm: BatchNorm, machine: Machine
+) -> Classifier:
+    """The classifier that `name` stands for: a way to answer together, a rule, or `fold-0`."""
+    for together in get_args(Together):
+        if name == together:
+            return ensemble(ingredients, together)
+    for rule in RULES:
+        if name == rule:
+            return soup(ingredients, rule, batch_norm=batch_norm, machine=machine)
+    return one_fold(ingredients, int(name.removeprefix("fold-")))
+
+
+def ensemble(ingredients: Ingredients, together: Together = "ensemble") -> Classifier:
+    """All folds that are done, each calibrated by the photos that it was judged on."""
+    folds = list(ingredients.judged)
+    return Classifier(
+        _card(ingredients, [f"fold {fold}" for fold in folds], together, {"folds": folds}),
+        tuple(ingredients.fold_weights(folds)),
+        _out_of_fold(ingredients, {fold: member for member, fold in enumerate(folds)}),
+    )
+
+
+def one_fold(ingredients: Ingredients, fold: int) -> Classifier:
+    """One fold's merged weights; sets of classes are calibrated by the photos it was judged on."""
+    if fold not in ingredients.judged:
+        raise UsageError(
+            f"fold {fold} is not trained",
+            hint=f"the folds that are: {', '.join(map(str, ingredients.judged))}",
+        )
+    return Classifier(
+        _card(ingredients, [f"fold {fold}"], "ensemble", {"folds": [fold]}),
+        tuple(ingredients.fold_weights([fold])),
+        _out_of_fold(ingredients, {fold: 0}),
+    )
+
+
+def soup(
+    ingredients: Ingredients,
+    rule: Rule,
+    *,
+    batch_norm: BatchNorm = "recalibrate",
+    machine: Machine = Machine(),
+    chosen: Greedy | None = None,
+) -> Classifier:
+    """One network merged from all folds that are done. `chosen`: what `greedy` gave, if known.
+
+    Its temperature and sets come from the folds' out-of-fold predictions, which stand for its own:
+    it has none. Raises `DataError` where `greedy` has no photos outside all folds to choose by.
+    """
+    made: dict[str, Any] = {"rule": rule, "batch_norm": batch_norm}
+    folds: tuple[int, ...] = tuple(ingredients.judged)
+    if rule == "greedy":
+        chosen = chosen or greedy(ingredients, batch_norm=batch_norm, machine=machine)
+        folds = chosen.folds
+        made |= {"chosen_on": len(ingredients.outside), "accuracy_where_chosen": chosen.accuracy}
+    weights = merged(ingredients, folds, rule, batch_norm, machine)
+    return Classifier(
+        _card(ingredients, [rule], "ensemble", made | {"folds": list(folds)}),
+        (weights,),
+        _out_of_fold(ingredients, dict.fromkeys(ingredients.judged, 0)),
+    )
+
+
+def model_name(rule: str, batch_norm: str) -> str:
+    """What a merged model is called in a run's folder; `UsageError` for another `batch_norm`."""
+    if batch_norm not in get_args(BatchNorm):
+        raise UsageError(f"`batch_norm` is none of {', '.join(get_args(BatchNorm))}: {batch_norm}")
+    plain = batch_norm == "recalibrate" or rule not in RULES
+    return rule if plain else f"{rule}-{batch_norm}"
+
+
+def merged(
+    ingredients: Ingredients,
+    folds: Sequence[int],
+    rule: Rule,
+    batch_norm: BatchNorm,
+    machine: Machine,
+) -> Weights:
+    """The folds' weights merged by a rule, with batch norm measured anew on training photos."""
+    copies = ingredients.fold_weights(sorted(folds))
+    if rule == "stock":
+        weights = merge.RULES["model_stock"](copies, anchor(ingredients))
+    else:
+        weights = merge.average(copies)
+    if batch_norm == "average":
+        return weights
+    return inference.recalibrated(
+        ingredients.architecture, weights, _calibration_photos(ingredients), machine
+    )
+
+
+def greedy(ingredients: Ingredients, *, batch_norm: BatchNorm, machine: Machine) -> Greedy:
+    """The greedy soup's folds, chosen by all photos outside the folds and by each half of them."""
+    outside = ingredients.outside
+    if len(outside) < 2:
+        raise DataError(
+            "a greedy soup is chosen by labelled photos outside all folds, and this run has"
+            f" {len(outside)}",
+            hint="give the collection a `val` part, or begin a run with --holdout 0.1",
+        )
+    known: dict[tuple[int, ...], NDArray[np.float32]] = {}
+
+    def logits(folds: tuple[int, ...]) -> NDArray[np.float32]:
+        if folds not in known:
+            weights = merged(ingredients, folds, "greedy", batch_norm, machine)
+            known[folds] = outside_logits(ingredients, [weights], outside, machine)[0]
+        return known[folds]
+
+    def choose(rows: NDArray[np.int64]) -> tuple[int, ...]:
+        targets = outside.targets[rows]
+        return add_greedily(
+            by_accuracy(ingredients), lambda folds: metrics.accuracy(logits(folds)[rows], targets)
+        )
+
+    everything = np.arange(len(outside))
+    folds = choose(everything)
+    cross_fitted = np.empty_like(logits(folds))
+    for judged, by in halves(outside.groups):
+        cross_fitted[judged] = logits(choose(by))[judged]
+    return Greedy(folds, metrics.accuracy(logits(folds), outside.targets), cross_fitted)
+
+
+def add_greedily(
+    order: Sequence[int], accuracy: Callable[[tuple[int, ...]], float]
+) -> tuple[int, ...]:
+    """The first of `order`, and each later one with which the mean is not less accurate."""
+    chosen: tuple[int, ...] = (order[0],)
+    for fold in order[1:]:
+        more = tuple(sorted((*chosen, fold)))
+        if accuracy(more) >= accuracy(chosen):
+            chosen = more
+    return chosen
+
+
+def by_accuracy(ingredients: Ingredients) -> list[int]:
+    """The folds by falling out-of-fold accuracy."""
+    accuracy = {
+        fold: metrics.accuracy(logits, ingredients.targets[fold])
+        for fold, logits in ingredients.judged.items()
+    }
+    return sorted(accuracy, key=lambda fold: -accuracy[fold])
+
+
+def halves(groups: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to judge and rows to choose by, twice; a group is in one half whole.
+
+    Which half is drawn from the group's name. Where all groups fall into one half, the first goes
+    to the other.
+    """
+    side = np.array([derive_seed("half", group) % 2 for group in groups])
+    if side.min() == side.max():
+        side[np.array(groups) == groups[0]] = 1 - side[0]
+    first, second = np.flatnonzero(side == 0), np.flatnonzero(side == 1)
+    if not len(first) or not len(second):
+        raise DataError("all photos outside the folds are of one group: they cannot be halved")
+    return [(first, second), (second, first)]
+
+
+def outside_logits(
+    ingredients: Ingredients, members: Sequence[Weights], outside: Outside, machine: Machine
+) -> Float[np.ndarray, "members n classes"]:
+    """Logits of the outside photos; raises `DataError` for one that cannot be read any more."""
+    found, rows = inference.all_logits(ingredients.architecture, members, outside.files, machine)
+    if len(rows) < len(outside):
+        lost = sorted(set(range(len(outside))) - set(rows.tolist()))
+        raise DataError(
+            f"{len(lost)} of {len(outside)} photos outside the folds cannot be read,"
+            f" such as `{outside.files[lost[0]]}`",
+            hint="bring them back; if they lie elsewhere now, name their folder with --photos-root",
+        )
+    return found
+
+
+def anchor(ingredients: Ingredients) -> Weights:
+    """The backbone's trained tensors as all folds began with them."""
+    start = as_tensors(ingredients.weights(None))
+    return {
+        name: tensor
+        for name, tensor in start.items()
+        if name.startswith("backbone.") and tensor.is_floating_point() and ".running_" not in name
+    }
+
+
+def _calibration_photos(ingredients: Ingredients) -> list[Path]:
+    """Some training photos in random order."""
+    draw = np.random.default_rng(derive_seed(ingredients.recipe.seed, "soup recalibration"))
+    rows = draw.permutation(len(ingredients.training))[:RECALIBRATION_PHOTOS]
+    photos = [ingredients.training[row] for row in rows]
+    gone = [photo for photo in photos if not photo.is_file()]
+    if 2 * len(gone) > len(photos):
+        raise DataError(
+            f"batch norm is measured on training photos, and {len(gone)} of {len(photos)} are gone,"
+            f" such as `{gone[0]}`",
+            hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
+            " statistics: `fieldguide soup RUN --batch-norm average`",
+        )
+    return photos
+
+
+def _card(
+    ingredients: Ingredients, members: Sequence[str], together: Together, made: Mapping[str, Any]
+) -> Card:
+    return Card(
+        architecture=ingredients.architecture,
+        classes=ingredients.classes,
+        members=tuple(members),
+        combine=together,
+        temperature=ingredients.temperature,
+        license=ingredients.license,
+        calibration=_calibration_record(ingredients),
+        provenance={**ingredients.provenance, "made": dict(made)},
+    )
+
+
+def _calibration_record(ingredients: Ingredients) -> dict[str, Any]:
+    """Calibration out of fold before and after scaling; after is cross-fitted."""
+    logits = np.concatenate(list(ingredients.judged.values()))
+    targets = np.concatenate(list(ingredients.targets.values()))
+    sizes = [len(part) for part in ingredients.judged.values()]
+    fold_of = np.repeat(np.arange(len(sizes)), sizes)
+    return {
+        "photos": len(targets),
+        "before": _calibration_figures(metrics.softmax(logits), targets),
+        "after": _calibration_figures(calibration.cross_fitted(logits, targets, fold_of), targets),
+    }
+
+
+def _calibration_figures(
+    probabilities: Float[np.ndarray, "n classes"], targets: Int[np.ndarray, " n"]
+) -> dict[str, Any]:
+    curve = calibration.reliability(probabilities, targets)
+    return {
+        "log_loss": metrics.log_loss(probabilities, targets),
+        "calibration_error": metrics.calibration_error(probabilities, targets),
+        "reliability": {
+            "confidence": [round(value, 6) for value in curve.confidence.tolist()],
+            "accuracy": [round(value, 6) for value in curve.accuracy.tolist()],
+            "photos": curve.photos.tolist(),
+        },
+    }
+
+
+def _out_of_fold(ingredients: Ingredients, member_of: Mapping[int, int]) -> OutOfFold:
+    """The scores of the folds named, each under the number of its member."""
+    folds = list(member_of)
+    targets = np.concatenate([ingredients.targets[fold] for fold in folds])
+    logits = np.concatenate([ingredients.judged[fold] for fold in folds])
+    probabilities = calibration.scaled(logits, ingredients.temperature)
+    own = targets[:, None]
+
+    def scores(method: conformal.Method) -> NDArray[np.float64]:
+        every = conformal.nonconformity(probabilities, method)
+        return np.take_along_axis(every, own, axis=1)[:, 0]
+
+    sizes = [len(ingredients.targets[fold]) for fold in folds]
+    return OutOfFold(
+        split=scores("split"),
+        adaptive=scores("adaptive"),
+        targets=targets,
+        members=np.repeat([member_of[fold] for fold in folds], sizes),
+    )

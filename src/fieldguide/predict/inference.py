@@ -1,0 +1,308 @@
+"""From photos to logits: networks of one architecture that share every read, decode and resize.
+
+Prediction, scores and soups all look at photos through `logits`, with the preprocessing that the
+folds were judged by. A photo that cannot be read is named and never gets another one's result.
+Knows nothing of runs, folds or what becomes of the logits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.machine.device import (
+    Layout,
+    Precision,
+    autocast,
+    choose_device,
+    choose_precision,
+    count_readers,
+    count_threads_beside,
+    is_out_of_memory,
+    keep_freed_memory,
+    memory_format,
+    training_threads,
+)
+from fieldguide.merge import Weights
+from fieldguide.network.batch_norm import RECALIBRATION_BATCH, fold, has_batch_norm, recalibrate
+from fieldguide.network.network import Network, build, load_weights, weights_of
+from fieldguide.photos.augment import Interpolation, Normaliser, View, view_transform
+from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
+from fieldguide.photos.transforms import Picture, evaluation
+
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network without its weights, and what it expects of a picture.
+
+    `size`, `eval_resize` and `stored_side` are pixels (see `recipe`), `mean` and `std` shares of
+    the range of each channel, `precision` and `layout` what it was trained and judged in.
+    """
+
+    backbone: str
+    head: Literal["linear", "se", "attention"]
+    classes: int
+    size: int
+    eval_resize: int
+    stored_side: int
+    mean: Rgb
+    std: Rgb
+    interpolation: Interpolation
+    truncated: Literal["refuse", "keep"]
+    precision: Precision
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how fast; changes no result beyond rounding. `auto` precision is the network's."""
+
+    device: str = "auto"
+    workers: int | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"`batch_size` is below 1: {self.batch_size}")
+        if isinstance(self.workers, int) and self.workers < 0:
+            raise UsageError(f"`workers` is below 0: {self.workers}")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What networks made of a batch of photos, by their numbers, and which could not be read."""
+
+    photos: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "members n views classes"]
+    unreadable: tuple[tuple[int, str], ...]
+
+
+def logits(
+    architecture: Architecture,
+    members: Sequence[Weights],
+    files: Sequence[Path],
+    machine: Machine = Machine(),
+    views: Sequence[View] = (),
+) -> Iterator[Seen]:
+    """Each photo's logits under each member and view, batch by batch, in order, in float32.
+
+    Memory does not grow with the number of photos. Raises `ResourceError` where a single photo does
+    not fit into the device's memory.
+    """
+    odd = [view for view in views if view not in get_args(View)]
+    if odd:
+        raise UsageError(f"there is no view `{odd[0]}`", hint=f"one of {', '.join(get_args(View))}")
+    keep_freed_memory()
+    device = choose_device(machine.device)
+    networks = _Networks(architecture, members, device, precision_used(architecture, machine))
+    loader = _loader(architecture, files, machine, device, views)
+    plan = evaluation_plan(np.arange(len(files)), machine.batch_size)
+    with training_threads(count_threads_beside(loader.workers)):
+        for batch in loader.batches(plan):
+            yield Seen(batch.photos.numpy(), networks(batch), batch.unreadable)
+
+
+def all_logits(
+    architecture: Architecture,
+    members: Sequence[Weights],
+    files: Sequence[Path],
+    machine: Machine = Machine(),
+) -> tuple[Float[np.ndarray, "members n classes"], NDArray[np.int64]]:
+    """The logits of all photos that can be read, one view each, and the numbers of these photos."""
+    seen = list(logits(architecture, members, files, machine))
+    together = np.concatenate([batch.logits[:, :, 0] for batch in seen], axis=1)
+    return together, np.concatenate([batch.photos for batch in seen])
+
+
+def recalibrated(
+    architecture: Architecture,
+    weights: Weights,
+    files: Sequence[Path],
+    machine: Machine = Machine(),
+) -> dict[str, Tensor]:
+    """The same weights with batch norm measured anew on the photos that can be read.
+
+    Give them in random order: photos of few classes at a time have statistics of their own.
+    """
+    device = choose_device(machine.device)
+    network = _laid_out(architecture, device)
+    load_weights(network, weights)
+    if has_batch_norm(network):
+        loader = _loader(architecture, files, machine, device, ())
+        plan = evaluation_plan(np.arange(len(files)), RECALIBRATION_BATCH)
+        precision = precision_used(architecture, machine)
+        with training_threads(count_threads_beside(loader.workers)), autocast(device, precision):
+            normalise = _normaliser(architecture, device)
+            shown = (batch.images for batch in loader.batches(plan) if len(batch.photos))
+            recalibrate(network, (normalise(images) for images in shown))
+    return {name: tensor.cpu() for name, tensor in weights_of(network).items()}
+
+
+class _Networks:
+    """The members as functions of a batch: one folded network, into which weights are swapped."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        members: Sequence[Weights],
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.architecture, self.device, self.precision = architecture, device, precision
+        self.folded = fold(_laid_out(architecture, device))
+        self.normalise = _normaliser(architecture, device)
+        self.narrowed = {
+            f"{name}.{kind}"
+            for name, layer in self.folded.network.named_modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear)
+            for kind in ("weight", "bias")
+        }
+        self.members = [self._member(weights) for weights in members]
+
+    def _member(self, weights: Weights) -> dict[str, Tensor]:
+        """Folded weights on the device, kernels in the layout of the pictures.
+
+        Those that autocast would round at every batch are rounded here, once.
+        """
+        layout, precision = self.normalise.layout, getattr(torch, self.precision)
+        here = {name: tensor.to(self.device) for name, tensor in weights.items()}
+        folded = {
+            name: tensor.to(precision) if name in self.narrowed else tensor
+            for name, tensor in self.folded.weights(here).items()
+        }
+        return {
+            name: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+            for name, tensor in folded.items()
+        }
+
+    def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
+        """Logits of a batch with or without several views of each photo."""
+        count, views = len(batch.photos), _views_in(batch)
+        if count == 0:
+            return np.empty((len(self.members), 0, 1, self.architecture.classes), np.float32)
+        found = self.logits(batch.images.flatten(0, -4))
+        return found.numpy().reshape(len(self.members), count, views, -1)
+
+    def logits(
+        self, images: UInt8[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "members n classes"]:
+        """Every member's logits, in main memory; where the device's runs out, in halves."""
+        try:
+            return self._logits(images)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(images) == 1:
+                raise self._too_large() from error
+        return torch.cat([self.logits(half) for half in images.tensor_split(2)], dim=1)
+
+    def _logits(
+        self, images: UInt8[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "members n classes"]:
+        seen = self.normalise(images)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            found = [
+                torch.func.functional_call(self.folded.network, weights, (seen,), strict=True)
+                for weights in self.members
+            ]
+            return torch.stack(found).float().cpu()
+
+    def _too_large(self) -> ResourceError:
+        return ResourceError(
+            f"memory ran out on `{self.device}` for a single photo of {self.architecture.size}"
+            f" pixels with {self.architecture.backbone}",
+            hint="predict with --device cpu",
+        )
+
+
+def _views_in(batch: Batch) -> int:
+    return batch.images.shape[1] if batch.images.ndim == 5 else 1
+
+
+def template(architecture: Architecture) -> Network:
+    """A network of that architecture, whose weights are still to be put in."""
+    return build(
+        architecture.backbone,
+        weights="none",
+        head=architecture.head,
+        classes=architecture.classes,
+        dropout=0.0,
+        seed=0,
+    )
+
+
+def _laid_out(architecture: Architecture, device: torch.device) -> Network:
+    """The template on the device, in the layout of its pictures."""
+    return template(architecture).to(device).to(memory_format=memory_format(architecture.layout))
+
+
+def _normaliser(architecture: Architecture, device: torch.device) -> Normaliser:
+    layout = memory_format(architecture.layout)
+    return Normaliser(architecture.mean, architecture.std, device, layout)
+
+
+def precision_used(architecture: Architecture, machine: Machine) -> Precision:
+    """That asked for; else the network's own where the device has it, else float32."""
+    device = choose_device(machine.device)
+    if machine.precision != "auto":
+        return choose_precision(machine.precision, device)
+    own = architecture.precision
+    return own if own in {"float32", choose_precision("auto", device)} else "float32"
+
+
+def pictures(
+    architecture: Architecture, files: Sequence[Path], views: Sequence[View] = ()
+) -> Pictures:
+    """The files as the network is shown them; those that cannot be read are left out and named."""
+    resize, interpolation = architecture.eval_resize, architecture.interpolation
+    plain = evaluation(architecture.size, resize, interpolation)
+    transform = _all_views(architecture, views) if views else plain
+    return Pictures(
+        files=files,
+        training=lambda picture, _seed: transform(picture),
+        evaluation=transform,
+        decoding=Decoding.of(
+            architecture.stored_side, resize, interpolation, architecture.truncated
+        ),
+        lenient=True,
+    )
+
+
+def _all_views(
+    architecture: Architecture, views: Sequence[View]
+) -> Callable[[Picture], UInt8[Tensor, "views 3 size size"]]:
+    """What makes several views of a picture, of which the first is the plain one to the pixel."""
+    settings = (architecture.size, architecture.eval_resize, architecture.interpolation)
+    plain, several = evaluation(*settings), view_transform(*settings, views)
+
+    def all_views(picture: Picture) -> UInt8[Tensor, "views 3 size size"]:
+        found: Tensor = several(Image.fromarray(picture))
+        found[0] = plain(picture)  # another resize would differ by a level
+        if "flips" in views:  # the second half mirrors the first
+            found[len(found) // 2] = found[0].flip(-1)
+        return found
+
+    return all_views
+
+
+def _loader(
+    architecture: Architecture,
+    files: Sequence[Path],
+    machine: Machine,
+    device: torch.device,
+    views: Sequence[View],
+) -> Loader:
+    workers = min(count_readers(machine.workers, device), len(files) // machine.batch_size)
+    shown = pictures(architecture, files, views)
+    return Loader(shown, workers, pin_memory=device.type == "cuda")

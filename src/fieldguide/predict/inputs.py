@@ -1,0 +1,185 @@
+"""Which photos a model is asked about: every input is one entry, in a stated order.
+
+From folders, tables, lists and single files to a list of `Input`. Nothing is dropped: what is
+missing, cannot be listed or stands there twice has its entry as well, because its row is looked for
+in the result. Knows nothing of models, nor of what the files hold.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fieldguide.errors import DataError, UsageError
+from fieldguide.photos import tables
+from fieldguide.photos.catalog import EXTENSIONS
+from fieldguide.photos.folders import list_pictures
+from fieldguide.storage import addresses
+
+TABLES = frozenset({".csv", ".tsv", ".tab"})
+LISTS = frozenset({".txt", ".lst"})
+STANDARD_INPUT = "-"
+
+_NOT_FOUND = "file not found"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One thing to predict. `file` is None exactly where `problem` says what is wrong."""
+
+    name: str  # as the user knows it: what results call it
+    file: Path | None
+    problem: str = ""  # such as "file not found"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    text: str  # as typed
+    place: Path
+    kind: Literal["folder", "table", "list", "file", "missing"]
+
+
+def read(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    recursive: bool = True,
+    path_column: str | None = None,
+    root: str | Path | None = None,
+    encoding: str | None = None,
+    notice: Callable[[str], None] = lambda message: None,
+) -> list[Input]:
+    """The photos that the sources name: source by source, each in its own order.
+
+    A source is one of these, and a single one need not be in a list:
+
+    - a folder: what is called like a picture in it, and below it if `recursive`, in code-point
+      order of the relative paths. Hidden files are skipped; links are followed, and one to nothing
+      is an input. Names are relative to the folder, which stands in front if there are several
+      sources.
+    - a table (.csv .tsv .tab) with a header: its rows as they stand, repeated ones too. The column
+      is `path_column`, or found by its name as `tables.read_table` does.
+    - a list (.txt .lst, or `-` for standard input): one path a line; empty lines are skipped.
+    - anything else is a photo itself, whatever its ending.
+
+    Paths in tables and lists are absolute, relative to `root`, or to the folder of the table or
+    list (of standard input: the current one); the ending of a file may be left out, and a backslash
+    may stand for `/`. `encoding` is theirs; without it UTF-16 is known by its mark and all else is
+    UTF-8, and in lists also bytes that are not, as they are in file names.
+
+    What is at an address is fetched first, see `addresses.local`; `notice` is told where that
+    waits.
+
+    Raises DataError where a source is not there (but a file that ends like a picture is an input
+    and missing), a folder has no picture or a table cannot be read; UsageError for an option that
+    no source has a use for.
+    """
+    several = [sources] if isinstance(sources, str | Path) else sources
+    found = [_recognised(source, notice) for source in several]
+    _refuse_idle(found, recursive, path_column, root, encoding)
+    inputs: list[Input] = []
+    for source in found:
+        match source.kind:
+            case "folder":
+                inputs += _of_folder(source, recursive, with_folder=len(found) > 1)
+            case "table":
+                inputs += _of_table(source, path_column, root, encoding)
+            case "list":
+                inputs += _of_list(source, root, encoding)
+            case _:
+                inputs.append(_entry(source.text, source.place if source.kind == "file" else None))
+    return inputs
+
+
+def _recognised(source: str | Path, notice: Callable[[str], None]) -> _Source:
+    text, place = str(source), addresses.local(source, notice=notice)
+    if text == STANDARD_INPUT:
+        return _Source(text, place, "list")
+    if not text:  # to Path it would be the current folder
+        raise DataError("no such file or folder: the name is empty")
+    ending = place.suffix.lower()
+    try:
+        if stat.S_ISDIR(place.stat().st_mode):
+            return _Source(text, place, "folder")
+    except (OSError, ValueError) as error:  # not there, or no name that a file can have
+        if ending in EXTENSIONS or (ending not in TABLES | LISTS and place.is_symlink()):
+            return _Source(text, place, "missing")
+        raise DataError(f"no such file or folder: {text}") from error
+    return _Source(text, place, _kind_of_file(ending))
+
+
+def _kind_of_file(ending: str) -> Literal["table", "list", "file"]:
+    if ending in TABLES:
+        return "table"
+    return "list" if ending in LISTS else "file"
+
+
+def _refuse_idle(
+    sources: Sequence[_Source],
+    recursive: bool,
+    path_column: str | None,
+    root: str | Path | None,
+    encoding: str | None,
+) -> None:
+    """Raises UsageError for an option that would change nothing."""
+    kinds = {source.kind for source in sources}
+    idle = [
+        ("recursive", not recursive and "folder" not in kinds, "folders"),
+        ("path_column", path_column is not None and "table" not in kinds, "tables"),
+        ("root", root is not None and not kinds & {"table", "list"}, "tables and lists"),
+        ("encoding", encoding is not None and not kinds & {"table", "list"}, "tables and lists"),
+    ]
+    for name, is_idle, use in idle:
+        if is_idle:
+            raise UsageError(
+                f"`{name}` is for {use}, and none is given", hint=f"leave `{name}` out"
+            )
+    if [source.text for source in sources].count(STANDARD_INPUT) > 1:
+        raise UsageError(f"`{STANDARD_INPUT}` is given twice: standard input is read once")
+
+
+def _of_folder(source: _Source, recursive: bool, with_folder: bool) -> list[Input]:
+    root, found = list_pictures(source.place, recursive)
+    front = f"{source.text.replace(os.sep, '/').rstrip('/')}/" if with_folder else ""
+    return [
+        Input(f"{front}{path}", None if problem else root / path, problem)
+        for path, problem in found.items()
+    ]
+
+
+def _of_table(
+    source: _Source, column: str | None, root: str | Path | None, encoding: str | None
+) -> list[Input]:
+    table = tables.read_cells(source.place, encoding)
+    if not table.rows and column is None:  # nothing to tell the column by
+        return []
+    number = tables.path_column(table, column)
+    return _looked_up((cells[number] for _, cells in table.rows), source, root)
+
+
+def _of_list(source: _Source, root: str | Path | None, encoding: str | None) -> list[Input]:
+    if source.text == STANDARD_INPUT:
+        name, data = "standard input", sys.stdin.buffer.read()
+    else:
+        name, data = source.place.name, tables.content_of(source.place)
+    text = tables.decoded(data, name, encoding, "strict" if encoding else "surrogateescape")
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return _looked_up((line for line in lines if line.strip()), source, root)
+
+
+def _looked_up(texts: Iterable[str], source: _Source, root: str | Path | None) -> list[Input]:
+    base = (source.place.parent if root is None else Path(root)).resolve()
+    if not base.is_dir():
+        raise DataError(
+            f"no such folder: {root}", hint="`root` is where the paths in tables and lists start"
+        )
+    finder = tables.Finder(base)
+    return [_entry(text, finder.file(text)) for text in texts]
+
+
+def _entry(name: str, file: Path | None) -> Input:
+    if file is None:
+        return Input(name, None, _NOT_FOUND if name.strip() else "no path")
+    return Input(name, file)

@@ -1,0 +1,784 @@
+"""Merging checkpoints of any training: files of one architecture become one file.
+
+They may come from timm, torchvision or fieldguide, in .safetensors or .pth. What only looks
+mergeable is said in words: weights that are no relatives, an anchor that they do not come from,
+and, where there are labelled photos, a merged network that is worse than its copies.
+
+    copies = read(paths)
+    merged = merge(copies, "stock", read_one(anchor))
+    merged, barrier = on_photos(copies, merged, architecture(copies[0], "resnet50"), catalog)
+    write(out, merged, provenance)
+
+Knows nothing of runs and folds.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fieldguide.errors import DataError, UsageError
+from fieldguide.machine.device import Precision
+from fieldguide.merge import Move, Weights, average, model_stock, moves
+from fieldguide.network.batch_norm import RECALIBRATION_BATCH, RECALIBRATION_PHOTOS
+from fieldguide.network.network import build, input_config
+from fieldguide.network.pretrained import NESTED, WRAPPERS, read_weights
+from fieldguide.photos.augment import Interpolation
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.predict import inference
+from fieldguide.predict.inference import Architecture, Machine, Rgb
+from fieldguide.seeds import derive_seed
+from fieldguide.storage import files
+
+Rule = Literal["soup", "stock"]
+RULES: tuple[Rule, ...] = ("soup", "stock")
+
+T = TypeVar("T")
+
+# What timm's ResNet families call their classifier; torchvision's is `fc` as well.
+CLASSIFIERS = ("fc", "head.fc", "last_linear")
+
+# Mean cosine between the large tensors of two checkpoints. Measured with resnet18: two folds
+# fine-tuned from one start 0.998 (heads 0.99), a fold and its pretrained start 0.997, a fold and a
+# random network, or two random networks, -0.001; heads of one training with their classes in
+# another order 0.03. Half way: longer trainings move further.
+RELATED = 0.5
+
+# Mean |w − w_0| / |w_0| over large tensors. Measured with resnet18: 0.06 for a fold and its
+# pretrained start, 1.3 for a random network. Whatever has no direction in common with the anchor
+# lies at 1 or beyond, however short it is.
+FAR_FROM_ANCHOR = 0.9
+
+# Degrees. At 80° Model Stock takes 0.30 of the mean of two copies and 0.70 of the anchor (taste);
+# measured between folds: 45°.
+NOTHING_IN_COMMON = 80.0
+
+# The drop in accuracy that counts as a barrier, where the number of photos can tell it. Frankle,
+# Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020,
+# section 2: an instability below 2 % is stable.
+BARRIER = 0.02
+
+# Photos that accuracy is judged on: the standard error of a share is then half a point at most.
+JUDGED_PHOTOS = 10_000
+
+_COUNTER = "num_batches_tracked"
+_STATISTICS = ("running_mean", "running_var", _COUNTER)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The weights of one file, floating ones in float32, and the dtypes that they are stored in."""
+
+    path: Path
+    weights: Weights
+    dtypes: Mapping[str, torch.dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Merged weights in the dtypes of the first copy, and what is known of how they came about.
+
+    `cosine` is the least mean cosine between the weights of two copies: near 1 for copies that
+    were fine-tuned from one start, near 0 for unrelated ones. `moves` holds each anchored tensor,
+    none without an anchor. `notes` are warnings in words.
+    """
+
+    weights: Weights
+    cosine: float
+    moves: Mapping[str, Move]
+    notes: tuple[str, ...]
+
+    @property
+    def angle(self) -> float:
+        """Degrees between the copies' movements from the anchor, mean over tensors; NaN without."""
+        return _mean_or_nan([move.angle for move in self.moves.values()])
+
+    @property
+    def ratio(self) -> float:
+        """Model Stock's share of the mean against the anchor, mean over tensors; NaN without."""
+        return _mean_or_nan([move.ratio for move in self.moves.values()])
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Accuracy of each copy and of the merged weights on the same photos.
+
+    `photos` were judged, `unreadable` ones left out. `drop` is the copies' mean less that of the
+    merged weights, `error` its standard error over photos. Photos that the copies were trained on
+    flatter all of them.
+    """
+
+    photos: int
+    unreadable: int
+    copies: tuple[float, ...]
+    merged: float
+    drop: float
+    error: float
+
+    @property
+    def doubt(self) -> float:
+        """The drop that so many photos cannot tell from none: two standard errors.
+
+        At least 3 / photos, what may hide where no photo is judged otherwise (Hanley,
+        Lippman-Hand, "If Nothing Goes Wrong, Is Everything All Right?", JAMA 1983).
+        """
+        return max(2 * self.error, 3 / self.photos)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether merging lost more than `BARRIER`, beyond doubt."""
+        return self.drop > max(BARRIER, self.doubt)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
+    """The checkpoints of at least two files, all with the same tensors.
+
+    Counters of batch norm that some files lack, as those of old trainings do, begin at zero there.
+    Raises `UsageError` for files that cannot be read or hold values that are not finite, and for
+    two that hold different tensors or shapes.
+    """
+    if len(paths) < 2:
+        raise UsageError(
+            f"nothing to merge: {_count(len(paths), 'checkpoint')} given",
+            hint="name at least two files",
+        )
+    copies = _with_all_counters([read_one(path) for path in paths])
+    for copy in copies[1:]:
+        _require_alike(copies[0], copy)
+    return copies
+
+
+def read_one(path: Path) -> Checkpoint:
+    """One checkpoint, such as an anchor; raises `UsageError` as `read` does."""
+    weights = read_weights(path)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UsageError(
+                f"`{path}`: `{name}` holds values that are not finite",
+                hint="its training diverged, or the file is damaged: leave it out",
+            )
+    return Checkpoint(path, weights, _stored_dtypes(path))
+
+
+def require_free(path: Path) -> None:
+    """Raises `UsageError` where `write` would not write: ask before long work starts."""
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"merged weights are written as safetensors: `{path}`",
+            hint=f"call it `{path.with_suffix('.safetensors').name}`",
+        )
+    files.require_new(path, hint="name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder `{path.parent}`", hint="create it first")
+
+
+def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:
+    """Writes merged weights as safetensors that timm and torch load, whole or not at all.
+
+    The record `provenance` is kept as JSON in the file's metadata. The same weights and record give
+    the same bytes. Raises `UsageError` as `require_free` does.
+    """
+    require_free(path)
+    content = {name: tensor.contiguous() for name, tensor in merged.weights.items()}
+    files.write_bytes(path, _with_record(save(content, {"format": "pt"}), provenance))
+
+
+def _with_record(data: bytes, provenance: Mapping[str, object]) -> bytes:
+    """Safetensors' bytes with one more entry of metadata.
+
+    Its own writer puts several entries in an order that changes from call to call. The format is
+    eight bytes with the length of a JSON header, the header, and tensors by offsets from its end.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"]["provenance"] = json.dumps(provenance, ensure_ascii=False)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def _stored_dtypes(path: Path) -> dict[str, torch.dtype]:
+    """What each tensor is stored as, of a file that `read_weights` has read."""
+    if path.suffix == ".safetensors":
+        content = load_file(path)
+    else:
+        content = torch.load(path, map_location="meta", weights_only=True)  # reads no values
+        for key in NESTED:
+            content = content[key] if isinstance(content.get(key), dict) else content
+    return {
+        _unwrapped(str(name)): tensor.dtype
+        for name, tensor in content.items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def _with_all_counters(copies: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
+    """The copies, each with all counters that any of them has."""
+    found = {
+        name: (torch.zeros_like(tensor), copy.dtypes[name])
+        for copy in copies
+        for name, tensor in copy.weights.items()
+        if name.endswith(_COUNTER)
+    }
+    zeros = {name: zero for name, (zero, _) in found.items()}
+    dtypes = {name: dtype for name, (_, dtype) in found.items()}
+    return tuple(
+        replace(copy, weights=zeros | dict(copy.weights), dtypes=dtypes | dict(copy.dtypes))
+        for copy in copies
+    )
+
+
+def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
+    files_named = f"`{first.path}` and `{other.path}`"
+    ours, theirs = first.weights, other.weights
+    sides = [
+        f"only the {which} has {_shapes(one, sorted(one.keys() - two.keys()))}"
+        for which, one, two in (("first", ours, theirs), ("second", theirs, ours))
+        if one.keys() - two.keys()
+    ]
+    if sides:
+        raise UsageError(
+            f"{files_named} hold different tensors: {'; '.join(sides)}",
+            hint="merge checkpoints of one architecture with one kind of head",
+        )
+    odd = _other_shapes(ours, theirs)
+    if odd:
+        raise UsageError(
+            f"{files_named} hold tensors of different shapes: {_some(list(odd.values()))}",
+            hint="they tell different classes apart: merge those of the same classes"
+            if all(_is_head(name) for name in odd)
+            else "merge checkpoints of one architecture",
+        )
+
+
+def _other_shapes(one: Weights, other: Weights) -> dict[str, str]:
+    """Tensors of both that differ in shape, each with a text that says how."""
+    return {
+        name: f"`{name}` {_shape(one[name])} and {_shape(other[name])}"
+        for name in sorted(one.keys() & other.keys())
+        if one[name].shape != other[name].shape
+    }
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _shapes(weights: Weights, names: Sequence[str]) -> str:
+    return _some([f"`{name}` {_shape(weights[name])}" for name in names])
+
+
+def _some(words: Sequence[str], most: int = 3) -> str:
+    rest = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + rest
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+# --- merging --------------------------------------------------------------------------------------
+
+
+def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = None) -> Merged:
+    """One checkpoint from several: their mean (`soup`), or `stock`, which needs the anchor.
+
+    `stock` pulls the mean towards the anchor, the weights that all copies were fine-tuned from, by
+    the angle between the copies (`merge.model_stock`). The anchor may be for another head, whose
+    tensors are then averaged, and may be named with or without fieldguide's `backbone.`. Batch
+    norm's statistics are averaged; counters keep their maximum. With `soup` an anchor only adds
+    movements and warnings. Raises `UsageError` for an anchor of another architecture.
+    """
+    if rule not in RULES:
+        raise UsageError(f"unknown rule: `{rule}`", hint=f"use {' or '.join(RULES)}")
+    if rule == "stock" and anchor is None:
+        raise UsageError(
+            "the rule `stock` needs the weights that the copies were fine-tuned from",
+            hint="name them with --anchor, or use --rule soup",
+        )
+    weights = [copy.weights for copy in copies]
+    anchored, missing = _anchored(copies[0], anchor) if anchor else ({}, ())
+    if rule == "stock":
+        merged, _ = model_stock(weights, anchored)
+    else:
+        merged = average(weights)
+    cosines = _cosines(weights, _large(copies[0].weights, head=False))
+    found = moves(weights, anchored)
+    notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines), *_head_notes(copies)]
+    if anchor:
+        notes += [*missing, *_anchor_notes(copies, anchor, anchored, found)]
+    stored = _stored_as(merged, copies[0].dtypes)
+    return Merged(stored, float(cosines.min()), found, tuple(notes))
+
+
+def _stored_as(weights: Weights, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """In the dtypes of the first file; raises `UsageError` where a value is too large for one."""
+    stored = {name: tensor.to(dtypes[name]) for name, tensor in weights.items()}
+    for name, tensor in stored.items():
+        if not tensor.isfinite().all():
+            raise UsageError(
+                f"merged `{name}` does not fit into {_dtype(tensor.dtype)}, which the first"
+                " checkpoint is stored in",
+                hint="name one that is stored in float32 first",
+            )
+    return stored
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The anchor's trained tensors under the copies' names, and a note of what is not anchored.
+
+    A head under fieldguide's names began with random weights, which are nothing to be pulled to.
+    """
+    start = {_bare(name): tensor for name, tensor in anchor.weights.items()}
+    trained = [
+        name
+        for name, tensor in first.weights.items()
+        if tensor.is_floating_point() and not name.endswith(_STATISTICS)
+    ]
+    shared = {
+        name: start[_bare(name)]
+        for name in trained
+        if _bare(name) in start and not (_is_ours(first.weights) and _is_head(name))
+    }
+    _require_one_start(first, anchor, shared)
+    found = {
+        name: tensor for name, tensor in shared.items() if tensor.shape == first.weights[name].shape
+    }
+    rest = [f"`{name}`" for name in trained if name not in found]
+    return found, (f"averaged and not anchored: {_some(rest)}",) if rest else ()
+
+
+def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -> None:
+    """Raises `UsageError` for an anchor with other shapes below the head, or of no use."""
+    hint = "name the weights that the checkpoints were fine-tuned from"
+    odd = _other_shapes(shared, first.weights)
+    body = [text for name, text in odd.items() if not _is_head(name)]
+    if body:
+        raise UsageError(
+            f"the anchor `{anchor.path}` and `{first.path}` hold tensors of different shapes:"
+            f" {_some(body)}",
+            hint=hint,
+        )
+    if len(odd) == len(shared):
+        ours, theirs = (
+            _some([f"`{name}`" for name in weights]) for weights in (first.weights, anchor.weights)
+        )
+        raise UsageError(
+            f"the anchor `{anchor.path}` shares no tensor with `{first.path}`:"
+            f" {theirs} against {ours}",
+            hint=hint,
+        )
+
+
+def _is_ours(weights: Weights) -> bool:
+    """Whether fieldguide named the tensors."""
+    return any(name.startswith("backbone.") for name in weights)
+
+
+def _bare(name: str) -> str:
+    """The name as timm has it, whether or not fieldguide wrote it."""
+    return name.removeprefix("backbone.")
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("head.", *(f"{classifier}." for classifier in CLASSIFIERS)))
+
+
+# --- whether the copies are relatives -------------------------------------------------------------
+
+
+def _large(weights: Weights, *, head: bool) -> list[str]:
+    """Convolutions and linear layers, those of the head or those below: what learns directions."""
+    return [
+        name
+        for name, tensor in weights.items()
+        if tensor.ndim >= 2 and tensor.is_floating_point() and _is_head(name) == head
+    ]
+
+
+def _cosines(weights: Sequence[Weights], names: Sequence[str]) -> Float[Tensor, "k k"]:
+    """Cosine between each two copies, mean over tensors; 1 where there are none but zeros."""
+    grams = [torch.ones(len(weights), len(weights))]
+    for name in names:
+        rows = torch.stack([copy[name].flatten() for copy in weights])
+        if rows.norm(dim=1).all():
+            units = nn.functional.normalize(rows, dim=1)
+            grams.append(units @ units.T)
+    return torch.stack(grams[1:] or grams).mean(dim=0)
+
+
+def _kinship_notes(copies: Sequence[Checkpoint], cosines: Float[Tensor, "k k"]) -> list[str]:
+    """Of the least related pair, and of two files that hold the same."""
+    notes = []
+    first, second = divmod(int(cosines.argmin()), len(copies))
+    low = int((cosines < RELATED).triu(1).sum())
+    if low:
+        notes.append(
+            f"`{copies[first].path}` and `{copies[second].path}` look like unrelated runs: the"
+            f" mean cosine between their weights is {cosines[first, second]:.2f}"
+            f"{_of_pairs(low, copies)}; copies fine-tuned from one start have above 0.9, and the"
+            " mean of unrelated networks is no working network"
+        )
+    for number, copy in enumerate(copies):
+        twins = [other for other in copies[:number] if _same(copy.weights, other.weights)]
+        if twins:
+            notes.append(f"`{twins[0].path}` and `{copy.path}` hold the same weights")
+    return notes
+
+
+def _of_pairs(low: int, copies: Sequence[Checkpoint]) -> str:
+    pairs = math.comb(len(copies), 2)
+    return f" ({low} of {pairs} pairs are below {RELATED})" if pairs > 1 else ""
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def _head_notes(copies: Sequence[Checkpoint]) -> list[str]:
+    cosines = _cosines([copy.weights for copy in copies], _large(copies[0].weights, head=True))
+    first, second = divmod(int(cosines.argmin()), len(copies))
+    if cosines.min() >= RELATED:
+        return []
+    return [
+        f"the heads of `{copies[first].path}` and `{copies[second].path}` look unrelated (cosine"
+        f" {cosines[first, second]:.2f}): they tell other classes apart, the same ones in another"
+        " order, or began with other random weights"
+    ]
+
+
+def _anchor_notes(
+    copies: Sequence[Checkpoint],
+    anchor: Checkpoint,
+    anchored: Weights,
+    found: Mapping[str, Move],
+) -> list[str]:
+    """Of copies that do not come from the anchor, and of movements without a common direction."""
+    large = _large(anchored, head=False)
+    distances = [_distance(copy.weights, anchored, large) for copy in copies]
+    notes = [
+        f"`{copy.path}` does not seem to come from the anchor `{anchor.path}`: its weights moved by"
+        f" {distance:.2f} of the anchor's length (fine-tuning: about 0.1)"
+        for copy, distance in zip(copies, distances, strict=True)
+        if distance > FAR_FROM_ANCHOR
+    ]
+    angle = fmean(move.angle for move in found.values())
+    if angle > NOTHING_IN_COMMON:
+        notes.append(
+            f"the copies moved away from the anchor in directions with little in common (mean angle"
+            f" {angle:.0f}°): `stock` stays close to the anchor"
+        )
+    return notes
+
+
+def _distance(weights: Weights, anchored: Weights, names: Sequence[str]) -> float:
+    """Mean of |w − w_0| / |w_0|, over the tensors whose anchor is not zero."""
+    lengths = {name: float(anchored[name].norm()) for name in names}
+    shares = [
+        float((weights[name] - anchored[name]).norm()) / length
+        for name, length in lengths.items()
+        if length
+    ]
+    return fmean(shares) if shares else 0.0
+
+
+def _dtype_notes(copies: Sequence[Checkpoint]) -> list[str]:
+    first = copies[0]
+    return [
+        f"`{copy.path}` is stored in {_kinds(copy)}, `{first.path}` in {_kinds(first)}: the merged"
+        " file is stored as the latter"
+        for copy in copies[1:]
+        if copy.dtypes != first.dtypes
+    ]
+
+
+def _kinds(copy: Checkpoint) -> str:
+    return " and ".join(sorted({_dtype(d) for d in copy.dtypes.values() if d.is_floating_point}))
+
+
+def _mean_or_nan(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+# --- photos ---------------------------------------------------------------------------------------
+
+
+def architecture(
+    copy: Checkpoint,
+    backbone: str | None,
+    *,
+    size: int | None = None,
+    eval_resize: int | None = None,
+    mean: Rgb | None = None,
+    std: Rgb | None = None,
+    interpolation: Interpolation | None = None,
+    precision: Precision = "float32",
+    truncated: Literal["refuse", "keep"] = "refuse",
+) -> Architecture:
+    """The network that a checkpoint is for, and what it expects of a picture.
+
+    What is not given is as timm has it for the backbone: name what the copies were trained with.
+    `size` alone keeps the share that evaluation cuts off. Head and number of classes are read
+    from the tensors. Raises `UsageError` without a backbone and for one that the tensors do not
+    fit exactly.
+    """
+    if backbone is None:
+        raise UsageError(
+            "looking at photos takes the network, which tensors do not name",
+            hint="name it with --backbone, such as resnet50",
+        )
+    weights = _in_network(copy.weights)
+    head, classes = _head(copy, weights)
+    network = build(backbone, weights="none", head=head, classes=classes, dropout=0.0, seed=0)
+    _require_fits(copy, backbone, weights, network.state_dict())
+    usual = input_config(network.backbone)
+    side = _given(size, usual.size)
+    resize = _given(eval_resize, round(usual.eval_resize * side / usual.size))
+    if resize < side:
+        raise UsageError(
+            f"pictures of {resize} pixels are smaller than the network's input of {side}",
+            hint=f"leave --eval-resize out, or set it to {side} or more",
+        )
+    return Architecture(
+        backbone=backbone,
+        head=head,
+        classes=classes,
+        size=side,
+        eval_resize=resize,
+        stored_side=resize,
+        mean=_given(mean, usual.mean),
+        std=_given(std, usual.std),
+        interpolation=_given(interpolation, usual.interpolation),
+        truncated=truncated,
+        precision=precision,
+        layout="contiguous",
+    )
+
+
+def on_photos(
+    copies: Sequence[Checkpoint],
+    merged: Merged,
+    network: Architecture,
+    photos: Catalog,
+    machine: Machine = Machine(),
+) -> tuple[Merged, Barrier | None]:
+    """The merged weights with batch norm measured anew, and what merging did to accuracy.
+
+    Where accuracy cannot be told there is no barrier, and a note says why. Raises `DataError` where
+    no photo can be read.
+    """
+    merged = recalibrated(merged, network, photos, machine)
+    reason = _why_not_judged(network, photos)
+    if reason:
+        return _noted(merged, f"accuracy cannot be told: {reason}"), None
+    found = barrier(copies, merged, network, photos, machine)
+    return _noted(merged, *_barrier_notes(found, copies, network.classes)), found
+
+
+def recalibrated(
+    merged: Merged, network: Architecture, photos: Catalog, machine: Machine = Machine()
+) -> Merged:
+    """The same weights with batch norm's means and variances, and nothing else, measured anew.
+
+    On at most 1,024 photos in random order, of the training part if there is one; those that cannot
+    be read are left out. Raises `DataError` where none can.
+    """
+    statistics = [name for name in merged.weights if name.endswith(("running_mean", "running_var"))]
+    if not statistics:
+        return merged
+    part = photos.part("train") if len(photos.part("train")) else photos
+    paths = [part.file(photo) for photo in _shuffled(part.photos)][:RECALIBRATION_PHOTOS]
+    names = _network_names(merged.weights)
+    # What no photo reached stays NaN, and is then known from what was measured.
+    unknown = {names[name]: torch.full_like(merged.weights[name], torch.nan) for name in statistics}
+    after = inference.recalibrated(network, _in_network(merged.weights) | unknown, paths, machine)
+    measured = {n: after[names[n]] for n in statistics if after[names[n]].isfinite().all()}
+    if not measured:
+        raise DataError(f"none of {_count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
+    weights = _stored_as(measured, {n: merged.weights[n].dtype for n in measured})
+    done = replace(merged, weights=dict(merged.weights) | weights)
+    if len(paths) >= RECALIBRATION_BATCH:
+        return done
+    few = f"batch norm was measured on {_count(len(paths), 'photo')} only"
+    return _noted(done, f"{few}: give a few hundred, without labels if need be")
+
+
+def barrier(
+    copies: Sequence[Checkpoint],
+    merged: Merged,
+    network: Architecture,
+    photos: Catalog,
+    machine: Machine = Machine(),
+) -> Barrier:
+    """The accuracy of copies and merged weights on at most 10,000 labelled photos.
+
+    On those outside the training part, if there are any; else on all. The network's classes are
+    taken to be the labels in code-point order, as there are names of folders in timm, torchvision
+    and fieldguide. Raises `DataError` where no photo can be read.
+    """
+    judged = _shuffled(_judged(photos))[:JUDGED_PHOTOS]
+    paths = [photos.file(photo) for photo in judged]
+    members = [_in_network(weights) for weights in (*(c.weights for c in copies), merged.weights)]
+    logits, rows = inference.all_logits(network, members, paths, machine)
+    if not len(rows):
+        raise DataError(f"none of {_count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
+    numbers = {label: number for number, label in enumerate(_classes(photos))}
+    targets = np.array([numbers[judged[row].label] for row in rows.tolist()])
+    right = (logits.argmax(axis=2) == targets) & np.isfinite(logits).all(axis=2)
+    lost = right[:-1].mean(axis=0) - right[-1]
+    return Barrier(
+        photos=len(rows),
+        unreadable=len(paths) - len(rows),
+        copies=tuple(float(share) for share in right[:-1].mean(axis=1)),
+        merged=float(right[-1].mean()),
+        drop=float(lost.mean()),
+        error=float(lost.std() / math.sqrt(len(lost))),
+    )
+
+
+def _classes(photos: Catalog) -> list[str]:
+    """All labels in code-point order."""
+    return sorted({photo.label for photo in photos.photos if photo.label is not None})
+
+
+def _judged(photos: Catalog) -> list[Photo]:
+    """Labelled photos: those outside the training part, or all where there are none."""
+    labelled = [photo for photo in photos.photos if photo.label is not None]
+    return [photo for photo in labelled if photo.split != "train"] or labelled
+
+
+def _shuffled(photos: Sequence[Photo]) -> list[Photo]:
+    """In an order that is random and always the same."""
+    order = np.random.default_rng(derive_seed("photos of a merge")).permutation(len(photos))
+    return [photos[row] for row in order]
+
+
+def _why_not_judged(network: Architecture, photos: Catalog) -> str:
+    classes = _classes(photos)
+    if not classes:
+        return "the photos have no labels"
+    if len(classes) != network.classes:
+        return (
+            f"the network has {_count(network.classes, 'output')}, and the photos have"
+            f" {_count(len(classes), 'label')}"
+        )
+    return ""
+
+
+def _barrier_notes(found: Barrier, copies: Sequence[Checkpoint], classes: int) -> list[str]:
+    notes = []
+    if found.unreadable:
+        notes.append(f"{_count(found.unreadable, 'photo')} could not be read and were left out")
+    if found.is_there:
+        notes.append(
+            f"merging lost accuracy: {found.merged:.3f} against {fmean(found.copies):.3f}, the mean"
+            f" of the copies, on {_count(found.photos, 'photo')} (standard error of the difference"
+            f" {found.error:.3f}): a barrier lies between the copies; let them vote instead"
+        )
+    elif found.doubt > BARRIER:
+        notes.append(
+            f"{_count(found.photos, 'photo')} cannot tell a drop of accuracy below"
+            f" {100 * found.doubt:.0f} points from chance"
+        )
+    guesses = 1 / classes
+    by_chance = guesses + 2 * math.sqrt(guesses * (1 - guesses) / found.photos)
+    notes += [
+        f"`{copy.path}` does no better than guessing (accuracy {share:.3f}): its classes may stand"
+        " in another order than the photos' labels, or pictures are prepared in another way than"
+        " in training"
+        for copy, share in zip(copies, found.copies, strict=True)
+        if share <= by_chance
+    ]
+    return notes
+
+
+def _noted(merged: Merged, *notes: str) -> Merged:
+    return replace(merged, notes=(*merged.notes, *notes))
+
+
+def _network_names(weights: Weights) -> dict[str, str]:
+    """What each tensor is called in `network.Network`: timm's names, or already those."""
+    if _is_ours(weights):
+        return {name: name for name in weights}
+    classifier = next((name for name in CLASSIFIERS if f"{name}.weight" in weights), "")
+    return {
+        name: f"head.linear.{name.removeprefix(f'{classifier}.')}"
+        if classifier and name.startswith(f"{classifier}.")
+        else f"backbone.{name}"
+        for name in weights
+    }
+
+
+def _in_network(weights: Weights) -> dict[str, Tensor]:
+    """Under the network's names, floating tensors in float32, with all counters.
+
+    All of timm's ResNet families average over positions before their classifier, as our linear head
+    does; that of resnetv2 is a convolution of 1 × 1.
+    """
+    found = {
+        new: weights[name].float() if weights[name].is_floating_point() else weights[name]
+        for name, new in _network_names(weights).items()
+    }
+    if "head.linear.weight" in found:
+        found["head.linear.weight"] = found["head.linear.weight"].flatten(1)
+    means = [name for name in found if name.endswith("running_mean")]
+    counters = {name.replace("running_mean", _COUNTER): torch.tensor(0) for name in means}
+    return counters | found
+
+
+def _head(copy: Checkpoint, weights: Weights) -> tuple[Literal["linear", "se", "attention"], int]:
+    """The kind of head, and how many classes it tells apart."""
+    kinds = {name.split(".")[1] for name in weights if name.startswith("head.")}
+    layer = weights.get("head.pool.linear.weight" if "gate" in kinds else "head.linear.weight")
+    if layer is None:
+        raise UsageError(
+            f"`{copy.path}` has no classifier: none of"
+            f" {', '.join(f'`{name}.weight`' for name in CLASSIFIERS)} is among its tensors",
+            hint="merge it without --photos",
+        )
+    kind: Literal["linear", "se", "attention"] = (
+        "se" if "gate" in kinds else "attention" if "attention" in kinds else "linear"
+    )
+    return kind, len(layer)
+
+
+def _require_fits(copy: Checkpoint, backbone: str, weights: Weights, own: Weights) -> None:
+    sides = [
+        f"{what} {_shapes(one, sorted(one.keys() - two.keys()))}"
+        for what, one, two in (("lacks", own, weights), ("holds besides", weights, own))
+        if one.keys() - two.keys()
+    ]
+    odd = _other_shapes(weights, own)
+    if odd:
+        sides.append(f"differs from it in {_some(list(odd.values()))}")
+    if sides:
+        raise UsageError(
+            f"`{copy.path}` does not fit `{backbone}`: it {'; it '.join(sides)}",
+            hint="set --backbone to the network that the checkpoints were trained with",
+        )
+
+
+def _given(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value

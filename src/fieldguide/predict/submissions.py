@@ -1,0 +1,212 @@
+"""Predictions as a grader wants them: an id, and a label or the probability of each class.
+
+Knows nothing of models or pixels, nor of how tables are written.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from fieldguide.errors import DataError, UsageError
+from fieldguide.photos.catalog import listed
+from fieldguide.photos.tables import Table, read_cells
+from fieldguide.predict.inputs import Input
+from fieldguide.predict.tables import Predictions, digits
+
+Id = Literal["auto", "path", "name", "stem"]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A table as a grader wants it: an id, and one label or the probability of every class.
+
+    Row n belongs to `ids[n]` and to the photo `names[n]`. A photo that could not be read has empty
+    cells beside its id: the grader needs the row.
+    """
+
+    columns: tuple[str, ...]  # the first holds the ids
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    probabilities: bool = False  # the other columns are the classes
+    separator: str = ","
+
+    def header(self, classes: Sequence[str]) -> list[str]:
+        """The names of the columns."""
+        assert not self.probabilities or set(self.columns[1:]) == set(classes), "other classes"
+        return list(self.columns)
+
+    def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
+        """The cells of each photo, of which `start` came before."""
+        here = slice(start, start + len(predictions))
+        assert predictions.names == self.names[here], "photos in another order than the ids"
+        number_of = {name: number for number, name in enumerate(predictions.classes)}
+        order = [number_of[name] for name in self.columns[1:]] if self.probabilities else []
+        for row, (name, label) in enumerate(zip(self.ids[here], predictions.labels, strict=True)):
+            if label is None:
+                yield [name, *[""] * (len(self.columns) - 1)]
+            elif self.probabilities:
+                yield [name, *digits(predictions.probabilities[row, order])]
+            else:
+                yield [name, label]
+
+
+def submission(
+    inputs: Sequence[Input],
+    classes: Sequence[str],
+    *,
+    sample: Path | None = None,
+    columns: tuple[str, str] | None = None,
+    id: Id = "auto",
+) -> tuple[Submission, list[Input]]:
+    """What to write, and the inputs in the order of its rows: predict them in that order.
+
+    With `sample`, a submission as the grader shows it: header, separator, ids and their order are
+    taken from it. Its first column is the id; beside it stands one column, for the label, or one
+    for each class, for probabilities. Without it `columns` names the id and the label, and the
+    order stays.
+
+    `id` says what of a photo is its id: `path`, the whole name; `name`, that of the file; `stem`,
+    the same without its ending. `auto` takes the first of them under which every id of the sample
+    is found, and without a sample the file's name. Unicode forms do not matter.
+
+    Raises DataError where an id stands twice, has no photo, or a photo has no id, and where the
+    sample's columns fit neither way; UsageError unless one of `sample` and `columns` is given.
+    """
+    if sample is not None and columns is None:
+        return _as_sample(inputs, classes, sample, id)
+    if columns is not None and sample is None:
+        return _as_named(inputs, columns, id)
+    raise UsageError(
+        "a submission needs a sample or two column names, one of both",
+        hint="with a sample the columns are the sample's",
+    )
+
+
+def _as_named(
+    inputs: Sequence[Input], columns: tuple[str, str], id: Id
+) -> tuple[Submission, list[Input]]:
+    if columns[0] == columns[1] or not all(columns):
+        raise UsageError(f"two different names are needed for the columns: {listed(columns)}")
+    kind = "name" if id == "auto" else id
+    _rows_of(inputs, kind)  # refuses what stands twice
+    ids = tuple(_IDS[kind](each) for each in inputs)
+    return Submission(columns, ids, tuple(each.name for each in inputs)), list(inputs)
+
+
+def _as_sample(
+    inputs: Sequence[Input], classes: Sequence[str], sample: Path, id: Id
+) -> tuple[Submission, list[Input]]:
+    table = read_cells(sample)
+    probabilities = _wants_probabilities(table, classes)
+    keys = _keys_of(table)
+    kind = id if id != "auto" else max(_IDS, key=lambda each: _hits(keys, inputs, each))
+    rows = _rows_of(inputs, kind)
+    _refuse_unmatched(table, keys, rows, inputs, kind)
+    ordered = [inputs[rows[key]] for key in keys]
+    ids = tuple(cells[0] for _, cells in table.rows)
+    names = tuple(each.name for each in ordered)
+    return Submission(table.header, ids, names, probabilities, table.separator), ordered
+
+
+def _wants_probabilities(table: Table, classes: Sequence[str]) -> bool:
+    """Whether the sample has a column a class, and not one for the label; DataError if neither."""
+    others = table.header[1:]
+    if len(others) == 1:
+        return False
+    known, shown = set(classes), set(others)
+    missing = [name for name in classes if name not in shown]
+    unknown = [name for name in others if name not in known]
+    odd = [
+        *([f"no column for {listed(missing)}"] if missing else []),
+        *([f"no class is called {listed(unknown)}"] if unknown else []),
+    ]
+    if odd:
+        raise DataError(
+            f"{table.name}, row 1: {'; '.join(odd)}",
+            hint="beside the id stands one column, for the label, or one for each class",
+        )
+    return True
+
+
+def _keys_of(table: Table) -> list[str]:
+    """The ids in their order, in one Unicode form; DataError where one is empty or repeated."""
+    row_of: dict[str, int] = {}
+    for number, cells in table.rows:
+        first = row_of.setdefault(_normal(cells[0]), number)
+        if first != number:
+            raise DataError(
+                f"{table.name}, row {number}: the id `{cells[0]}` stands in row {first} too"
+            )
+        if not cells[0]:
+            raise DataError(f"{table.name}, row {number}: the id is empty")
+    return list(row_of)
+
+
+def _hits(keys: Iterable[str], inputs: Iterable[Input], kind: str) -> int:
+    found = {_normal(_IDS[kind](each)) for each in inputs}
+    return sum(key in found for key in keys)
+
+
+def _rows_of(inputs: Sequence[Input], kind: str) -> dict[str, int]:
+    """Id, in one Unicode form, to the photo's number; DataError where two photos have one id."""
+    row_of: dict[str, int] = {}
+    for row, each in enumerate(inputs):
+        key = _normal(_IDS[kind](each))
+        first = row_of.setdefault(key, row)
+        if first != row:
+            raise DataError(
+                f"two photos have the id `{key}`: {inputs[first].name} and {each.name}",
+                hint="give each photo once"
+                if inputs[first].name == each.name
+                else "use the whole path as id",
+            )
+    return row_of
+
+
+def _refuse_unmatched(
+    table: Table,
+    keys: Sequence[str],
+    rows: Mapping[str, int],
+    inputs: Sequence[Input],
+    kind: str,
+) -> None:
+    """Raises DataError with the ids that have no photo and the photos that have no id."""
+    known = set(keys)
+    missing = [key for key in keys if key not in rows]
+    extra = [inputs[row].name for key, row in rows.items() if key not in known]
+    odd = [
+        *([f"{len(missing):,} without a photo: {listed(missing)}"] if missing else []),
+        *([f"{_count(extra)} without an id: {listed(extra)}"] if extra else []),
+    ]
+    if odd:
+        raise DataError(
+            f"{table.name}: of {len(keys):,} ids {'; '.join(odd)}",
+            hint=f"the ids were compared with {_MEANING[kind]}",
+        )
+
+
+def _count(photos: Sequence[str]) -> str:
+    return "1 photo" if len(photos) == 1 else f"{len(photos):,} photos"
+
+
+def _file_name(each: Input) -> str:
+    """Of the file itself, as a table may leave out the ending."""
+    return each.file.name if each.file else PurePosixPath(each.name.replace("\\", "/")).name
+
+
+_IDS: Mapping[str, Callable[[Input], str]] = {  # in the order in which `auto` tries them
+    "path": lambda each: each.name,
+    "name": _file_name,
+    "stem": lambda each: PurePosixPath(_file_name(each)).stem,
+}
+_MEANING = {
+    "path": "the whole names of the photos",
+    "name": "the names of the files",
+    "stem": "the names of the files without their endings",
+}
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)

@@ -1,0 +1,302 @@
+"""What a model says of photos, and the plain tables it is handed on in.
+
+A row is made from one `Predictions`, which holds the name of a photo beside its probabilities, so
+no row can carry another photo's result. Tables are written chunk by chunk: memory does not grow
+with the number of photos. Knows nothing of models or pixels.
+"""
+
+import itertools
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.storage import files
+
+_ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
+class Predictions:
+    """What a model says of some photos, in the order in which they were given.
+
+    `problems` are empty for photos that were read, else the reason; such photos have a row of NaN
+    in `probabilities`. `sets` marks the classes that are not ruled out, if that was asked for.
+    """
+
+    names: tuple[str, ...]
+    problems: tuple[str, ...] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+    probabilities: Float[np.ndarray, "n classes"] = field(repr=False)
+    sets: Bool[np.ndarray, "n classes"] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = len(self.names), len(self.classes)
+        assert self.probabilities.shape == shape, f"{self.probabilities.shape}, not {shape}"
+        assert self.sets is None or self.sets.shape == shape, f"sets: not {shape}"
+        assert len(self.problems) == len(self.names), "one problem a photo"
+        lost = np.isnan(self.probabilities).any(axis=1).tolist()
+        assert lost == [bool(problem) for problem in self.problems], "NaN without a problem"
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self.names)
+
+    @cached_property
+    def labels(self) -> tuple[str | None, ...]:
+        """The most probable class of each photo, the first of equal ones; None where unread."""
+        best = self.probabilities.argmax(axis=1).tolist()
+        return tuple(
+            None if problem else self.classes[number]
+            for problem, number in zip(self.problems, best, strict=True)
+        )
+
+    @cached_property
+    def confidences(self) -> Float[np.ndarray, " n"]:
+        """The probability of each photo's label; NaN where it was not read."""
+        highest: NDArray[np.floating] = self.probabilities.max(axis=1)
+        return highest
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """Of each photo "ok", or such as "unreadable: empty file"."""
+        return tuple(f"unreadable: {p}" if p else "ok" for p in self.problems)
+
+    def to_csv(
+        self,
+        path: str | Path,
+        *,
+        top: int = 2,
+        probabilities: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Write one row a photo, with the sets if there are any; see `Layout` for the columns.
+
+        Raises UsageError where the file exists and `overwrite` is not given, ResourceError where it
+        cannot be written.
+        """
+        layout = Layout(top, probabilities, sets=self.sets is not None)
+        write(Path(path), [self], layout, overwrite=overwrite)
+
+    @staticmethod
+    def concatenate(chunks: Iterable["Predictions"]) -> "Predictions":
+        """One record of all photos, in order, from at least one chunk (it names the classes)."""
+        parts = list(chunks)
+        if not parts:
+            raise ValueError("no chunks: the classes are not known")
+        first = parts[0]
+        assert all(part.classes == first.classes for part in parts), "chunks of several models"
+        sets = [part.sets for part in parts if part.sets is not None]
+        assert len(sets) in (0, len(parts)), "only some chunks have sets"
+        return Predictions(
+            tuple(itertools.chain.from_iterable(part.names for part in parts)),
+            tuple(itertools.chain.from_iterable(part.problems for part in parts)),
+            first.classes,
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate(sets) if sets else None,
+        )
+
+
+# --- plain tables ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table of predictions.
+
+    path, label, confidence, second, second_confidence, … up to the `top` most probable classes
+    (tenth, then top11, …), and status. With `sets` also `set`, class names by falling probability
+    joined by `set_separator`, and `unsure`: `yes` where the set is not exactly one class. With
+    `probabilities` also `p:<class>` for every class. Photos that could not be read have path and
+    status alone. `spreadsheet` puts a `'` before cells that would be taken for formulas.
+
+    UsageError if `top` is below 1; beyond the number of classes it means all of them.
+    """
+
+    top: int = 2
+    probabilities: bool = False
+    sets: bool = False
+    spreadsheet: bool = False
+
+    separator: ClassVar[str] = ","
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"`top` is below 1: {self.top}", hint="1 writes the label alone")
+
+    def header(self, classes: Sequence[str]) -> list[str]:
+        """The names of the columns."""
+        ranks = [_rank(number) for number in range(2, min(self.top, len(classes)) + 1)]
+        names = ["path", "label", "confidence"]
+        names += [name for rank in ranks for name in (rank, f"{rank}_confidence")]
+        names += ["status", *(("set", "unsure") if self.sets else ())]
+        names += [f"p:{name}" for name in classes] if self.probabilities else []
+        return self._safe(names)
+
+    def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
+        """The cells of each photo; `start`, the number of rows before, changes nothing here."""
+        assert not self.sets or predictions.sets is not None, "no sets to write"
+        best = _by_rank(predictions.probabilities)[:, : self.top]
+        between = set_separator(predictions.classes) if self.sets else ""
+        names = zip(predictions.names, predictions.problems, predictions.status, strict=True)
+        for row, (name, problem, status) in enumerate(names):
+            ranked = _ranked(predictions, row, best[row])
+            more = _set_cells(predictions, row, between) if self.sets else []
+            more += digits(predictions.probabilities[row]) if self.probabilities else []
+            if problem:
+                ranked, more = [""] * len(ranked), [""] * len(more)
+            yield self._safe([name, *ranked, status, *more])
+
+    def _safe(self, cells: list[str]) -> list[str]:
+        return [files.no_formula(cell) for cell in cells] if self.spreadsheet else cells
+
+
+def set_separator(classes: Iterable[str]) -> str:
+    """What stands between the classes of a set: the first of these that is in no class name.
+
+    `; `, then `| `, a tab, `|| `, `||| ` and so on. Splitting at it gives the classes back.
+    """
+    text = "\n\n".join(classes)  # no separator holds a line end: none can arise by joining
+    candidates = itertools.chain(("; ", "| ", "\t"), ("|" * n + " " for n in itertools.count(2)))
+    return next(separator for separator in candidates if separator not in text)
+
+
+def _rank(number: int) -> str:
+    return _ORDINALS[number - 2] if number < len(_ORDINALS) + 2 else f"top{number}"
+
+
+def _by_rank(probabilities: Float[np.ndarray, "*n classes"]) -> NDArray[np.intp]:
+    """Class numbers by falling probability; of equal ones the first class comes first."""
+    order: NDArray[np.intp] = np.argsort(-probabilities, axis=-1, kind="stable")
+    return order
+
+
+def _ranked(predictions: Predictions, row: int, best: NDArray[np.intp]) -> list[str]:
+    """Names and probabilities of the classes `best` in turn."""
+    shown = digits(predictions.probabilities[row, best])
+    named = zip((predictions.classes[number] for number in best), shown, strict=True)
+    return list(itertools.chain.from_iterable(named))
+
+
+def _set_cells(predictions: Predictions, row: int, between: str) -> list[str]:
+    """The set of a photo by falling probability, and whether that leaves a doubt."""
+    assert predictions.sets is not None
+    members = np.flatnonzero(predictions.sets[row])
+    members = members[_by_rank(predictions.probabilities[row, members])]
+    names = between.join(predictions.classes[number] for number in members)
+    return [names, "no" if len(members) == 1 else "yes"]
+
+
+def digits(values: NDArray[np.floating]) -> list[str]:
+    """Values as tables show them, to six digits."""
+    return [f"{value:.6g}" for value in values.tolist()]  # as in a run's oof.csv
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@runtime_checkable  # the tests check types
+class Rows(Protocol):
+    """What `write` asks of a layout."""
+
+    @property
+    def separator(self) -> str:
+        """What stands between the cells of a row."""
+
+    def header(self, classes: Sequence[str]) -> list[str]:
+        """The names of the columns."""
+
+    def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
+        """The cells of each photo, of which `start` came before."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many rows were written, and how many of them for photos that could not be read."""
+
+    photos: int
+    unreadable: int
+
+
+def require_free(out: Path, overwrite: bool = False) -> None:
+    """Raises where `write` could not put `out` into place: call it before long work.
+
+    UsageError where it is a folder, or a file and `overwrite` is not given; ResourceError where its
+    folder is missing.
+    """
+    if out.is_dir():
+        raise UsageError(f"this is a folder: {out}", hint="give the name of a file")
+    if not overwrite and (out.exists() or out.is_symlink()):
+        raise UsageError(
+            f"this file exists: {out}",
+            hint="choose another name, or say that it may be overwritten (--overwrite)",
+        )
+    if not out.parent.is_dir():
+        raise ResourceError(f"no such folder: {out.parent}", hint="create the folder first")
+
+
+def write(
+    out: Path,
+    chunks: Iterable[Predictions],
+    layout: Rows,
+    *,
+    overwrite: bool = False,
+) -> Counts:
+    """Write predictions as CSV while they come, and say how many.
+
+    Rows go to `OUT.part`, which takes the place of `out` in the end. Whatever goes wrong, Ctrl-C
+    and errors of `chunks` included, `OUT.part` keeps the rows of all chunks that came. At least one
+    chunk is needed, of no photos perhaps: it names the classes (ValueError). Raises as
+    `require_free` before the first chunk is taken; ResourceError where the disk is full.
+    """
+    require_free(out, overwrite)
+    photos = unreadable = 0
+    classes: tuple[str, ...] | None = None
+    with files.growing(out) as add:
+        for chunk in chunks:
+            assert classes is None or chunk.classes == classes, "chunks of several models"
+            header = [layout.header(chunk.classes)] if classes is None else []
+            rows = itertools.chain(header, layout.rows(chunk, photos))
+            add(b"".join(files.csv_lines(rows, layout.separator)))
+            classes = chunk.classes
+            photos += len(chunk)
+            unreadable += sum(map(bool, chunk.problems))
+        if classes is None:
+            raise ValueError("no chunks: the classes are not known")
+        require_free(out, overwrite)  # hours may have passed
+    return Counts(photos, unreadable)
+
+
+def zip_path(out: Path) -> Path:
+    """Where `write_zip` puts its archive: `OUT.zip` beside `out`."""
+    return out.with_name(f"{out.name}.zip")
+
+
+def write_zip(out: Path, *, overwrite: bool = False) -> Path:
+    """Pack the file `out` into `OUT.zip` beside it, whole or not at all; the path of that.
+
+    The same file makes the same archive: it holds no time and no permissions of its own. Raises as
+    `require_free`; ResourceError where a file cannot be read or written.
+    """
+    packed = zip_path(out)
+    require_free(packed, overwrite)
+    name = out.name.encode("utf-8", "replace").decode()  # a zip has no bytes that are not text
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # the earliest it can say
+    entry.create_system, entry.external_attr = 3, 0o644 << 16  # as from Unix, on every system
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    with files.replacing(packed) as file, zipfile.ZipFile(file, "w") as archive:
+        entry.file_size = out.stat().st_size
+        with out.open("rb") as source, archive.open(entry, "w") as member:
+            shutil.copyfileobj(source, member)
+    return packed

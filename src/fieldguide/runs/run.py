@@ -1,0 +1,609 @@
+"""What a run folder holds, written whole or not at all, and read back with its hashes checked.
+
+    RUN/
+      recipe.toml         every setting, resolved
+      catalog.csv         path, label, group, split, fold, sha256 of every photo used
+      environment.json    versions, device, command, seeds, weights and their licence
+      start.safetensors   the weights that every replica of every fold starts from
+      setup.json          hashes of the four above, written last: the run exists
+      folds/0/            weights.safetensors, history.csv, merges.csv, predictions.npz
+                          manifest.json, written last: the fold is done; checkpoint/ while it is not
+      oof.csv             out-of-fold predictions, one row a training photo, in catalog order
+      summary.json        the scores
+      manifest.json       hashes of all files, written last: the run is complete
+
+All paths in it are relative: a run can be moved. Knows nothing of how folds are trained, nor of
+torch: scores are read back without importing it.
+"""
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from fieldguide.photos.sharded import root_of
+from fieldguide.photos import catalog as catalogs
+from fieldguide import recipe
+from fieldguide.storage import files
+from fieldguide.analysis import metrics
+from fieldguide.analysis import calibration
+from fieldguide.photos.catalog import Catalog
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.photos.folds import Fold
+from fieldguide.recipe import Recipe
+
+if TYPE_CHECKING:  # torch takes seconds, and most of a run is read without it
+    from fieldguide.predict.classifier import Classifier
+    from fieldguide.predict.combine import BatchNorm, Ingredients
+    from fieldguide.predict.inference import Machine
+
+FORMAT = 1
+SETUP = "setup.json"
+SETUP_FILES = ("recipe.toml", "catalog.csv", "environment.json", "start.safetensors")
+FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
+RESULT_FILES = ("oof.csv", "summary.json")
+COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
+FINDINGS = "findings.csv"  # what the check found when the run was begun
+_AT_ONCE = 10_000  # photos whose probabilities are in memory together: 80 kB a class
+MODELS = "models"  # folder of merged models, written after the run
+
+HISTORY = (
+    "fold",
+    "epoch",
+    "model",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "ratio_mean",
+    "angle_mean",
+    "distance_mean",
+    "steps",
+    "skipped",
+    "missing",
+    "diverged",
+    "parts",
+    "seconds",
+)
+MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
+
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a trained fold leaves, as arrays.
+
+    `logits` (test photos, classes) are those of `weights`, from epoch `chosen_epoch` (from 0);
+    `epoch_logits` (merges, test photos, classes) the merged model's after every merge, where the
+    fold's own test part chose the epoch, else empty. `replicas` are the weights before the last
+    merge, if they were to be kept. `history` and `merges` are rows for the tables of these names.
+    """
+
+    weights: Arrays
+    chosen_epoch: int
+    logits: Float[np.ndarray, "n classes"]
+    epoch_logits: Float[np.ndarray, "..."]
+    history: Sequence[Mapping[str, Any]]
+    merges: Sequence[Mapping[str, Any]]
+    replicas: Sequence[Arrays]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Out-of-fold scores: each photo judged by the fold that did not train on it.
+
+    With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy`
+    is that of the weights that were kept, which flatters; all else is cross-fitted: judged at the
+    epoch that is best on average in the *other* folds. `interval` is 95 %, by bootstrap over
+    groups of photos, and so are `intervals`, by the names of the scores. `top_5_accuracy` is None
+    with five classes or fewer. `temperature` is fitted on all these photos; the `scaled` scores
+    are those of probabilities at temperatures that the *other* folds gave.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    accuracy_per_fold: dict[int, float]
+    selected_accuracy: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    top_5_accuracy: float | None
+    log_loss: float
+    calibration_error: float
+    temperature: float
+    scaled_log_loss: float
+    scaled_calibration_error: float
+    intervals: dict[str, tuple[float, float]]
+    photos: int
+
+
+class Run:
+    """A run folder, finished or not. Reading a file checks its hash."""
+
+    def __init__(self, folder: str | Path, photos: str | Path | None = None) -> None:
+        """Opens an existing run, whose photos lie in `photos` if they were moved.
+
+        Raises `UsageError` where there is no run.
+        """
+        self.folder = Path(folder)
+        self.photos = photos
+        if not (self.folder / SETUP).is_file():
+            raise UsageError(f"`{folder}` is no run folder: it has no {SETUP}")
+        files.verify(self.folder, ("recipe.toml", "catalog.csv", "environment.json"), name=SETUP)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The settings, resolved."""
+        return recipe.load(str(self.folder / "recipe.toml"))
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """Versions, device, command and what else would be needed to repeat the run."""
+        content: Mapping[str, Any] = json.loads((self.folder / "environment.json").read_bytes())
+        return content
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The photos, with the fold that tests each training photo."""
+        root = root_of(Path(self.photos)) if self.photos else None
+        root = root or Path(self.environment["photos"])
+        return catalogs.read_rows(self.folder / "catalog.csv", root=root)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of the network's outputs."""
+        return self.catalog.classes
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Class number of every photo of the catalog; -1 where it has none of the classes."""
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        return np.array([numbers.get(photo.label or "", -1) for photo in self.catalog.photos])
+
+    @cached_property
+    def folds(self) -> tuple[Fold, ...]:
+        """The folds as numbers of photos in the catalog."""
+        used = [photo.fold if photo.split == "train" else None for photo in self.catalog.photos]
+        fold_of = np.array([-1 if fold is None else fold for fold in used])
+        return tuple(
+            Fold(
+                index,
+                np.flatnonzero((fold_of >= 0) & (fold_of != index)),
+                np.flatnonzero(fold_of == index),
+            )
+            for index in range(self.recipe.folds)
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fold is trained and the results are written."""
+        return (self.folder / files.MANIFEST).is_file()
+
+    def require_complete(self) -> None:
+        """Raises `UsageError` where folds are still to be trained."""
+        if not self.complete:
+            raise UsageError(
+                f"`{self.folder}` is not complete: {len(self.done)} of {self.recipe.folds} folds"
+                " are done",
+                hint="finish it with the same fit command",
+            )
+
+    @property
+    def done(self) -> list[int]:
+        """The folds that are trained."""
+        return [
+            fold
+            for fold in range(self.recipe.folds)
+            if (self.fold_folder(fold) / files.MANIFEST).is_file()
+        ]
+
+    @property
+    def undone(self) -> list[int]:
+        """The folds that are still to be trained."""
+        return sorted(set(range(self.recipe.folds)) - set(self.done))
+
+    def fold_folder(self, fold: int) -> Path:
+        """Where a fold's files lie."""
+        return self.folder / "folds" / str(fold)
+
+    def weights(self, fold: int | None = None) -> dict[str, NDArray[Any]]:
+        """A fold's merged weights, or (None) those that all started from, by name."""
+        if fold is None:
+            return load_tensors(self._read("start.safetensors", self.folder, SETUP))
+        return load_tensors(self._read("weights.safetensors", self.fold_folder(fold)))
+
+    def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
+        """Each replica's weights before the fold's last merge; empty without `keep_replicas`."""
+        folder = self.fold_folder(fold)
+        names = sorted(name for name in files.read_manifest(folder) if name.startswith("replica-"))
+        return [load_tensors(self._read(name, folder)) for name in names]
+
+    def logits(self, fold: int) -> Float[np.ndarray, "n classes"]:
+        """Logits of a fold's test part, as `folds[fold].test` orders it, from its saved weights."""
+        logits: NDArray[np.float32] = self._predictions(fold)["logits"]
+        return logits
+
+    def epoch_logits(self, fold: int) -> Float[np.ndarray, "epochs n classes"]:
+        """The same after every merge; empty but for `stop = fold`."""
+        logits: NDArray[np.float32] = self._predictions(fold)["epoch_logits"]
+        return logits
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training, evaluating and merging the folds that are done."""
+        return round(sum(float(row["seconds"]) for row in self._history()), 1)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts batches had to be split, by a trial or in folds that are done."""
+        found: int = self.environment["parts"]
+        return max((int(row["parts"]) for row in self._history()), default=found)
+
+    def _history(self) -> list[dict[str, str]]:
+        texts = [self._read("history.csv", self.fold_folder(fold)).decode() for fold in self.done]
+        return [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+    @cached_property
+    def judged(self) -> dict[int, Float[np.ndarray, "n classes"]]:
+        """Logits of each done fold's test part that nothing was chosen on, by fold.
+
+        They are those of the saved weights, or with `stop = fold` cross-fitted: from the epoch that
+        is best on average in the other folds.
+        """
+        if self.recipe.stop == "fold":
+            return _cross_fitted(self)
+        return {fold: self.logits(fold) for fold in self.done}
+
+    @cached_property
+    def outside(self) -> NDArray[np.int64]:
+        """Labelled photos outside all folds that nothing was chosen on, as numbers in the catalog.
+
+        They are the collection's `val` part and what `holdout` set aside, without photos of a group
+        that is trained on (copies are), and none at all where `watch_val` let them choose epochs.
+        """
+        if self.recipe.watch_val:
+            return np.empty(0, dtype=np.int64)
+        photos = self.catalog.photos
+        trained = {photo.group or photo.path for photo in photos if photo.split == "train"}
+        free = [
+            n
+            for n, photo in enumerate(photos)
+            if photo.split == "val"
+            and self.targets[n] >= 0
+            and (photo.group or photo.path) not in trained
+        ]
+        return np.array(free, dtype=np.int64)
+
+    def models(self) -> dict[str, Path]:
+        """The merged models that were written into the run, by name."""
+        return {
+            folder.parent.name: folder.parent
+            for folder in sorted((self.folder / MODELS).glob(f"*/{files.MANIFEST}"))
+        }
+
+    def ingredients(self) -> "Ingredients":
+        """What classifiers are made from. Raises `ResourceError` where no fold is done.
+
+        Logits are those of the saved weights, also where `stop = fold` chose their epoch by the
+        same photos: then they flatter a little, and differ from those that `scores` judges.
+        """
+        from fieldguide.predict.combine import Ingredients, Outside
+
+        _require_some_fold(self)
+        photos = self.catalog.photos
+        outside = [photos[n] for n in self.outside]
+        return Ingredients(
+            recipe=self.recipe,
+            classes=self.classes,
+            weights=self.weights,
+            judged={fold: self.logits(fold) for fold in self.done},
+            targets={fold: self.targets[self.folds[fold].test] for fold in self.done},
+            training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
+            outside=Outside(
+                tuple(self.catalog.file(photo) for photo in outside),
+                self.targets[self.outside],
+                tuple(photo.group or photo.path for photo in outside),
+                tuple(photo.sha256 for photo in outside),
+            ),
+            license=self.environment["weights_license"],
+            provenance=_provenance(self),
+        )
+
+    def classifier(
+        self,
+        combine: str | int = "ensemble",
+        *,
+        batch_norm: "BatchNorm" = "recalibrate",
+        machine: "Machine | None" = None,
+    ) -> "Classifier":
+        """A classifier from the folds that are done.
+
+        `combine`: `ensemble` (mean of probabilities), `logits`, `geometric` (other means), a fold's
+        number or `fold-0`, or one merged model: `soup`, `greedy`, `stock` (`predict/combine.py`). One that
+        `fieldguide soup` wrote into the run is read from there, by its name.
+        Raises `UsageError` for anything else.
+        """
+        name = self.combination(combine)
+        from fieldguide.predict import combine as combining
+        from fieldguide.predict.classifier import Classifier
+        from fieldguide.predict.inference import Machine
+
+        kept = self.models().get(combining.model_name(name, batch_norm))
+        if kept:
+            return Classifier.load(kept)
+        return combining.by_name(
+            self.ingredients(), name, batch_norm=batch_norm, machine=machine or Machine()
+        )
+
+    def combination(self, combine: str | int) -> str:
+        """The name of a way to combine folds; raises `UsageError` for none, without torch."""
+        name = f"fold-{combine}" if isinstance(combine, int) else combine
+        known = [*COMBINATIONS, *(f"fold-{fold}" for fold in self.done), *self.models()]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" (did you mean `{close[0]}`?)" if close else ""
+            raise UsageError(
+                f"folds cannot be combined by `{combine}`{meant}",
+                hint=f"one of {', '.join(dict.fromkeys(known))}",
+            )
+        return name
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Out-of-fold scores over the folds that are done."""
+        return _scores(self)
+
+    @cached_property
+    def per_class(self) -> metrics.PerClass:
+        """Out-of-fold precision, recall, F1 and number of photos of each class."""
+        rows = np.concatenate([self.folds[fold].test for fold in self.done])
+        return metrics.per_class(np.concatenate(list(self.judged.values())), self.targets[rows])
+
+    def _predictions(self, fold: int) -> dict[str, NDArray[Any]]:
+        data = self._read("predictions.npz", self.fold_folder(fold))
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _read(self, name: str, folder: Path, manifest: str = files.MANIFEST) -> bytes:
+        files.verify(folder, [name], name=manifest)
+        return (folder / name).read_bytes()
+
+
+def create(
+    folder: Path,
+    recipe_: Recipe,
+    catalog: Catalog,
+    start: Arrays,
+    environment: Mapping[str, Any],
+) -> Run:
+    """Writes what a run starts from. The folder may hold an attempt that did not get so far."""
+    files.make_folder(folder / "folds")
+    files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
+    catalogs.write_rows(folder / "catalog.csv", catalog)
+    files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
+    files.write_bytes(folder / "start.safetensors", _serialised(start))
+    files.write_manifest(folder, SETUP_FILES, name=SETUP)
+    return Run(folder)
+
+
+def save_fold(run: Run, fold: int, result: Trained) -> None:
+    """Writes a fold's results, its manifest last, and removes its checkpoints."""
+    folder = run.fold_folder(fold)
+    files.make_folder_within(folder)
+    files.write_bytes(folder / "weights.safetensors", _serialised(result.weights))
+    files.write_csv(folder / "history.csv", HISTORY, _cells(result.history, HISTORY))
+    files.write_csv(folder / "merges.csv", MERGES, _cells(result.merges, MERGES))
+    files.write_bytes(folder / "predictions.npz", _packed(result))
+    replicas = [f"replica-{n}.safetensors" for n in range(1, len(result.replicas) + 1)]
+    for name, weights in zip(replicas, result.replicas, strict=True):
+        files.write_bytes(folder / name, _serialised(weights))
+    files.write_manifest(folder, [*FOLD_FILES, *replicas])
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def finish(run: Run) -> None:
+    """Writes the results of a run whose folds are all done, its manifest last."""
+    write_oof(run)
+    files.write_json(run.folder / "summary.json", summary(run))
+    files.write_manifest(run.folder, _all_files(run))
+
+
+def write_oof(run: Run) -> None:
+    """Writes `oof.csv`: one row a training photo, in catalog order, with every probability.
+
+    They are those that the scores judge: of the saved weights, or with `stop = fold` cross-fitted.
+    """
+    header = ["path", "label", "fold", "predicted", "confidence"]
+    header += [f"p:{name}" for name in run.classes]
+    files.write_csv(run.folder / "oof.csv", header, _judged_rows(run))
+
+
+def _judged_rows(run: Run) -> Iterator[list[object]]:
+    """The rows of `oof.csv`; never more probabilities in memory than those of some rows."""
+    for start in range(0, len(run.catalog), _AT_ONCE):
+        photos = run.catalog.photos[start : start + _AT_ONCE]
+        probabilities = np.zeros((len(photos), len(run.classes)))
+        for fold, logits in run.judged.items():
+            test = run.folds[fold].test  # ascending
+            first, end = np.searchsorted(test, (start, start + len(photos)))
+            probabilities[test[first:end] - start] = metrics.softmax(logits[first:end])
+        for photo, row in zip(photos, probabilities, strict=True):
+            if photo.split == "train":
+                yield [
+                    photo.path,
+                    photo.label,
+                    photo.fold,
+                    run.classes[int(row.argmax())],
+                    f"{row.max():.6g}",
+                    *(f"{value:.6g}" for value in row),
+                ]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The machine-readable results."""
+    scores = run.scores
+    return {
+        "format": FORMAT,
+        "complete": run.done == list(range(run.recipe.folds)),
+        "classes": len(run.classes),
+        "photos": scores.photos,
+        "folds": run.recipe.folds,
+        "replicas": run.recipe.replicas,
+        "accuracy": scores.accuracy,
+        "accuracy_interval": list(scores.interval),
+        "accuracy_per_fold": [scores.accuracy_per_fold[fold] for fold in run.done],
+        "selected_accuracy": scores.selected_accuracy,
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
+        "top_5_accuracy": scores.top_5_accuracy,
+        "log_loss": scores.log_loss,
+        "calibration_error": scores.calibration_error,
+        "temperature": scores.temperature,
+        "scaled_log_loss": scores.scaled_log_loss,
+        "scaled_calibration_error": scores.scaled_calibration_error,
+        "intervals": {name: list(interval) for name, interval in scores.intervals.items()},
+        "seconds": run.seconds,
+    }
+
+
+def _require_some_fold(run: Run) -> None:
+    if not run.done:
+        raise ResourceError(
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+        )
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """Where a classifier comes from, without paths of this machine."""
+    known = run.environment
+    rows = np.concatenate([run.folds[fold].test for fold in run.done])
+    predicted = np.concatenate([logits.argmax(axis=1) for logits in run.judged.values()])
+    correct = predicted == run.targets[rows]
+    photos = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
+    weights = run.recipe.weights
+    return {
+        "recipe": {**run.recipe.model_dump(mode="json"), "weights": Path(weights).name},
+        "training_photos": len(photos),
+        "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),
+        "versions": known["versions"],
+        "weights_sha256": known["weights_sha256"],
+        "out_of_fold_accuracy": float(correct.mean()),
+        "out_of_fold_interval": list(
+            metrics.bootstrap_interval(correct, _group_numbers(run)[rows])
+        ),
+    }
+
+
+def _scores(run: Run) -> Scores:
+    _require_some_fold(run)
+    rows = np.concatenate([run.folds[fold].test for fold in run.done])
+    targets = run.targets[rows]
+    judged = run.judged
+    logits = np.concatenate(list(judged.values()))
+    probabilities = metrics.softmax(logits)
+    fold_of = np.repeat(run.done, [len(run.folds[fold].test) for fold in run.done])
+    scaled = calibration.cross_fitted(logits, targets, fold_of)
+    intervals = metrics.score_intervals(probabilities, targets, _group_numbers(run)[rows])
+    return Scores(
+        accuracy=metrics.accuracy(probabilities, targets),
+        interval=intervals["accuracy"],
+        accuracy_per_fold={
+            fold: metrics.accuracy(logits, run.targets[run.folds[fold].test])
+            for fold, logits in judged.items()
+        },
+        selected_accuracy=(
+            metrics.accuracy(np.concatenate([run.logits(fold) for fold in run.done]), targets)
+            if run.recipe.stop == "fold"
+            else None
+        ),
+        balanced_accuracy=metrics.balanced_accuracy(probabilities, targets),
+        macro_f1=metrics.macro_f1(probabilities, targets),
+        top_5_accuracy=(
+            metrics.top_k_accuracy(probabilities, targets, k=5) if len(run.classes) > 5 else None
+        ),
+        log_loss=metrics.log_loss(probabilities, targets),
+        calibration_error=metrics.calibration_error(probabilities, targets),
+        temperature=calibration.fit_temperature(logits, targets),
+        scaled_log_loss=metrics.log_loss(scaled, targets),
+        scaled_calibration_error=metrics.calibration_error(scaled, targets),
+        intervals=intervals,
+        photos=len(rows),
+    )
+
+
+def _cross_fitted(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:
+    """Each fold's logits at the epoch with the best mean accuracy in the other folds.
+
+    Only epochs that every fold went through are candidates. With a single fold done there are no
+    others: its last common epoch is taken, which chooses nothing.
+    """
+    logits = {fold: run.epoch_logits(fold) for fold in run.done}
+    epochs = min(len(values) for values in logits.values())
+    right = {
+        fold: [
+            metrics.accuracy(values[epoch], run.targets[run.folds[fold].test])
+            for epoch in range(epochs)
+        ]
+        for fold, values in logits.items()
+    }
+    return {
+        fold: values[_best_epoch([right[other] for other in run.done if other != fold], epochs)]
+        for fold, values in logits.items()
+    }
+
+
+def _best_epoch(accuracies: Sequence[Sequence[float]], epochs: int) -> int:
+    return int(np.mean(accuracies, axis=0).argmax()) if accuracies else epochs - 1
+
+
+def _group_numbers(run: Run) -> NDArray[np.int64]:
+    names = [photo.group or photo.path for photo in run.catalog.photos]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _all_files(run: Run) -> list[str]:
+    folds = [
+        f"folds/{fold}/{name}"
+        for fold in range(run.recipe.folds)
+        for name in [*files.read_manifest(run.fold_folder(fold)), files.MANIFEST]
+    ]
+    return [*SETUP_FILES, SETUP, *folds, *RESULT_FILES]
+
+
+def _serialised(weights: Arrays) -> bytes:
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
+    return save_tensors(arrays, {"format": "pt"})
+
+
+def _packed(result: Trained) -> bytes:
+    content = io.BytesIO()
+    np.savez(
+        content,
+        logits=result.logits,
+        epoch_logits=result.epoch_logits,
+        chosen_epoch=np.array(result.chosen_epoch),
+    )
+    return content.getvalue()
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], header: Sequence[str]) -> list[list[object]]:
+    """Rows in the header's order. None and what a row lacks become empty; floats keep 6 digits."""
+    return [[_cell(row.get(name)) for name in header] for row in rows]
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value

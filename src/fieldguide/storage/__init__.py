@@ -1,0 +1,1 @@
+"""Bytes that lie somewhere: files, caches, copies, addresses. Knows nothing of photos."""

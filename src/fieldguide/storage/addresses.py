@@ -1,0 +1,310 @@
+"""Folders at an address (`s3://bucket/photos`, any that fsspec knows) as folders of this machine.
+
+Photos are fetched once, into the user's cache folder, and everything else works on files. What was
+fetched is known by size and by etag, checksum or time, whichever the store tells.
+
+A store that does not answer is asked again, after growing waits; one that cannot be reached at all
+is told of in less than a minute. fsspec is imported when an address is given. Knows nothing
+of what the files hold.
+"""
+
+import errno
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from fieldguide.errors import DataError, FieldguideError, ResourceError, UsageError
+from fieldguide.storage import cache_folder, files
+
+REACH_SECONDS = 45.0  # for a first answer; fsspec's own limits may be minutes
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between tries, once it has answered (taste)
+AT_ONCE = 16  # files fetched at the same time (taste)
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters: `c:` is a drive
+# What stores call the mark of a file's content, the surest first; else when it was written.
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "sha")
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+_WITH_FOLDER = frozenset({".csv", ".tsv", ".tab", ".txt", ".lst"})  # name files beside them
+# Our own disk's fault, which no waiting mends.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+_T = TypeVar("_T")
+
+
+def silent(message: str) -> None:
+    """Tells nobody."""
+
+
+def is_address(text: str | Path) -> bool:
+    """Whether it is an address, and no path of this machine."""
+    return isinstance(text, str) and _ADDRESS.match(text) is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or file at an address: a file system, and its path there."""
+
+    address: str
+    system: Any  # fsspec.AbstractFileSystem, which has no types
+    path: str
+    notice: Callable[[str], None] = silent
+
+    def tokens(self) -> dict[str, tuple[int, str]]:
+        """Size in bytes and mark of every file below, by relative path."""
+        found = self.patiently(partial(self.system.find, self.path, detail=True))
+        start = len(self.path.rstrip("/")) + 1
+        return {
+            name[start:]: token_of(info)
+            for name, info in found.items()
+            if ".." not in PurePosixPath(name[start:]).parts and name[start:]
+        }
+
+    def info(self, tries: int = 1 + len(WAITS)) -> Mapping[str, Any] | None:
+        """What the store says of it; None where nothing is there."""
+        return self.patiently(partial(_info, self.system, self.path), tries)
+
+    def below(self, name: str) -> str:
+        """The path of a file there."""
+        return f"{self.path.rstrip('/')}/{name}" if name else self.path
+
+    def patiently(self, action: Callable[[], _T], tries: int = 1 + len(WAITS)) -> _T:
+        """What the action gives, tried again after growing waits; ResourceError in the end.
+
+        What is not there, or may not be looked at, will not be there later: it is told at once.
+        """
+        for wait in (*WAITS[: tries - 1], None):
+            try:
+                self.system.invalidate_cache()
+                return action()
+            except (FileNotFoundError, PermissionError) as error:
+                raise _unreachable(self.address, error) from error
+            except FieldguideError:
+                raise
+            except Exception as error:  # each file system has its own
+                if wait is None:
+                    raise _unreachable(self.address, error) from error
+                self.notice(
+                    f"`{self.address}` does not answer ({_reason(error)}):"
+                    f" trying again in {wait:g} s"
+                )
+                time.sleep(wait)
+        raise AssertionError
+
+
+def token_of(info: Mapping[str, Any]) -> tuple[int, str]:
+    """Size and mark of a file, as its store describes it."""
+    name = next((name for name in (*_MARKS, *_TIMES) if info.get(name)), "")
+    mark = info.get(name)
+    if isinstance(mark, datetime):  # where a list of the same file may have seconds
+        mark = mark.timestamp()
+    return int(info["size"] or 0), f"{name}={mark}"
+
+
+def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
+    """The place at an address, whether something is there or not.
+
+    Raises UsageError for an address that nothing here can read, ResourceError where no answer comes
+    within `REACH_SECONDS`.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise UsageError(
+            f"`{address}` needs fsspec", hint="pip install 'fieldguide[remote]'"
+        ) from error
+    try:
+        system, path = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"`{address}` cannot be read: {error}",
+            hint="such as `pip install s3fs` for s3://, gcsfs for gs://, adlfs for az://",
+        ) from error
+    _within(REACH_SECONDS, address, partial(Place(address, system, path).info, tries=4))
+    return Place(address, system, path, notice)
+
+
+def _info(system: Any, path: str) -> Mapping[str, Any] | None:
+    """fsspec's `exists` would answer no where the store does not answer."""
+    try:
+        found: Mapping[str, Any] = system.info(path)
+        return found
+    except FileNotFoundError:
+        return None
+
+
+def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
+    """Does it in a thread of its own, which may hang: no library's time limit can be relied on."""
+    errors: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise ResourceError(
+            f"`{address}` cannot be reached: no answer in {seconds:g} s",
+            hint="check the address, the network and the credentials",
+        )
+    if errors:
+        raise errors[0]
+
+
+def _unreachable(address: str, error: BaseException) -> ResourceError:
+    return ResourceError(
+        f"`{address}` cannot be reached: {_reason(error)}",
+        hint="check the address, the network and the credentials",
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file or folder"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+# --- photos ---------------------------------------------------------------------------------------
+
+
+def local(
+    source: str | Path,
+    *,
+    notice: Callable[[str], None] = silent,
+    progress: Callable[[int, int], None] = lambda done, files: None,
+) -> Path:
+    """A path of this machine for photos, a table or shards; what is at an address is fetched first.
+
+    Of a table or list the whole folder is fetched: the photos lie there. What was fetched before is
+    fetched again only where it has changed, and goes where it is gone. `progress` is called with
+    the files fetched so far and how many there are to fetch.
+
+    Raises DataError where there is nothing at the address, UsageError and ResourceError as
+    `opened`, and ResourceError where the cache folder has no room.
+    """
+    if not is_address(source):
+        return Path(source)
+    address = str(source).rstrip("/")
+    place = opened(address, notice)
+    info = place.info()
+    if info is None:
+        raise DataError(f"no such file or folder: {address}")
+    name = ""
+    if info["type"] == "file":
+        name = PurePosixPath(place.path).name
+        if PurePosixPath(name).suffix.lower() not in _WITH_FOLDER:
+            return _fetched_file(place, name)
+        above = address.rpartition("/")[0]
+        place = Place(above, place.system, place.path.rpartition("/")[0], notice)
+    return _fetched_folder(place, progress) / name
+
+
+def _fetched_file(place: Place, name: str) -> Path:
+    """A single file, in a folder of its own for each of its contents."""
+    size, mark = token_of(place.patiently(partial(place.system.info, place.path)))
+    path = cache_folder.folder_of("remote", f"{place.address} {size} {mark}") / name
+    if not _has_size(path, size):
+        fetch(place, "", path, size)
+    cache_folder.use(path.parent, place.address)
+    return path
+
+
+def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
+    """All files of a folder. A killed fetch is gone on with: a file that is there is whole.
+
+    What is recorded are the marks of the files that are, or will be, in the folder; what has
+    another mark now is removed before it is recorded.
+    """
+    there = place.tokens()
+    if not there:
+        raise DataError(f"no files at {place.address}")
+    folder = cache_folder.folder_of("remote", place.address)
+    files.make_folder(folder / "files")
+    cache_folder.use(folder, place.address)
+    with files.lock(folder):
+        before = _recorded(folder / "files.json")
+        if before != there:
+            _remove_others(folder / "files", {n for n in there if before.get(n) == there[n]})
+        files.write_json(folder / "files.json", there)
+        missing = [
+            name
+            for name, (size, _) in there.items()
+            if not _has_size(folder / "files" / name, size)
+        ]
+        _fetch_all(place, folder / "files", {name: there[name][0] for name in missing}, progress)
+    return folder / "files"
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    """Removes all other files, and the folders that are then empty: they would be empty classes."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
+
+
+def _recorded(path: Path) -> dict[str, tuple[int, str]]:
+    try:
+        return {
+            name: (int(size), mark) for name, (size, mark) in json.loads(path.read_bytes()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # all is fetched again
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _fetch_all(
+    place: Place, folder: Path, sizes: Mapping[str, int], progress: Callable[[int, int], None]
+) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            fetched = pool.map(lambda name: fetch(place, name, folder / name, sizes[name]), sizes)
+            for done, _ in enumerate(fetched, start=1):
+                progress(done, len(sizes))
+        except BaseException:  # Ctrl-C must not wait for a million photos
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def fetch(place: Place, name: str, path: Path, size: int) -> None:
+    """One file, whole or not at all."""
+    files.make_folder(path.parent)
+    temporary = path.with_name(f"{path.name[:200]}.part")
+
+    def get() -> None:
+        try:
+            place.system.get_file(place.below(name), str(temporary))
+        except OSError as error:
+            if error.errno in _DISK:
+                raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+            raise
+        found = temporary.stat().st_size
+        if found != size:
+            raise EOFError(f"{name}: {found:,} of {size:,} bytes came")
+
+    try:
+        place.patiently(get)
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,511 @@
+"""Decoded photos on disk: each is decoded once for all folds, replicas, epochs and processes.
+
+    ROOT/                        `root()`: what FIELDGUIDE_CACHE names, else the user's cache folder
+      pixels-1-256-bilinear-…/   a store, one for each definition of pixels: `folder_of`
+        0f3c….pixels             a shard: RGB pictures, 8 bits a channel, one behind the other
+        0f3c….index              its records: key, offset, height, width, two checksums
+
+Every writing process appends to a shard of its own, the pixels first and the record after them;
+whoever reads maps shards into memory, and looks from time to time for what others have appended.
+It is a pure cache. What was torn by a crash, has rotted, was removed or never got in is a picture
+not found: its reader decodes the photo and has the same pixels. So nothing is ever forced to disk.
+
+Who uses a shard holds a shared lock on it (`flock`; on Windows an open file cannot be removed, and
+that is the lock). What nobody holds may be removed: `make_room`, `remove`.
+
+Knows nothing of how photos are decoded, of labels or of tensors.
+"""
+
+import io
+import mmap
+import os
+import re
+import secrets
+import shutil
+import struct
+import sys
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fieldguide.storage.cache_folder import Kept, lock_alone, lock_shared, shown_bytes
+from fieldguide.storage.files import write_whole
+
+# Of our decoding and of this file's layout: to be raised when the same photo gives other bytes.
+VERSION = 1
+
+# What the disk keeps free: other programs fail in ugly ways on a full one (taste).
+FREE_BYTES = 1 << 30
+FREE_SHARE = 0.05
+# Bytes that a process writes before it looks at the disk again: 16 of them overshoot by a GiB.
+STRIDE = 64 << 20
+# A shard that nobody writes is continued up to this size, so that hundreds of short runs leave few
+# files: every shard in use takes one of the 1,024 files that a process may usually open (taste).
+CONTINUED_BELOW = 256 << 20
+# Of the own store, only what was unused for so long makes room: it may be of the same photos.
+OWN_KEPT_SECONDS = 24 * 3600.0
+# How often a process looks for what others have appended. A look took 0.02 ms, a decode takes 3.
+LOOK_SECONDS = 0.25
+
+_BODY = struct.Struct("<32sQIII")  # SHA-256 of the file, offset, height, width, CRC-32 of pixels
+_CHECK = struct.Struct("<I")  # CRC-32 of the body
+RECORD_BYTES = _BODY.size + _CHECK.size
+
+_SHARD_FILE = re.compile(r"([0-9a-f]{16})\.(pixels|index)")
+_STORE_NAME = re.compile(
+    r"pixels-\d+-(\d+|full)-\w+-(refuse|keep)-pillow-[\w.+!]+-torchvision-[\w.+!]+"
+)
+
+Picture = UInt8[np.ndarray, "height width 3"]
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+def folder_of(root: Path, *, side: int | None, interpolation: str, truncated: str) -> Path:
+    """The store of one definition of pixels; its name tells them apart.
+
+    `side`: pixels of the shorter side that pictures are shrunk to, None for full size;
+    `interpolation`: how; `truncated`: `refuse` or `keep`, see `pixels.decode`. Versions of the
+    libraries that decode and shrink are part of the name.
+    """
+    name = "-".join(
+        (
+            f"pixels-{VERSION}-{'full' if side is None else side}-{interpolation}-{truncated}",
+            f"pillow-{metadata.version('pillow')}",
+            f"torchvision-{metadata.version('torchvision')}",
+        )
+    )
+    assert _STORE_NAME.fullmatch(name), f"not a definition of pixels: {name}"
+    return root / name
+
+
+# --- what lies on disk ----------------------------------------------------------------------------
+
+
+def kept(root: Path) -> list[Kept]:
+    """The shards of all stores below `root`. Links, and what has another name, are no stores."""
+    with suppress(OSError):
+        return [
+            piece
+            for path in sorted(root.iterdir())
+            if _STORE_NAME.fullmatch(path.name) and not path.is_symlink()
+            for piece in pieces(path)
+        ]
+    return []
+
+
+def pieces(folder: Path) -> list[Kept]:
+    """The shards of one store, by name; also those of which one file is missing.
+
+    Records are counted, a few of which may be of the same photo.
+    """
+    stems = dict.fromkeys(match[1] for match in _shard_files(folder))
+    return [_piece(folder / f"{stem}.pixels") for stem in stems]
+
+
+def _shard_files(folder: Path) -> list[re.Match[str]]:
+    """The names of a store's files; none where there is no folder, or where it is a file."""
+    with suppress(OSError):
+        with os.scandir(folder) as entries:
+            names = sorted(each.name for each in entries if each.is_file(follow_symlinks=False))
+        return [match for name in names if (match := _SHARD_FILE.fullmatch(name))]
+    return []
+
+
+def _piece(path: Path) -> Kept:
+    (pixels, changed), (index, appended) = map(_size_and_time, (path, path.with_suffix(".index")))
+    count, used = index // RECORD_BYTES, max(changed, appended)
+    return Kept(path, "decoded", path.parent.name, count, pixels + index, used)
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Zeros where another process has just removed the file."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_size, status.st_mtime
+    return 0, 0.0
+
+
+def remove(path: Path) -> None:
+    """Remove the shard with this file of pixels, and its store if it was the last.
+
+    BlockingIOError if a process has it open, OSError if the system does not allow its removal.
+    """
+    if sys.platform == "win32":  # neither while others have it open, nor while we have
+        path.unlink(missing_ok=True)
+    else:
+        with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+            lock_alone(file.fileno())
+            path.unlink()
+    path.with_suffix(".index").unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        path.parent.rmdir()
+
+
+def make_room(own: Path, wanted: int) -> None:
+    """Remove shards that no process uses, least recently used first, for `wanted` bytes more.
+
+    Of the store `own` only what was not used for a day. None at all if they would not suffice.
+    """
+    latest = time.time() - OWN_KEPT_SECONDS
+    shards = kept(own.parent)
+    found = [piece for piece in shards if piece.path.parent != own or piece.used < latest]
+    if sum(piece.bytes for piece in found) < wanted:
+        return
+    for piece in sorted(found, key=lambda piece: piece.used):
+        if wanted <= 0:
+            break
+        with suppress(OSError):
+            remove(piece.path)
+            wanted -= piece.bytes
+
+
+def taken(own: Path) -> int:
+    """Bytes of all stores beside `own` and of `own`, whatever it is called."""
+    return sum({piece.path: piece.bytes for piece in (*kept(own.parent), *pieces(own))}.values())
+
+
+def _room(own: Path, limit: int | None) -> tuple[int, str]:
+    """How many bytes more may be written, below 0 if too many were, and what the bound is."""
+    own.parent.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(own.parent)  # `own` itself goes with the last shard of it
+    kept = max(FREE_BYTES, int(FREE_SHARE * disk.total))
+    bounds = [(disk.free - kept, f"less than {shown_bytes(kept)} of the disk would stay free")]
+    if limit is not None:
+        bounds.append((limit - taken(own), f"the limit of {shown_bytes(limit)} is reached"))
+    return min(bounds)
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Shard:
+    """A shard as this process knows it: mapped up to some length, its index read up to another."""
+
+    pixels: Path
+    mapped: mmap.mmap | bytes = b""
+    indexed: int = 0  # bytes, of whole records
+
+    @property
+    def index(self) -> Path:
+        return self.pixels.with_suffix(".index")
+
+    def reaches(self, end: int) -> bool:
+        """Whether `end` bytes are there; maps the shard anew if it has grown."""
+        if len(self.mapped) < end:
+            with suppress(OSError, ValueError):  # removed; empty
+                self.mapped = _mapped(self.pixels)
+        return len(self.mapped) >= end
+
+    def news(self) -> bytes:
+        """Whole records that were appended since the last call; opens the index only for some."""
+        with suppress(OSError):
+            if self.index.stat().st_size < self.indexed + RECORD_BYTES:
+                return b""
+            with self.index.open("rb", buffering=0) as file:
+                file.seek(self.indexed)
+                data = file.readall()
+            whole = data[: len(data) // RECORD_BYTES * RECORD_BYTES]
+            self.indexed += len(whole)
+            return whole
+        return b""
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The whole file as memory. The map keeps the file's lock, as it keeps it open."""
+    with path.open("rb", buffering=0) as file:
+        lock_shared(file.fileno())
+        with suppress(OSError):  # of another user
+            os.utime(path)  # this was its last use
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Where a picture lies. `checked`: this process has seen that its bytes are as written."""
+
+    shard: _Shard
+    offset: int
+    height: int
+    width: int
+    checksum: int
+    other: "_Place | None"  # the same picture once more: two processes decoded it at once
+    checked: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.height * self.width * 3
+
+    def view(self) -> Picture:
+        return np.ndarray((self.height, self.width, 3), np.uint8, self.shard.mapped, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """The open files of the shard that this process appends to."""
+
+    shard: _Shard
+    pixels: io.FileIO
+    index: io.FileIO
+
+    def append(self, digest: bytes, picture: Picture, checksum: int) -> bytes:
+        """Writes a picture, then its record, which is returned; OSError leaves no half record."""
+        offset = self.pixels.seek(0, os.SEEK_END)
+        write_whole(self.pixels, picture.data.cast("B"), offset)
+        body = _BODY.pack(digest, offset, *picture.shape[:2], checksum)
+        record = body + _CHECK.pack(zlib.crc32(body))
+        # Behind the last whole record: a killed process may have left a part of one.
+        start = self.index.seek(0, os.SEEK_END) // RECORD_BYTES * RECORD_BYTES
+        write_whole(self.index, record, start)
+        return record
+
+    def close(self) -> None:
+        self.pixels.close()
+        self.index.close()
+
+
+def _new_writer(folder: Path) -> _Writer:
+    """A shard of this process's own; OSError if it cannot be created."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{secrets.token_hex(8)}.pixels"
+    with ExitStack() as files:
+        pixels = files.enter_context(path.open("x+b", buffering=0))
+        lock_shared(pixels.fileno())
+        index = files.enter_context(path.with_suffix(".index").open("x+b", buffering=0))
+        with suppress(OSError):  # without locks, nobody else takes it either
+            lock_alone(index.fileno())
+        files.pop_all()
+    return _Writer(_Shard(path), pixels, index)
+
+
+def _continued(shard: _Shard) -> _Writer | None:
+    """Takes over a small shard that nobody writes any more, a killed process's too."""
+    with suppress(OSError), ExitStack() as files:
+        if shard.pixels.stat().st_size >= CONTINUED_BELOW:
+            return None
+        index = files.enter_context(shard.index.open("r+b", buffering=0))
+        lock_alone(index.fileno())
+        pixels = files.enter_context(shard.pixels.open("r+b", buffering=0))
+        lock_shared(pixels.fileno())
+        files.pop_all()
+        return _Writer(shard, pixels, index)
+    return None
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, int, int, int, int]]:
+    """Digest, offset, height, width, checksum of each record that is as it was written."""
+    for start in range(0, len(data), RECORD_BYTES):
+        middle = start + _BODY.size
+        if zlib.crc32(data[start:middle]) == _CHECK.unpack_from(data, middle)[0]:
+            yield _BODY.unpack_from(data, start)
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+class Store:
+    """Decoded pictures by the SHA-256 of their files, shared with all processes on this folder.
+
+    `folder`: see `folder_of`; it is created when there is something to write. `limit`: bytes that
+    all stores beside it may take together with it. `notice` is told once, when this process stops
+    to write: then everything is as before, but what is not there yet is decoded every time.
+
+    Any number of threads may call it at once. A forked child goes on with what its parent knows and
+    writes to another shard; a pickled copy opens the folder anew, and is silent.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limit: int | None = None,
+        notice: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self._folder = folder.absolute()
+        self._limit = limit
+        self._notice = notice
+        self._places: dict[bytes, _Place] = {}
+        self._shards: dict[str, _Shard] = {}
+        self._next_look = float("-inf")  # by the monotonic clock
+        self._writer: _Writer | None = None
+        self._allowed = 0  # bytes to be written before the disk is looked at again
+        self._writes = True
+        self._in_child()
+        _after_fork(self)
+
+    def _in_child(self) -> None:
+        """Forgets what belongs to the parent: its shard, and locks that its threads hold."""
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._allowed = 0
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Store, self._folder, limit=self._limit), ()
+
+    def close(self) -> None:
+        """Gives files and maps back. Pictures that were got stay; none is found or kept any more.
+
+        Maps stay as long as a picture of theirs is in use, and with them the shards' locks.
+        """
+        with self._writing, self._reading:
+            self._writes, self._next_look = False, float("inf")
+            self._places, self._shards = {}, {}
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def __del__(self) -> None:  # a loader that goes with its owner closes nothing
+        self.close()
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Picture | None:
+        """The picture of the file with this SHA-256 (hex), or None if it is not there.
+
+        A read-only view of the mapped file, without a copy. Its checksum is compared at the first
+        get in each process; what has another one is not there.
+        """
+        digest = bytes.fromhex(key)
+        place = self._places.get(digest)
+        if place is None:
+            self._look()
+            place = self._places.get(digest)
+        if place is None or place.checked:
+            return place.view() if place else None
+        return self._first_view(digest, place)
+
+    def _first_view(self, digest: bytes, place: _Place) -> Picture | None:
+        found: _Place | None = place
+        while found is not None and not self._intact(found):
+            found = found.other
+        if found is None:
+            self._places.pop(digest, None)
+            return None
+        found.checked = True
+        self._places[digest] = found
+        return found.view()
+
+    def _intact(self, place: _Place) -> bool:
+        with self._reading:  # of two threads, the later must not set the shorter map
+            there = place.shard.reaches(place.end)
+        return there and zlib.crc32(place.view().data) == place.checksum
+
+    def _look(self) -> None:
+        """Learns what other processes have appended, at most every `LOOK_SECONDS`."""
+        if time.monotonic() < self._next_look:
+            return
+        with self._reading:
+            if time.monotonic() >= self._next_look:
+                self._learn_all()
+                self._next_look = time.monotonic() + LOOK_SECONDS
+
+    def _learn_all(self) -> None:
+        for match in _shard_files(self._folder):
+            if match[2] == "index":
+                path = self._folder / f"{match[1]}.pixels"
+                shard = self._shards.setdefault(match[1], _Shard(path))
+                if self._writer is None or shard is not self._writer.shard:
+                    self._learn(shard, shard.news())
+
+    def _learn(self, shard: _Shard, records: bytes) -> None:
+        for digest, offset, height, width, checksum in _records(records):
+            known = self._places.get(digest)
+            other = known.other if known else None
+            place = _Place(shard, offset, height, width, checksum, other)
+            if known is None:
+                self._places[digest] = place
+            else:
+                known.other = place
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def put(self, key: str, picture: Picture) -> None:
+        """Keep the picture of the file with this SHA-256 (hex), if the disk allows it."""
+        digest = bytes.fromhex(key)
+        assert len(digest) == 32 and picture.size, f"no SHA-256 or no picture: {key}"
+        if not self._writes or digest in self._places:
+            return
+        packed = np.ascontiguousarray(picture)
+        checksum = zlib.crc32(packed.data)
+        with self._writing:
+            if not self._writes or digest in self._places:  # another thread came first
+                return
+            reason = self._keep(digest, packed, checksum)
+            self._writes = not reason
+        if reason:
+            self._notice(_told(self._folder, reason))
+
+    def _keep(self, digest: bytes, picture: Picture, checksum: int) -> str:
+        """Appends a picture; the reason if that cannot be."""
+        try:
+            if shortage := self._shortage(picture.nbytes + RECORD_BYTES):
+                return shortage
+            writer = self._writer or self._open_writer()
+            record = writer.append(digest, picture, checksum)
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+        with self._reading:
+            self._learn(writer.shard, record)
+            writer.shard.indexed += len(record)
+        return ""
+
+    def _shortage(self, size: int) -> str:
+        """Why `size` bytes more must not be written; nothing if they may."""
+        if size > self._allowed:
+            room, bound = _room(self._folder, self._limit)
+            if room < size:
+                make_room(self._folder, size - room)
+                room, bound = _room(self._folder, self._limit)
+            if room < size:
+                return bound
+            self._allowed = max(size, min(room, STRIDE))
+        self._allowed -= size
+        return ""
+
+    def _open_writer(self) -> _Writer:
+        with self._reading:
+            self._learn_all()
+            small = (found for shard in self._shards.values() if (found := _continued(shard)))
+            self._writer = next(small, None) or _new_writer(self._folder)
+            self._shards[self._writer.shard.pixels.stem] = self._writer.shard
+            self._learn(self._writer.shard, self._writer.shard.news())
+        return self._writer
+
+
+def _told(folder: Path, reason: str) -> str:
+    return (
+        f"decoded photos are not kept any more: {reason}. `{folder.parent}` holds"
+        f" {shown_bytes(taken(folder))} of them; `FIELDGUIDE_CACHE={folder.parent} fieldguide cache"
+        " --clear` removes what no process uses, and the setting `cache` can name another disk"
+    )
+
+
+def _after_fork(store: Store) -> None:
+    """Lets every forked child tell its copy of the store so, as long as there is one.
+
+    The system keeps the registration for ever; a weak reference does not keep the store.
+    """
+    if not hasattr(os, "register_at_fork"):  # Windows
+        return
+    alive = weakref.ref(store)
+
+    def tell() -> None:
+        if (found := alive()) is not None:
+            found._in_child()
+
+    os.register_at_fork(after_in_child=tell)

@@ -1,0 +1,476 @@
+"""Photos inside large files: an index of where each lies, and reading any of them by it.
+
+A sharded collection is a folder of tar files as WebDataset has them: for each photo a file
+`KEY.jpg` and beside it `KEY.json` or `KEY.cls`, which says what it shows. Or it is one of Parquet
+files. No photo in such can be read without its row group, often 100 MB, and an epoch reads photos
+in any order: so they are copied out once, into the user's cache folder, and read there.
+
+The index has one line a photo, sorted by path, so that a photo is found by bisecting the file: no
+process holds the index in memory. A photo's place is written `INDEX/PATH`, as if the index were a
+folder; `read` understands that. The index of our own shards lies beside them (`pack` writes it),
+that of others' in the user's cache folder: nothing is written among the photos of others.
+
+Format of the tar files: A. Aizman, G. Maltby, T. Breuel, "High Performance I/O For Large Scale Deep
+Learning", IEEE Big Data 2019. Knows nothing of catalogs, nor of what pictures hold.
+"""
+
+import errno
+import hashlib
+import json
+import mmap
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldguide.errors import DataError
+from fieldguide.storage import cache_folder, files, parquet
+
+INDEX = "photos.index"
+FORMAT = 1
+
+_LABEL_BYTES = 1 << 20  # a file beside a photo that is larger says something else (taste)
+_OTHERS = 4 * 3600.0  # seconds that another process may take to read the shards (taste)
+_ENDINGS = frozenset({".json", ".cls"})
+_SHARDS = frozenset({".tar", parquet.ENDING})
+
+
+class Entry(NamedTuple):
+    """One photo of an index: what is known of it, and where its bytes are."""
+
+    path: str
+    label: str | None
+    group: str | None
+    split: str
+    fold: int | None
+    row: int | None  # in the catalog that was packed; None: nobody gave an order
+    shard: int  # number in the index's list
+    offset: int  # bytes from the start of the tar file, or of the copy of a Parquet file's photos
+    size: int
+    sha256: str
+
+
+class Shard(NamedTuple):
+    """A tar or Parquet file as it was indexed. `modified` is 0 where only the size is compared."""
+
+    name: str  # relative to the collection, with `/`
+    bytes: int
+    modified: int = 0  # nanoseconds
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index on disk. `folder` is where the shards lie; `notes` is what was left out, and why."""
+
+    path: Path
+    folder: Path
+    shards: tuple[Shard, ...]
+    photos: int
+    notes: tuple[str, ...]
+    lines: mmap.mmap = field(repr=False, compare=False)
+    start: int  # of the first photo's line, in bytes
+
+    def entries(self) -> Iterator[Entry]:
+        """Every photo by path in code-point order; DataError where the index is damaged."""
+        found, position = 0, self.start
+        while position < len(self.lines):
+            end = self.lines.find(b"\n", position) + 1
+            if not end:
+                break
+            yield self._entry(position)
+            found, position = found + 1, end
+        if found != self.photos:
+            raise _damaged(self.path, f"{found:,} of {self.photos:,} photos")
+
+    def find(self, path: str) -> Entry | None:
+        """The photo of that path, or None; takes about log2(photos) looks at the index."""
+        low, high = self.start, len(self.lines)
+        while low < high:
+            line = self.lines.rfind(b"\n", low - 1, (low + high) // 2) + 1
+            if self._entry(line).path < path:
+                low = self.lines.find(b"\n", line) + 1
+            else:
+                high = line
+        entry = self._entry(low) if low < len(self.lines) else None
+        return entry if entry and entry.path == path else None
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a photo; OSError, saying why, where they are not those that were indexed."""
+        entry = self.find(path)
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, "No such photo", path)
+        name = self.shards[entry.shard].name
+        try:
+            with self.holder(entry.shard).open("rb") as holder:
+                data = _cut(holder, entry.offset, entry.size)
+        except FileNotFoundError as error:
+            raise OSError(errno.EIO, f"the shard `{name}` is missing", path) from error
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise OSError(errno.EIO, f"`{name}` holds other bytes than its index says", path)
+        return data
+
+    def holder(self, shard: int) -> Path:
+        """The file with the bytes of a shard's photos: a tar file itself, of Parquet the copy."""
+        name = self.shards[shard].name
+        return _copy(self.path, shard) if name.endswith(parquet.ENDING) else self.folder / name
+
+    def places(self, paths: Sequence[str]) -> NDArray[np.int64]:
+        """Shard and offset of each photo, (n, 2); DataError for one that is not in the index."""
+        found = np.empty((len(paths), 2), np.int64)
+        entries = self.entries()
+        entry = next(entries, None)
+        for row in sorted(range(len(paths)), key=paths.__getitem__):
+            path = paths[row]
+            while entry and entry.path < path:
+                entry = next(entries, None)
+            if not entry or entry.path != path:
+                raise DataError(f"`{path}` is none of the photos that {self.path} lists")
+            found[row] = entry.shard, entry.offset
+        return found
+
+    def require_shards(self) -> None:
+        """Raises DataError where a shard is gone or has another size than when it was indexed."""
+        faults = [
+            f"`{shard.name}`: {fault}"
+            for shard in self.shards
+            if (fault := _fault(self.folder / shard.name, shard))
+        ]
+        if faults:
+            shown = "\n".join(f"  {fault}" for fault in faults[:5])
+            raise DataError(
+                f"{len(faults)} of {len(self.shards)} shards in {self.folder} cannot be used:\n"
+                + shown,
+                hint="copy these shards anew",
+            )
+
+    def _entry(self, position: int) -> Entry:
+        line = self.lines[position : self.lines.find(b"\n", position)]
+        try:
+            return Entry(*json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise _damaged(self.path, f"byte {position:,}") from error
+
+
+def _fault(path: Path, shard: Shard) -> str:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    return "" if size == shard.bytes else f"{size:,} bytes, indexed with {shard.bytes:,}"
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"the index of shards is damaged: {path}: {what}", hint="pack the photos anew")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of the photo at `INDEX/PATH`; OSError where there is no such photo, or no index."""
+    for parent in path.parents:
+        if parent.name == INDEX and parent.is_file():
+            return opened(parent).read(path.relative_to(parent).as_posix())
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+
+def opened(path: Path) -> Index:
+    """The index in a file, kept open; DataError where it is none."""
+    status = path.stat()
+    return _opened(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path, *_state: int) -> Index:
+    try:
+        with path.open("rb") as file:
+            lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start = lines.find(b"\n") + 1
+        header = json.loads(lines[:start])
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}")
+        return Index(
+            path,
+            path.parent / header["folder"],
+            tuple(Shard(*shard) for shard in header["shards"]),
+            int(header["photos"]),
+            tuple(header["notes"]),
+            lines,
+            start,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def write_index(
+    path: Path,
+    shards: Iterable[Shard],
+    entries: Iterable[Entry],
+    photos: int,
+    *,
+    folder: str = "",
+    notes: Iterable[str] = (),
+) -> None:
+    """Writes an index, whole or not at all; the `entries` come sorted by path.
+
+    `folder` is where the shards lie, relative to the index or absolute.
+    """
+    header = {
+        "format": FORMAT,
+        "folder": folder,
+        "photos": photos,
+        "notes": list(notes),
+        "shards": list(shards),
+    }
+    with files.replacing(path) as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        for entry in entries:
+            file.write(json.dumps(entry).encode() + b"\n")
+
+
+# --- shards of others -----------------------------------------------------------------------------
+
+
+def find_index(
+    folder: Path,
+    pictures: frozenset[str],
+    splits: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
+) -> Index | None:
+    """The index of a sharded collection; None where the folder is none.
+
+    Tar and Parquet files without an index are read through once, and again when they have changed;
+    their index, and copies of the photos in Parquet files, are kept in the cache folder. `pictures`
+    are endings of photos' names, `splits` is what the words of a file's path (`train-0001.tar`,
+    `val/1.parquet`) say of its photos. Labels come from `KEY.json` (`label`, `group`, `split`),
+    from `KEY.cls`, or from the folder within the tar file; in Parquet files from `columns` of usual
+    names, see `parquet.rows`.
+
+    Raises DataError for a damaged file, an index that does not fit, or shards that are gone,
+    UsageError where Parquet files cannot be read here, ResourceError where copies find no room.
+    """
+    if (folder / INDEX).is_file():
+        index = opened(folder / INDEX)
+        index.require_shards()
+        return index
+    paths = _shard_files(folder, pictures)
+    if not paths:
+        return None
+    shards = [_as_it_is(folder, path) for path in paths]
+    place = cache_folder.folder_of("shards", str(folder)) / INDEX
+    files.make_folder(place.parent)
+    cache_folder.use(place.parent, str(folder))
+    with files.lock(place.parent, wait=_OTHERS):  # ranks of one machine come at the same time
+        if not (place.is_file() and _fits(opened(place), shards)):
+            _index_anew(
+                folder, place, list(zip(paths, shards, strict=True)), pictures, splits, columns
+            )
+    return opened(place)
+
+
+def _index_anew(
+    folder: Path,
+    place: Path,
+    shards: Sequence[tuple[Path, Shard]],
+    pictures: frozenset[str],
+    splits: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
+    """Writes the index, and copies of the photos in Parquet files beside it."""
+    files.remove_temporaries(place.parent)
+    for copy in place.parent.glob("*.photos"):
+        copy.unlink()
+    found: list[Entry] = []
+    left_out: Counter[str] = Counter()
+    for number, (path, shard) in enumerate(shards):
+        if path.suffix == parquet.ENDING:
+            copy = _copy(place, number)
+            found += _copied(path, number, shard.name, copy, splits, columns, left_out)
+        else:
+            found += _photos_of(path, number, shard.name, pictures, splits, left_out)
+    found.sort(key=lambda entry: entry.path)
+    notes = [f"{count:,} {what}" for what, count in sorted(left_out.items())]
+    listed = [shard for _, shard in shards]
+    write_index(place, listed, found, len(found), folder=str(folder), notes=notes)
+
+
+def _copy(index: Path, shard: int) -> Path:
+    """The photos of a Parquet file, one after the other."""
+    return index.with_name(f"{shard}.photos")
+
+
+def _fits(index: Index, shards: Sequence[Shard]) -> bool:
+    """Whether it is the index of these shards as they are now, and their photos can be read."""
+    return index.shards == tuple(shards) and all(
+        index.holder(number).is_file() for number in range(len(shards))
+    )
+
+
+def _as_it_is(folder: Path, path: Path) -> Shard:
+    status = path.stat()
+    return Shard(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
+
+
+def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
+    """The shards in a folder that holds nothing but such, itself or in its folders."""
+    try:
+        visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:  # whoever reads it as a folder of photos will say so
+        return []
+    shards = [path for path in visible if path.suffix in _SHARDS and path.is_file()]
+    if any(path.suffix.lower() in pictures for path in visible):
+        return []
+    for path in visible:
+        if path.is_dir():
+            below = sorted(found for found in path.glob("*") if found.suffix in _SHARDS)
+            if not below:
+                return []
+            shards += below
+    # Some tools put Parquet files of notes beside each tar file.
+    return [path for path in shards if path.suffix != parquet.ENDING] or shards
+
+
+@dataclass
+class _Sample:
+    """The files of one key, as they come."""
+
+    key: str
+    pictures: list[tuple[str, int, int, str]] = field(default_factory=list)
+    says: dict[str, Any] = field(default_factory=dict)
+
+
+def _photos_of(
+    path: Path,
+    number: int,
+    name: str,
+    pictures: frozenset[str],
+    splits: Mapping[str, str],
+    left_out: Counter[str],
+) -> Iterator[Entry]:
+    """The photos of one tar file; changes `left_out`."""
+    above, split = _above(name, splits)
+    seen: set[str] = set()
+    for sample in _samples(path, pictures, left_out):
+        plain = [each for each in sample.pictures if "." not in each[0][len(sample.key) + 1 :]]
+        for inner, offset, size, sha256 in plain or sample.pictures:
+            if inner in seen:
+                left_out["photos whose name stands twice in a tar file"] += 1
+                continue
+            seen.add(inner)
+            label = sample.says.get("label", PurePosixPath(inner).parent.name or None)
+            said = str(sample.says.get("split", "")).lower()
+            yield Entry(
+                f"{above}/{inner}",
+                None if label is None else str(label),
+                None if sample.says.get("group") is None else str(sample.says["group"]),
+                splits.get(said, split),
+                None,
+                None,
+                number,
+                offset,
+                size,
+                sha256,
+            )
+
+
+def _above(name: str, splits: Mapping[str, str]) -> tuple[str, str]:
+    """What the paths of a shard's photos begin with, and the split that its name tells of."""
+    words = re.split(r"[^a-z]+", name.lower())
+    split = next((splits[word] for word in words if word in splits), "train")
+    return name.rpartition(".")[0], split
+
+
+def _copied(
+    path: Path,
+    number: int,
+    name: str,
+    copy: Path,
+    splits: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
+    left_out: Counter[str],
+) -> Iterator[Entry]:
+    """The photos of a Parquet file, whose bytes are written to `copy`; changes `left_out`."""
+    above, split = _above(name, splits)
+    with files.replacing(copy) as file:
+        for row in parquet.rows(path, columns, left_out):
+            said = splits.get((row.split or "").lower(), split)
+            digest = hashlib.sha256(row.data).hexdigest()
+            place = (number, file.tell(), len(row.data), digest)
+            yield Entry(f"{above}/{row.name}", row.label, row.group, said, None, None, *place)
+            file.write(row.data)
+
+
+def _samples(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> Iterator[_Sample]:
+    """What lies under one key after the other; a key ends at the first dot of a file's name."""
+    sample = _Sample("")
+    for member, data in _members(path, left_out):
+        folder, _, base = member.name.removeprefix("./").rpartition("/")
+        inner = f"{folder}/{base}" if folder else base
+        key = inner[: len(inner) - len(base)] + base.partition(".")[0]
+        ending = PurePosixPath(base).suffix.lower()
+        if key != sample.key:
+            yield sample
+            sample = _Sample(key)
+        if ending in pictures:
+            digest = hashlib.sha256(data()).hexdigest()
+            sample.pictures.append((inner, member.offset_data, member.size, digest))
+        elif ending in _ENDINGS and member.size <= _LABEL_BYTES:
+            sample.says |= _said(ending, data())
+    yield sample
+
+
+def _members(
+    path: Path, left_out: Counter[str]
+) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+    """The regular files of a tar file, each with what reads it; never more than one in memory."""
+    with _telling_damage(path), tarfile.open(path, "r:") as tar, path.open("rb") as file:
+        size = path.stat().st_size
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # would grow with every file
+            name = PurePosixPath(member.name)
+            if member.isdir() or name.name.startswith("."):
+                continue
+            if not member.isreg() or member.issparse():
+                left_out["links, devices and sparse files in tar files"] += 1
+            elif name.is_absolute() or ".." in name.parts:
+                left_out["files in tar files whose names lead out of them"] += 1
+            elif member.offset_data + member.size > size:
+                raise tarfile.ReadError("unexpected end of data")
+            else:
+                yield member, lambda m=member: _cut(file, m.offset_data, m.size)  # type: ignore[misc]
+        # A damaged header ends the loop as well, and so does a file cut between two photos.
+        if _cut(file, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no file begins, and no end is marked, at byte {tar.offset:,}")
+
+
+def _cut(file: Any, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    data: bytes = file.read(size)
+    return data
+
+
+@contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"the tar file cannot be read: {path}: {error}",
+            hint="copy it anew; it must not be compressed",
+        ) from error
+
+
+def _said(ending: str, data: bytes) -> dict[str, Any]:
+    """What the file beside a photo says of it; nothing where it cannot be understood."""
+    try:
+        text = data.decode("utf-8").strip()
+        said = {"label": text} if ending == ".cls" else json.loads(text)
+    except ValueError:
+        return {}
+    known = said if isinstance(said, dict) else {}
+    return {name: known[name] for name in ("label", "group", "split") if name in known}

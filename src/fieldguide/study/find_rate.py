@@ -1,0 +1,430 @@
+"""Learning rates for head and backbone, from a range test on a collection's own photos.
+
+A range test (Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3)
+trains some steps with a rate that grows at every step, here by the same factor each time as in
+fastai, and looks at where the loss falls and where it explodes. Two of them, each from a fit's
+start:
+
+    head:      the backbone is frozen, the head's rate grows
+    backbone:  the head learns at its suggested rate, the backbone's rate grows
+
+Swept together in a fixed ratio, the part that explodes first would hide what the other can bear.
+Photos are those that fold 0 of a fit would train on, augmented and mixed as the recipe says. Knows
+nothing of the command line; the run folder in which folds are made is a temporary one.
+"""
+
+import io
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from fieldguide.errors import ResourceError, TrainingError, UsageError
+from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import Plan, Watcher, fold_jobs
+from fieldguide.machine.controls import Controls
+from fieldguide.machine.device import is_out_of_memory, training_threads
+from fieldguide.network.network import Network, load_weights, train_mode, weights_of
+from fieldguide.photos.batches import Batch, Draw
+from fieldguide.photos.catalog import Catalog
+from fieldguide.recipe import Recipe
+from fieldguide.seeds import derive_seed
+from fieldguide.storage import files
+from fieldguide.train.job import FoldJob
+from fieldguide.train.optimize import make_optimizer, parameter_groups
+from fieldguide.train.step import train_step
+
+Part = Literal["head", "backbone"]
+Ended = Literal["exploded", "not finite", "range"]
+
+FORMAT = 1
+STEPS = 100  # of a sweep: 20 for a tenfold rate (fastai's number)
+FEWEST_STEPS = 20
+
+# AdamW moves a weight by about its rate in a step. At the lower ends next to nothing happens within
+# a sweep; at the upper ones resnet18 on nature100 has long lost what it had learned.
+RANGES: dict[Part, tuple[float, float]] = {"head": (1e-5, 1.0), "backbone": (1e-6, 0.1)}
+
+# Share of the mean so far in the smoothed loss: it averages over ten steps. With fastai's 0.98,
+# over 50 of the 100, the minimum is found at a rate several times too high.
+SMOOTHING = 0.9
+SETTLED = 10  # steps from which on it is read: before, it hangs on the first losses alone
+CLEAR = 1.5  # of 2,000 sweeps of mere noise 0.7 % fell so far in 100 steps, fewer in fewer
+EXPLODED = 4.0  # times the least smoothed loss: the sweep ends (fastai's number)
+HOPELESS = 10  # steps in a row that are not finite, as in training
+BELOW = 10.0  # the suggestion is the rate of the least loss, divided by this (fastai's number)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One part's range test: the loss at each step, taken with the rate of the same place.
+
+    `smoothed` is the running mean of `losses`. `ended`: the loss `exploded`, was `not finite` any
+    more, or the whole `range` was gone through. Where the smoothed loss falls, `lowest` is
+    the rate at its minimum and `steepest` that of its fastest fall over the logarithm of the rate.
+    """
+
+    part: Part
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    ended: Ended
+    lowest: float | None
+    steepest: float | None
+
+    @property
+    def suggestion(self) -> float | None:
+        """A tenth of the rate at the minimum: there the loss falls well, far from exploding.
+
+        The steepest fall is told beside it, and not suggested: it is a difference of noisy
+        neighbours, and a backbone's loss falls at any rate while its head learns.
+        """
+        return None if self.lowest is None else self.lowest / BELOW
+
+
+@dataclass(frozen=True)
+class Found:
+    """The range tests of a collection, and the rates that its recipe has.
+
+    `backbone` is None where the recipe freezes all of it.
+    """
+
+    head: Sweep
+    backbone: Sweep | None
+    head_rate: float
+    backbone_rate: float
+
+    @property
+    def pairs(self) -> list[tuple[Sweep, float]]:
+        """Each sweep with the recipe's rate of its part."""
+        pairs = [(self.head, self.head_rate), (self.backbone, self.backbone_rate)]
+        return [(sweep, rate) for sweep, rate in pairs if sweep is not None]
+
+
+# --- the numbers -----------------------------------------------------------------------------
+
+
+def growing_rates(low: float, high: float, steps: int) -> Float[np.ndarray, " steps"]:
+    """Rates from `low` to `high`, each the same factor above the one before."""
+    return np.geomspace(low, high, steps)
+
+
+def smooth(losses: Sequence[float], share: float = SMOOTHING) -> Float[np.ndarray, " steps"]:
+    """The exponential running mean, without the bias of its start.
+
+    mean_t = share · mean_(t-1) + (1 - share) · loss_t from mean_0 = 0; divided by 1 - share^t.
+    With `share` = 0 it is the losses, towards 1 the plain mean of all so far.
+    Source: Kingma, Ba, "Adam", ICLR 2015, section 3.
+    """
+    means, mean = [], 0.0
+    for step, loss in enumerate(losses, start=1):
+        mean = share * mean + (1 - share) * loss
+        means.append(mean / (1 - share**step))
+    return np.array(means, dtype=np.float64)
+
+
+def has_exploded(losses: Sequence[float]) -> bool:
+    """Whether the smoothed loss is at `EXPLODED` times its minimum."""
+    means = smooth(losses)[SETTLED:]
+    return bool(len(means) and means[-1] > EXPLODED * means.min())
+
+
+def read_sweep(part: Part, rates: Sequence[float], losses: Sequence[float], ended: Ended) -> Sweep:
+    """The sweep with its smoothed loss and what can be read from it."""
+    means = smooth(losses)
+    lowest = steepest = None
+    best = _minimum(np.array(losses), means)
+    if best is not None:
+        slopes = np.gradient(means, np.log(rates))[SETTLED : best + 1]
+        lowest, steepest = rates[best], rates[SETTLED + int(slopes.argmin())]
+    return Sweep(part, tuple(rates), tuple(losses), tuple(means.tolist()), ended, lowest, steepest)
+
+
+def _minimum(losses: Float[np.ndarray, " steps"], means: Float[np.ndarray, " steps"]) -> int | None:
+    """The step at which the smoothed loss is least, or None where noise could have made it.
+
+    It must lie `CLEAR` deviations of single losses below the mean of the first ones. The deviation
+    is that of a normal law with the same median difference of neighbours, which knows nothing of
+    falls, steep ones included.
+    """
+    if len(means) <= SETTLED:
+        return None
+    best = SETTLED + int(means[SETTLED:].argmin())
+    deviation = np.median(np.abs(np.diff(losses[: best + 1]))) / (0.6745 * np.sqrt(2))
+    return best if losses[:SETTLED].mean() - means[best] > CLEAR * deviation else None
+
+
+def advice(found: Found) -> list[str]:
+    """A line for each part: the rate that is suggested, why, and the recipe's."""
+    return [_advice(sweep, rate) for sweep, rate in found.pairs]
+
+
+def _advice(sweep: Sweep, rate: float) -> str:
+    name = f"{sweep.part}_rate"
+    if sweep.suggestion is None or sweep.lowest is None:
+        return f"{name}: nothing to suggest, the loss did not fall; the recipe has {rate:.1e}"
+    still = ", the end of the range" if sweep.lowest == sweep.rates[-1] else ""
+    return (
+        f"{name}: {sweep.suggestion:.1e} is suggested, a tenth of {sweep.lowest:.1e}, where the"
+        f" loss is least{still}; the recipe has {rate:.1e}"
+    )
+
+
+# --- the sweeps ------------------------------------------------------------------------------
+
+
+def find_rate(
+    catalog: Catalog, recipe: Recipe, *, steps: int = STEPS, watcher: Watcher | None = None
+) -> Found:
+    """Range tests of both rates on the photos that fold 0 of this fit would train on.
+
+    Writes nothing but a temporary folder. Raises what a fit raises before its training, and
+    whatever `watcher.check_stop` raises. `watcher.on_plan` is given the number of steps.
+    """
+    if steps < FEWEST_STEPS:
+        raise UsageError(f"`steps` = {steps}: a range test needs at least {FEWEST_STEPS}")
+    watcher = watcher or Watcher()
+    with tempfile.TemporaryDirectory(prefix="fieldguide-") as folder:
+        run = crossval.create(Path(folder), catalog, recipe, (), watcher)
+        job = fold_jobs(run, catalog.root, recipe)(0)
+        watcher.on_plan(Plan((0,), 2 * steps, run.recipe))
+        with training_threads(run.environment["threads"]):
+            return find_rates(job, steps=steps, controls=watcher)
+
+
+def find_rates(job: FoldJob, *, steps: int = STEPS, controls: Controls | None = None) -> Found:
+    """Range tests of a fold's head and backbone, from the job's start.
+
+    The network is left as it was. Raises `TrainingError` where no loss is finite.
+    """
+    controls = controls or Controls()
+    recipe, backbone = job.recipe, job.network.backbone
+    devices = [job.device] if job.device.type == "cuda" else []
+    with _left_as_it_was(job.network), torch.random.fork_rng(devices=devices):
+        train_mode(job.network)  # before freezing: features are as in a fit, normalised by batches
+        with _frozen(backbone):
+            head = _sweep(job, "head", [], steps, controls)
+        trained = any(tensor.requires_grad for tensor in backbone.parameters())
+        beside = _groups(job, "head", head.suggestion or recipe.head_rate)
+        return Found(
+            head=head,
+            backbone=_sweep(job, "backbone", beside, steps, controls) if trained else None,
+            head_rate=recipe.head_rate,
+            backbone_rate=recipe.backbone_rate,
+        )
+
+
+def _sweep(
+    job: FoldJob, part: Part, beside: list[dict[str, Any]], steps: int, controls: Controls
+) -> Sweep:
+    """Changes the network. `beside` are parameter groups that learn at rates of their own."""
+    load_weights(job.network, job.start)
+    swept = _groups(job, part, 1.0)
+    optimizer = make_optimizer([*swept, *beside])
+    train = _Training(job, optimizer)
+    tried: list[tuple[float, float]] = []
+    skipped = 0
+    rates = growing_rates(*RANGES[part], steps).tolist()
+    for rate, batch in zip(rates, job.loader.batches(_plan(job, steps)), strict=True):
+        controls.check_stop()
+        for group in optimizer.param_groups[: len(swept)]:
+            group["lr"] = rate
+        loss = train.step(batch)
+        controls.on_step()
+        skipped = 0 if loss is not None else skipped + 1
+        if loss is not None:
+            tried.append((rate, loss))
+        if skipped == HOPELESS:
+            return _read(part, tried, "not finite")
+        if tried and has_exploded([loss for _, loss in tried]):
+            return _read(part, tried, "exploded")
+    return _read(part, tried, "range")
+
+
+def _read(part: Part, tried: Sequence[tuple[float, float]], ended: Ended) -> Sweep:
+    if not tried:
+        raise TrainingError(
+            f"the loss is not finite at the least {part} rate, {RANGES[part][0]:g}",
+            hint="set precision to `float32`",
+        )
+    rates, losses = zip(*tried, strict=True)
+    return read_sweep(part, rates, losses, ended)
+
+
+class _Training:
+    """Steps of one sweep: the scaler's state, and in how many parts a batch fits in memory."""
+
+    def __init__(self, job: FoldJob, optimizer: torch.optim.Optimizer) -> None:
+        self.job, self.optimizer = job, optimizer
+        self.scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
+        self.parts = job.recipe.accumulate
+        self.steps = count()
+
+    def step(self, batch: Batch) -> float | None:
+        """Changes the network; the loss, or None where it is not finite and nothing changed."""
+        seed = derive_seed(self.job.recipe.seed, "range test", next(self.steps))
+        while True:
+            try:
+                step = train_step(self.job, self.optimizer, self.scaler, batch, seed, self.parts)
+                return step and step.loss
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._use_less_memory(len(batch.photos), error)
+
+    def _use_less_memory(self, photos: int, error: RuntimeError) -> None:
+        if self.parts >= photos:
+            raise ResourceError(
+                f"memory ran out on `{self.job.device}` for a single photo",
+                hint="lower `size`, or take a smaller `backbone`",
+            ) from error
+        self.parts *= 2
+
+
+def _groups(job: FoldJob, part: Part, rate: float) -> list[dict[str, Any]]:
+    """The optimiser's parameter groups of one part, as a fit has them."""
+    network = job.network
+    return parameter_groups(
+        network.backbone if part == "backbone" else nn.Identity(),
+        network.head if part == "head" else nn.Identity(),
+        backbone_rate=rate,
+        head_rate=rate,
+        weight_decay=job.recipe.weight_decay,
+    )
+
+
+def _plan(job: FoldJob, steps: int) -> list[list[Draw]]:
+    """The draws of so many steps: those of a fit's first replica, epoch after epoch."""
+    epochs = (job.plan(0, epoch) for epoch in count())
+    return list(islice(chain.from_iterable(epochs), steps))
+
+
+@contextmanager
+def _left_as_it_was(network: Network) -> Iterator[None]:
+    """Weights, statistics and modes of the network are the same after the block as before."""
+    weights = weights_of(network)
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        load_weights(network, weights)
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _frozen(part: nn.Module) -> Iterator[None]:
+    """No tensor of the part is trained while it is entered."""
+    trained = [tensor for tensor in part.parameters() if tensor.requires_grad]
+    for tensor in trained:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in trained:
+            tensor.requires_grad_(True)
+
+
+# --- the record and the picture --------------------------------------------------------------
+
+
+def write(found: Found, folder: Path) -> None:
+    """Writes `rates.json`, `rates.png` and `rates.html`, which needs no network to be looked at."""
+    files.make_folder(folder)
+    files.write_json(folder / "rates.json", as_json(found))
+    drawn = chart(found)
+    picture, text = io.BytesIO(), io.StringIO()
+    drawn.save(picture, format="png", scale_factor=2)
+    drawn.save(text, format="html", inline=True, embed_options={"actions": False})
+    files.write_bytes(folder / "rates.png", picture.getvalue())
+    files.write_text(folder / "rates.html", text.getvalue())
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """The record: every step of each sweep, what was read from it, and the recipe's rate."""
+    sweeps: dict[str, Any] = {
+        sweep.part: {**asdict(sweep), "suggestion": sweep.suggestion, "recipe": rate}
+        for sweep, rate in found.pairs
+    }
+    return {"format": FORMAT, "head": None, "backbone": None, **sweeps}
+
+
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; told by words too
+
+
+def chart(found: Found) -> alt.VConcatChart:
+    """Loss over rate, a panel a part: each step, the smoothed loss, and where the rates lie."""
+    panels = [_panel(sweep, rate) for sweep, rate in found.pairs]
+    title = alt.Title(
+        "Training loss while the learning rate grows",
+        subtitle="points: single steps; line: running mean;"
+        " suggested: a tenth of the rate where the line is lowest",
+        anchor="start",
+        offset=16,
+    )
+    drawn: alt.VConcatChart = alt.vconcat(*panels, background="white", spacing=36, title=title)
+    return drawn
+
+
+def _panel(sweep: Sweep, recipe_rate: float) -> alt.LayerChart | alt.FacetChart:
+    values = [
+        {"rate": rate, "loss": loss, "smoothed": mean}
+        for rate, loss, mean in zip(sweep.rates, sweep.losses, sweep.smoothed, strict=True)
+    ]
+    # What rises far above the first losses has exploded, and would flatten all the rest.
+    low, high = min(sweep.losses), 1.25 * max(sweep.smoothed[:SETTLED])
+    x = alt.X(
+        "rate:Q",
+        title=f"{sweep.part} rate",
+        scale=alt.Scale(type="log", domain=[sweep.rates[0], sweep.rates[-1]], nice=False),
+        axis=alt.Axis(format="~e", tickCount=6, gridOpacity=0.3),
+    )
+    scale = alt.Scale(domain=[low, high])
+    tooltip = [
+        alt.Tooltip("rate:Q", format=".1e"),
+        alt.Tooltip("loss:Q", format=".3f"),
+        alt.Tooltip("smoothed:Q", format=".3f"),
+    ]
+    base = alt.Chart(_data(values)).encode(x=x, tooltip=tooltip)
+    points = base.mark_circle(color=BLUE, opacity=0.35, size=18, clip=True).encode(
+        y=alt.Y("loss:Q", title="training loss", scale=scale)
+    )
+    line = base.mark_line(color=BLUE, strokeWidth=2, clip=True).encode(
+        y=alt.Y("smoothed:Q", scale=scale)
+    )
+    marks = [*_mark(sweep, sweep.suggestion, "suggested", VERMILLION, [], -22)]
+    marks += _mark(sweep, recipe_rate, "recipe", GREY, [5, 4], -8)
+    return alt.layer(points, line, *marks).properties(width=560, height=220)
+
+
+def _mark(
+    sweep: Sweep, rate: float | None, word: str, color: str, dash: list[int], height: int
+) -> list[alt.Chart]:
+    """A vertical line at a rate, its name above; nothing where the rate was not tried."""
+    first, last = sweep.rates[0], sweep.rates[-1]
+    if rate is None or not first <= rate <= last:
+        return []
+    left = math.log(rate / first) > 0.6 * math.log(last / first)  # on which side there is room
+    base = alt.Chart(_data([{"rate": rate, "name": f"{word} {rate:.1e}"}])).encode(x="rate:Q")
+    return [
+        base.mark_rule(color=color, strokeWidth=2, strokeDash=dash),
+        base.mark_text(
+            color=color,
+            align="right" if left else "left",
+            fontWeight="bold",
+        ).encode(text="name:N", y=alt.value(height)),
+    ]
+
+
+def _data(values: list[dict[str, Any]]) -> alt.InlineData:
+    return alt.InlineData(values=values)

@@ -1,0 +1,397 @@
+"""What classifiers are worth on photos outside all folds, and what they cost.
+
+A fold is judged out of fold. An ensemble or a soup has seen every photo of the folds, so it is
+judged here: on the collection's `val` part, on what `holdout` set aside, or on another labelled
+set, of which no photo may have been trained on. Merged models are written into the run from here.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from fieldguide.analysis import metrics
+from fieldguide.errors import DataError, ResourceError
+from fieldguide.machine.device import choose_device, device_name
+from fieldguide.photos import pixels
+from fieldguide.photos.catalog import Catalog, Photo, listed
+from fieldguide.photos.inspect import inspect
+from fieldguide.photos.near_copies import duplicates
+from fieldguide.predict import combine, inference
+from fieldguide.predict.classifier import Classifier, combined, member_probabilities
+from fieldguide.predict.combine import BatchNorm, Ingredients, Outside, Rule
+from fieldguide.predict.inference import Machine
+from fieldguide.runs.run import MODELS, Run
+from fieldguide.storage import files
+
+SCORES = "scores.json"  # of the run: the table of its own outside photos
+
+# Photos that the speed is measured on, after a batch that is not counted (taste).
+TIMED_PHOTOS = 256
+
+CROSS_FITTED = "chosen by these photos: judged cross-fitted, each half by the other half's choice"
+FLATTERED = "some of these photos chose this soup, which flatters it"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """One classifier on photos outside all folds. Probabilities are those that `predict` gives.
+
+    `interval` is 95 %, by bootstrap over groups; `unscaled_error` is the calibration error without
+    the temperature; `photos_per_second` is from file to answer; `note` is what else must be known.
+    """
+
+    name: str
+    accuracy: float
+    interval: tuple[float, float]
+    log_loss: float
+    calibration_error: float
+    unscaled_error: float
+    parameters: int
+    bytes: int
+    photos_per_second: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Worths:
+    """Classifiers side by side on the same `photos`; `unreadable` ones were left out."""
+
+    rows: tuple[Worth, ...]
+    photos: int
+    unreadable: int = 0
+
+
+def merge_into_run(
+    run: Run, rule: Rule, *, batch_norm: BatchNorm = "recalibrate", machine: Machine = Machine()
+) -> Path:
+    """Merges the run's folds into one model in the run; its folder, named by rule and batch norm.
+
+    A model that is there already is left as it is. Raises `UsageError` for a run with folds to
+    come, and what `combine.soup` raises.
+    """
+    run.require_complete()
+    name = combine.model_name(rule, batch_norm)
+    folder = run.folder / MODELS / name
+    if name in run.models():
+        return folder
+    with files.lock(run.folder):  # first: what cannot be written is told before long work
+        if name not in run.models():
+            shutil.rmtree(folder, ignore_errors=True)  # of a merge that was killed
+            _merged(run, name, rule, batch_norm, machine).save(folder)
+    return folder
+
+
+def _merged(run: Run, name: str, rule: Rule, batch_norm: BatchNorm, machine: Machine) -> Classifier:
+    """The merged model; a greedy soup keeps with it what its choice is worth."""
+    ingredients = run.ingredients()
+    if rule != "greedy":
+        return combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine)
+    greedy = combine.greedy(ingredients, batch_norm=batch_norm, machine=machine)
+    model = combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine, chosen=greedy)
+    worth = _worth(name, model, greedy.logits[None], ingredients.outside)
+    return _with_record(model, {"cross_fitted": asdict(worth)})
+
+
+def worths(run: Run, machine: Machine = Machine()) -> Worths:
+    """Each fold, their mean, ensemble and merged models, on the run's own outside photos.
+
+    No rows where there are none. The table is kept in the run and read again while nothing changes.
+    """
+    outside = run.ingredients().outside
+    if not len(outside):
+        return Worths((), 0)
+    key = key_of(run, machine)
+    kept = _kept(run.folder / SCORES, key)
+    if kept:
+        return kept
+    found = worths_on(run, outside, machine)
+    if not found.unreadable:
+        with suppress(ResourceError):  # a run that cannot be written to has scores all the same
+            files.write_json(run.folder / SCORES, {"key": key, **asdict(found)})
+    return found
+
+
+def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worths:
+    """The same on any labelled photos that no fold has seen (`unseen`).
+
+    Photos that cannot be read are left out and counted. A greedy soup is judged cross-fitted where
+    these are the photos that chose it, and marked where some of them are. Raises `DataError` where
+    no photo can be read.
+    """
+    ingredients = run.ingredients()
+    readable = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)
+    _require_some(outside, readable)
+    ensemble = combine.ensemble(ingredients)
+    files_there = [outside.files[row] for row in readable]
+    logits, seen = inference.all_logits(
+        ingredients.architecture, ensemble.members, files_there, machine
+    )
+    _require_some(outside, seen)
+    photos = outside.part(readable[seen])
+    rows = _rows(run, ingredients, ensemble, logits, photos, machine)
+    return Worths(tuple(rows), len(photos), len(outside) - len(photos))
+
+
+def _require_some(outside: Outside, rows: NDArray[np.int64]) -> None:
+    if not len(rows):
+        raise DataError(
+            f"none of {len(outside)} labelled photos outside the folds can be read, such as"
+            f" `{outside.files[0]}`",
+            hint="if the run's photos lie elsewhere now, name their folder with --photos-root",
+        )
+
+
+def _rows(
+    run: Run,
+    ingredients: Ingredients,
+    ensemble: Classifier,
+    logits: Float[np.ndarray, "members n classes"],
+    photos: Outside,
+    machine: Machine,
+) -> Iterator[Worth]:
+    """Folds, their mean and the ensemble from its members' logits; then each merged model."""
+    folds = _one_by_one(ensemble)
+    one, all_of_them = (speed(model, photos.files, machine) for model in (folds[0], ensemble))
+    rows = [
+        _worth(model.card.members[0], model, logits[[n]], photos, one)
+        for n, model in enumerate(folds)
+    ]
+    yield from rows
+    yield _mean(rows, logits, photos)
+    yield _worth("ensemble", ensemble, logits, photos, all_of_them)
+    for name, folder in run.models().items():
+        model = Classifier.load(folder)
+        record = model.card.provenance["made"].get("cross_fitted")
+        choosers = _labelled(ingredients.outside) if record else set()
+        if choosers and choosers == _labelled(photos):
+            yield replace(_parsed(record), photos_per_second=one, note=CROSS_FITTED)
+        else:
+            found = combine.outside_logits(ingredients, model.members, photos, machine)
+            row = _worth(name, model, found, photos, one)
+            yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
+
+
+def _one_by_one(ensemble: Classifier) -> list[Classifier]:
+    """Each member alone, with the ensemble's temperature."""
+    return [
+        replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
+        for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
+    ]
+
+
+def unseen(
+    run: Run,
+    catalog: Catalog,
+    *,
+    notice: Callable[[str], None] = lambda message: None,
+    progress: Callable[[int], None] | None = None,
+) -> Outside:
+    """The labelled photos of another collection, if no fold has seen one of them.
+
+    Photos that only look like a training photo (re-encoded, resized, mirrored: `check`) are left
+    out and told. Raises `DataError` for the very files that the run trained on, or that chose its
+    epochs, and for labels that are none of its classes. `progress` is called with the number of
+    photos looked at so far, of both collections (`compared`).
+    """
+    photos = [photo for photo in catalog.photos if photo.label is not None]
+    if not photos:
+        raise DataError(f"no photo of `{catalog.root}` has a label to be scored by")
+    numbers = {name: number for number, name in enumerate(run.classes)}
+    unknown = sorted({str(photo.label) for photo in photos} - numbers.keys())
+    if unknown:
+        raise DataError(
+            f"labels that are none of the run's {len(numbers)} classes: {listed(unknown)}",
+            hint="leave these photos out: no answer could be right",
+        )
+    labelled = replace(catalog, photos=tuple(photos))
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda photo: _sha256(catalog.file(photo)), photos))
+    _refuse_known(run, labelled, hashes)
+    alike = _look_alikes(run, labelled, notice, progress)
+    if alike:
+        notice(f"{len(alike)} photos look like training photos and are left out")
+    kept = [row for row in range(len(photos)) if row not in alike]
+    if not kept:
+        raise DataError(
+            f"all {len(photos)} photos look like training photos: none is left to be scored",
+            hint="give photos that the run was not trained on",
+        )
+    return Outside(
+        tuple(catalog.file(photos[row]) for row in kept),
+        np.array([numbers[str(photos[row].label)] for row in kept], dtype=np.int64),
+        tuple(photos[row].group or photos[row].path for row in kept),
+        tuple(hashes[row] for row in kept),
+    )
+
+
+def compared(run: Run, catalog: Catalog) -> int:
+    """How many photos `unseen` looks at."""
+    return len(_used(run)) + sum(photo.label is not None for photo in catalog.photos)
+
+
+def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Machine()) -> float:
+    """Photos a second from file to logits, in one process, after a first batch that warms it up.
+
+    Threads would have batches ready when the clock starts, so none are used.
+    """
+    batch = min(machine.batch_size, TIMED_PHOTOS // 4)
+    timed = (list(photos) * (1 + TIMED_PHOTOS // len(photos)))[:TIMED_PHOTOS]
+    seen = inference.logits(
+        classifier.card.architecture,
+        classifier.members,
+        timed[:batch] + timed,
+        replace(machine, batch_size=batch, workers=0),
+    )
+    next(seen)
+    started, done = time.perf_counter(), 0
+    for found in seen:
+        done += len(found.photos)
+    return done / (time.perf_counter() - started)
+
+
+def _labelled(photos: Outside) -> set[tuple[str, int]]:
+    """Photos by content and class."""
+    return set(zip(photos.hashes, photos.targets.tolist(), strict=True))
+
+
+def _used(run: Run) -> list[Photo]:
+    """The photos that the folds trained on or, where they watched `val`, chose their epochs by."""
+    used = {"train", "val"} if run.recipe.watch_val else {"train"}
+    return [photo for photo in run.catalog.photos if photo.split in used]
+
+
+def _refuse_known(run: Run, catalog: Catalog, hashes: Sequence[str]) -> None:
+    known = {photo.sha256: photo.path for photo in _used(run)}
+    seen = [
+        (photo.path, known[digest])
+        for photo, digest in zip(catalog.photos, hashes, strict=True)
+        if digest in known
+    ]
+    if seen:
+        raise DataError(
+            f"{len(seen)} of {len(hashes)} photos were used by the folds in training:"
+            f" {listed([path for path, _ in seen])}, the first as `{seen[0][1]}`",
+            hint="leave them out: a score on them would flatter. Without PHOTOS, each photo of the"
+            " folds is judged by the fold that did not see it",
+        )
+
+
+def _look_alikes(
+    run: Run,
+    catalog: Catalog,
+    notice: Callable[[str], None],
+    progress: Callable[[int], None] | None,
+) -> set[int]:
+    """Photos, by number, that look like one that the folds used."""
+    own = [replace(photo, path=str(run.catalog.file(photo))) for photo in _used(run)]
+    given = [replace(photo, path=str(catalog.file(photo))) for photo in catalog.photos]
+    both = Catalog(catalog.root, (*own, *given))
+    facts = inspect(both, progress=progress)
+    gone = sum(not fact.sha256 for fact in facts[: len(own)])
+    if gone:
+        notice(f"{gone} of {len(own)} training photos are gone: copies of them are not recognised")
+    return {
+        row - len(own)
+        for rows in duplicates(both, facts)
+        for row in rows
+        if rows[0] < len(own) <= row  # ascending: a photo of the run comes first
+    }
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return pixels.sha256(path)
+    except OSError:  # whoever looks at the photo will say so
+        return ""
+
+
+def _worth(
+    name: str,
+    classifier: Classifier,
+    logits: Float[np.ndarray, "members n classes"],
+    outside: Outside,
+    photos_per_second: float = 0.0,
+) -> Worth:
+    """A classifier's scores from its members' logits."""
+    wide, card = logits[:, :, None], classifier.card
+    scaled, plain = (
+        combined(wide, member_probabilities(wide, t), t, card.combine)
+        for t in (card.temperature, 1.0)
+    )
+    correct = scaled.argmax(axis=1) == outside.targets
+    return Worth(
+        name=name,
+        accuracy=float(correct.mean()),
+        interval=metrics.bootstrap_interval(correct, _numbers(outside)),
+        log_loss=metrics.log_loss(scaled, outside.targets),
+        calibration_error=metrics.calibration_error(scaled, outside.targets),
+        unscaled_error=metrics.calibration_error(plain, outside.targets),
+        parameters=classifier.parameters,
+        bytes=classifier.nbytes,
+        photos_per_second=photos_per_second,
+    )
+
+
+def _mean(
+    rows: Sequence[Worth], logits: Float[np.ndarray, "members n classes"], outside: Outside
+) -> Worth:
+    """What one fold is worth on average; the interval is that of the mean share right."""
+    correct = (logits.argmax(axis=2) == outside.targets).mean(axis=0)
+
+    def mean(score: Callable[[Worth], float]) -> float:
+        return float(np.mean([score(row) for row in rows]))
+
+    return replace(
+        rows[0],
+        name="mean of folds",
+        accuracy=mean(lambda row: row.accuracy),
+        interval=metrics.bootstrap_interval(correct, _numbers(outside)),
+        log_loss=mean(lambda row: row.log_loss),
+        calibration_error=mean(lambda row: row.calibration_error),
+        unscaled_error=mean(lambda row: row.unscaled_error),
+    )
+
+
+def _numbers(outside: Outside) -> NDArray[np.int64]:
+    return np.unique(outside.groups, return_inverse=True)[1].astype(np.int64)
+
+
+def _with_record(model: Classifier, record: Mapping[str, Any]) -> Classifier:
+    provenance = dict(model.card.provenance)
+    provenance["made"] = {**provenance["made"], **record}
+    return replace(model, card=replace(model.card, provenance=provenance))
+
+
+def key_of(run: Run, machine: Machine) -> str:
+    """What the table depends on: photos, folds, merged models, and where they are looked at."""
+    photos = [run.catalog.photos[row].sha256 for row in run.outside]
+    places = [run.fold_folder(fold) for fold in run.done] + list(run.models().values())
+    manifests = [(place / files.MANIFEST).read_text("utf-8") for place in places]
+    place = device_name(choose_device(machine.device))
+    text = "\0".join([*photos, *manifests, place, machine.precision, str(machine.batch_size)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(path: Path, key: str) -> Worths | None:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["key"] != key:
+            return None
+        return Worths(tuple(_parsed(row) for row in content["rows"]), content["photos"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or none that can be read
+        return None
+
+
+def _parsed(record: Mapping[str, Any]) -> Worth:
+    return Worth(**{**record, "interval": tuple(record["interval"])})

@@ -1,0 +1,250 @@
+"""From a run to the list of its labels that look wrong: RUN/labels.csv.
+
+Two things cast doubt on a label: a picture that looks the same and is labelled otherwise, and a
+model that did not train on the photo and is sure of another class. Only training photos of the
+folds that are done are looked at, each judged by its own fold. Nothing is changed: the list is for
+somebody who knows the subject. Knows nothing of how it is shown, nor of torch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from fieldguide.analysis import metrics
+from fieldguide.analysis.suspects import (
+    ConfusedPair,
+    UnsteadyClass,
+    confused_pairs,
+    suspects,
+    unsteady_classes,
+)
+from fieldguide.errors import ResourceError
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.inspect import Facts, inspect
+from fieldguide.photos.near_copies import duplicates
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
+
+TABLE = "labels.csv"
+HEADER = (
+    "rank",
+    "path",
+    "label",
+    "suggested",
+    "given_probability",
+    "suggested_probability",
+    "fold",
+    "reason",
+    "other",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One label that looks wrong, and why. Probabilities are the out-of-fold ones."""
+
+    path: str
+    label: str
+    suggested: str  # the class that is most probable, or the label of the look-alike
+    given_probability: float
+    suggested_probability: float
+    fold: int
+    reason: str
+    other: str = ""  # the path of the look-alike, if that is the reason
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """The labels that look wrong, the most suspicious first, and what was looked at for it.
+
+    `photos` are the training photos of the `folds` that are done. Of these `unseen` could not be
+    compared with others, because the file is not there any more, or is another one. `confused` are
+    pairs of classes that are taken for each other, the most often first, and `unsteady` classes
+    that some folds recognise better than others, by more than chance.
+    """
+
+    ranked: tuple[Doubt, ...]
+    photos: int
+    folds: tuple[int, ...]
+    planned_folds: int
+    unseen: int
+    confused: tuple[ConfusedPair, ...] = ()
+    unsteady: tuple[UnsteadyClass, ...] = ()
+
+    @property
+    def look_alikes(self) -> int:
+        """How many are doubted because of a picture that looks the same: the first so many."""
+        return sum(bool(doubt.other) for doubt in self.ranked)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the list does not cover, in words."""
+        notes = []
+        if len(self.folds) < self.planned_folds:
+            are, their = ("is", "its") if len(self.folds) == 1 else ("are", "their")
+            notes.append(
+                f"{len(self.folds)} of {self.planned_folds} folds {are} done:"
+                f" only {their} photos were looked at"
+            )
+        if self.unseen:
+            notes.append(
+                f"{self.unseen:,} of {self.photos:,} photos are not there or not as they were:"
+                " not compared for pictures under two labels"
+            )
+        return tuple(notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """The training photos of the folds that are done, with what their folds say of them."""
+
+    catalog: Catalog
+    classes: tuple[str, ...]
+    fold_of: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    probabilities: Float[np.ndarray, "n classes"]
+
+
+def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts:
+    """The labels of a run that look wrong: first those of look-alikes, then the model's suspects.
+
+    The photos are read again to compare them; a photo that is gone or has changed is judged by its
+    prediction alone. `progress` is called with the number of photos read so far. Raises
+    ResourceError where no fold is done.
+    """
+    judged = _judged(run)
+    catalog = judged.catalog
+    facts = _unchanged(catalog, inspect(catalog, truncated=run.recipe.truncated, progress=progress))
+    alike = list(_look_alikes(judged, facts))
+    listed = {doubt.path for doubt in alike}
+    suspected = [doubt for doubt in _suspected(judged) if doubt.path not in listed]
+    return Doubts(
+        ranked=(*alike, *suspected),
+        photos=len(catalog),
+        folds=tuple(run.judged),
+        planned_folds=run.recipe.folds,
+        unseen=sum(not fact.fingerprint for fact in facts),
+        confused=tuple(confused_pairs(judged.probabilities, judged.targets)),
+        unsteady=tuple(
+            unsteady_classes(
+                judged.probabilities.argmax(axis=1) == judged.targets,
+                judged.targets,
+                judged.fold_of,
+                seed=run.recipe.seed,
+            )
+        ),
+    )
+
+
+def write(path: Path, found: Doubts) -> None:
+    """Write the list as CSV, whole or not at all; labels and paths are kept exactly."""
+    rows = (
+        (
+            rank,
+            doubt.path,
+            doubt.label,
+            doubt.suggested,
+            f"{doubt.given_probability:.6g}",
+            f"{doubt.suggested_probability:.6g}",
+            doubt.fold,
+            doubt.reason,
+            doubt.other,
+        )
+        for rank, doubt in enumerate(found.ranked, start=1)
+    )
+    files.write_csv(path, HEADER, rows)
+
+
+def _judged(run: Run) -> _Judged:
+    if not run.done:
+        raise ResourceError(
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+        )
+    tests = {fold: run.folds[fold].test for fold in run.judged}
+    rows = np.concatenate(list(tests.values()))
+    return _Judged(
+        catalog=replace(run.catalog, photos=tuple(run.catalog.photos[row] for row in rows)),
+        classes=run.classes,
+        fold_of=np.concatenate([np.full(len(test), fold) for fold, test in tests.items()]),
+        targets=run.targets[rows],
+        probabilities=metrics.softmax(np.concatenate(list(run.judged.values()))),
+    )
+
+
+def _unchanged(catalog: Catalog, facts: Sequence[Facts]) -> list[Facts]:
+    """The facts, without those of files that are not the ones that the run was trained on."""
+    return [
+        fact if fact.sha256 == photo.sha256 else Facts()
+        for photo, fact in zip(catalog.photos, facts, strict=True)
+    ]
+
+
+# --- look-alikes ----------------------------------------------------------------------------------
+
+
+def _look_alikes(judged: _Judged, facts: Sequence[Facts]) -> Iterator[Doubt]:
+    """Photos of one picture under several labels; clusters by their least probable label."""
+    photos = judged.catalog.photos
+    own = judged.probabilities[np.arange(len(photos)), judged.targets]
+    clusters = [
+        sorted(cluster, key=lambda row: (own[row], row))
+        for cluster in duplicates(judged.catalog, facts)
+        if len({photos[row].label for row in cluster}) > 1
+    ]
+    for cluster in sorted(clusters, key=lambda rows: (own[rows[0]], rows[0])):
+        for row in cluster:
+            yield _look_alike(judged, facts, row, _opposite(photos, facts, row, cluster))
+
+
+def _opposite(
+    photos: Sequence[Photo], facts: Sequence[Facts], row: int, cluster: Sequence[int]
+) -> int:
+    """The photo of the cluster that contradicts a photo's label: its very copy, if there is one."""
+    others = [other for other in cluster if photos[other].label != photos[row].label]
+    return min(others, key=lambda other: (facts[other].sha256 != facts[row].sha256, other))
+
+
+def _look_alike(judged: _Judged, facts: Sequence[Facts], row: int, other: int) -> Doubt:
+    path, label = judged.catalog.photos[other].path, int(judged.targets[other])
+    likeness = "is the same file as" if facts[row].sha256 == facts[other].sha256 else "looks like"
+    reason = f"{likeness} {path}, which is labelled `{judged.classes[label]}`"
+    return _doubt(judged, row, label, reason, path)
+
+
+# --- suspects -------------------------------------------------------------------------------------
+
+
+def _suspected(judged: _Judged) -> Iterator[Doubt]:
+    for suspect in suspects(judged.probabilities, judged.targets):
+        reason = (
+            f"`{judged.classes[suspect.suggested]}` at {percent(suspect.suggested_probability)},"
+            f" its own label at {percent(suspect.given_probability)}"
+        )
+        yield _doubt(judged, suspect.photo, suspect.suggested, reason)
+
+
+def _doubt(judged: _Judged, row: int, suggested: int, reason: str, other: str = "") -> Doubt:
+    probabilities, given = judged.probabilities[row], int(judged.targets[row])
+    return Doubt(
+        path=judged.catalog.photos[row].path,
+        label=judged.classes[given],
+        suggested=judged.classes[suggested],
+        given_probability=float(probabilities[given]),
+        suggested_probability=float(probabilities[suggested]),
+        fold=int(judged.fold_of[row]),
+        reason=reason,
+        other=other,
+    )
+
+
+def percent(probability: float) -> str:
+    """Such as `97 %` or `0.4 %`; never a certainty, as no model has one."""
+    if probability < 0.0001:
+        return "under 0.01 %"
+    if probability >= 0.995:
+        return "over 99 %"
+    return f"{100 * probability:.0f} %" if probability >= 0.01 else f"{100 * probability:.1g} %"

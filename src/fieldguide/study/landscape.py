@@ -1,0 +1,334 @@
+"""The error landscape along a straight line of weights: RUN/landscape.json.
+
+    t = −¼ ……… 0 ……… ½ ……… 1 ……… 1¼        w(t) = (1 − t) · one + t · other
+              one    middle   other
+
+`one` and `other` are two replicas of a fold as they were before its last merge, or the merged
+weights of two folds. Copies that came from one start and did not leave its basin have a line
+without a barrier, and a middle that is no worse than they are: that is why merging works (Frankle,
+Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020).
+Batch-norm statistics of a mixture are no mixture of statistics, so each place is measured with them
+mixed like the weights, and measured anew on training photos.
+
+Knows nothing of how it is drawn. Reading needs no torch.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from fieldguide.analysis import metrics
+from fieldguide.errors import DataError, UsageError
+from fieldguide.runs.run import Arrays, Run
+from fieldguide.seeds import derive_seed
+from fieldguide.storage import files
+
+if TYPE_CHECKING:  # torch takes seconds, and the report reads without it
+    from fieldguide.merge import Weights
+    from fieldguide.predict.inference import Architecture, Machine
+
+FILE = "landscape.json"
+FORMAT = 1
+
+Between = Literal["replicas", "folds"]
+Norm = Literal["average", "recalibrate", "none"]  # what became of batch norm, if there is any
+
+# Both ends and the middle are among them; a quarter beyond the ends shows whether they lie in a
+# basin or on its rim (taste).
+PLACES = tuple(step / 8 for step in range(-2, 11))
+
+JUDGED_PHOTOS = 512  # an accuracy of 0.9 is then known to ±0.013
+RECALIBRATION_PHOTOS = 256  # at each place; a merge takes a thousand, once (taste)
+
+# Weights that are held at once; a photo is decoded anew for each portion of this size (taste).
+HELD_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on the line, and what its weights are worth there; `loss` None if not finite."""
+
+    t: float
+    batch_norm: Norm
+    loss: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What was measured between `one` (t = 0) and `other` (t = 1) on `photos` photos.
+
+    `judged_on` says which photos; `kept` is what is in use: the weights that the fold kept, or the
+    soup of all folds. It need not lie on the line; its `t` is ½. `seconds` is what it took.
+    """
+
+    between: Between
+    fold: int
+    one: str
+    other: str
+    photos: int
+    judged_on: str
+    points: tuple[Point, ...]
+    kept: Point
+    kept_name: str
+    seconds: float
+
+
+def measure(
+    run: Run,
+    fold: int = 0,
+    *,
+    between: Between = "replicas",
+    machine: "Machine | None" = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Landscape:
+    """The landscape between the fold's two first replicas, or between it and the next fold.
+
+    Replicas are judged on at most 512 of the fold's test photos; folds on photos outside all of
+    them, if there are any. Which photos is drawn from the recipe's seed. `progress` is called with
+    the number of places done, of `len(PLACES)`. Raises `UsageError` where the weights were not
+    kept, `DataError` where the photos are gone.
+    """
+    from fieldguide.predict.inference import Machine
+
+    started = time.monotonic()
+    ends = _replicas(run, fold) if between == "replicas" else _folds(run, fold)
+    view = _view(run, fold, between, machine or Machine())
+    points, photos = _measured(view, ends, progress)
+    return Landscape(
+        between=between,
+        fold=fold,
+        one=ends.one_name,
+        other=ends.other_name,
+        photos=photos,
+        judged_on=view.judged_on,
+        points=tuple(points[:-1]),
+        kept=points[-1],
+        kept_name=ends.kept_name,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def write(run: Run, found: Landscape) -> Path:
+    """Writes the landscape into the run, in place of an earlier one; its path."""
+    path = run.folder / FILE
+    files.write_json(path, {"format": FORMAT, "key": _key(run, found.fold), **asdict(found)})
+    return path
+
+
+def read(run: Run) -> Landscape | None:
+    """The run's landscape; None where there is none that can be read and is of these weights."""
+    try:
+        content = json.loads((run.folder / FILE).read_bytes())
+        known = content.pop("format"), content.pop("key")
+        found = TypeAdapter(Landscape).validate_python(content)
+        return found if known == (FORMAT, _key(run, found.fold)) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def on_line(one: Arrays, other: Arrays, t: float) -> dict[str, NDArray[Any]]:
+    """(1 − t) · one + t · other, computed in float64 and of the same types.
+
+    0 gives `one`, 1 `other`, ½ their mean. Counters (integers) are the larger of both. A variance
+    that would fall below 0 beyond the ends is 0.
+    """
+    return {name: _mixed(name, one[name], other[name], t) for name in one}
+
+
+# --- what lies at the ends ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    one: Arrays
+    other: Arrays
+    kept: Arrays
+    one_name: str
+    other_name: str
+    kept_name: str
+
+
+def _replicas(run: Run, fold: int) -> _Ends:
+    _require_done(run, fold)
+    copies = run.replicas(fold)
+    if len(copies) < 2:
+        raise UsageError(
+            f"fold {fold} of `{run.folder}` holds the weights of {len(copies)} replicas:"
+            " a line needs two",
+            hint="begin a run with --keep-replicas, or measure between two folds with"
+            " --between folds",
+        )
+    return _Ends(
+        copies[0], copies[1], run.weights(fold), "replica 1", "replica 2", f"what fold {fold} kept"
+    )
+
+
+def _folds(run: Run, fold: int) -> _Ends:
+    _require_done(run, fold)
+    done = run.done
+    if len(done) < 2:
+        raise UsageError(f"only fold {fold} of `{run.folder}` is done: a line needs two folds")
+    other = done[(done.index(fold) + 1) % len(done)]
+    return _Ends(
+        run.weights(fold),
+        run.weights(other),
+        _soup([run.weights(each) for each in done]),
+        f"fold {fold}",
+        f"fold {other}",
+        f"the plain soup of all {len(done)} folds",
+    )
+
+
+def _require_done(run: Run, fold: int) -> None:
+    if fold not in run.done:
+        raise UsageError(
+            f"fold {fold} of `{run.folder}` is not trained",
+            hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
+        )
+
+
+def _soup(copies: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
+    from fieldguide import merge
+    from fieldguide.predict.classifier import as_tensors
+
+    mean = merge.average([as_tensors(copy) for copy in copies])
+    return {name: tensor.numpy() for name, tensor in mean.items()}
+
+
+def _mixed(name: str, one: NDArray[Any], other: NDArray[Any], t: float) -> NDArray[Any]:
+    if not np.issubdtype(one.dtype, np.floating):
+        return np.asarray(np.maximum(one, other))
+    mixed = np.asarray((1 - t) * one.astype(np.float64) + t * other.astype(np.float64))
+    if name.endswith(".running_var"):
+        mixed = mixed.clip(0)
+    return mixed.astype(one.dtype)
+
+
+# --- looking at photos ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """The photos to judge on, and those that batch norm is measured on."""
+
+    architecture: "Architecture"
+    machine: "Machine"
+    judged: tuple[Path, ...]
+    targets: Int[np.ndarray, " n"]
+    judged_on: str
+    calibration: tuple[Path, ...]
+
+
+def _view(run: Run, fold: int, between: Between, machine: "Machine") -> _View:
+    test, judged_on = run.folds[fold].test, f"test photos of fold {fold}"
+    if between == "folds" and len(run.outside):
+        test, judged_on = run.outside, "photos outside all folds"
+    elif between == "folds":
+        judged_on += ", which the other fold trained on"
+    judged = _drawn(run, "landscape", fold, test, JUDGED_PHOTOS)
+    training = _drawn(run, "landscape norm", fold, run.folds[fold].train, RECALIBRATION_PHOTOS)
+    return _View(
+        architecture=run.ingredients().architecture,
+        machine=machine,
+        judged=_files(run, judged),
+        targets=run.targets[judged],
+        judged_on=judged_on,
+        calibration=_files(run, training),
+    )
+
+
+def _drawn(run: Run, what: str, fold: int, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    draw = np.random.default_rng(derive_seed(run.recipe.seed, what, fold))
+    return draw.permutation(rows)[:most]
+
+
+def _files(run: Run, rows: NDArray[np.int64]) -> tuple[Path, ...]:
+    """Where the photos lie. Raises `DataError` where more than half of them are gone."""
+    found = tuple(run.catalog.file(run.catalog.photos[row]) for row in rows)
+    gone = [path for path in found if not path.is_file()]
+    if 2 * len(gone) > len(found):
+        raise DataError(
+            f"{len(gone)} of {len(found)} photos are gone, such as `{gone[0]}`",
+            hint="name the folder where they lie now with --photos-root",
+        )
+    return found
+
+
+def _measured(view: _View, ends: _Ends, progress: Callable[[int], None]) -> tuple[list[Point], int]:
+    """The points of all places and, as the last one, what was kept; the number of photos judged."""
+    from fieldguide.predict.classifier import as_tensors
+
+    size = sum(array.nbytes for array in ends.one.values())
+    portion = max(1, HELD_BYTES // (2 * size))
+    points, photos = [], 0
+    for first in range(0, len(PLACES), portion):
+        places = PLACES[first : first + portion]
+        variants = [variant for t in places for variant in _variants(view, ends, t)]
+        found, photos = _judged(view, variants)
+        points += found
+        progress(first + len(places))
+    norm: Norm = "average" if _has_batch_norm(ends.one) else "none"
+    kept, photos = _judged(view, [(0.5, norm, as_tensors(ends.kept))])
+    return points + kept, photos
+
+
+def _variants(view: _View, ends: _Ends, t: float) -> Iterator[tuple[float, Norm, "Weights"]]:
+    """A place's weights with batch norm mixed, and measured anew."""
+    from fieldguide.predict import inference
+    from fieldguide.predict.classifier import as_tensors
+
+    weights = as_tensors(on_line(ends.one, ends.other, t))
+    if not _has_batch_norm(ends.one):
+        yield t, "none", weights
+        return
+    yield t, "average", weights
+    anew = inference.recalibrated(view.architecture, weights, view.calibration, view.machine)
+    yield t, "recalibrate", anew
+
+
+def _has_batch_norm(weights: Arrays) -> bool:
+    return any(name.endswith(".running_var") for name in weights)
+
+
+def _judged(
+    view: _View, variants: Sequence[tuple[float, Norm, "Weights"]]
+) -> tuple[list[Point], int]:
+    """A point for each variant, and the number of photos that could be read."""
+    from fieldguide.predict import inference
+
+    members = [weights for _, _, weights in variants]
+    logits, rows = inference.all_logits(view.architecture, members, view.judged, view.machine)
+    if not len(rows):
+        raise DataError(f"none of {len(view.judged)} photos can be read")
+    targets = view.targets[rows]
+    points = [
+        _point(t, norm, own, targets) for (t, norm, _), own in zip(variants, logits, strict=True)
+    ]
+    return points, len(rows)
+
+
+def _point(
+    t: float, norm: Norm, logits: Float[np.ndarray, "n classes"], targets: Int[np.ndarray, " n"]
+) -> Point:
+    finite = np.isfinite(logits).all(axis=1)
+    right = (logits.argmax(axis=1) == targets) & finite
+    loss = metrics.log_loss(metrics.softmax(logits), targets) if finite.all() else None
+    return Point(t, norm, loss, float(right.mean()))
+
+
+def _key(run: Run, fold: int) -> str:
+    """What the landscape depends on: the weights of the folds that are done."""
+    manifests = [
+        (run.fold_folder(each) / files.MANIFEST).read_text("utf-8") for each in (fold, *run.done)
+    ]
+    return hashlib.sha256("\0".join(manifests).encode()).hexdigest()

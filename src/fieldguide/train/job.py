@@ -1,0 +1,102 @@
+"""What the training of one fold needs: photos, networks and settings; and the batches of an epoch.
+
+Knows nothing of how training goes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fieldguide.machine.device import Precision, memory_format
+from fieldguide.merge import Weights
+from fieldguide.network.batch_norm import Folded
+from fieldguide.network.network import Network
+from fieldguide.photos.augment import Normaliser
+from fieldguide.photos.batches import Loader, Plan, epoch_steps, share_of, training_plan
+from fieldguide.recipe import Recipe
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What a fold's training needs and does not change, but for its two networks' weights.
+
+    `network` is trained, `folded` is the same for evaluation. `resized` is the loader with training
+    pictures of another size.
+
+    `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
+    `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
+    is resolved. `parts` are those that batches are computed in from the start. `places` (n, 2) are
+    shard and offset of each photo, where the recipe wants them in that order.
+    """
+
+    fold: int
+    recipe: Recipe
+    network: Network
+    folded: Folded
+    start: Weights
+    loader: Loader
+    resized: Callable[[int], Loader]
+    device: torch.device
+    precision: Precision
+    classes: int
+    targets: IntArray
+    train: IntArray
+    test: IntArray
+    watch: IntArray
+    parts: int = 1
+    places: IntArray | None = None
+
+    def rows(self, replica: int, epoch: int) -> IntArray:
+        """The photos that a replica trains on in an epoch."""
+        seed, replicas = self.recipe.seed, self.recipe.replicas
+        if not _shares(self.recipe):
+            return self.train
+        return share_of(
+            self.train, self.targets, seed=seed, replica=replica, replicas=replicas, epoch=epoch
+        )
+
+    def plan(self, replica: int, epoch: int) -> Plan:
+        """The batches of a replica's epoch."""
+        return training_plan(
+            self.rows(replica, epoch),
+            self.recipe.batch_size,
+            seed=self.recipe.seed,
+            replica=replica,
+            epoch=epoch,
+            places=self.places,
+            buffer=self.recipe.shuffle_buffer,
+        )
+
+    @cached_property
+    def normalise(self) -> Normaliser:
+        """Makes pictures into what the network expects, on the job's device."""
+        assert self.recipe.mean != "auto" and self.recipe.std != "auto"
+        assert self.recipe.layout != "auto"
+        layout = memory_format(self.recipe.layout)
+        return Normaliser(self.recipe.mean, self.recipe.std, self.device, layout)
+
+    @cached_property
+    def class_weights(self) -> Float[Tensor, " classes"] | None:
+        """`balanced`: photos / (classes · photos of the class): every class weighs the same."""
+        if self.recipe.class_weights == "none":
+            return None
+        counts = np.bincount(self.targets[self.train], minlength=self.classes).clip(1)
+        weights = counts.sum() / (self.classes * counts)
+        return torch.from_numpy(weights).float().to(self.device)
+
+
+def replica_steps(recipe: Recipe, photos: int) -> list[int]:
+    """The steps of each replica's epoch, by a recipe and the fold's number of training photos."""
+    return epoch_steps(photos, recipe.batch_size, replicas=recipe.replicas, shares=_shares(recipe))
+
+
+def _shares(recipe: Recipe) -> bool:
+    return recipe.replica_data == "share" and recipe.replicas > 1

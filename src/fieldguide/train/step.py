@@ -1,0 +1,179 @@
+"""One step of one replica: gradients of a batch, in parts if need be, perhaps of several ranks.
+
+Knows nothing of epochs, merges and checkpoints.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fieldguide.errors import ResourceError
+from fieldguide.machine.device import autocast, is_out_of_memory
+from fieldguide.machine.ranks import ALONE, Ranks
+from fieldguide.machine.sync_batch_norm import Synchronised
+from fieldguide.network.batch_norm import trained_statistics
+from fieldguide.photos.augment import mix_batch
+from fieldguide.photos.batches import Batch
+from fieldguide.seeds import derive_seed
+from fieldguide.train.job import FoldJob
+from fieldguide.train.state import Step
+
+
+def train_step(
+    job: FoldJob,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.GradScaler,
+    batch: Batch,
+    seed: int,
+    parts: int = 1,
+    team: Ranks = ALONE,
+    whole: int | None = None,
+) -> Step | None:
+    """Changes the network by one step; None if its loss or a gradient was not finite.
+
+    A step that fails or is not finite changes nothing, batch-norm statistics included. The batch is
+    computed in `parts`, whose gradients are added up: the same step, but that each part is
+    normalised by its own statistics where there is batch norm.
+
+    The ranks of a `team` have a share each of a batch of `whole` photos, perhaps none, and add up
+    their gradients. So they come to the same weights, and know alike what is not finite. Each finds
+    by itself in how many parts its share fits into memory; the others wait for it.
+    """
+    network = job.network
+    whole = len(batch.photos) if whole is None else whole
+    statistics = [buffer.clone() for buffer in network.buffers()]
+    torch.manual_seed(seed)
+    try:
+        with _batch_norms_over(job, team):
+            loss, accuracy = _backward(job, scaler, batch, parts, team, whole)
+        with _no_second_try(job, team):
+            loss, accuracy = _put_together(job, batch, loss, accuracy, team, whole)
+            scaler.unscale_(optimizer)
+            gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
+            finite = bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
+            if finite:
+                scaler.step(optimizer)
+    except RuntimeError:
+        _restore(network, statistics)
+        optimizer.zero_grad()
+        scaler.update(scaler.get_scale())  # forgets that gradients were unscaled
+        raise
+    if not finite:
+        _restore(network, statistics)
+    scaler.update()
+    optimizer.zero_grad()
+    return Step(float(loss), float(accuracy)) if finite else None
+
+
+def _restore(network: nn.Module, buffers: Sequence[Tensor]) -> None:
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+@contextmanager
+def _batch_norms_over(job: FoldJob, team: Ranks) -> Iterator[None]:
+    """While it is entered, batch norms look at all of the team's photos, if the recipe says so."""
+    if team.world == 1 or not job.recipe.sync_batch_norm:
+        yield
+        return
+    with Synchronised(team), _no_second_try(job, team):
+        yield
+
+
+@contextmanager
+def _no_second_try(job: FoldJob, team: Ranks) -> Iterator[None]:
+    """For what ranks do together: where memory runs out on one, it cannot begin anew alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if team.world == 1 or not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"memory ran out on `{job.device}` where the ranks of a batch wait for each other",
+            hint="begin a run with a larger `accumulate`, or more `batch_ranks`",
+        ) from error
+
+
+def _put_together(
+    job: FoldJob, batch: Batch, loss: Tensor, accuracy: Tensor, team: Ranks, whole: int
+) -> tuple[Tensor, Tensor]:
+    """Changes gradients, statistics and the count of missing photos to those of the whole batch.
+
+    Gradients are added up, running statistics averaged by the ranks' numbers of photos. Returns the
+    whole batch's loss and accuracy. Norms' counters of batches stay each rank's own: the first's
+    are kept.
+
+    One message after the gradients, not torch's DistributedDataParallel: that sends from within the
+    backward pass, so that a rank could neither do it again in more parts nor leave it out.
+    """
+    if team.world == 1:
+        return loss, accuracy
+    trained = [each for each in job.network.parameters() if each.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:  # this rank has no photos
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    statistics = trained_statistics(job.network)
+    for statistic in statistics:
+        statistic.mul_(len(batch.photos) / whole)
+    own = dict(enumerate([*gradients, *statistics]))
+    measured = torch.stack([loss, accuracy, torch.full_like(loss, batch.missing)])
+    totals = team.total({str(n): tensor for n, tensor in own.items()} | {"step": measured})
+    for number, tensor in own.items():
+        tensor.copy_(totals[str(number)])
+    loss, accuracy, missing = totals["step"]
+    batch.missing = round(float(missing))
+    return loss, accuracy
+
+
+def _backward(
+    job: FoldJob,
+    scaler: torch.GradScaler,
+    batch: Batch,
+    parts: int,
+    team: Ranks = ALONE,
+    whole: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Changes the gradients; returns loss and accuracy of a batch computed in parts.
+
+    They are means over the `whole` batch, to which each rank of the team adds its photos' part.
+    """
+    recipe = job.recipe
+    whole = len(batch.photos) if whole is None else whole
+    total, right = torch.zeros(2, device=job.device)
+    scaler.scale(total)  # has to be asked before gradients are unscaled
+    if not len(batch.photos):
+        return total, right
+    targets = torch.from_numpy(job.targets)[batch.photos].to(job.device)
+    images, shares = mix_batch(
+        batch.images.to(job.device, non_blocking=True),
+        targets,
+        normalise=job.normalise,
+        classes=job.classes,
+        mix=recipe.mix if len(targets) > 1 else "none",
+        alpha=recipe.mix_alpha,
+    )
+    images = images.contiguous(memory_format=job.normalise.layout)  # MixUp's are not
+    if team.rank:  # dropout is each rank's own; boxes and shares of the mixing were the same
+        torch.manual_seed(derive_seed(torch.initial_seed(), "rank", team.rank))
+    # As many on every rank where they go through their norms together.
+    parts = min(parts, whole // team.world if recipe.sync_batch_norm else len(images))
+    for part, part_shares in zip(
+        images.tensor_split(parts), shares.tensor_split(parts), strict=True
+    ):
+        with autocast(job.device, job.precision):
+            logits = job.network(part)
+        loss = nn.functional.cross_entropy(
+            logits.float(),
+            part_shares,
+            weight=job.class_weights,
+            label_smoothing=recipe.label_smoothing,
+        )
+        loss = loss * (len(part) / whole)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        best = logits.detach().argmax(dim=1, keepdim=True)
+        right += part_shares.gather(1, best).sum() / whole
+    return total, right
