@@ -18,8 +18,8 @@ from pathlib import Path
 
 from fieldguide import Recipe, Run, scan
 from fieldguide import recipe as recipes
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Plan, Watcher
+from fieldguide.fitting.fit import fit
+from fieldguide.fitting.progress import Plan, Watcher
 
 EQUAL = ("weights.safetensors", "predictions.npz")
 
@@ -45,7 +45,7 @@ def main() -> None:
             }
         )
         began = time.monotonic()
-        one = crossval.fit(scan(photos), recipe, folder / "sequence")
+        one = fit(scan(photos), recipe, folder / "sequence")
         seconds = time.monotonic() - began
         print(json.dumps(beside(one, recipe, photos, folder / "cluster", options.die_at, seconds)))
 
@@ -71,7 +71,7 @@ def beside(
     began = time.monotonic()
     try:
         there = recipe.replace(cluster=cluster.address)
-        two = crossval.fit(scan(photos), there, out, watcher=watcher)
+        two = fit(scan(photos), there, out, watcher=watcher)
         took = time.monotonic() - began
     finally:
         cluster.shutdown()

@@ -82,7 +82,8 @@ def trained(table: Path, options: argparse.Namespace) -> fg.Run:
     folder = options.out / "run"
     if (folder / files.MANIFEST).exists():
         return fg.Run(folder)
-    from fieldguide.fitting.fit import Watcher, fit  # torch takes seconds to import
+    from fieldguide.fitting.fit import fit  # torch takes seconds to import
+    from fieldguide.fitting.progress import Watcher
 
     settings = recipe.settings_of("quick") | {
         "backbone": options.backbone,

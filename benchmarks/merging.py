@@ -25,7 +25,9 @@ import torch
 import fieldguide as fg
 from fieldguide import merge, recipe
 from fieldguide.analysis import metrics
-from fieldguide.fitting.fit import Watcher, fit, fold_jobs
+from fieldguide.fitting.fit import fit
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Watcher
 from fieldguide.network.network import backbone_anchor, load_weights
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob

@@ -6,7 +6,9 @@ from typing import Any
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
-from fieldguide.fitting.fit import Watcher, fit
+from fieldguide.fitting.fit import fit
+from fieldguide.fitting.progress import Watcher
+from fieldguide.recipe import ResolvedRecipe
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -45,6 +47,13 @@ def small_fit(
 ) -> fg.Run:
     catalog = fg.scan(photos) if isinstance(photos, Path) else photos
     return fit(catalog, small_recipe(**settings), out, fold=fold, watcher=watcher)
+
+
+def resolved_recipe(**settings: Any) -> ResolvedRecipe:
+    """A small recipe without `auto`."""
+    known = {"first_size": 32, "stored_side": 0, "interpolation": "bilinear"}
+    channels = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return ResolvedRecipe(**small_recipe().model_dump() | known | channels | settings)
 
 
 class Killed(BaseException):

@@ -241,10 +241,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 ) -> None:
     original, calls = steps.train_step, itertools.count()
 
-    def step(*args: object) -> object:
+    def step(*args: Any, **more: Any) -> object:
         if next(calls) == 5:
             os.kill(os.getpid(), number)
-        return original(*args)  # type: ignore[arg-type]
+        return original(*args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", step)

@@ -18,8 +18,8 @@ from fieldguide.compare.compare import compare
 from fieldguide.compare.results import FAILED, RECORD, collect, rebuilt, save_figures, write
 from fieldguide.compare.trials import Trial, reference, trials
 from fieldguide.errors import ResourceError, Stopped, UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting import fit as fitting
+from fieldguide.fitting.progress import Watcher
 from fieldguide.photos import catalog as catalogs
 from fieldguide.report.comparison import Comparison
 from fieldguide.runs import run as runs
@@ -266,7 +266,7 @@ def test_errors_that_the_user_must_mend_end_the_comparison(
     def full(*_: object, **__: object) -> None:
         raise ResourceError("the disk is full")
 
-    monkeypatch.setattr(crossval, "fit", full)
+    monkeypatch.setattr(fitting, "fit", full)
     with pytest.raises(ResourceError, match="full"):
         compare(fg.scan(discs), TRIED, tmp_path / "out")
 

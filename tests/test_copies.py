@@ -143,8 +143,9 @@ def test_what_another_process_uses_stays(root: Path) -> None:
     assert copies.remove(copy) == "a process uses it"
     end_of_processes()
     script = (
-        "import sys\nfrom pathlib import Path\nfrom fieldguide import caches\n"
-        "caches.use(Path(sys.argv[1]), 'there')\nprint('used', flush=True)\nsys.stdin.read()\n"
+        "import sys\nfrom pathlib import Path\nfrom fieldguide.storage import cache_folder\n"
+        "cache_folder.use(Path(sys.argv[1]), 'there')\n"
+        "print('used', flush=True)\nsys.stdin.read()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(copy.path)],

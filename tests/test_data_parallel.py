@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import fieldguide as fg
 from fieldguide import recipe as recipes
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.fitting.fit import Watcher, fold_jobs
-from fieldguide.machine.controls import Controls
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.ranks import ALONE, Ranks, joined
 from fieldguide.machine.sync_batch_norm import Synchronised
 from fieldguide.machine.torchrun import Launch
@@ -29,6 +29,7 @@ from fieldguide.train import loop
 from fieldguide.train import step as steps
 from fieldguide.train.job import FoldJob
 from fieldguide.train.loop import train_mode
+from fieldguide.train.replica import Replica
 
 pytestmark = needs_fork
 
@@ -107,12 +108,12 @@ def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) ->
     least = 1 if job.recipe.sync_batch_norm else 2
     plan = Plan([np.array(rows)], lambda row: row).shared(ranks.rank, ranks.world, least)
     batch = next(job.loader.batches(plan))
-    scaler = torch.GradScaler("cpu", enabled=False)
+    replica = replace(Replica.of(job, ranks), parts=parts)
     torch.manual_seed(7)
-    with steps._batch_norms_over(job, ranks):
-        measured = steps._backward(job, scaler, batch, parts, ranks, len(rows))
+    with steps._batch_norms_over(job, replica):
+        measured = steps._backward(job, replica, batch, len(rows))
     batch.missing += ranks.rank
-    loss, accuracy = steps._put_together(job, batch, *measured, ranks, len(rows))
+    loss, accuracy = steps._put_together(replica, batch, *measured, len(rows))
     found = {n: p.grad.clone() for n, p in job.network.named_parameters() if p.grad is not None}
     found |= {n: b.clone() for n, b in job.network.named_buffers() if "running" in n}
     return found | {"loss": loss, "accuracy": accuracy, "missing": torch.tensor(batch.missing)}
@@ -180,9 +181,10 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
     rows = job.train[:7]
 
     def work(rank: int) -> Any:
-        optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", init_scale=8.0)
+        scaler = torch.GradScaler("cpu", init_scale=8.0)
         train_mode(job.network)
         with joined("cpu", 1, 4) as ranks:
+            replica = replace(Replica.of(job, ranks.team), scaler=scaler)
             plan = Plan([rows], lambda row: row).shared(rank, 4)
             told: list[Any] = []
             for spoiled in (1, None):
@@ -190,9 +192,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
                 with pytest.MonkeyPatch.context() as patch:
                     if rank == spoiled:
                         patch.setattr(job.normalise, "factor", torch.full((3, 1, 1), np.inf))
-                    step = steps.train_step(
-                        job, optimizer, scaler, batch, 5, team=ranks.team, whole=len(rows)
-                    )
+                    step = steps.train_step(job, replica, batch, 5, whole=len(rows))
                 weights = {name: tensor.clone() for name, tensor in state(job).items()}
                 told.append((step, scaler.get_scale(), weights))
         return told
@@ -277,10 +277,10 @@ def run_out(of_rank: int, above: int, monkeypatch: pytest.MonkeyPatch) -> Callab
     """For a rank to call: its memory runs out in steps of less than so many parts."""
     original = steps._backward
 
-    def backward(job: Any, scaler: Any, batch: Any, parts: int, *rest: Any) -> Any:
-        if parts < above:
+    def backward(job: Any, replica: Replica, batch: Any, whole: int) -> Any:
+        if replica.parts < above:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(job, scaler, batch, parts, *rest)
+        return original(job, replica, batch, whole)
 
     def spoil(rank: int) -> None:
         if rank == of_rank:
@@ -373,7 +373,6 @@ def test_norms_over_ranks_of_which_some_have_no_photos_are_refused(
 ) -> None:
     job = fold_jobs(small_fit(discs, tmp_path / "run", **UNEVEN), discs)(0)
     recipe = job.recipe.replace(batch_ranks=4, batch_size=8, sync_batch_norm=True)
-    session = loop._Session(replace(job, recipe=recipe, train=job.train[:3]), None, Controls())
-    session.team = Ranks(Launch(0, 4))
+    job = replace(job, recipe=recipe, train=job.train[:3])
     with pytest.raises(UsageError, match="on each of `batch_ranks` = 4, and one has 3 photos"):
-        session.run_epoch()
+        loop.own_share(job, job.plan(0, 0), Ranks(Launch(0, 4)))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import fieldguide as fg
 from fieldguide.errors import ResourceError, TrainingError, UsageError
-from fieldguide.fitting.fit import Plan, Watcher, fold_jobs
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Plan, Watcher
 from fieldguide.machine.controls import Controls
 from fieldguide.network.network import freeze
 from fieldguide.photos.batches import training_plan
@@ -36,7 +37,9 @@ from fieldguide.study.find_rate import (
     smooth,
     write,
 )
+from fieldguide.train import step as steps
 from fieldguide.train.job import FoldJob
+from fieldguide.train.replica import Replica
 from fieldguide.train.state import Step
 
 # Small pictures that do not change can be learned within a sweep.
@@ -198,13 +201,13 @@ def test_the_head_goes_on_at_its_suggestion_while_the_backbone_is_swept(
     original = module.train_step
     heads = {id(tensor) for tensor in job.network.head.parameters()}
 
-    def spy(job: FoldJob, optimizer: torch.optim.Optimizer, *args: Any) -> Any:
+    def spy(job: FoldJob, replica: Replica, *args: Any) -> Any:
         rates: dict[bool, set[float]] = {True: set(), False: set()}
-        for group in optimizer.param_groups:
+        for group in replica.optimizer.param_groups:
             for tensor in group["params"]:
                 rates[id(tensor) in heads].add(group["lr"])
         seen.append(rates)
-        return original(job, optimizer, *args)
+        return original(job, replica, *args)
 
     monkeypatch.setattr(module, "train_step", spy)
     found = find_rates(job, steps=30)
@@ -269,24 +272,22 @@ def test_no_finite_loss_at_all_is_told(job: FoldJob, monkeypatch: pytest.MonkeyP
 def test_where_memory_runs_out_batches_are_computed_in_parts(
     job: FoldJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, tried = module.train_step, []
+    original, tried = steps._backward, []
 
-    def step(job: Any, optimizer: Any, scaler: Any, batch: Any, seed: int, parts: int) -> Any:
-        tried.append(parts)
-        if parts < 4:
+    def backward(job: FoldJob, replica: Replica, batch: Any, whole: int) -> Any:
+        tried.append(replica.parts)
+        if replica.parts < least:
             raise torch.OutOfMemoryError("out of memory")
-        return original(job, optimizer, scaler, batch, seed, 1)  # parts of one have no variance
+        whole_batch = replace(replica, parts=1)  # parts of one have no variance
+        return original(job, whole_batch, batch, whole)
 
-    monkeypatch.setattr(module, "train_step", step)
+    monkeypatch.setattr(steps, "_backward", backward)
+    least = 4
     find_rates(job, steps=20)
     assert tried[:4] == [1, 2, 4, 4]
-    monkeypatch.setattr(module, "train_step", fake_steps(lambda n: raise_out_of_memory()))
+    least = 1000
     with pytest.raises(ResourceError, match="single photo"):
         find_rates(job, steps=20)
-
-
-def raise_out_of_memory() -> float:
-    raise torch.OutOfMemoryError("out of memory")
 
 
 def test_other_errors_are_no_matter_of_memory(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from PIL import Image
 import fieldguide as fg
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, FieldguideError, ResourceError, Stopped, UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher, fit
+from fieldguide.fitting.fit import fit
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Watcher
+from fieldguide.network.network import Network
 from fieldguide.runs import run as runs
 from fieldguide.storage import files
 from fieldguide.train import state
@@ -106,6 +109,28 @@ def test_a_fold_alone_equals_that_fold_in_sequence(
     assert results(whole) == expected
 
 
+def test_the_way_from_a_fit_to_the_network_is_short(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In frames of our own, both ends included: for whoever reads how a fit comes about."""
+    ways: list[list[tuple[str, str]]] = []
+    source = str(Path(fg.__file__).parent)
+    forward = Network.forward
+
+    def followed(self: Network, images: torch.Tensor) -> torch.Tensor:
+        frames = [(f.filename.removeprefix(source), f.name) for f in traceback.extract_stack()]
+        if self.training:
+            ways.append([frame for frame in frames if Path(source + frame[0]).is_file()])
+        return forward(self, images)
+
+    monkeypatch.setattr(Network, "forward", followed)
+    small_fit(discs, tmp_path / "run", fold=0, workers=1)
+    way = [*ways[-1], ("/network/network.py", "forward")]
+    assert way[0] == ("/fitting/fit.py", "fit")
+    assert len(way) <= 7, way
+    assert len({file for file, _ in way}) <= 5, way
+
+
 @pytest.mark.parametrize("step", [0, 4, 6, 13, 23])
 def test_killed_in_an_epoch_and_resumed_ends_the_same(
     step: int, undisturbed: fg.Run, discs: Path, tmp_path: Path
@@ -120,9 +145,9 @@ def test_killed_in_an_epoch_and_resumed_ends_the_same(
     [
         ("fieldguide.merge.moves", 0),  # in a merge
         ("fieldguide.merge.moves", 3),
-        ("fieldguide.train.loop.recalibrate_network", 1),
-        ("fieldguide.train.loop.save_state", 0),  # before a checkpoint
-        ("fieldguide.train.loop.save_state", 1),
+        ("fieldguide.train.merging.recalibrate_network", 1),
+        ("fieldguide.train.checkpoints.save_state", 0),  # before a checkpoint
+        ("fieldguide.train.checkpoints.save_state", 1),
         ("fieldguide.runs.run.save_fold", 0),  # between folds
         ("fieldguide.runs.run.save_fold", 1),
         ("fieldguide.storage.files.write_manifest", 1),  # after a fold's files, before they count
@@ -568,7 +593,7 @@ def test_what_cannot_work_is_told_before_any_photo_is_read(
     def read(*args: object, **options: object) -> None:
         raise AssertionError("a photo was read")
 
-    monkeypatch.setattr("fieldguide.fitting.fit.inspect", read)
+    monkeypatch.setattr("fieldguide.fitting.prepare.inspect", read)
     with pytest.raises(ResourceError, match="device `cuda:77`"):
         small_fit(discs, tmp_path / "1", device="cuda:77")
     with pytest.raises(UsageError, match="GPU only"):
@@ -677,7 +702,7 @@ def test_holdout_sets_a_share_of_each_class_aside_that_no_fold_sees(
     assert run.scores.photos == 18
     with (run.folder / "oof.csv").open(newline="") as file:
         assert not {row["path"] for row in csv.DictReader(file)} & aside
-    job = crossval.fold_jobs(run, discs)(0)
+    job = fold_jobs(run, discs)(0)
     assert not {*job.train.tolist(), *job.test.tolist(), *job.watch.tolist()} & {*run.outside}
     again = small_fit(discs, tmp_path / "other", fold=0, holdout=0.25, seed=5, **ONE_EPOCH)
     assert set_aside(again) != aside
@@ -764,7 +789,7 @@ def test_val_is_never_trained_or_tested_but_can_be_watched(
         assert not val & {*fold.train.tolist(), *fold.test.tolist()}
     watching = small_recipe(stop="fold", watch_val=True, epochs=1, warmup=0.0)
     again = fit(fg.scan(tmp_path / "photos"), watching, tmp_path / "watching")
-    job = crossval.fold_jobs(again, tmp_path / "photos")(0)
+    job = fold_jobs(again, tmp_path / "photos")(0)
     assert {*job.watch.tolist()} == val | {*again.folds[0].test.tolist()}
     assert again.logits(0).shape == (len(again.folds[0].test), 3)
 
@@ -826,7 +851,7 @@ def test_inner_stopping_never_looks_at_the_test_part(discs: Path, tmp_path: Path
     run = small_fit(discs, tmp_path / "run", stop="inner", inner_share=0.25, patience=2, epochs=2)
     assert run.scores.selected_accuracy is None
     for fold in run.folds:
-        job = crossval.fold_jobs(run, discs)(fold.index)
+        job = fold_jobs(run, discs)(fold.index)
         assert not {*job.watch.tolist()} & {*fold.test.tolist()}
         assert {*job.watch.tolist(), *job.train.tolist()} == {*fold.train.tolist()}
         assert len(job.watch) == 3

@@ -10,7 +10,7 @@ from fieldguide.compare.forecast import Cost, seconds_of
 from fieldguide.compare.results import rebuilt
 from fieldguide.compare.trials import trials
 from fieldguide.errors import UsageError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 
 BASE = small_recipe(mix="none", replicas=1, merge="none", batch_norm="average")
 SHORT = BASE.replace(epochs=1, warmup=0.0)

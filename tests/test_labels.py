@@ -14,9 +14,10 @@ from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.inspect import inspect
 from fieldguide.runs import run as runs
-from fieldguide.runs.run import Run, Trained
+from fieldguide.runs.run import Run
 from fieldguide.study import labels
 from fieldguide.study.labels import doubts
+from fieldguide.train.result import TrainedFold
 
 SURE = 0.9
 
@@ -49,7 +50,7 @@ def run_of(
         probabilities[row, run.classes.index(label)] = SURE
     for fold in done:
         logits = np.log(probabilities[run.folds[fold].test]).astype(np.float32)
-        runs.save_fold(run, fold, Trained({}, 0, logits, np.empty((0, 0, 0)), [], [], []))
+        runs.save_fold(run, fold, TrainedFold({}, 0, logits, np.empty((0, 0, 0)), [], [], []))
     return Run(folder)
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import CPU, ON_CPU, table
 from conftest import Answer
 from safetensors import safe_open
+from shell import CPU, ON_CPU, table
 
 from fieldguide.predict import combine
 from fieldguide.predict.classifier import Classifier

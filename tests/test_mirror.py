@@ -12,7 +12,8 @@ from fits import SMALL, Killed, killer, results, small_recipe
 import fieldguide as fg
 from fieldguide import cli
 from fieldguide.errors import ResourceError
-from fieldguide.fitting.fit import Watcher, fit
+from fieldguide.fitting.fit import fit
+from fieldguide.fitting.progress import Watcher
 from fieldguide.storage import addresses, files, mirror
 from fieldguide.storage.mirror import mirrored, run_folder
 

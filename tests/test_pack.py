@@ -13,7 +13,7 @@ from photos import save
 
 from fieldguide import cli
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.photos import pixels, sources
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.folders import scan, scan_unlabelled

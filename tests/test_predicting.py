@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import CPU, ON_CPU, table
 from conftest import COLORS, Answer
+from shell import CPU, ON_CPU, table
 
 import fieldguide as fg
 from fieldguide.predict import inference

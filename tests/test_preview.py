@@ -11,7 +11,7 @@ from PIL import Image
 
 import fieldguide as fg
 from fieldguide.errors import DataError
-from fieldguide.fitting.fit import resolve
+from fieldguide.fitting.settings import resolve
 from fieldguide.network.network import build_backbone
 from fieldguide.study import preview
 

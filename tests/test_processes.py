@@ -10,7 +10,7 @@ from fits import results, small_fit
 from side_folds import made
 
 from fieldguide.errors import ResourceError, Stopped, TrainingError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.machine import device
 from fieldguide.machine.controls import Controls
 from fieldguide.machine.processes import train_side_by_side

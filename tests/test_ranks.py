@@ -18,7 +18,7 @@ from forks import EVERY_STEP, as_rank, curves, fitted_on_ranks, free_port, needs
 import fieldguide as fg
 from fieldguide import cli
 from fieldguide.errors import DataError, ResourceError, Stopped, UsageError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.machine import ranks as ranking
 from fieldguide.machine.ranks import ALONE, Ranks, joined
 from fieldguide.machine.torchrun import Launch, launch
@@ -238,8 +238,8 @@ def test_a_diverged_replica_is_left_out_on_all_ranks(
 ) -> None:
     original = steps.train_step
 
-    def spoiled(job: Any, optimizer: Any, scaler: Any, batch: Any, *rest: Any) -> Any:
-        step = original(job, optimizer, scaler, batch, *rest)
+    def spoiled(job: Any, replica: Any, batch: Any, *rest: Any, **more: Any) -> Any:
+        step = original(job, replica, batch, *rest, **more)
         return None if spoil and first_photo(batch) in spoil else step
 
     def first_photo(batch: Any) -> int:
@@ -377,7 +377,7 @@ def test_ranks_that_do_not_see_the_run_say_so(discs: Path, tmp_path: Path) -> No
 def test_evaluation_looks_at_each_photo_once(
     photos: int, world: int, discs: Path, tmp_path: Path
 ) -> None:
-    from fieldguide.fitting.fit import fold_jobs
+    from fieldguide.fitting.jobs import fold_jobs
 
     run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
     job = fold_jobs(run, discs)(0)

@@ -17,8 +17,8 @@ from fieldguide.compare.compare import compare
 from fieldguide.compare.results import rebuilt
 from fieldguide.compare.trials import trials
 from fieldguide.errors import ResourceError, Stopped, TrainingError, UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting import places
+from fieldguide.fitting.progress import Plan, Watcher
 from fieldguide.machine import ray_jobs
 from fieldguide.machine.controls import Controls, TrainFold
 from fieldguide.machine.ray_jobs import _Heard, train_on_cluster
@@ -200,7 +200,7 @@ def test_trials_are_trained_at_the_same_time_as_in_sequence(
     catalog = fg.scan(discs)
     one = compare(catalog, trials(here, vary), tmp_path / "one")
     rows: list[Any] = []
-    plans: list[crossval.Plan] = []
+    plans: list[Plan] = []
     steps: list[int] = []
     notices: list[str] = []
     watcher = Watcher(
@@ -246,13 +246,13 @@ def test_a_comparison_that_is_stopped_keeps_what_its_trials_have_done(
 
 def test_a_machine_with_other_photos_is_refused(ray: Any, discs: Path, tmp_path: Path) -> None:
     run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
-    recipe, expected = run.recipe, crossval._fingerprint(run, discs)
-    assert crossval._fingerprint(run, discs) == expected
+    recipe, expected = run.recipe, places._fingerprint(run, discs)
+    assert places._fingerprint(run, discs) == expected
     other = {**expected, "photos": "0123456789ab", "torch": "1.0"}
     with pytest.raises(ResourceError, match=r"differs .*photos: .*, not 0123456789ab; torch: "):
-        crossval._distant_trainer(run.folder, discs, recipe, other, Controls())
+        places._distant_trainer(run.folder, discs, recipe, other, Controls())
     with pytest.raises(ResourceError, match="does not see the run's folder"):
-        crossval._distant_trainer(tmp_path / "no", discs, recipe, expected, Controls())
+        places._distant_trainer(tmp_path / "no", discs, recipe, expected, Controls())
 
 
 def test_a_fold_is_trained_by_one_job_at_a_time(
@@ -260,13 +260,13 @@ def test_a_fold_is_trained_by_one_job_at_a_time(
 ) -> None:
     run = small_fit(discs, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
     told: list[object] = []
-    expected = crossval._fingerprint(run, discs)
-    train = crossval._distant_trainer(
+    expected = places._fingerprint(run, discs)
+    monkeypatch.setattr(places, "TAKEN_FOR_DEAD", 0.2)
+    train = places._distant_trainer(
         run.folder, discs, run.recipe, expected, Controls(on_row=told.append)
     )
     train(0)  # one that was taken for dead has ended it
     assert not told
-    monkeypatch.setattr(crossval, "TAKEN_FOR_DEAD", 0.2)
     place = run.fold_folder(1)
     place.mkdir()
     with files.lock(place), pytest.raises(ResourceError, match="is in use"):
@@ -286,7 +286,7 @@ def test_a_machine_that_dies_costs_no_fold(discs: Path, tmp_path: Path) -> None:
     nodes = [machines.add_node(num_cpus=1) for _ in range(2)]
     one = small_fit(discs, tmp_path / "one", folds=3, workers=1, epochs=3)
     steps: list[None] = []
-    plans: list[crossval.Plan] = []
+    plans: list[Plan] = []
 
     def on_step() -> None:
         steps.append(None)

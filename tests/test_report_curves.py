@@ -13,7 +13,7 @@ from fits import Killed, killer, small_fit
 
 import fieldguide as fg
 from fieldguide.errors import ResourceError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.report import curves
 from fieldguide.report.curves import MEAN, MEASURES, MERGED, Curves, Point
 from fieldguide.storage import files

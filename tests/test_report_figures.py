@@ -8,7 +8,7 @@ from PIL import Image
 
 import fieldguide as fg
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.report import figures
 
 NAMES = ["learning-curves.png", "learning-curves.svg", "confusion.png", "confusion.svg"]

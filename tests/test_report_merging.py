@@ -10,7 +10,7 @@ import vl_convert
 from fits import Killed, killer, small_fit
 
 import fieldguide as fg
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.report import curves, merging
 from fieldguide.report.curves import MERGED, Point
 from fieldguide.report.merging import Moved

@@ -19,7 +19,7 @@ from pages import without_scripts
 
 import fieldguide as fg
 from fieldguide.errors import ResourceError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.report import build as report
 from fieldguide.report import page
 from fieldguide.report.build import Topic, topics

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import CPU, ON_CPU, table
 from conftest import COLORS, Answer, draw_photo
 from PIL import Image
+from shell import CPU, ON_CPU, table
 
 import fieldguide as fg
 from fieldguide.predict import inference

@@ -12,8 +12,8 @@ from fits import small_fit
 from photos import jpeg
 
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting import places
+from fieldguide.fitting.progress import Watcher
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Note, Photo
 from fieldguide.photos.folders import scan
@@ -178,8 +178,8 @@ def test_other_photos_in_shards_are_noticed_on_another_machine(tmp_path: Path, c
         write_tar(tmp_path / name / "1.tar", photos)
     one, other = scan(tmp_path / "one"), scan(tmp_path / "other")
     run = small_fit(one, tmp_path / "run", fold=0, epochs=1, warmup=0.0)
-    assert crossval._fingerprint(run, one.root) == crossval._fingerprint(run, one.root)
-    assert crossval._fingerprint(run, one.root) != crossval._fingerprint(run, other.root)
+    assert places._fingerprint(run, one.root) == places._fingerprint(run, one.root)
+    assert places._fingerprint(run, one.root) != places._fingerprint(run, other.root)
 
 
 def test_tar_files_that_are_away_are_waited_for(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import fieldguide as fg
 from fieldguide.errors import UsageError
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.progress import Watcher
 from fieldguide.runs.tracking import EVENTS, Guard, Tracker, about, figures, named_figures, start
 
 MODELS = ("replica-1", "replica-2", "merged")

@@ -7,18 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fits import SMALL, results, small_fit, small_recipe
+from fits import SMALL, resolved_recipe, results, small_fit, small_recipe
 
 import fieldguide as fg
 from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
-from fieldguide.fitting.fit import Watcher, fold_jobs
-from fieldguide.network.network import Network, load_weights
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Watcher
+from fieldguide.machine.ranks import ALONE
+from fieldguide.network.network import Network, load_weights, weights_of
 from fieldguide.photos.batches import Batch, Draw
 from fieldguide.train import job as jobs
 from fieldguide.train import loop
 from fieldguide.train import step as steps
 from fieldguide.train.job import FoldJob
 from fieldguide.train.loop import train_fold, train_mode
+from fieldguide.train.merging import merge_replicas
+from fieldguide.train.replica import Replica
+from fieldguide.train.state import FoldState
+from fieldguide.train.together import Together
 
 
 @pytest.fixture
@@ -116,16 +122,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
 def test_a_skipped_step_changes_nothing(job: FoldJob, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
-    optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    replica = Replica.of(job)
     batch = next(job.loader.batches([[Draw(0, 1), Draw(1, 2)]]))
     train_mode(job.network)
     with monkeypatch.context() as patch:
         patch.setattr(job.normalise, "centre", torch.full((3, 1, 1), float("inf")))
-        assert steps.train_step(job, optimizer, scaler, batch, seed=1) is None
+        assert steps.train_step(job, replica, batch, seed=1) is None
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in job.network.state_dict().items()
     )
-    assert steps.train_step(job, optimizer, scaler, batch, seed=1) is not None
+    assert steps.train_step(job, replica, batch, seed=1) is not None
     assert not torch.equal(job.network.state_dict()["head.linear.bias"], before["head.linear.bias"])
 
 
@@ -135,8 +141,9 @@ def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
     job: FoldJob, mix: str, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = replace(job, recipe=job.recipe.replace(mix=mix))
-    optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    replica = Replica.of(job)
     batch = next(job.loader.batches([[Draw(row, row) for row in range(12)]]))
+    replica.parts = parts
     job.network.eval()  # so that parts are normalised alike
     original, mixed = steps.mix_batch, []
 
@@ -155,7 +162,7 @@ def test_a_step_tells_the_share_of_the_target_under_the_highest_logit(
             alpha=job.recipe.mix_alpha,
         )
         best = job.network(images).argmax(dim=1)
-    step = steps.train_step(job, optimizer, scaler, batch, seed=1, parts=parts)
+    step = steps.train_step(job, replica, batch, seed=1)
     assert step is not None
     assert torch.equal(mixed[0][1], shares)
     assert step.accuracy == pytest.approx(float(shares[torch.arange(12), best].mean()))
@@ -211,12 +218,18 @@ def test_replicas_part_between_merges_and_meet_in_them(discs: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("moments", ["keep", "average", "reset"])
 def test_moments_at_a_merge(moments: str, job: FoldJob) -> None:
-    recipe = job.recipe.replace(moments=moments, epochs=2)
-    session = loop._Session(FoldJob(**vars(job) | {"recipe": recipe}), None, loop.Controls())
-    session.run_epoch()
-    named = list(job.network.named_parameters())
-    one, two = (loop.moments_of(each, named) for each in session.optimizers.values())
-    name = named[0][0]
+    job = replace(job, recipe=job.recipe.replace(moments=moments))
+    replicas = {number: Replica.of(job) for number in range(2)}
+    start = {name: tensor.clone() for name, tensor in job.start.items()}
+    state = FoldState(merged=start, copies=[start] * 2, moments=[{}] * 2)
+    for number, replica in replicas.items():
+        load_weights(job.network, start)
+        batch = next(job.loader.batches([[Draw(4 * number + n, n) for n in range(4)]]))
+        steps.train_step(job, replica, batch, seed=number)
+        state.copies[number] = weights_of(job.network)
+    merge_replicas(job, state, replicas, Together(ALONE, 2))
+    one, two = (replica.moments(job.device) for replica in replicas.values())
+    name = next(iter(job.network.named_parameters()))[0]
     if moments == "reset":
         assert not one and not two
     else:
@@ -245,7 +258,8 @@ def test_accumulated_gradients_equal_the_whole_batch(
     for parts in (1, several):
         job.network.eval()
         job.network.zero_grad()
-        loss, _ = steps._backward(job, torch.GradScaler("cpu", enabled=False), batch, parts)
+        replica = replace(Replica.of(job), parts=parts)
+        loss, _ = steps._backward(job, replica, batch, len(batch.photos))
         gradients.append([p.grad.clone() for p in job.network.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(job.network.parameters()))
     for whole, parted in zip(*gradients, strict=True):
@@ -300,7 +314,7 @@ def test_out_of_memory_for_one_photo_ends_with_hints(
 
 
 def test_training_pictures_grow_evenly_to_their_size() -> None:
-    recipe = small_recipe(size=128, eval_resize=146, first_size=64, epochs=5)
+    recipe = resolved_recipe(size=128, eval_resize=146, first_size=64, epochs=5)
     sizes = [loop.training_size(recipe, epoch) for epoch in range(5)]
     assert sizes == [64, 80, 96, 112, 128]
     assert loop.training_size(recipe.replace(epochs=1, warmup=0.0), 0) == 128
@@ -315,9 +329,9 @@ def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
 ) -> None:
     original, seen = steps._backward, []
 
-    def watched(job: FoldJob, scaler: Any, batch: Batch, *rest: Any) -> Any:
+    def watched(job: FoldJob, replica: Replica, batch: Batch, whole: int) -> Any:
         seen.append(batch.images.shape[-1])
-        return original(job, scaler, batch, *rest)
+        return original(job, replica, batch, whole)
 
     monkeypatch.setattr(steps, "_backward", watched)
     small_fit(discs, tmp_path / "run", fold=0, epochs=2, size=48, eval_resize=56, first_size=32)
@@ -360,7 +374,7 @@ def test_nothing_is_evaluated_twice_or_in_vain(
 def test_a_step_that_fails_in_the_optimiser_changes_nothing(
     job: FoldJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimizer, scaler = loop._optimizer(job), torch.GradScaler("cpu", enabled=False)
+    replica = Replica.of(job)
     batch = next(job.loader.batches([[Draw(n, n) for n in range(4)]]))
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
     train_mode(job.network)
@@ -369,9 +383,9 @@ def test_a_step_that_fails_in_the_optimiser_changes_nothing(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(optimizer, "step", full)
-        with pytest.raises(torch.OutOfMemoryError):
-            steps.train_step(job, optimizer, scaler, batch, seed=1)
+        patch.setattr(replica.optimizer, "step", full)
+        with pytest.raises(ResourceError, match="single photo"):
+            steps.train_step(job, replica, batch, seed=1)
     assert all(tensor.grad is None for tensor in job.network.parameters())
     assert all(torch.equal(t, before[name]) for name, t in job.network.state_dict().items())
 

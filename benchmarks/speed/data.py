@@ -15,9 +15,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from fieldguide import Recipe
-from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.jobs import pictures
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Loader, training_plan
+from fieldguide.recipe import ResolvedRecipe
 from fieldguide.storage import files
 
 SIZES = (128, 224)
@@ -67,17 +68,17 @@ def _row(
     return Row(f"{name}-{recipe.size}", what, a, b, "photos/s", "cpu", target, photos=photos.about)
 
 
-def ours(recipe: Recipe, photos: Collection) -> Contestant:
+def ours(asked: Recipe, photos: Collection) -> Contestant:
     """Our way, as `train` goes it: every call is an epoch with random changes of its own."""
-    assert recipe.mean != "auto" and recipe.std != "auto"
+    recipe = ResolvedRecipe.model_validate(asked.model_dump())
     keys = [files.sha256(path) for path in photos.files]
-    pictures = crossval.pictures(recipe, photos.files, keys=keys)
+    shown = pictures(recipe, photos.files, keys=keys)
     normalise = Normaliser(recipe.mean, recipe.std, torch.device("cpu"))
     rows, epochs = np.arange(len(keys)), itertools.count()
 
     def read() -> None:
         plan = training_plan(rows, recipe.batch_size, seed=0, replica=0, epoch=next(epochs))
-        for batch in Loader(pictures, 0).batches(plan):
+        for batch in Loader(shown, 0).batches(plan):
             normalise(batch.images)
 
     return lambda: cost_of(read)

@@ -117,7 +117,6 @@ def faster_channels_last(job: FoldJob, batch: Batch) -> bool:
 def timm_epochs(job: FoldJob, photos: Collection, flags: TimmFlags) -> Contestant:
     """Epochs as timm's train.py does them: its dataset, loader, network, optimiser, step."""
     recipe, size = job.recipe, job.recipe.size
-    assert size != "auto"
     layout = torch.channels_last if flags.channels_last else torch.contiguous_format
     network = timm.create_model(recipe.backbone, num_classes=job.classes)
     network.to(memory_format=layout)

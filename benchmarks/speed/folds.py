@@ -25,8 +25,8 @@ from harness import (
 from material import Collection, collection, new_folder, recipe_of, saved
 
 from fieldguide import Recipe
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting import fit as fitting
+from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import count_cores
 from fieldguide.runs.run import Run
 
@@ -64,7 +64,7 @@ def kfold(options: Options) -> Iterator[Row]:
 
 def fit(options: Options, photos: Collection, recipe: Recipe, **how: Any) -> Run:
     """A fit in a new folder."""
-    return crossval.fit(photos.catalog, recipe, new_folder(options), **how)
+    return fitting.fit(photos.catalog, recipe, new_folder(options), **how)
 
 
 def two_processes(options: Options, photos: Collection, recipe: Recipe) -> Cost:

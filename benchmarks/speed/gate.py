@@ -11,7 +11,7 @@ from material import NATURE, Collection, collection, new_folder, recipe_of
 
 from fieldguide import Recipe
 from fieldguide.analysis import metrics
-from fieldguide.fitting import fit as crossval
+from fieldguide.fitting.fit import fit
 from fieldguide.runs.run import Run
 
 SIZE, EPOCHS, FOLDS = 96, 3, 2
@@ -113,7 +113,7 @@ def _outcome(
     if options.quick:
         changed = {**changed, "first_size": 32} if "first_size" in changed else changed
     recipe = plain.replace(**changed)
-    run, cost = measured(partial(crossval.fit, photos.catalog, recipe, new_folder(options)))
+    run, cost = measured(partial(fit, photos.catalog, recipe, new_folder(options)))
     names = [photo.group or photo.path for photo in run.catalog.photos]
     return Outcome(right(run), np.unique(names, return_inverse=True)[1], cost)
 

@@ -16,8 +16,10 @@ from PIL import Image
 
 from fieldguide import Catalog, Recipe, scan
 from fieldguide import recipe as recipes
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.fit import fit
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Watcher
+from fieldguide.fitting.start import create
 from fieldguide.runs.run import Run
 from fieldguide.train.job import FoldJob
 
@@ -153,14 +155,14 @@ def new_folder(options: Options) -> Path:
 
 def first_job(options: Options, photos: Collection, recipe: Recipe) -> FoldJob:
     """The job of fold 0 of a run that is begun with these photos."""
-    run = crossval.create(new_folder(options), photos.catalog, recipe, (), Watcher())
-    return crossval.fold_jobs(run, photos.root)(0)
+    run = create(new_folder(options), photos.catalog, recipe, (), Watcher())
+    return fold_jobs(run, photos.root)(0)
 
 
 def trained_run(options: Options, backbone: str = "resnet18", size: int = 64) -> Run:
     """A run of two folds, trained as briefly as can be: its networks are as fast as any."""
     brief = recipe_of(options, size, backbone, folds=2, epochs=1, replicas=1, workers=1)
-    return crossval.fit(collection(options, 40).catalog, brief, new_folder(options))
+    return fit(collection(options, 40).catalog, brief, new_folder(options))
 
 
 def saved(options: Options, recipe: Recipe) -> Path:

@@ -18,7 +18,7 @@ from fieldguide import Recipe
 from fieldguide.machine.device import Precision, autocast
 from fieldguide.photos.batches import Batch, training_plan
 from fieldguide.train.job import FoldJob
-from fieldguide.train.optimize import make_optimizer, parameter_groups
+from fieldguide.train.replica import Replica
 from fieldguide.train.step import train_step
 
 SIZE = 128
@@ -55,21 +55,13 @@ def some_batches(job: FoldJob, steps: int) -> list[Batch]:
 
 def our_steps(job: FoldJob, batches: Sequence[Batch]) -> Contestant:
     """Every batch one step, by our own function."""
-    recipe, network = job.recipe, job.network
-    groups = parameter_groups(
-        network.backbone,
-        network.head,
-        backbone_rate=recipe.backbone_rate,
-        head_rate=recipe.head_rate,
-        weight_decay=recipe.weight_decay,
-    )
-    optimizer = make_optimizer(groups)
-    scaler = torch.GradScaler(job.device.type, enabled=False)
+    network = job.network
+    replica = Replica.of(job)
 
     def work() -> None:
         network.train()
         for seed, batch in enumerate(batches):
-            train_step(job, optimizer, scaler, batch, seed)
+            train_step(job, replica, batch, seed)
         _finish(job.device)
 
     return lambda: cost_of(work)

@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -24,7 +24,13 @@ Auto = Literal["auto"]
 Pixels = Annotated[int, Field(ge=32)]
 Count = Annotated[int, Field(ge=0)]
 Gigabytes = Annotated[float, Field(gt=0)]
+Channels = tuple[float, float, float]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Layout = Literal["contiguous", "channels_last"]
+Switch = Literal["off", "on"]
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
+R = TypeVar("R", bound="Recipe")
 
 # Settings that may differ when a run is resumed: where and how fast it runs. On the same kind of device
 # the results are the same to the bit.
@@ -57,9 +63,9 @@ class Recipe(BaseModel):
         "side of training pictures in the first epoch, which grows to `size` in the last; auto: `size` throughout")
     eval_resize: Pixels | Auto = _setting("Pictures", "auto",
         "evaluation: pixels of the shorter side, from which the central `size` × `size` is cut")
-    mean: tuple[float, float, float] | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
-    std: tuple[float, float, float] | Auto = _setting("Pictures", "auto", "deviation of each channel, 0 to 1")
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | Auto = _setting("Pictures", "auto",
+    mean: Channels | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
+    std: Channels | Auto = _setting("Pictures", "auto", "deviation of each channel, 0 to 1")
+    interpolation: Interpolation | Auto = _setting("Pictures", "auto",
         "how pictures are resized")
     stored_side: Count | Auto = _setting("Pictures", "auto",
         "photos are decoded once and kept with so many pixels on the shorter side, from which crops are cut;"
@@ -133,11 +139,11 @@ class Recipe(BaseModel):
     grayscale: float = _setting("Augmentation", 0.0, "probability of a picture without colour", ge=0, le=1)
     erasing: float = _setting("Augmentation", 0.0, "probability of an erased box", ge=0, le=1)
 
-    precision: Literal["float32", "bfloat16", "float16"] | Auto = _setting("Machine", "auto",
+    precision: Precision | Auto = _setting("Machine", "auto",
         "of the network's arithmetic; auto: bfloat16 where the hardware has it")
-    layout: Literal["contiguous", "channels_last"] | Auto = _setting("Machine", "auto",
+    layout: Layout | Auto = _setting("Machine", "auto",
         "of pictures in memory; auto: the faster by a trial of a few seconds")
-    compile: Literal["off", "on"] | Auto = _setting("Machine", "auto",
+    compile: Switch | Auto = _setting("Machine", "auto",
         "torch.compile; auto: where it saves more time than it takes")
     device: str = _setting("Machine", "auto",
         "where folds are trained, one at a time on each: auto (every GPU, or else the CPU), cpu, cuda:1, mps,"
@@ -239,9 +245,25 @@ class Recipe(BaseModel):
             ),
         ]
 
-    def replace(self, **settings: Any) -> "Recipe":
-        """The same recipe with some settings changed, checked anew."""
-        return build(self.model_dump() | settings)
+    def replace(self: R, **settings: Any) -> R:
+        """Return the same recipe with some settings changed and checked."""
+        return _built(type(self), self.model_dump() | settings)
+
+
+class ResolvedRecipe(Recipe):
+    """A recipe without `auto`: what a run computes with, which has become of the one asked for."""
+
+    size: Pixels
+    first_size: Pixels
+    eval_resize: Pixels
+    mean: Channels
+    std: Channels
+    interpolation: Interpolation
+    stored_side: Count
+    precision: Precision
+    layout: Layout
+    compile: Switch
+    workers: Count
 
 
 # The named recipes, as differences from the defaults above.
@@ -303,20 +325,29 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(settings: Mapping[str, Any], *, where: str = "") -> Recipe:
-    """A recipe from settings over the defaults; `where` they were read is named in messages.
+    """Return a recipe of settings over the defaults; messages name `where` they were read.
 
     Raises `UsageError` for an unknown key (with the nearest), a wrong type, a value out of bounds
     and settings that contradict each other.
     """
+    return _built(Recipe, settings, where)
+
+
+def _built(kind: type[R], settings: Mapping[str, Any], where: str = "") -> R:
     for name in settings:
         require_known(name, where)
     values = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise usage_error(error, where) from error
+
+
+def load_resolved(path: Path) -> ResolvedRecipe:
+    """Return the recipe of a run, from its file."""
+    return _built(ResolvedRecipe, settings_of(str(path)), str(path))
 
 
 def load(name: str) -> Recipe:
@@ -409,7 +440,7 @@ def effective(recipe: Recipe) -> Recipe:
     if recipe.merge != "model_stock":  # the anchor is only measured from
         silent |= {"anchor"}
     default = Recipe()
-    found = recipe.replace(**{name: getattr(default, name) for name in silent})
+    found = build(recipe.model_dump() | {name: getattr(default, name) for name in silent})
     # One replica is its own mean, and at one replica Model Stock's ratio is 1.
     own = recipe.replicas == 1 and recipe.batch_norm == "average" and recipe.outer == "none"
     if recipe.merge != "none" and own:

@@ -22,7 +22,7 @@ from fieldguide.recipe import Recipe
 from fieldguide.storage import addresses, mirror
 
 if TYPE_CHECKING:
-    from fieldguide.fitting.fit import Plan, Watcher
+    from fieldguide.fitting.progress import Plan, Watcher
 
 # Seconds in which signals count as one: a scheduler may reach a rank both itself and by torchrun.
 SAME_SIGNAL = 1.0
@@ -102,7 +102,7 @@ def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
 
 
 def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "Watcher":
-    from fieldguide.fitting.fit import Watcher
+    from fieldguide.fitting.progress import Watcher
 
     def on_plan(plan: "Plan") -> None:
         recipe = plan.recipe

@@ -36,8 +36,12 @@ from fieldguide.compare.forecast import forecast, over_budget, too_late
 from fieldguide.compare.results import FAILED
 from fieldguide.compare.trials import SHARED, Trial, distinct
 from fieldguide.errors import Stopped, TrainingError, UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting import fit as fitting
+from fieldguide.fitting.places import folds_at_once
+from fieldguide.fitting.prepare import prepare
+from fieldguide.fitting.progress import Plan, Watcher, planned
+from fieldguide.fitting.resume import require_same_photos
+from fieldguide.fitting.settings import resolve
 from fieldguide.machine.controls import relayed
 from fieldguide.machine.device import choose_device, choose_precision
 from fieldguide.machine.ray_jobs import connected, require_address
@@ -94,7 +98,7 @@ def compare(
         _require_same_recipes(folder, trials)
         todo = [trial for trial in trials if not _is_over(folder / trial.folder)]
         if begun and todo:
-            crossval.require_same_photos(used, catalog, folder)
+            require_same_photos(used, catalog, folder)
         fits = _Fits(folder, trials, used, command)
         if todo:
             with nullcontext() if cluster == "none" else connected(cluster):
@@ -124,7 +128,7 @@ def _prepared(folder: Path, catalog: Catalog, base: Recipe, watcher: Watcher) ->
     if not (folder / PREPARED).is_file():
         files.remove_temporaries(folder)
         found: list[check.Finding] = []
-        used = crossval.prepare(catalog, base, replace(watcher, on_findings=found.extend))
+        used = prepare(catalog, base, replace(watcher, on_findings=found.extend))
         check.write_findings(folder / runs.FINDINGS, found)
         files.write_text(folder / "recipe.toml", recipes.to_toml(base))
         catalogs.write_rows(folder / "catalog.csv", used)
@@ -171,7 +175,8 @@ def _meaning(bodies: Mapping[str, nn.Module], recipe: Recipe) -> Recipe:
     body = bodies[recipe.backbone]
     config: Mapping[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
     full = f"{config['architecture']}.{config['tag']}"
-    return recipes.effective(crossval.resolve(recipe, body).replace(backbone=full))
+    tried = {"layout": recipe.layout, "compile": recipe.compile, "backbone": full}
+    return recipes.effective(recipes.build(resolve(recipe, body).model_dump() | tried))
 
 
 def _require_same_recipes(folder: Path, trials: Sequence[Trial]) -> None:
@@ -235,14 +240,14 @@ class _Fits:
         Threads are enough: each only waits for the jobs of one trial. The first error stops the
         others, which save checkpoints, and is raised.
         """
-        plans = [crossval.planned(self._begun(trial, watcher)) for trial in todo]
+        plans = [planned(self._begun(trial, watcher)) for trial in todo]
         folds = tuple(fold for plan in plans for fold in plan.folds)
         steps = sum(plan.steps for plan in plans)
-        watcher.on_plan(crossval.Plan(folds, steps, plans[0].recipe, trials=len(plans)))
+        watcher.on_plan(Plan(folds, steps, plans[0].recipe, trials=len(plans)))
         shared = _Shared(watcher)
         recipe = todo[0].recipe
         # One more than fills it, as a trial's last folds leave room.
-        at_once = 1 + -(-crossval.folds_at_once(recipe) // recipe.folds)
+        at_once = 1 + -(-folds_at_once(recipe) // recipe.folds)
         with ThreadPoolExecutor(at_once) as pool:
             waiting = [pool.submit(train, shared.of(trial), trial) for trial in todo]
             try:
@@ -266,7 +271,7 @@ class _Fits:
         place = self._begun(trial, named).folder
         named.notice("training begins")
         try:
-            crossval.fit(
+            fitting.fit(
                 self.used, trial.recipe, place, prepared=True, command=self.command, watcher=named
             )
         except TrainingError as error:
@@ -281,7 +286,7 @@ class _Fits:
         files.make_folder(place)
         findings = (self.folder / runs.FINDINGS).read_bytes()
         files.write_bytes(place / runs.FINDINGS, findings)
-        return crossval.begin(place, self.used, trial.recipe, self.command, watcher)
+        return fitting.begin(place, self.used, trial.recipe, self.command, watcher)
 
 
 class _Shared:

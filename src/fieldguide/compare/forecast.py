@@ -16,8 +16,10 @@ from typing import Any
 
 from fieldguide.compare.trials import Trial
 from fieldguide.errors import UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Watcher
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.places import folds_at_once
+from fieldguide.fitting.progress import Watcher
+from fieldguide.fitting.start import create
 from fieldguide.machine.controls import Controls
 from fieldguide.machine.device import training_threads
 from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
@@ -68,7 +70,7 @@ def forecast(
         place = folder / trial.folder
         done = Run(place).done if (place / runs.SETUP).is_file() else []
         left = [(len(fold_of) - n, n) for fold, n in tests if fold not in done]
-        at_once = crossval.folds_at_once(recipe)
+        at_once = folds_at_once(recipe)
         if recipe.cluster == "none":
             took, shared = seconds_of(recipe, left, costs[key], at_once), ""
         else:  # others are trained beside it: its part of the whole
@@ -134,8 +136,8 @@ def too_late(name: str, cost: float, left: float) -> str:
 def measured(recipe: Recipe, used: Catalog, check_stop: Callable[[], None]) -> Cost:
     """Return what the first steps of fold 0, in a temporary folder, and an evaluation cost here."""
     with tempfile.TemporaryDirectory(prefix="fieldguide-") as place:
-        run = crossval.create(Path(place), used, recipe, (), Watcher(), prepared=True)
-        job = crossval.fold_jobs(run, used.root, recipe)(0)
+        run = create(Path(place), used, recipe, (), Watcher(), prepared=True)
+        job = fold_jobs(run, used.root, recipe)(0)
         with training_threads(run.environment["threads"]):
             step = _seconds_a_step(job, check_stop)
             rows = job.test[: TIMED_BATCHES * recipe.batch_size]

@@ -95,7 +95,6 @@ class Ingredients:
             for name in Architecture.__dataclass_fields__
             if name != "classes"
         }
-        assert "auto" not in settings.values(), "the recipe of a run is resolved"
         return Architecture(classes=len(self.classes), **settings)
 
     @cached_property

@@ -211,7 +211,6 @@ def binned(values: Sequence[int], bins: int = BINS) -> list[tuple[int, int, int]
 
 def _sizes_figure(sizes: Sizes, run: Run) -> Markup:
     sides, resize = sizes.shorter_sides, run.recipe.eval_resize
-    assert resize != "auto", "the recipe of a run is resolved"
     of = "all" if len(sides) == len(run.catalog) else f"{len(sides):,} of the"
     return figure(
         sizes_chart(sides, resize),
@@ -398,7 +397,7 @@ def training_batch(
     """
     import torch  # takes seconds, and so do the modules that need it
 
-    from fieldguide.fitting.fit import fold_jobs
+    from fieldguide.fitting.jobs import fold_jobs
     from fieldguide.photos.augment import mix_batch
     from fieldguide.train.loop import training_size
 
@@ -419,7 +418,6 @@ def training_batch(
             mix=recipe.mix if len(batch.photos) > 1 else "none",
             alpha=recipe.mix_alpha,
         )
-    assert recipe.mean != "auto" and recipe.std != "auto"
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     seen = (255 * (images * std + mean)).round().clamp(0, 255).byte()
     return seen.permute(0, 2, 3, 1).numpy(), shares.numpy()

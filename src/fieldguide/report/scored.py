@@ -15,7 +15,7 @@ from fieldguide.storage import files
 if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worth
 
-SCORES = "scores.json"  # as `fieldguide.outside` calls it, which would bring torch
+SCORES = "scores.json"  # as `study.holdout_scores` calls it, which would bring torch
 
 ELSEWHERE = (
     "These were scored on another device, or with another precision or batch size, than"

@@ -34,16 +34,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from fieldguide.photos.sharded import root_of
-from fieldguide.photos import catalog as catalogs
 from fieldguide import recipe
-from fieldguide.storage import files
-from fieldguide.analysis import metrics
-from fieldguide.analysis import calibration
-from fieldguide.photos.catalog import Catalog
+from fieldguide.analysis import calibration, metrics
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.photos import catalog as catalogs
+from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folds import Fold
-from fieldguide.recipe import Recipe
+from fieldguide.photos.sharded import root_of
+from fieldguide.recipe import Recipe, ResolvedRecipe
+from fieldguide.storage import files
+from fieldguide.train.result import Arrays, TrainedFold
 
 if TYPE_CHECKING:  # torch takes seconds, and most of a run is read without it
     from fieldguide.predict.classifier import Classifier
@@ -79,28 +79,6 @@ HISTORY = (
     "seconds",
 )
 MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
-
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What a trained fold leaves, as arrays.
-
-    `logits` (test photos, classes) are those of `weights`, from epoch `chosen_epoch` (from 0);
-    `epoch_logits` (merges, test photos, classes) the merged model's after every merge, where the
-    fold's own test part chose the epoch, else empty. `replicas` are the weights before the last
-    merge, if they were to be kept. `history` and `merges` are rows for the tables of these names.
-    """
-
-    weights: Arrays
-    chosen_epoch: int
-    logits: Float[np.ndarray, "n classes"]
-    epoch_logits: Float[np.ndarray, "..."]
-    history: Sequence[Mapping[str, Any]]
-    merges: Sequence[Mapping[str, Any]]
-    replicas: Sequence[Arrays]
 
 
 @dataclass(frozen=True)
@@ -146,9 +124,9 @@ class Run:
         files.verify(self.folder, ("recipe.toml", "catalog.csv", "environment.json"), name=SETUP)
 
     @cached_property
-    def recipe(self) -> Recipe:
-        """The settings, resolved."""
-        return recipe.load(str(self.folder / "recipe.toml"))
+    def recipe(self) -> ResolvedRecipe:
+        """The settings, without `auto`."""
+        return recipe.load_resolved(self.folder / "recipe.toml")
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
@@ -333,8 +311,8 @@ class Run:
         """A classifier from the folds that are done.
 
         `combine`: `ensemble` (mean of probabilities), `logits`, `geometric` (other means), a fold's
-        number or `fold-0`, or one merged model: `soup`, `greedy`, `stock` (`predict/combine.py`). One that
-        `fieldguide soup` wrote into the run is read from there, by its name.
+        number or `fold-0`, or one merged model: `soup`, `greedy`, `stock` (`predict.combine`).
+        One that `fieldguide soup` wrote into the run is read from there, by its name.
         Raises `UsageError` for anything else.
         """
         name = self.combination(combine)
@@ -400,7 +378,7 @@ def create(
     return Run(folder)
 
 
-def save_fold(run: Run, fold: int, result: Trained) -> None:
+def save_fold(run: Run, fold: int, result: TrainedFold) -> None:
     """Writes a fold's results, its manifest last, and removes its checkpoints."""
     folder = run.fold_folder(fold)
     files.make_folder_within(folder)
@@ -589,7 +567,7 @@ def _serialised(weights: Arrays) -> bytes:
     return save_tensors(arrays, {"format": "pt"})
 
 
-def _packed(result: Trained) -> bytes:
+def _packed(result: TrainedFold) -> bytes:
     content = io.BytesIO()
     np.savez(
         content,

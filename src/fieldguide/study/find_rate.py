@@ -29,19 +29,21 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from fieldguide.errors import ResourceError, TrainingError, UsageError
-from fieldguide.fitting import fit as crossval
-from fieldguide.fitting.fit import Plan, Watcher, fold_jobs
+from fieldguide.errors import TrainingError, UsageError
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Plan, Watcher
+from fieldguide.fitting.start import create
 from fieldguide.machine.controls import Controls
-from fieldguide.machine.device import is_out_of_memory, training_threads
+from fieldguide.machine.device import training_threads
 from fieldguide.network.network import Network, load_weights, train_mode, weights_of
-from fieldguide.photos.batches import Batch, Draw
+from fieldguide.photos.batches import Draw
 from fieldguide.photos.catalog import Catalog
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 from fieldguide.train.job import FoldJob
-from fieldguide.train.optimize import make_optimizer, parameter_groups
+from fieldguide.train.optimize import parameter_groups
+from fieldguide.train.replica import Replica
 from fieldguide.train.step import train_step
 
 Part = Literal["head", "backbone"]
@@ -195,7 +197,7 @@ def find_rate(
         raise UsageError(f"`steps` = {steps}: a range test needs at least {FEWEST_STEPS}")
     watcher = watcher or Watcher()
     with tempfile.TemporaryDirectory(prefix="fieldguide-") as folder:
-        run = crossval.create(Path(folder), catalog, recipe, (), watcher)
+        run = create(Path(folder), catalog, recipe, (), watcher)
         job = fold_jobs(run, catalog.root, recipe)(0)
         watcher.on_plan(Plan((0,), 2 * steps, run.recipe))
         with training_threads(run.environment["threads"]):
@@ -230,20 +232,21 @@ def _sweep(
     """Changes the network. `beside` are parameter groups that learn at rates of their own."""
     load_weights(job.network, job.start)
     swept = _groups(job, part, 1.0)
-    optimizer = make_optimizer([*swept, *beside])
-    train = _Training(job, optimizer)
+    replica = Replica.of_groups(job, [*swept, *beside])
     tried: list[tuple[float, float]] = []
     skipped = 0
     rates = growing_rates(*RANGES[part], steps).tolist()
-    for rate, batch in zip(rates, job.loader.batches(_plan(job, steps)), strict=True):
+    batches = job.loader.batches(_plan(job, steps))
+    for number, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
         controls.check_stop()
-        for group in optimizer.param_groups[: len(swept)]:
+        for group in replica.optimizer.param_groups[: len(swept)]:
             group["lr"] = rate
-        loss = train.step(batch)
+        seed = derive_seed(job.recipe.seed, "range test", number)
+        step = train_step(job, replica, batch, seed)
         controls.on_step()
-        skipped = 0 if loss is not None else skipped + 1
-        if loss is not None:
-            tried.append((rate, loss))
+        skipped = 0 if step is not None else skipped + 1
+        if step is not None:
+            tried.append((rate, step.loss))
         if skipped == HOPELESS:
             return _read(part, tried, "not finite")
         if tried and has_exploded([loss for _, loss in tried]):
@@ -259,36 +262,6 @@ def _read(part: Part, tried: Sequence[tuple[float, float]], ended: Ended) -> Swe
         )
     rates, losses = zip(*tried, strict=True)
     return read_sweep(part, rates, losses, ended)
-
-
-class _Training:
-    """Steps of one sweep: the scaler's state, and in how many parts a batch fits in memory."""
-
-    def __init__(self, job: FoldJob, optimizer: torch.optim.Optimizer) -> None:
-        self.job, self.optimizer = job, optimizer
-        self.scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
-        self.parts = job.recipe.accumulate
-        self.steps = count()
-
-    def step(self, batch: Batch) -> float | None:
-        """Changes the network; the loss, or None where it is not finite and nothing changed."""
-        seed = derive_seed(self.job.recipe.seed, "range test", next(self.steps))
-        while True:
-            try:
-                step = train_step(self.job, self.optimizer, self.scaler, batch, seed, self.parts)
-                return step and step.loss
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._use_less_memory(len(batch.photos), error)
-
-    def _use_less_memory(self, photos: int, error: RuntimeError) -> None:
-        if self.parts >= photos:
-            raise ResourceError(
-                f"memory ran out on `{self.job.device}` for a single photo",
-                hint="lower `size`, or take a smaller `backbone`",
-            ) from error
-        self.parts *= 2
 
 
 def _groups(job: FoldJob, part: Part, rate: float) -> list[dict[str, Any]]:

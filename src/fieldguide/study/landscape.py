@@ -28,9 +28,10 @@ from pydantic import TypeAdapter
 
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, UsageError
-from fieldguide.runs.run import Arrays, Run
+from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
+from fieldguide.train.result import Arrays
 
 if TYPE_CHECKING:  # torch takes seconds, and the report reads without it
     from fieldguide.merge import Weights

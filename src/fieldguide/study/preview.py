@@ -19,13 +19,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fieldguide.errors import DataError, UnreadablePhoto
-from fieldguide.fitting.fit import pictures, resolve
+from fieldguide.fitting.jobs import pictures
+from fieldguide.fitting.settings import resolve
 from fieldguide.network.network import build_backbone
 from fieldguide.photos import pixels
 from fieldguide.photos.augment import Mix, Policy, mix_batch
 from fieldguide.photos.batches import Draw, Pictures
 from fieldguide.photos.catalog import Catalog, Photo
-from fieldguide.recipe import Recipe
+from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 
@@ -76,7 +77,7 @@ def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
     return Path(out)
 
 
-def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
+def policy_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
     """The photo as it is evaluated, then under every policy.
 
     Pictures below each other are drawn from one seed: they differ by the policy alone, as crop,
@@ -95,7 +96,7 @@ def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
         yield Band(f"augment = {policy}{own}", tuple(cells))
 
 
-def mix_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
+def mix_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
     """A small batch as the recipe draws it, then mixed in every way, with what it counts as."""
     batch = _readable(catalog, recipe, DRAWS)
     names = sorted({_name(catalog.photos[n]) for n in batch})

@@ -1,7 +1,4 @@
-"""The logits of a fold's photos under the network's present weights.
-
-Knows nothing of merging or of checkpoints.
-"""
+"""Logits of a fold's photos under the network's present weights. Knows nothing of training."""
 
 from collections.abc import Sequence
 
@@ -19,7 +16,7 @@ from fieldguide.train.job import FoldJob, IntArray
 
 
 def evaluate(job: FoldJob, rows: IntArray, ranks: Ranks = ALONE) -> Float[np.ndarray, "n classes"]:
-    """Logits of photos under the network's weights, in the order of `rows`, in float32.
+    """Return logits of photos under the network's weights, in the order of `rows`, in float32.
 
     Photos are seen by the evaluation transform; where memory runs out, in batches half as large.
     `ranks` with the same weights look at whole batches in turn: at each photo once, and in the
@@ -56,19 +53,19 @@ def _halves(part: Sequence[Draw]) -> list[Sequence[Draw]]:
 
 
 def evaluated_rows(job: FoldJob) -> IntArray:
-    """The fold's test part, and after it what else is watched for stopping."""
+    """Return the fold's test part, and after it what else is watched for stopping."""
     return np.concatenate([job.test, np.setdiff1d(job.watch, job.test)])
 
 
 def watched_accuracy(job: FoldJob, logits: Float[np.ndarray, "n classes"]) -> float:
-    """Accuracy on the watched photos among the evaluated ones."""
+    """Return the accuracy on the watched photos among the evaluated ones."""
     rows = evaluated_rows(job)
     watched = np.isin(rows, job.watch)
     return metrics.accuracy(logits[watched], job.targets[rows[watched]])
 
 
 def too_large(job: FoldJob) -> ResourceError:
-    """The error of a photo that does not fit into memory alone."""
+    """Return the error of a device that cannot compute even a single photo."""
     return ResourceError(
         f"memory ran out on `{job.device}` for a single photo of {job.recipe.size} pixels"
         f" with {job.recipe.backbone}",

@@ -19,9 +19,10 @@ from fieldguide.network.batch_norm import Folded
 from fieldguide.network.network import Network
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Loader, Plan, epoch_steps, share_of, training_plan
-from fieldguide.recipe import Recipe
+from fieldguide.recipe import Recipe, ResolvedRecipe
 
 IntArray = NDArray[np.int64]
+Logits = Float[np.ndarray, "n classes"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FoldJob:
     """
 
     fold: int
-    recipe: Recipe
+    recipe: ResolvedRecipe
     network: Network
     folded: Folded
     start: Weights
@@ -53,6 +54,10 @@ class FoldJob:
     watch: IntArray
     parts: int = 1
     places: IntArray | None = None
+
+    def epoch_loader(self, size: int) -> Loader:
+        """Return the loader with training pictures of a size."""
+        return self.loader if size == self.recipe.size else self.resized(size)
 
     def rows(self, replica: int, epoch: int) -> IntArray:
         """The photos that a replica trains on in an epoch."""
@@ -78,8 +83,6 @@ class FoldJob:
     @cached_property
     def normalise(self) -> Normaliser:
         """Makes pictures into what the network expects, on the job's device."""
-        assert self.recipe.mean != "auto" and self.recipe.std != "auto"
-        assert self.recipe.layout != "auto"
         layout = memory_format(self.recipe.layout)
         return Normaliser(self.recipe.mean, self.recipe.std, self.device, layout)
 

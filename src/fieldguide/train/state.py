@@ -81,7 +81,8 @@ class FoldState:
     Replicas before `replica` are done with the epoch `epoch`, of which the others have done so many
     `steps`. `copies` are the replicas' weights as of their last finished step or merge; `chosen`
     those that the fold would end with now (None: `merged`), whose logits of the test part are
-    `logits`. `scalers` are those of the gradients' loss scaling, one a rank, for float16 alone.
+    `logits`. `scalers` are states of the gradients' loss scaling, one a replica (in older
+    checkpoints one a rank); those of other precisions than float16 are empty.
     """
 
     merged: Weights
@@ -108,6 +109,11 @@ class FoldState:
         """At the start of an epoch unless told otherwise."""
         if not self.steps:
             self.begin_epoch(self.epoch)
+
+    @property
+    def healthy(self) -> list[int]:
+        """The replicas that have not diverged in this epoch."""
+        return [n for n in range(len(self.copies)) if n not in self.diverged]
 
     def begin_epoch(self, epoch: int) -> None:
         """Changes the state: it is now before the first step of all replicas in `epoch`."""

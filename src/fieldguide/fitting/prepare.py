@@ -1,0 +1,127 @@
+"""From a catalog to the photos that a fit trains on: checked, grouped, and put into folds.
+
+Knows nothing of networks.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from fieldguide.errors import DataError
+from fieldguide.fitting.progress import Watcher
+from fieldguide.photos import check
+from fieldguide.photos.catalog import Catalog, group_names, require_trainable
+from fieldguide.photos.folds import given_folds, inner_split, make_folds
+from fieldguide.photos.inspect import inspect
+from fieldguide.photos.near_copies import duplicates, joined_groups
+from fieldguide.recipe import Recipe
+from fieldguide.seeds import derive_seed
+
+# Findings of the check that leave a photo out.
+UNREADABLE = frozenset({"unreadable", "truncated"})
+
+
+def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
+    """The photos that can be read, with content hash, group and fold.
+
+    Raises `DataError` where they cannot be trained on.
+    """
+    catalog = _without_thin_classes(catalog, recipe.min_per_class, watcher)
+    require_trainable(catalog)
+    watcher.on_checking(len(catalog))
+    facts = inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
+    clusters = duplicates(catalog, facts)
+    found = check.findings(catalog, facts, folds=recipe.folds, clusters=clusters)
+    _refuse_fatal(found, recipe)
+    watcher.on_findings(found)
+    _tell(found, watcher)
+    conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
+    used, left = check.usable(catalog, facts, clusters=clusters, conflicts=conflicts)
+    del facts  # most of what a check takes
+    groups = joined_groups(used, left)
+    used = Catalog(used.root, used.table.with_column("group", groups))
+    used = _without_thin_classes(used, recipe.min_per_class, watcher)
+    require_trainable(used)
+    return _with_folds(_with_holdout(used, recipe), recipe, watcher)
+
+
+def _refuse_fatal(found: Sequence[check.Finding], recipe: Recipe) -> None:
+    forgiven = {"conflicting-labels"} if recipe.conflicts == "drop" else set()
+    fatal = [finding for finding in found if finding.fatal and finding.kind not in forgiven]
+    if fatal:
+        lines = [f"  {f.path}: {f.message}" if f.path else f"  {f.message}" for f in fatal[:5]]
+        raise DataError(
+            f"these photos cannot be trained on, for {len(fatal)} reasons:\n" + "\n".join(lines),
+            hint=fatal[0].hint or "`fieldguide check` lists everything that was found",
+        )
+
+
+def _tell(found: Sequence[check.Finding], watcher: Watcher) -> None:
+    """What was found: files that cannot be read by name, the rest by number."""
+    unreadable = [finding for finding in found if finding.kind in UNREADABLE]
+    for finding in unreadable[:5]:
+        watcher.notice(f"left out: {finding.path}: {finding.message}")
+    if len(unreadable) > 5:
+        watcher.notice(f"left out: {len(unreadable) - 5} more")
+    counts = Counter(finding.kind for finding in found if finding.kind not in UNREADABLE)
+    if counts:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        watcher.notice(f"found: {kinds}; `fieldguide check` tells more")
+
+
+def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Catalog:
+    counts = Counter(photo.label for photo in catalog.photos if photo.split == "train")
+    thin = {label for label, count in counts.items() if count < least}
+    if thin:
+        watcher.notice(f"{len(thin)} classes with fewer than {least} photos are left out")
+    labels = enumerate(catalog.table.column("label"))
+    kept = (row for row, label in labels if label is None or label not in thin)
+    return Catalog(catalog.root, catalog.table.take(kept))
+
+
+def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:
+    """The catalog with a share of its training photos moved to the `val` part, groups whole."""
+    if not recipe.holdout:
+        return catalog
+    table = catalog.table
+    splits = list(table.column("split"))
+    _, aside = inner_split(
+        [label or "" for label in table.column("label")],
+        table.column("path"),
+        group_names(table),
+        np.array([row for row, split in enumerate(splits) if split == "train"]),
+        share=recipe.holdout,
+        seed=derive_seed(recipe.seed, "holdout"),
+    )
+    folds = list(table.column("fold"))
+    for row in aside.tolist():
+        splits[row], folds[row] = "val", None
+    moved = table.with_column("split", splits).with_column("fold", folds)
+    return Catalog(catalog.root, moved)
+
+
+def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
+    """The catalog with the fold that tests it for each training photo."""
+    table = catalog.table
+    rows = [row for row, split in enumerate(table.column("split")) if split == "train"]
+    training = table.take(rows)
+    labels = [label or "" for label in training.column("label")]
+    groups = group_names(training)
+    if has_folds(catalog):
+        made = given_folds(list(training.column("fold")), groups, labels=labels)
+        watcher.notice(f"the table's own {len(made)} folds are used")
+    else:
+        keys = training.column("path")
+        made = make_folds(labels, keys, groups, folds=recipe.folds, seed=recipe.seed)
+    fold_of: list[int | None] = [None] * len(table)
+    for fold in made:
+        for position in fold.test.tolist():
+            fold_of[rows[position]] = fold.index
+    return Catalog(catalog.root, table.with_column("fold", fold_of))
+
+
+def has_folds(catalog: Catalog) -> bool:
+    """Whether a table brought folds of its own."""
+    return any(fold is not None for fold in catalog.table.column("fold"))

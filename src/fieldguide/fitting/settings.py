@@ -1,0 +1,105 @@
+"""The settings of a run: the recipe that was asked for, with every `auto` resolved.
+
+Knows nothing of photos.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fieldguide.errors import ResourceError, UsageError
+from fieldguide.machine.device import (
+    choose_device,
+    choose_precision,
+    count_threads,
+    count_workers,
+    fold_places,
+)
+from fieldguide.machine.ranks import Ranks
+from fieldguide.machine.torchrun import launch
+from fieldguide.network.network import (
+    input_config,
+)
+from fieldguide.photos.augment import decoded_side
+from fieldguide.recipe import Recipe, ResolvedRecipe
+from fieldguide.storage import cache_folder
+
+
+def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
+    """Return the recipe with every `auto` replaced by what the network and this machine make of it.
+
+    Layout and compilation are the plain ones, unless a trial finds better.
+    """
+    config = input_config(backbone)
+    size = config.size if recipe.size == "auto" else recipe.size
+    proportional = round(size * config.eval_resize / config.size)
+    resize = proportional if recipe.eval_resize == "auto" else recipe.eval_resize
+    places = fold_places(recipe.device, recipe.workers)
+    device = places[0]
+    found = {
+        "size": size,
+        "first_size": size,
+        "eval_resize": resize,
+        # As much as is decoded at all: crops from less are blurred more than evaluation's pictures.
+        "stored_side": decoded_side(resize),
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": config.interpolation,
+        "layout": "contiguous",
+        "compile": "off",
+    }
+    asked = recipe.model_dump()
+    asked |= {name: value for name, value in found.items() if asked[name] == "auto"}
+    asked |= {
+        "device": ",".join(dict.fromkeys(str(place) for place in places)),
+        "precision": choose_precision(recipe.precision, device),
+        "workers": len(places) if device.type == "cpu" else readers(recipe.workers, places),
+    }
+    return ResolvedRecipe(**asked)
+
+
+def readers(asked: int | str, places: Sequence[torch.device]) -> int:
+    """Return the threads that prepare photos for each of these devices.
+
+    On a CPU it is 0: the thread that trains prepares them itself.
+    """
+    beside = len(places) * launch().beside
+    return 0 if places[0].type == "cpu" else count_workers(asked, places[0], beside)
+
+
+def threads_of(recipe: Recipe) -> int:
+    """Return torch's threads for each fold, so that those at the same time share the cores."""
+    if launch().world > 1:
+        return 1
+    return count_threads(min(len(fold_places(recipe.device, recipe.workers)), recipe.folds))
+
+
+def on_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
+    """Return the recipe on the GPU that is the rank's own; `UsageError` beside a Ray cluster."""
+    if ranks.world == 1:
+        return recipe
+    if recipe.cluster != "none":
+        raise UsageError(
+            f"`cluster` = {recipe.cluster!r} spreads folds, torchrun's ranks replicas",
+            hint="leave one of them out",
+        )
+    if choose_device(recipe.device).type != "cuda":
+        return recipe
+    return recipe.replace(device=f"cuda:{torch.cuda.current_device()}")
+
+
+def require_fold(fold: int | None, folds: int) -> None:
+    """Raise `UsageError` for a fold that there is not."""
+    if fold is not None and fold not in range(folds):
+        raise UsageError(f"`fold` = {fold} is none of 0 to {folds - 1}")
+
+
+def cache_of(recipe: Recipe, notice: Callable[[str], None] = lambda message: None) -> Path | None:
+    """Return the folder for what is worth keeping from run to run, if there can be one."""
+    try:
+        return None if recipe.cache == "none" else cache_folder.root_of(recipe.cache)
+    except ResourceError as error:
+        notice(f"decoded photos are not kept: {error.message}")
+        return None

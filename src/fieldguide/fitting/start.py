@@ -1,0 +1,163 @@
+"""A run at its start: settings resolved, the first weights, how steps are computed, what was found.
+
+Knows nothing of how folds are trained.
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fieldguide import recipe as recipes
+from fieldguide.fitting.jobs import index_of
+from fieldguide.fitting.prepare import prepare
+from fieldguide.fitting.progress import Watcher
+from fieldguide.fitting.resume import RECORDED_PACKAGES
+from fieldguide.fitting.settings import cache_of, resolve, threads_of
+from fieldguide.machine.device import (
+    choose_device,
+    device_name,
+    keep_freed_memory,
+    training_threads,
+)
+from fieldguide.network.network import (
+    Network,
+    build_backbone,
+    freeze,
+    input_config,
+    weights_of,
+    with_head,
+)
+from fieldguide.photos import check
+from fieldguide.photos.catalog import Catalog
+from fieldguide.recipe import Recipe, ResolvedRecipe
+from fieldguide.runs import run as runs
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
+from fieldguide.train.job import replica_steps
+from fieldguide.train.result import arrays
+from fieldguide.train.trial import Choice, choose
+
+
+def create(
+    folder: Path,
+    catalog: Catalog,
+    recipe: Recipe,
+    command: Sequence[str],
+    watcher: Watcher,
+    *,
+    prepared: bool = False,
+) -> Run:
+    """A run at its start: photos checked and put into folds, settings resolved, first weights."""
+    if recipe.order == "shards":
+        index_of(catalog.root)
+    backbone = build_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
+    resolved = resolve(recipe, backbone)
+    for message in recipes.without_effect(recipe):
+        watcher.notice(message)
+    found: list[check.Finding] = []
+
+    def on_findings(told: Sequence[check.Finding]) -> None:
+        found.extend(told)
+        watcher.on_findings(told)
+
+    listening = replace(watcher, on_findings=on_findings)
+    used = catalog if prepared else prepare(catalog, recipe, listening)
+    if not prepared:
+        check.write_findings(folder / runs.FINDINGS, found)
+    resolved = resolved.replace(folds=1 + max(fold or 0 for fold in used.table.column("fold")))
+    network = with_head(
+        backbone,
+        recipe.head,
+        classes=len(used.classes),
+        dropout=recipe.dropout,
+        seed=recipe.seed,
+    )
+    freeze(network, resolved.freeze)
+    choice = _tried(recipe, resolved, network, used)
+    _tell_choice(choice, watcher)
+    resolved = resolved.replace(
+        layout=choice.way.layout,
+        precision=choice.way.precision,
+        compile="on" if choice.way.compile else "off",
+    )
+    environment = _environment(catalog, resolved, network, command) | {
+        "parts": choice.parts,
+        "probe": [
+            {"way": asdict(way), "seconds_per_photo": seconds}
+            for way, seconds in choice.table.items()
+        ],
+    }
+    return runs.create(folder, resolved, used, arrays(weights_of(network)), environment)
+
+
+def _tried(recipe: Recipe, resolved: ResolvedRecipe, network: Network, used: Catalog) -> Choice:
+    """How to compute the steps, by a trial on this machine of what the recipe leaves open."""
+    device = choose_device(resolved.device)
+    training = sum(photo.split == "train" for photo in used.photos)
+    steps = sum(replica_steps(resolved, training - training // resolved.folds))
+    synchronised = resolved.sync_batch_norm and resolved.batch_ranks > 1
+    keep_freed_memory()
+    with training_threads(threads_of(resolved)):
+        return choose(
+            network.to(device),
+            size=resolved.size,
+            batch_size=-(-resolved.batch_size // resolved.batch_ranks),
+            classes=len(used.classes),
+            device=device,
+            layout=recipe.layout,
+            precision=recipe.precision,
+            compile="auto"
+            if recipe.compile == "auto" and not synchronised
+            else recipe.compile == "on",
+            steps_to_go=steps * resolved.epochs * resolved.folds,
+            cache=cache_of(recipe),
+        )
+
+
+def _tell_choice(choice: Choice, watcher: Watcher) -> None:
+    """What a trial has led to; nothing where none was needed."""
+    if len(choice.table) > 1:
+        way, slowest = choice.way, max(choice.table.values())
+        assert choice.seconds_per_photo is not None
+        compiled = ", compiled" if way.compile else ""
+        watcher.notice(
+            f"steps are computed in {way.precision}, {way.layout}{compiled}:"
+            f" {1000 * choice.seconds_per_photo:.3g} ms a photo by a trial of"
+            f" {len(choice.table)} ways, of which the slowest took {1000 * slowest:.3g} ms"
+        )
+    if choice.parts > 1:
+        watcher.notice(f"memory is short: each batch is computed in {choice.parts} parts")
+
+
+def _environment(
+    catalog: Catalog, recipe: Recipe, network: Network, command: Sequence[str]
+) -> dict[str, Any]:
+    """What a reader needs to repeat the run, beside recipe and photos."""
+    config = input_config(network.backbone)
+    device = choose_device(recipe.device)
+    return {
+        "photos": str(catalog.root.resolve()),
+        "photos_found": len(catalog),
+        "command": list(command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in RECORDED_PACKAGES},
+        },
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": threads_of(recipe),
+        "seed": recipe.seed,
+        "parameters": sum(tensor.numel() for tensor in network.parameters()),
+        "weights": recipe.weights,
+        "weights_sha256": _weights_sha256(recipe.weights),
+        "weights_license": config.license if recipe.weights == "pretrained" else "",
+    }
+
+
+def _weights_sha256(weights: str) -> str:
+    return "" if weights in {"pretrained", "none"} else files.sha256(Path(weights))
