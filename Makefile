@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: venv demo test bench lint format constraints clean
+.PHONY: venv demo check test test-all test-lowest bench lint format constraints clean
 
 venv: .venv/ready
 
@@ -18,6 +18,27 @@ demo: venv
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Under a minute: format, lint, types, and the tests of pure functions.
+FAST := $(addprefix tests/test_,$(addsuffix .py,project recipe seeds words columns metrics calibration \
+    paired suspects coverage folds merge catalog files torchrun display))
+check: lint
+	$(BIN)/python -m pytest --quiet --durations 0 --durations-min 5 $(FAST)
+
+# All tests, also those that need extras, or Chromium if it is installed; outside CI.
+test-all: .venv-all/ready
+	.venv-all/bin/python -m pytest --numprocesses auto --dist worksteal
+
+.venv-all/ready: pyproject.toml constraints.txt .venv/ready
+	test -x .venv-all/bin/python || $(PYTHON) -m venv .venv-all
+	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,parquet,remote,track]' --group dev
+	touch $@
+
+# The tests with the lowest versions that pyproject.toml allows; outside CI.
+test-lowest: venv
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e . --group dev
+	.venv-lowest/bin/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 # All but the long ones, or those named: make bench PARTS="step epoch --rounds 9"
 bench: venv
@@ -38,4 +59,4 @@ constraints:
 	    --all-extras --group dev pyproject.toml --output-file constraints.txt
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-all .venv-lowest runs

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,26 @@ several = st.builds(
 )
 
 
+def split_sets(
+    new: np.ndarray,
+    known: np.ndarray,
+    targets: np.ndarray,
+    method: Method,
+    coverage: float,
+    *,
+    per_class: bool = False,
+) -> np.ndarray:
+    """The sets of one model, from probabilities."""
+    return prediction_sets(
+        nonconformity(new, method)[None],
+        own(nonconformity(known, method), targets),
+        np.zeros(len(known), dtype=np.int64),
+        targets,
+        coverage=coverage,
+        per_class=per_class,
+    )
+
+
 # --- scores ----------------------------------------------------------------------------------
 
 
@@ -84,6 +105,64 @@ def test_scores_rank_classes_as_probabilities_do_whatever_the_axes(method: Metho
     assert single.dtype == np.float64
     np.testing.assert_allclose(single, scores, atol=1e-6)
     assert nonconformity(np.empty((0, 5)), method).shape == (0, 5)
+
+
+# --- against MAPIE ---------------------------------------------------------------------------
+
+
+class Given:
+    """What MAPIE takes for a fitted classifier: photos are row numbers of known probabilities."""
+
+    def __init__(self, probabilities: np.ndarray) -> None:
+        self.probabilities = probabilities
+        self.classes_ = np.arange(probabilities.shape[1])
+        self.n_features_in_ = 1  # MAPIE and scikit-learn take it for a sign of having been fitted
+
+    def fit(self, rows: np.ndarray, targets: np.ndarray) -> "Given":
+        raise AssertionError("it is fitted")
+
+    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+        return self.probabilities[np.asarray(rows)[:, 0].astype(np.int64)]
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        return self.predict_proba(rows).argmax(axis=1)
+
+
+class WithoutChance(np.random.RandomState):
+    """APS subtracts u times a class's own mass, u at random: u = 1 leaves what comes before."""
+
+    def uniform(self, *_: Any, size: Any = None, **__: Any) -> Any:
+        return np.ones(size)
+
+
+def mapie_sets(
+    new: np.ndarray, known: np.ndarray, targets: np.ndarray, score: str, coverage: float
+) -> np.ndarray:
+    from mapie.classification import SplitConformalClassifier
+
+    rows = np.arange(len(known) + len(new))[:, None]
+    model = SplitConformalClassifier(
+        Given(np.concatenate([known, new])),  # type: ignore[arg-type]
+        confidence_level=coverage,
+        conformity_score=score,
+        random_state=WithoutChance(),
+    )
+    model.conformalize(rows[: len(known)], targets)
+    options = {"include_last_label": True} if score == "aps" else {}
+    _, sets = model.predict_set(rows[len(known) :], conformity_score_params=options)
+    return np.asarray(sets[:, :, 0])
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("photos", [30, 99, 250])
+@pytest.mark.parametrize(("method", "score"), [("split", "lac"), ("adaptive", "aps")])
+def test_equal_to_mapie(method: Method, score: str, photos: int, coverage: float) -> None:
+    random = np.random.default_rng(photos)
+    known, targets = random_photos(random, photos)
+    new, _ = random_photos(random, 60)
+    ours = split_sets(new, known, targets, method, coverage)
+    assert 0 < ours.mean() < 1
+    np.testing.assert_array_equal(ours, mapie_sets(new, known, targets, score, coverage))
 
 
 # --- against the definitions -----------------------------------------------------------------

@@ -77,6 +77,31 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     assert not left
 
 
+VERBS = set(
+    "Add Ask Begin Call Change Choose Compare Compute Count Create Cut Decode Drop Evaluate Fetch"
+    " Find Give Hold Keep Load Make Merge Move Open Pass Print Put Raise Read Refuse Remove Require"
+    " Return Run Save Say Send Start Stop Take Tell Train Wait Write Yield".split()
+)
+# A first line is a verb phrase for what acts, or a noun phrase with its noun.
+NO_FIRST_WORDS = {"As", "Of", "By", "That", "Those", "Where", "In", "So", "With"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.stem)
+def test_docstrings_begin_with_what_acts_or_is(path: Path) -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [
+        node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, kinds)
+    ]
+    first = [(ast.get_docstring(node) or "-").split()[0].rstrip(",:.") for node in nodes]
+    assert not NO_FIRST_WORDS & set(first)
+    finite = [w for w in first if w.endswith("s") and w.removesuffix("s") in VERBS]
+    assert not finite, "verbs are imperatives: `Return`, not `Returns`"
+
+
+def test_the_readme_is_a_page() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
+
+
 def tracked() -> list[Path]:
     try:
         listed = subprocess.run(

@@ -597,7 +597,7 @@ def laid_on(
 
 
 def shadow(rng: Generator, mask: Image.Image, light: Point) -> Pixels:
-    """Where the ground lies in shadow, 0 to 1: the farther from it, the softer."""
+    """The shadow on the ground, 0 to 1: the farther from it, the softer."""
     distance = rng.uniform(2, 12)  # pixels
     shift = -distance * light
     moved = mask.rotate(0, translate=(round(shift.real), round(shift.imag)))

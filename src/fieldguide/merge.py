@@ -142,7 +142,7 @@ def _require_alike(copies: Sequence[Weights]) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float64, or float32 on Apple's GPUs, which have nothing wider."""
+    """Return the tensor in float64, or in float32 on Apple's GPUs, which have nothing wider."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 

@@ -471,7 +471,7 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _idle_without_merge(recipe: Recipe) -> tuple[str, ...]:
-    """Where nothing is merged, moments are still reset, and epochs chosen, as often as merges are."""
+    """Return what is idle without merges; moments are still reset, and epochs chosen, as often."""
     if recipe.moments == "reset":
         return ()
     return ("moments",) if recipe.stop != "none" else ("moments", "merge_every")
@@ -512,7 +512,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 
 def require_known(name: str, where: str = "") -> None:
-    """Raises `UsageError`, with the nearest, for what is no setting; `where` it was read."""
+    """Raise `UsageError`, with the nearest, for what is no setting; `where` it was read."""
     if name not in Recipe.model_fields:
         place = f" in {where}" if where else ""
         raise UsageError(

@@ -150,7 +150,7 @@ def _below_of_class(
     members: NDArray[np.integer],
     targets: NDArray[np.integer],
 ) -> NDArray[np.int64]:
-    """As `_below`, but the known photos of each class are counted for that class alone."""
+    """Return what `_below` does, but with each class's known photos counted for it alone."""
     below = np.zeros(scores.shape[1:], dtype=np.int64)
     for member in np.unique(members).tolist():
         judged = members == member

@@ -286,7 +286,7 @@ def _losses(probabilities: Scores, targets: Targets) -> Float[np.ndarray, " n"]:
 
 
 def _counts(scores: Scores, targets: Targets) -> tuple[NDArray[np.int64], ...]:
-    """By class: photos predicted rightly, photos predicted, photos true."""
+    """Return by class the photos that are predicted correctly, predicted, and true."""
     classes = scores.shape[1]
     predicted = scores.argmax(axis=1)
     return (

@@ -182,14 +182,14 @@ def _confident_class(probabilities: Scores, targets: Targets) -> _Numbers:
 
 
 def _own_and_best(probabilities: Scores, targets: Targets) -> tuple[_Floats, _Floats]:
-    """By photo, the probabilities of its label and of the most probable class."""
+    """Return by photo the probabilities of its label and of the most probable class."""
     _check(probabilities, targets)
     own = probabilities[np.arange(len(targets)), targets]
     return own.astype(np.float64), probabilities.max(axis=1).astype(np.float64)
 
 
 def _thresholds(probabilities: Scores, targets: Targets) -> _Floats:
-    """By class, the mean of its probability over the photos that are labelled so."""
+    """Return by class the mean of its probability over the photos labelled so."""
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     photos = np.bincount(targets, minlength=classes)

@@ -184,7 +184,7 @@ def training_of(recipe: ResolvedRecipe, size: int) -> TrainingTransform:
 
 
 def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) -> Store | None:
-    """Where decoded photos are kept; none where the recipe wants them decoded each time."""
+    """Return the store of decoded photos; None if the recipe wants them decoded each time."""
     if decoding.side is None:
         return None
     place = cache_of(recipe, notice)

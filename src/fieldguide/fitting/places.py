@@ -1,4 +1,4 @@
-"""Where folds are trained: in this process in turn, in several beside each other, or on a cluster.
+"""The places of training: this process, for fold after fold, several at once, or a cluster.
 
 Each fold's folder is locked while it is trained, so that any number of processes may train folds of
 one run. Knows nothing of how a fold is trained.
@@ -121,7 +121,7 @@ def opened(
 def _train_on_cluster(
     run: Run, asked: Recipe, root: Path, todo: Sequence[int], controls: Controls
 ) -> None:
-    """Trains each fold as a job where there is room, on the same kind of device as here."""
+    """Train each fold as a job where there is room, on the same kind of device as here."""
     there = asked.replace(device=choose_device(asked.device).type, cluster="none")
     make = partial(
         _distant_trainer, run.folder.resolve(), root.resolve(), there, _fingerprint(run, root)
@@ -190,7 +190,7 @@ def folds_at_once(asked: Recipe) -> int:
 
 
 def places_at_once(asked: Recipe, threads: int = 1) -> tuple[torch.device, ...]:
-    """Where folds are trained at the same time, with so many threads each."""
+    """Return the devices that train folds at the same time, with this number of threads each."""
     places = fold_places(asked.device, asked.workers)
     return places[: max(count_cores() // threads, 1)] if places[0].type == "cpu" else places
 

@@ -123,5 +123,5 @@ def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
 
 
 def has_folds(catalog: Catalog) -> bool:
-    """Whether a table brought folds of its own."""
+    """Return whether a table brought folds of its own."""
     return any(fold is not None for fold in catalog.table.column("fold"))

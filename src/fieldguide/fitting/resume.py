@@ -56,7 +56,7 @@ def _same_weights(weights: str, run: Run) -> bool:
 
 
 def _compare_versions(run: Run, force: bool, watcher: Watcher) -> None:
-    """Refuses another torch unless forced; tells of other packages that may change results."""
+    """Refuse another torch unless forced; tell of other packages that may change results."""
     versions = run.environment["versions"]
     changed = {
         name: (versions[name], metadata.version(name))

@@ -1,1 +1,1 @@
-"""Where it is computed: devices, processes, ranks, Ray. Knows nothing of what is computed."""
+"""The machine that computes: devices, processes, ranks, Ray. Knows nothing of what is computed."""

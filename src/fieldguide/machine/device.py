@@ -108,7 +108,7 @@ def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> i
 
 
 def fold_places(name: str, workers: int | str) -> tuple[torch.device, ...]:
-    """Where folds are trained at the same time, one on each: devices by their name (see above).
+    """Return the devices that train folds at the same time, one each, by their name (see above).
 
     The CPU is as many places as it has workers, if its name does not say how many.
     """
@@ -144,7 +144,7 @@ def count_threads_beside(readers: int) -> int:
 
 @contextmanager
 def training_threads(threads: int) -> Iterator[None]:
-    """So many threads of torch while it is entered; on a CPU the last bits depend on them."""
+    """Set torch's threads while it is entered; on a CPU the last bits depend on them."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -155,7 +155,7 @@ def training_threads(threads: int) -> Iterator[None]:
 
 @cache
 def keep_freed_memory() -> None:
-    """Changes the process: memory that was freed is used again, not given back to the system.
+    """Change the process: memory that was freed is used again, not given back to the system.
 
     Otherwise glibc maps every large tensor anew at every step, and the system fills it with zeros
     page by page: 10 % of a training step on a CPU. Does nothing where the C library is another.
@@ -189,7 +189,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not allocate, on a GPU or in main memory."""
+    """Return whether torch could not allocate, on a GPU or in main memory."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

@@ -24,7 +24,7 @@ PATIENCE = 0.2
 
 
 def train_side_by_side(makes: Sequence[Make], folds: Sequence[int], controls: Controls) -> None:
-    """Trains folds in a process for each of `makes`, in order of their numbers as one comes free.
+    """Train folds in a process for each of `makes`, in order of their numbers as one comes free.
 
     Each can be pickled and is called once in its process, with what it may tell. The first error
     stops the others, which save a checkpoint, and is raised; so is what `controls.check_stop`
@@ -66,13 +66,13 @@ class _Worker:
         self.fold: int | None = None
 
     def begin(self, fold: int) -> None:
-        """Gives the process its next fold."""
+        """Give the process its next fold."""
         self.fold = fold
         with suppress(OSError):  # a dead one is noticed when it is heard
             self.connection.send(fold)
 
     def hear(self, controls: Controls) -> None:
-        """Passes on one thing that the process tells; raises what went wrong in it."""
+        """Pass on one thing that the process tells; raise what went wrong in it."""
         try:
             kind, value = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -93,7 +93,7 @@ class _Worker:
             self.connection.send(None)
 
     def join(self, controls: Controls) -> None:
-        """Waits for the end, and passes on what the process still has to tell."""
+        """Wait for the end, and pass on what the process still has to tell."""
         while self.fold is not None:
             try:
                 self.hear(controls)
@@ -135,7 +135,7 @@ def _signals_ignored() -> Iterator[None]:
 
 @contextmanager
 def _no_script_of_the_caller() -> Iterator[None]:
-    """Hides the main module, which a new process would otherwise import.
+    """Hide the main module, which a new process would otherwise import.
 
     It needs nothing of it, and a script without `if __name__ == "__main__"` would start anew.
     """

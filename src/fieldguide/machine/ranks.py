@@ -78,12 +78,12 @@ class Ranks:
 
     @property
     def team(self) -> "Ranks":
-        """Those that share each batch of a replica with it."""
+        """The ranks that share each batch of a replica with this one."""
         return self._team or ALONE
 
     @property
     def peers(self) -> "Ranks":
-        """Those that have its place in the other teams, which train other replicas."""
+        """The ranks at the same position in the other teams, which train other replicas."""
         return self._peers or self
 
     @property
@@ -169,7 +169,7 @@ class Ranks:
         return {name: received[name] for name in tensors}
 
     def _sendable(self, flat: Tensor) -> Tensor:
-        """Where there is no NCCL, tensors go through main memory."""
+        """Return the tensor as it can be sent: without NCCL, in main memory."""
         assert self._groups is not None
         return flat if self._groups.nccl is not None and flat.is_cuda else flat.cpu()
 
@@ -201,7 +201,7 @@ class Ranks:
         )
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Ends the connections; what went wrong here is left for the others to find."""
+        """End the connections; what went wrong here is left for the others to find."""
         assert self._groups is not None
         store = self._groups.store
         self._groups = None
@@ -268,7 +268,7 @@ def _require_shares(world: int, replicas: int, batch_ranks: int) -> None:
 
 
 def _take_gpu(device: str, place: Launch) -> bool:
-    """Changes the process: `cuda` is from now on the GPU of its local rank. Whether there is one.
+    """Change the process: `cuda` is from now on the GPU of its local rank. Whether there is one.
 
     Raises `UsageError` for a device that all ranks would share, and `ResourceError` for too few.
     """
@@ -290,7 +290,7 @@ def _take_gpu(device: str, place: Launch) -> bool:
 
 
 def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
-    """Meets the other ranks where MASTER_ADDR and MASTER_PORT say."""
+    """Meet the other ranks where MASTER_ADDR and MASTER_PORT say."""
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
         store, rank, world = next(rendezvous("env://", timeout=JOIN))

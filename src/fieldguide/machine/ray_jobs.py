@@ -36,7 +36,7 @@ Message = tuple[int, str, tuple[Any, ...]]  # fold, name of the control, its arg
 def train_on_cluster(
     make: Make, folds: Sequence[int], address: str, needs: dict[str, float], controls: Controls
 ) -> None:
-    """Trains each fold as a job that `needs` so much of a machine (`num_cpus`, `num_gpus`).
+    """Train each fold as a job that `needs` so much of a machine (`num_cpus`, `num_gpus`).
 
     `make` is called in each job. The first error stops the others, which save a checkpoint, and is
     raised; so is what `controls.check_stop` raises. Raises `ResourceError` for a cluster that does
@@ -61,7 +61,7 @@ def train_on_cluster(
 
 
 def _hear(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> None:
-    """Passes on what jobs have told, and takes those that ended out of `waiting`."""
+    """Pass on what jobs have reported, and take those that ended out of `waiting`."""
     ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=PATIENCE)
     heard.pass_on(ray.get(mailbox.take.remote()))
     for result in ended:
@@ -84,7 +84,7 @@ def _hear(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> N
 
 
 def _end(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> None:
-    """Waits until jobs that were asked to stop have saved, and ends those that do not hear."""
+    """Wait until jobs that were asked to stop have saved, and end those that do not hear."""
     until = time.monotonic() + GRACE
     while waiting and time.monotonic() < until:
         try:
@@ -105,7 +105,7 @@ class _Heard:
         self.rows: set[tuple[Any, ...]] = set()
 
     def pass_on(self, messages: Sequence[Message]) -> None:
-        """Tells the controls."""
+        """Tell the controls."""
         for fold, kind, values in messages:
             if kind == "on_resume":
                 self._resumed(fold, *values)
@@ -141,14 +141,14 @@ class _Heard:
 
 
 class _Mailbox:
-    """Where jobs leave messages and learn whether to stop; an actor beside whoever waits."""
+    """The messages of jobs, and whether they are to stop: an actor beside whoever waits."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.stop = False
 
     def tell(self, message: Message) -> None:
-        """Leaves a message."""
+        """Leave a message."""
         self.messages.append(message)
 
     def take(self) -> list[Message]:
@@ -161,7 +161,7 @@ class _Mailbox:
         self.stop = True
 
     def stopped(self) -> bool:
-        """Whether jobs shall end."""
+        """Return whether jobs shall end."""
         return self.stop
 
 
@@ -258,7 +258,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def require_address(address: str) -> None:
-    """Refuses, in seconds, an address that is none or where nobody listens, and a missing Ray."""
+    """Refuse, in seconds, an address that is none or where nobody listens, and a missing Ray."""
     _imported()
     if address in {LOCAL, "auto"}:
         return
@@ -275,7 +275,7 @@ def require_address(address: str) -> None:
 
 
 def _require_cluster(address: str) -> None:
-    """Refuses what does not answer as a cluster does, by another process: Ray itself may hang."""
+    """Refuse what does not answer as a cluster does, by another process: Ray itself may hang."""
     join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
     command = [sys.executable, "-c", join]
     try:
@@ -303,7 +303,7 @@ def jobs_at_once(ray: Any, needs: dict[str, float]) -> int:
 
 
 def _require_room(ray: Any, needs: dict[str, float], address: str) -> None:
-    """Refuses a cluster of which no machine could ever take a job."""
+    """Refuse a cluster of which no machine could ever take a job."""
     if not jobs_at_once(ray, needs):
         told = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
         raise ResourceError(

@@ -51,7 +51,7 @@ class Synchronised(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Float[Tensor, "n channels *places"]:
-        """As torch's, whose arguments it has; changes the running statistics in training."""
+        """Return what torch's function does; change the running statistics in training."""
         if not training:
             return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
         result, mean, variance = _Normalised.apply(input, weight, bias, eps, self.ranks)

@@ -1,4 +1,4 @@
-"""As which of how many processes torchrun started this one: what it tells in the environment.
+"""This process's rank and world size, from torchrun's environment.
 
 Read without torch, so that what cannot work is told at once. Knows nothing of what ranks do.
 """
@@ -23,7 +23,7 @@ class Launch:
 
 
 def launch() -> Launch:
-    """As what this process was started; raises `UsageError` for an environment that makes no sense.
+    """Return this process's rank and world size; raise `UsageError` if they make no sense.
 
     Whoever starts ranks in another way than torchrun's sets RANK, WORLD_SIZE, MASTER_ADDR and
     MASTER_PORT, and LOCAL_RANK and LOCAL_WORLD_SIZE where they are on several machines.

@@ -32,7 +32,7 @@ def backbone_names() -> tuple[str, ...]:
 
 
 def require_backbone(name: str) -> None:
-    """Raises `UsageError` with the nearest names if timm has no such ResNet-family network."""
+    """Raise `UsageError` with the nearest names if timm has no such ResNet-family network."""
     if name in backbone_names():
         return
     nearest = difflib.get_close_matches(name, backbone_names(), n=4, cutoff=0.4)

@@ -28,7 +28,7 @@ RECALIBRATION_BATCH = 64
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether there are running statistics to measure."""
+    """Return whether there are running statistics to measure."""
     return any(True for _ in _batch_norms(network))
 
 
@@ -39,7 +39,7 @@ def trained_statistics(network: nn.Module) -> list[Tensor]:
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height width"]]) -> None:
-    """Changes the network: batch-norm statistics are measured anew on `batches`, and nothing else.
+    """Change the network: batch-norm statistics are re-estimated on `batches`, and nothing else.
 
     One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone
     normalise by the batch at hand. Each statistic is pooled over all photos and positions (no
@@ -66,7 +66,7 @@ def _batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm
 
 
 def is_frozen(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    """Whether the norm is not trained: it keeps its statistics."""
+    """Return whether the norm is not trained: it keeps its statistics."""
     return norm.affine and not norm.weight.requires_grad
 
 
@@ -99,7 +99,7 @@ class _Pool:
         self.mean += shift * (count / self.count)
 
     def write_to(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        """Changes the norm. The variance is unbiased, as torch keeps it."""
+        """Change the norm. The variance is unbiased, as torch keeps it."""
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(self.mean)
         norm.running_var.copy_(self.squares / max(self.count - 1, 1))

@@ -111,7 +111,7 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Changes the network: its weights become copies of `weights`, in place."""
+    """Change the network: its weights become copies of `weights`, in place."""
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             tensor.copy_(weights[name])
@@ -127,7 +127,7 @@ def backbone_anchor(network: Network, weights: Mapping[str, Tensor]) -> dict[str
 
 
 def freeze(network: Network, stages: int) -> None:
-    """Changes the network: the first `stages` of its backbone (1: the stem) are trained no more."""
+    """Change the network: the first `stages` of its backbone (1: the stem) are trained no more."""
     numbers = _stage_numbers(network.backbone)
     for name, tensor in network.backbone.named_parameters():
         if numbers[name] < stages:
@@ -135,7 +135,7 @@ def freeze(network: Network, stages: int) -> None:
 
 
 def train_mode(network: Network) -> None:
-    """Changes the network: training mode, but for the batch norms of frozen stages."""
+    """Change the network: training mode, but for the batch norms of frozen stages."""
     network.train()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and is_frozen(module):
@@ -154,7 +154,7 @@ def _config(backbone: nn.Module) -> Mapping[str, Any]:
 
 
 def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Changes the backbone. Refuses weights that lack one of its tensors or have another shape."""
+    """Change the backbone. Refuses weights that lack one of its tensors or have another shape."""
     own = backbone.state_dict()
     given = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
     missing = [name for name in own if name not in given and not name.endswith("batches_tracked")]

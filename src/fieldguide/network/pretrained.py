@@ -86,7 +86,7 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
 
 
 def _require_hub(endpoint: str) -> None:
-    """Raises OSError unless the hub answers in time.
+    """Raise OSError unless the hub answers in time.
 
     In a thread, as looking up a name knows no time limit.
     """
@@ -142,7 +142,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _require_pickle(path: Path) -> None:
-    """Raises `UsageError` for what torch never wrote, as a web page saved under a weights' name."""
+    """Raise `UsageError` for what torch never wrote, as a web page saved under a weights' name."""
     with path.open("rb") as file:
         start = file.read(2)
     if start != b"PK" and start[:1] != b"\x80":  # a zip archive since torch 1.6, a pickle before

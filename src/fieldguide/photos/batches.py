@@ -65,7 +65,7 @@ class Decoding:
         interpolation: Interpolation,
         truncated: pixels.Truncated,
     ) -> "Decoding":
-        """By a recipe's settings: what training, evaluation and prediction have in common."""
+        """Return the decoding that training, evaluation and prediction share, by settings."""
         decoded = max(stored_side, decoded_side(eval_resize))
         return cls(decoded, stored_side or None, interpolation, truncated)
 
@@ -189,7 +189,7 @@ class Pictures:
 
 
 def _is_gone(folder: Path) -> bool:
-    """Whether it is not there, or as empty as where a disk is mounted when that is away."""
+    """Return whether it is not there, or as empty as where a disk is mounted when that is away."""
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None

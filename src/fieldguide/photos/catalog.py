@@ -117,18 +117,18 @@ class Catalog:
         return Catalog(self.root, self.table.take(row for row, its in splits if its == split))
 
     def file(self, photo: Photo) -> Path:
-        """Where the photo lies."""
+        """Return the photo's file."""
         return self.root / photo.path
 
     @property
     def files(self) -> "Files":
-        """Where the photos lie, in catalog order."""
+        """The photos' files, in catalog order."""
         return Files(self.root, self.table.column("path"))
 
 
 @dataclass(frozen=True)
 class Files(Sequence[Path]):
-    """Where photos lie. A `Path` takes much more room than a text: each is made when asked for."""
+    """The files of photos. A `Path` takes more room than a text: each is made when asked for."""
 
     root: Path
     paths: Sequence[str]  # as in `Photo.path`
@@ -151,7 +151,7 @@ class Files(Sequence[Path]):
 
 
 def require_trainable(catalog: Catalog) -> None:
-    """Raises DataError where nothing can be learned: no photos, one class, a class not in train."""
+    """Raise DataError where nothing can be learned: no photos, one class, a class not in train."""
     for note in trainable_notes(catalog):
         raise DataError(note.message, hint=note.hint)
 

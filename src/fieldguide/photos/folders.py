@@ -201,7 +201,7 @@ def answer_of(question: Callable[[], bool]) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or the system's own."""
+    """Return whether a file or folder is hidden, or the system's own."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 

@@ -209,7 +209,7 @@ def _different(codes: Sequence[_Numbers]) -> _Numbers:
 def _agreeing(
     agree: Callable[[_Bytes, _Bytes], NDArray[np.bool_]], one: _Bytes, other: _Bytes, pairs: _Pairs
 ) -> NDArray[np.bool_]:
-    """Whether the thumbnails of each pair, one row of `one` and one of `other`, agree."""
+    """Return whether the thumbnails of each pair, one row of `one` and one of `other`, agree."""
     answers = [np.empty(0, np.bool_)]
     for start in range(0, len(pairs), _AT_ONCE):
         a, b = pairs[start : start + _AT_ONCE].T
@@ -231,7 +231,7 @@ def _same_gray(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
 
 
 def _same_colour(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
-    """Whether no place differs much in either colour."""
+    """Return whether no place differs much in either colour."""
     apart = np.abs(one.astype(np.int16) - other).reshape(len(one), -1)
     same: NDArray[np.bool_] = apart.max(axis=1) <= _MOST_COLOUR
     return same

@@ -48,7 +48,7 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], None] = lambda photos: None,
 ) -> Packed:
-    """Writes the photos of a catalog as shards into the new folder `out`.
+    """Write the photos of a catalog as shards into the new folder `out`.
 
     A shard ends before the photo that would make it larger than `shard_bytes`. Photos outside the
     catalog's root are packed under their path without its leading `/`. The folder has its name
@@ -71,7 +71,7 @@ def pack(
 
 
 def _clear(part: Path) -> None:
-    """Removes what an interrupted attempt left."""
+    """Remove what an interrupted attempt left."""
     for path in part.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -102,7 +102,7 @@ def sha256(path: Path) -> str:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """Of a regular file, or of a photo in a shard."""
+    """Return the bytes of a regular file, or of a photo in a shard."""
     try:
         status = path.stat()
     except (NotADirectoryError, FileNotFoundError):  # the latter on Windows, where a part is a file
@@ -317,7 +317,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _picture_end(data: bytes, start: int) -> tuple[int, bool, bool]:
-    """Where the picture data end, whether by the closing marker, and whether by a stray one."""
+    """Return the end of the picture data, whether the closing marker is there, and a stray one."""
     position = start
     while found := _MARKER.search(data, position):
         code = data[found.end() - 1]

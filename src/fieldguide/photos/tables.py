@@ -322,7 +322,7 @@ class Finder:
         return _relative(place, self._base)
 
     def file(self, text: str) -> Path | None:
-        """Where the file lies, or None where there is none."""
+        """Return the file, or None where there is none."""
         for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
             if spelling and (place := self._existing(spelling)) is not None:
                 return place

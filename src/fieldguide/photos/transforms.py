@@ -197,7 +197,7 @@ def _central(picture: Picture) -> Part:
 def _erase(
     image: UInt8[Tensor, "3 height width"], fill: tuple[int, int, int], generator: Generator
 ) -> None:
-    """Changes `image`: fills a box of 2 to 33 % of its area."""
+    """Change `image`: fill a box of 2 to 33 % of its area."""
     height, width = image.shape[1:]
     for _ in range(_TRIES):
         area = height * width * _uniform(generator, *_BOX_SCALE)
@@ -578,7 +578,7 @@ def _sampled(planes: Planes, angle: float, arithmetic: Arithmetic) -> Planes:
 
 
 def _turned_places(height: int, width: int, angle: float) -> tuple[Plane, Plane]:
-    """Where each pixel of a turned picture comes from, with edges at -1 and 1."""
+    """Return the source of each pixel of a turned picture, with edges at -1 and 1."""
     across = np.arange(width) + 0.5 - width / 2
     down = (np.arange(height) + 0.5 - height / 2)[:, None]
     sine, cosine = math.sin(angle), math.cos(angle)

@@ -158,7 +158,7 @@ class Classifier:
             yield self._answered(photos, range(len(photos)), asked, None, temperature, sets)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the classifier as a folder; raises `UsageError` where something lies there."""
+        """Write the classifier as a folder; raise `UsageError` where something lies there."""
         place = Path(folder)
         if not place.is_dir() or any(place.iterdir()):
             files.require_new(place, hint="name a new folder")

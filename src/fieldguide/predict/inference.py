@@ -65,7 +65,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how fast; changes no result beyond rounding. `auto` precision is the network's."""
+    """The device, threads and precision (`auto`: the network's), which change rounding alone."""
 
     device: str = "auto"
     workers: int | Literal["auto"] = "auto"
@@ -253,7 +253,7 @@ def _normaliser(architecture: Architecture, device: torch.device) -> Normaliser:
 
 
 def precision_used(architecture: Architecture, machine: Machine) -> Precision:
-    """That asked for; else the network's own where the device has it, else float32."""
+    """Return the precision asked for, else the network's own if the device has it, else float32."""
     device = choose_device(machine.device)
     if machine.precision != "auto":
         return choose_precision(machine.precision, device)

@@ -123,7 +123,7 @@ def _refuse_idle(
     root: str | Path | None,
     encoding: str | None,
 ) -> None:
-    """Raises UsageError for an option that would change nothing."""
+    """Raise UsageError for an option that would change nothing."""
     kinds = {source.kind for source in sources}
     idle = [
         ("recursive", not recursive and "folder" not in kinds, "folders"),

@@ -173,7 +173,7 @@ def read_one(path: Path) -> Checkpoint:
 
 
 def require_free(path: Path) -> None:
-    """Raises `UsageError` where `write` would not write: ask before long work starts."""
+    """Raise `UsageError` where `write` would not write: ask before long work starts."""
     if path.suffix != ".safetensors":
         raise UsageError(
             f"merged weights are written as safetensors: `{path}`",
@@ -185,7 +185,7 @@ def require_free(path: Path) -> None:
 
 
 def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:
-    """Writes merged weights as safetensors that timm and torch load, whole or not at all.
+    """Write merged weights as safetensors that timm and torch load, whole or not at all.
 
     The record `provenance` is kept as JSON in the file's metadata. The same weights and record give
     the same bytes. Raises `UsageError` as `require_free` does.
@@ -330,7 +330,7 @@ def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = 
 
 
 def _stored_as(weights: Weights, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """In the dtypes of the first file; raises `UsageError` where a value is too large for one."""
+    """Return weights in the first file's dtypes; `UsageError` for a value too large for one."""
     stored = {name: tensor.to(dtypes[name]) for name, tensor in weights.items()}
     for name, tensor in stored.items():
         if not tensor.isfinite().all():
@@ -371,7 +371,7 @@ def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor],
 
 
 def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -> None:
-    """Raises `UsageError` for an anchor with other shapes below the head, or of no use."""
+    """Raise `UsageError` for an anchor with other shapes below the head, or of no use."""
     hint = "name the weights that the checkpoints were fine-tuned from"
     odd = _other_shapes(shared, first.weights)
     body = [text for name, text in odd.items() if not _is_head(name)]
@@ -393,7 +393,7 @@ def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -
 
 
 def _is_ours(weights: Weights) -> bool:
-    """Whether fieldguide named the tensors."""
+    """Return whether fieldguide named the tensors."""
     return any(name.startswith("backbone.") for name in weights)
 
 
@@ -430,7 +430,7 @@ def _cosines(weights: Sequence[Weights], names: Sequence[str]) -> Float[Tensor, 
 
 
 def _kinship_notes(copies: Sequence[Checkpoint], cosines: Float[Tensor, "k k"]) -> list[str]:
-    """Of the least related pair, and of two files that hold the same."""
+    """Return notes on the least related pair, and on two files that hold the same."""
     notes = []
     first, second = divmod(int(cosines.argmin()), len(copies))
     low = int((cosines < RELATED).triu(1).sum())
@@ -475,7 +475,7 @@ def _anchor_notes(
     anchored: Weights,
     found: Mapping[str, Move],
 ) -> list[str]:
-    """Of copies that do not come from the anchor, and of movements without a common direction."""
+    """Return notes on copies that do not come from the anchor or have no direction in common."""
     large = _large(anchored, head=False)
     distances = [_distance(copy.weights, anchored, large) for copy in copies]
     notes = [
@@ -670,7 +670,7 @@ def _judged(photos: Catalog) -> list[Photo]:
 
 
 def _shuffled(photos: Sequence[Photo]) -> list[Photo]:
-    """In an order that is random and always the same."""
+    """Return the photos in an order that is random and always the same."""
     order = np.random.default_rng(derive_seed("photos of a merge")).permutation(len(photos))
     return [photos[row] for row in order]
 

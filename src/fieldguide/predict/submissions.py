@@ -172,7 +172,7 @@ def _refuse_unmatched(
     inputs: Sequence[Input],
     kind: str,
 ) -> None:
-    """Raises DataError with the ids that have no photo and the photos that have no id."""
+    """Raise DataError with the ids that have no photo and the photos that have no id."""
     known = set(keys)
     missing = [key for key in keys if key not in rows]
     extra = [inputs[row].name for key, row in rows.items() if key not in known]
@@ -192,7 +192,7 @@ def _count(photos: Sequence[str]) -> str:
 
 
 def _file_name(each: Input) -> str:
-    """Of the file itself, as a table may leave out the ending."""
+    """Return the name of the file itself, as a table may leave out the ending."""
     return each.file.name if each.file else PurePosixPath(each.name.replace("\\", "/")).name
 
 

@@ -70,7 +70,7 @@ class Predictions:
 
     @property
     def status(self) -> tuple[str, ...]:
-        """Of each photo "ok", or such as "unreadable: empty file"."""
+        """The status of each photo: "ok", or such as "unreadable: empty file"."""
         return tuple(f"unreadable: {p}" if p else "ok" for p in self.problems)
 
     def to_csv(
@@ -230,7 +230,7 @@ class Counts:
 
 
 def require_free(out: Path, overwrite: bool = False) -> None:
-    """Raises where `write` could not put `out` into place: call it before long work.
+    """Raise where `write` could not put `out` into place: call it before long work.
 
     UsageError where it is a folder, or a file and `overwrite` is not given; ResourceError where its
     folder is missing.
@@ -279,7 +279,7 @@ def write(
 
 
 def zip_path(out: Path) -> Path:
-    """Where `write_zip` puts its archive: `OUT.zip` beside `out`."""
+    """Return the path of `write_zip`'s archive: `OUT.zip` beside `out`."""
     return out.with_name(f"{out.name}.zip")
 
 

@@ -113,7 +113,7 @@ class Run:
     """A run folder, finished or not. Reading a file checks its hash."""
 
     def __init__(self, folder: str | Path, photos: str | Path | None = None) -> None:
-        """Opens an existing run, whose photos lie in `photos` if they were moved.
+        """Open an existing run, whose photos lie in `photos` if they were moved.
 
         Raises `UsageError` where there is no run.
         """
@@ -172,7 +172,7 @@ class Run:
         return (self.folder / files.MANIFEST).is_file()
 
     def require_complete(self) -> None:
-        """Raises `UsageError` where folds are still to be trained."""
+        """Raise `UsageError` where folds are still to be trained."""
         if not self.complete:
             raise UsageError(
                 f"`{self.folder}` is not complete: {len(self.done)} of {self.recipe.folds} folds"
@@ -195,7 +195,7 @@ class Run:
         return sorted(set(range(self.recipe.folds)) - set(self.done))
 
     def fold_folder(self, fold: int) -> Path:
-        """Where a fold's files lie."""
+        """Return the folder of a fold's files."""
         return self.folder / "folds" / str(fold)
 
     def weights(self, fold: int | None = None) -> dict[str, NDArray[Any]]:
@@ -368,7 +368,7 @@ def create(
     start: Arrays,
     environment: Mapping[str, Any],
 ) -> Run:
-    """Writes what a run starts from. The folder may hold an attempt that did not get so far."""
+    """Write what a run starts from. The folder may hold an attempt that did not get so far."""
     files.make_folder(folder / "folds")
     files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
     catalogs.write_rows(folder / "catalog.csv", catalog)
@@ -379,7 +379,7 @@ def create(
 
 
 def save_fold(run: Run, fold: int, result: TrainedFold) -> None:
-    """Writes a fold's results, its manifest last, and removes its checkpoints."""
+    """Write a fold's results, its manifest last, and remove its checkpoints."""
     folder = run.fold_folder(fold)
     files.make_folder_within(folder)
     files.write_bytes(folder / "weights.safetensors", _serialised(result.weights))
@@ -394,14 +394,14 @@ def save_fold(run: Run, fold: int, result: TrainedFold) -> None:
 
 
 def finish(run: Run) -> None:
-    """Writes the results of a run whose folds are all done, its manifest last."""
+    """Write the results of a run whose folds are all done, its manifest last."""
     write_oof(run)
     files.write_json(run.folder / "summary.json", summary(run))
     files.write_manifest(run.folder, _all_files(run))
 
 
 def write_oof(run: Run) -> None:
-    """Writes `oof.csv`: one row a training photo, in catalog order, with every probability.
+    """Write `oof.csv`: one row a training photo, in catalog order, with every probability.
 
     They are those that the scores judge: of the saved weights, or with `stop = fold` cross-fitted.
     """
@@ -466,7 +466,7 @@ def _require_some_fold(run: Run) -> None:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    """Where a classifier comes from, without paths of this machine."""
+    """Return the origin of a classifier, without paths of this machine."""
     known = run.environment
     rows = np.concatenate([run.folds[fold].test for fold in run.done])
     predicted = np.concatenate([logits.argmax(axis=1) for logits in run.judged.values()])

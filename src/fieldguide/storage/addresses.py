@@ -41,11 +41,11 @@ _T = TypeVar("_T")
 
 
 def silent(message: str) -> None:
-    """Tells nobody."""
+    """Tell nobody."""
 
 
 def is_address(text: str | Path) -> bool:
-    """Whether it is an address, and no path of this machine."""
+    """Return whether it is an address, and no path of this machine."""
     return isinstance(text, str) and _ADDRESS.match(text) is not None
 
 
@@ -248,7 +248,7 @@ def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Removes all other files, and the folders that are then empty: they would be empty classes."""
+    """Remove all other files, and the folders that are then empty: they would be empty classes."""
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
         if path.is_dir():
             with suppress(OSError):  # it is not empty

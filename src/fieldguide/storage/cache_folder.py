@@ -1,4 +1,4 @@
-"""Where the user's cache folder is: for what can always be made or fetched again.
+"""The user's cache folder, for what can always be made or fetched again.
 
 A folder in it that holds a copy says of what, in a file that is locked by the processes which use
 the copy. Knows nothing of how what is kept there is read.
@@ -67,13 +67,13 @@ def root_of(name: str) -> Path:
 
 
 def folder_of(kind: str, source: str) -> Path:
-    """Where the user's cache folder keeps a copy of what is at an address, or in a folder."""
+    """Return the folder in the user's cache folder for a copy of an address or a folder."""
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return root() / kind / name
 
 
 def use(folder: Path, source: str) -> None:
-    """Says what a folder holds a copy of, and that this process uses it, from now to its end.
+    """Say what a folder holds a copy of, and that this process uses it, from now to its end.
 
     Nothing happens where that cannot be written; on Windows it is said but holds nobody up.
     """

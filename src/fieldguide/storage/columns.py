@@ -43,7 +43,7 @@ class Column(Sequence[T], Generic[T]):
         return map(self._at, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other is a sequence of equal values."""
+        """Return whether the other is a sequence of equal values."""
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))

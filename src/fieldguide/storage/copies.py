@@ -99,7 +99,7 @@ def _faults_of_shards(folder: Path) -> Iterator[str]:
 
 
 def remove(each: Kept) -> str:
-    """Removes what is kept; says why it stays, nothing if it is gone.
+    """Remove what is kept; say why it stays, nothing if it is gone.
 
     It stays if a process uses it, and a run while its address has not all of it.
     """

@@ -204,7 +204,7 @@ class _Shard:
         return self.pixels.with_suffix(".index")
 
     def reaches(self, end: int) -> bool:
-        """Whether `end` bytes are there; maps the shard anew if it has grown."""
+        """Return whether `end` bytes are there; map the shard again if it has grown."""
         if len(self.mapped) < end:
             with suppress(OSError, ValueError):  # removed; empty
                 self.mapped = _mapped(self.pixels)
@@ -235,7 +235,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """Where a picture lies. `checked`: this process has seen that its bytes are as written."""
+    """The place of a picture. `checked`: this process has seen that its bytes are as written."""
 
     shard: _Shard
     offset: int
@@ -262,7 +262,7 @@ class _Writer:
     index: io.FileIO
 
     def append(self, digest: bytes, picture: Picture, checksum: int) -> bytes:
-        """Writes a picture, then its record, which is returned; OSError leaves no half record."""
+        """Write a picture, then its record, which is returned; OSError leaves no half record."""
         offset = self.pixels.seek(0, os.SEEK_END)
         write_whole(self.pixels, picture.data.cast("B"), offset)
         body = _BODY.pack(digest, offset, *picture.shape[:2], checksum)
@@ -292,7 +292,7 @@ def _new_writer(folder: Path) -> _Writer:
 
 
 def _continued(shard: _Shard) -> _Writer | None:
-    """Takes over a small shard that nobody writes any more, a killed process's too."""
+    """Take over a small shard that nobody writes any more, a killed process's too."""
     with suppress(OSError), ExitStack() as files:
         if shard.pixels.stat().st_size >= CONTINUED_BELOW:
             return None
@@ -358,7 +358,7 @@ class Store:
         return partial(Store, self._folder, limit=self._limit), ()
 
     def close(self) -> None:
-        """Gives files and maps back. Pictures that were got stay; none is found or kept any more.
+        """Give files and maps back. Pictures that were got stay; none is found or kept any more.
 
         Maps stay as long as a picture of theirs is in use, and with them the shards' locks.
         """

@@ -244,7 +244,7 @@ def make_folder_within(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of that name is one that a killed process left half written."""
+    """Return whether a file of that name is one that a killed process left half written."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -402,7 +402,7 @@ def _parsed_record(name: str, entry: object, path: Path) -> Recorded:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a manifest's name leads to a file below its folder, on any system."""
+    """Return whether a manifest's name leads to a file below its folder, on any system."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
@@ -444,7 +444,7 @@ def lock(
 
 
 def _taken(held: filelock.BaseFileLock, path: Path) -> bool:
-    """Whether the lock was free, and is now held; ResourceError where there can be none."""
+    """Return whether the lock was free, and is now held; ResourceError where there can be none."""
     try:
         held.acquire(timeout=0)
     except filelock.Timeout:

@@ -132,7 +132,7 @@ class Mirror:
         return self.parent / "run"
 
     def pull(self) -> None:
-        """Fetches what was changed at the address since the last time, and removes what went there.
+        """Fetch what was changed at the address since the last time, and remove what went there.
 
         The address is right where both sides changed: another machine went on with the run.
         """
@@ -153,7 +153,7 @@ class Mirror:
         self._save()
 
     def push(self) -> None:
-        """Sends what was written since, manifests last, and removes what went here."""
+        """Send what was written since, manifests last, and remove what went here."""
         # Looked for first: all that they list is there before them.
         ready = {name for name in self.names() if PurePosixPath(name).name in _LAST}
         others = {name for name in self.names() if PurePosixPath(name).name not in _LAST}
@@ -166,7 +166,7 @@ class Mirror:
         self._save()
 
     def push_or_tell(self) -> None:
-        """As `push`; what goes wrong is told alone: the next time may be better."""
+        """Push; report what goes wrong and no more: the next time may be better."""
         try:
             self.push()
         except FieldguideError as error:
@@ -200,7 +200,7 @@ class Mirror:
         self._save()  # a killed command must not fetch what it sent: it has gone on since
 
     def require_writable(self) -> None:
-        """Raises ResourceError where nothing can be written: better now than after training."""
+        """Raise ResourceError where nothing can be written: better now than after training."""
         probe = self.parent / "sending"
         files.write_bytes(probe, b"to see whether a run can be written here")
         self.place.patiently(partial(self._put, probe, self.place.below(_PROBE)))
@@ -229,7 +229,7 @@ class Mirror:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """By which it is seen that a file has changed: size, and modification time in nanoseconds."""
+    """Return size and modification time (nanoseconds), to detect a changed file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 

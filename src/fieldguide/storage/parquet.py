@@ -167,7 +167,7 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether its values are numbers or text, and no bytes, lists or structs."""
+    """Return whether its values are numbers or text, and no bytes, lists or structs."""
     from pyarrow import types
 
     return not (types.is_nested(kind) or _is_bytes(kind))
@@ -195,6 +195,6 @@ def _own_names(file: Any, columns: _Columns) -> list[str] | None:
 
 
 def _is_relative(name: str) -> bool:
-    """Whether it is a relative path as it would be written, so without `./` and `//`."""
+    """Return whether it is a relative path as it would be written, so without `./` and `//`."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name

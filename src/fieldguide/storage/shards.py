@@ -137,7 +137,7 @@ class Index:
         return found
 
     def require_shards(self) -> None:
-        """Raises DataError where a shard is gone or has another size than when it was indexed."""
+        """Raise DataError where a shard is gone or has another size than when it was indexed."""
         faults = [
             f"`{shard.name}`: {fault}"
             for shard in self.shards
@@ -216,7 +216,7 @@ def write_index(
     folder: str = "",
     notes: Iterable[str] = (),
 ) -> None:
-    """Writes an index, whole or not at all; the `entries` come sorted by path.
+    """Write an index, whole or not at all; the `entries` come sorted by path.
 
     `folder` is where the shards lie, relative to the index or absolute.
     """
@@ -281,7 +281,7 @@ def _index_anew(
     splits: Mapping[str, str],
     columns: Mapping[str, Sequence[str]],
 ) -> None:
-    """Writes the index, and copies of the photos in Parquet files beside it."""
+    """Write the index, and copies of the photos in Parquet files beside it."""
     files.remove_temporaries(place.parent)
     for copy in place.parent.glob("*.photos"):
         copy.unlink()

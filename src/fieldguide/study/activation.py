@@ -1,4 +1,4 @@
-"""Where in a photo a network found what it took for evidence of a class: Grad-CAM.
+"""The part of a photo in which a network found evidence of a class: Grad-CAM.
 
 The last feature map is weighed by the gradient of the class's logit, so that it works with every
 head. Knows nothing of runs, folds or how heat is drawn.

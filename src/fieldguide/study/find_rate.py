@@ -136,7 +136,7 @@ def smooth(losses: Sequence[float], share: float = SMOOTHING) -> Float[np.ndarra
 
 
 def has_exploded(losses: Sequence[float]) -> bool:
-    """Whether the smoothed loss is at `EXPLODED` times its minimum."""
+    """Return whether the smoothed loss is at `EXPLODED` times its minimum."""
     means = smooth(losses)[SETTLED:]
     return bool(len(means) and means[-1] > EXPLODED * means.min())
 
@@ -229,7 +229,7 @@ def find_rates(job: FoldJob, *, steps: int = STEPS, controls: Controls | None = 
 def _sweep(
     job: FoldJob, part: Part, beside: list[dict[str, Any]], steps: int, controls: Controls
 ) -> Sweep:
-    """Changes the network. `beside` are parameter groups that learn at rates of their own."""
+    """Change the network. `beside` are parameter groups that learn at rates of their own."""
     load_weights(job.network, job.start)
     swept = _groups(job, part, 1.0)
     replica = Replica.of_groups(job, [*swept, *beside])
@@ -312,7 +312,7 @@ def _frozen(part: nn.Module) -> Iterator[None]:
 
 
 def write(found: Found, folder: Path) -> None:
-    """Writes `rates.json`, `rates.png` and `rates.html`, which needs no network to be looked at."""
+    """Write `rates.json`, `rates.png` and `rates.html`, which needs no network to be looked at."""
     files.make_folder(folder)
     files.write_json(folder / "rates.json", as_json(found))
     drawn = chart(found)

@@ -75,7 +75,7 @@ class Worths:
 def merge_into_run(
     run: Run, rule: Rule, *, batch_norm: BatchNorm = "recalibrate", machine: Machine = Machine()
 ) -> Path:
-    """Merges the run's folds into one model in the run; its folder, named by rule and batch norm.
+    """Merge the run's folds into one model in the run; its folder, named by rule and batch norm.
 
     A model that is there already is left as it is. Raises `UsageError` for a run with folds to
     come, and what `combine.soup` raises.

@@ -120,7 +120,7 @@ def measure(
 
 
 def write(run: Run, found: Landscape) -> Path:
-    """Writes the landscape into the run, in place of an earlier one; its path."""
+    """Write the landscape into the run, in place of an earlier one; its path."""
     path = run.folder / FILE
     files.write_json(path, {"format": FORMAT, "key": _key(run, found.fold), **asdict(found)})
     return path
@@ -254,7 +254,7 @@ def _drawn(run: Run, what: str, fold: int, rows: NDArray[np.int64], most: int) -
 
 
 def _files(run: Run, rows: NDArray[np.int64]) -> tuple[Path, ...]:
-    """Where the photos lie. Raises `DataError` where more than half of them are gone."""
+    """Return the photos' files. Raise `DataError` if more than half of them are gone."""
     found = tuple(run.catalog.file(run.catalog.photos[row]) for row in rows)
     gone = [path for path in found if not path.is_file()]
     if 2 * len(gone) > len(found):

@@ -60,7 +60,7 @@ class Band:
 
 
 def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
-    """Writes the sheet as PNG, whole or not at all, over what was there; returns where it is.
+    """Write the sheet as PNG, whole or not at all, over what was there; return where it is.
 
     `auto` settings are resolved from the backbone's description, without its weights. The same
     photos and recipe give the same sheet. Raises `DataError` where no photo can be read,
@@ -201,7 +201,7 @@ def _height(band: Band) -> int:
 
 
 def _draw_band(image: Image.Image, pen: ImageDraw.ImageDraw, band: Band, top: int) -> None:
-    """Changes the image."""
+    """Change the image."""
     _write(pen, (GAP, top), band.heading, image.width - 2 * GAP, _INK)
     for number, cell in enumerate(band.cells):
         left = GAP + number * (CELL + GAP)
@@ -213,7 +213,7 @@ def _draw_band(image: Image.Image, pen: ImageDraw.ImageDraw, band: Band, top: in
 def _write(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, colour: _Colour
 ) -> None:
-    """Changes the image: one line, cut where it would be too wide."""
+    """Change the image: one line, cut where it would be too wide."""
     font = ImageFont.load_default(FONT)
     pen.text(place, fitted(legible(text), font.getlength, width), fill=colour, font=font)
 

@@ -82,7 +82,7 @@ class FoldJob:
 
     @cached_property
     def normalise(self) -> Normaliser:
-        """Makes pictures into what the network expects, on the job's device."""
+        """Make pictures into what the network expects, on the job's device."""
         layout = memory_format(self.recipe.layout)
         return Normaliser(self.recipe.mean, self.recipe.std, self.device, layout)
 

@@ -59,7 +59,7 @@ def rate_factor(step: int, steps: int, *, schedule: Schedule, warmup: int) -> fl
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Changes the optimiser: every group's rate becomes its peak rate times `factor`."""
+    """Change the optimiser: every group's rate becomes its peak rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_rate"] * factor
 
@@ -74,7 +74,7 @@ def moments_of(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tens
 def set_moments(
     optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]], moments: Moments
 ) -> None:
-    """Changes the optimiser: its moments become copies of `moments`; others start anew."""
+    """Change the optimiser: its moments become copies of `moments`; others start anew."""
     optimizer.state.clear()
     for name, tensor in named:
         if name in moments:

@@ -116,7 +116,7 @@ class FoldState:
         return [n for n in range(len(self.copies)) if n not in self.diverged]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Changes the state: it is now before the first step of all replicas in `epoch`."""
+        """Change the state: it is now before the first step of all replicas in `epoch`."""
         self.epoch, self.replica, self.diverged = epoch, 0, []
         self.steps = [0] * len(self.copies)
         self.tallies = [Tally() for _ in self.copies]
@@ -137,7 +137,7 @@ _PLAIN = (
 
 
 def save_state(folder: Path, state: FoldState) -> Path:
-    """Writes the next checkpoint into `folder`, removing all but the newest one first.
+    """Write the next checkpoint into `folder`, removing all but the newest one first.
 
     The folder is made, in one that is there. Raises `ResourceError` where it cannot be written.
     """

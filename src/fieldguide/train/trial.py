@@ -260,14 +260,14 @@ def real_steps(network: Network, size: int, classes: int, device: torch.device) 
 
 
 def may_gain(network: Network, device: torch.device) -> bool:
-    """Whether compiling might make training faster: on CUDA; on a CPU for ResNeSts."""
+    """Return whether compiling might make training faster: on CUDA; on a CPU for ResNeSts."""
     if device.type == "cpu":
         return any(isinstance(module, SplitAttn) for module in network.modules())
     return device.type == "cuda"
 
 
 def _compiles() -> bool:
-    """Whether there is a compiler for the CPU that works, by a sum."""
+    """Return whether there is a compiler for the CPU that works, by a sum."""
     try:
         torch.compile(lambda number: number + 1)(torch.zeros(2))
     except Exception:  # no compiler, one that is too old, no headers, …
