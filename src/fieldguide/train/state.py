@@ -52,7 +52,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, step: Step | None, photos: int) -> None:
-        """Counts a step; None: its loss was not finite, and it was skipped."""
+        """Count a step; None: its loss was not finite, and it was skipped."""
         self.steps += 1
         if step is None:
             self.skipped += 1
