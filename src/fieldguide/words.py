@@ -1,12 +1,41 @@
 """Numbers and names in words, for messages and pages.
 
-Knows nothing of what it is that they tell of.
+Knows nothing of what they are about.
 """
+
+from collections.abc import Sequence
 
 
 def duration(seconds: float) -> str:
-    """Such as `3 h 5 min`, `12 min`, `40 s`."""
+    """Return a time such as `3 h 5 min`, `12 min`, `40 s`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share such as `92.8 %`, with a space at which no line is broken."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things: `1 photo`, `1,200 photos`, `2 classes`, `3 copies`."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{number:,} {noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return `a`, `a and b`, or `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names and the number of the others: `a, b, c and 5 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

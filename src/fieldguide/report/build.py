@@ -1,7 +1,7 @@
-"""From a run to its report: one page that needs no network, of sections that know a topic each.
+"""The report of a run: one page that needs no network, with a section for each topic.
 
-A run may be unfinished or failed, its photos gone: a section then says what is missing. What goes
-wrong in one section is told in its place, and the others are shown all the same.
+A run may be unfinished or failed, its photos gone: a section then says what is missing. An error in
+one section is shown in its place, beside the other sections.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Topic:
-    """A section to be: its anchor and heading where it cannot be made, and what makes it."""
+    """A section to make, with its anchor and heading in case that fails."""
 
     id: str
     title: str
@@ -39,7 +39,7 @@ class Topic:
 
 
 def topics(heat_maps: bool = True, folder: Path | None = None) -> tuple[Topic, ...]:
-    """The sections in their order, of a page that lies in `folder`, or in the run's."""
+    """Return the topics in their order, for a page in `folder`, or in the run's."""
     galleries = partial(mistakes.section, heat_maps=heat_maps, folder=folder)
     return (
         Topic("verdict", "Verdict", verdict.section),
@@ -61,11 +61,11 @@ def build(
     heat_maps: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Writes the report (RUN/report.html, or `out`) whole or not at all; returns where it is.
+    """Write the report (RUN/report.html, or `out`) whole or not at all; return its path.
 
-    `heat_maps` shows where the networks looked, for which the folds' weights look at photos again.
+    `heat_maps` show where the networks looked; for them the folds' weights see photos again.
     `progress` is called with the number of sections made, of `len(topics())`. Raises
-    `ResourceError` where the file cannot be written.
+    `ResourceError` if the file cannot be written.
     """
     place = out if out is not None else run.folder / REPORT
     sections = []
@@ -80,7 +80,7 @@ def build(
 
 
 def _made(topic: Topic, run: Run) -> Section:
-    """The section, or in its place what went wrong."""
+    """Return the section, or in its place the error."""
     try:
         return topic.make(run)
     except FieldguideError as error:

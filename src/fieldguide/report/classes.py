@@ -1,6 +1,6 @@
-"""Every class in one table: how well it is found, what it is taken for, what it looks like.
+"""Every class in one table: precision, recall, F1, the class it is confused with most, examples.
 
-Numbers first, from classes as numbers alone; then the table. Knows nothing of single mistakes.
+Numbers first, then the table. Knows nothing of single mistakes.
 """
 
 import math
@@ -12,10 +12,9 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from fieldguide.analysis import metrics
 from fieldguide.report import pictures
+from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import Section, fragment
 from fieldguide.runs.run import Run
 
@@ -32,7 +31,7 @@ _Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share, and the interval that holds the true one 95 times in 100."""
+    """A share and its 95 % interval."""
 
     value: float
     low: float
@@ -41,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Confused:
-    """The class that one is confused with most: photos of it taken for the other, and back."""
+    """The class that another is confused with most, and the photos confused either way."""
 
     other: int
     taken_for: int
@@ -50,10 +49,10 @@ class Confused:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """One class. A share is None where there is no photo to take it of, never 0."""
+    """A class. A share is None if there is no photo to measure it on, never 0."""
 
     number: int
-    photos: int  # of the class, among those that are judged
+    photos: int  # of the class, in the folds that are done
     precision: Share | None
     recall: Share | None
     f1: Share | None
@@ -69,17 +68,17 @@ class _Line:
 
 
 def section(run: Run) -> Section:
-    """The table of all classes."""
+    """Return the table of all classes."""
     if not run.done:
         return Section("classes", TITLE, fragment("classes.html", photos=0))
-    photos = np.concatenate([run.folds[fold].test for fold in run.judged])
-    groups = _groups(run, photos)
-    targets = run.targets[photos]
-    predicted = np.concatenate([logits.argmax(axis=1) for logits in run.judged.values()])
-    rows = class_rows(targets, predicted, len(run.classes))
+    judged = judge(run)
+    photos, targets = judged.photos, judged.targets
+    group_of = groups(run, photos)
+    rows = class_rows(targets, judged.predicted, len(run.classes))
     each, pictured = shown_classes(rows)
-    typical = typical_photos(targets, _own_probabilities(run), groups, each)
-    shown = {number: _pictures(run, photos[typical[number]]) for number in pictured}
+    own = judged.probabilities[np.arange(len(photos)), targets]
+    typical = typical_photos(targets, own, group_of, each)
+    shown = {number: _pictures(run, photos[typical[number]].tolist()) for number in pictured}
     body = fragment(
         "classes.html",
         lines=[_line(run, row, shown) for row in rows],
@@ -88,7 +87,7 @@ def section(run: Run) -> Section:
         planned=run.recipe.folds,
         pictured=len(pictured),
         each=each,
-        grouped=len(set(groups)) < len(photos),
+        grouped=len(set(group_of)) < len(photos),
     )
     return Section("classes", TITLE, body)
 
@@ -99,7 +98,7 @@ def section(run: Run) -> Section:
 def class_rows(
     targets: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int
 ) -> list[ClassRow]:
-    """One row for each class, by number."""
+    """Return a row for each class, by number."""
     true = np.bincount(targets, minlength=classes).tolist()
     called = np.bincount(predicted, minlength=classes).tolist()
     right = np.bincount(targets[targets == predicted], minlength=classes).tolist()
@@ -118,10 +117,10 @@ def class_rows(
 
 
 def share(right: int, of: int) -> Share | None:
-    """right / of with Wilson's interval; None of nothing.
+    """Return right / of with Wilson's interval; None if `of` is 0.
 
-    The shares p whose own standard error explains what was seen: |right/of - p| ≤ z √(p(1-p)/of).
-    Never empty and never beyond 0 and 1, but narrower than the truth where photos come in groups.
+    The interval holds the shares p with |right/of - p| ≤ z √(p(1-p)/of). It is never empty and
+    stays within 0 and 1, but is too narrow if photos come in groups.
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal
     of the American Statistical Association 22, 1927.
     """
@@ -135,11 +134,11 @@ def share(right: int, of: int) -> Share | None:
 
 
 def f1_share(right: int, called: int, true: int) -> Share | None:
-    """F1 = 2 · right / (called + true) with an interval; None where no photo is of or called it.
+    """Return F1 = 2 · right / (called + true) with an interval; None if called + true is 0.
 
-    F1 = 2 j / (1 + j) rises with j = right / (called + true - right), the share right of the photos
-    that are of the class or called so. So Wilson's interval for j, bent in the same way, is one
-    for F1: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1 Score: A
+    F1 = 2 j / (1 + j) rises with j = right / (called + true - right), the share of correct ones
+    among the photos that are of the class or predicted as it. So Wilson's interval for j,
+    transformed in the same way, is an interval for F1: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1 Score: A
     Comparison of Four Methods", 2023, arXiv 2309.14621. Unlike a bootstrap's, it keeps its width
     where a class has few photos that are all right or all wrong.
     """
@@ -153,9 +152,9 @@ def f1_share(right: int, called: int, true: int) -> Share | None:
 def most_confused(
     targets: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"]
 ) -> dict[int, Confused]:
-    """For each class that is confused at all, with which most, both ways taken together.
+    """Return, by class, the other class that it is confused with most, counting both ways.
 
-    Of equal ones the smallest number. Never holds a table of classes².
+    Ties go to the smallest number. Needs no table of classes².
     """
     wrong = np.flatnonzero(targets != predicted)
     pairs, counts = np.unique(
@@ -178,9 +177,9 @@ def typical_photos(
     groups: Sequence[str],
     each: int,
 ) -> Mapping[int, list[int]]:
-    """For each class the rows of up to `each` photos whose own class is most probable.
+    """Return, by class, the rows of up to `each` photos whose true class is most probable.
 
-    Only one of a group, as copies would show the same twice.
+    Only one photo of a group counts, as copies would show the same twice.
     """
     found: dict[int, list[int]] = defaultdict(list)
     seen: dict[int, set[str]] = defaultdict(set)
@@ -193,7 +192,7 @@ def typical_photos(
 
 
 def shown_classes(rows: Sequence[ClassRow], most: int = PICTURES) -> tuple[int, list[int]]:
-    """How many thumbnails a class gets, and which classes: with too many, those of lowest F1."""
+    """Return the thumbnails of a class and the classes that get some; of many, those of lowest F1."""
     each = max(min(MOST_PICTURES, most // len(rows)), 1)
     worst = sorted(rows, key=lambda row: (row.f1.value if row.f1 else 2.0, row.number))
     return each, [row.number for row in worst[: most // each]]
@@ -211,24 +210,10 @@ def _line(run: Run, row: ClassRow, shown: Mapping[int, tuple[Markup, ...]]) -> _
     )
 
 
-def _pictures(run: Run, photos: NDArray[np.int64]) -> tuple[Markup, ...]:
-    """Thumbnails of what can be read of the class; they are decoration, and silent."""
+def _pictures(run: Run, photos: Sequence[int]) -> tuple[Markup, ...]:
+    """Return thumbnails of the photos that can be read; they are decoration, without alt text."""
     chosen = [run.catalog.photos[number] for number in photos]
     found = [
         pictures.picture(run.catalog.file(photo), SIDE, sha256=photo.sha256) for photo in chosen
     ]
     return tuple(pictures.image(shown, "") for shown in found if shown.uri)
-
-
-def _own_probabilities(run: Run) -> Float[np.ndarray, " n"]:
-    """Of each judged photo's own class; a fold at a time, as tables of many classes are large."""
-    found = [
-        metrics.softmax(logits)[np.arange(len(logits)), run.targets[run.folds[fold].test]]
-        for fold, logits in run.judged.items()
-    ]
-    return np.concatenate(found)
-
-
-def _groups(run: Run, photos: NDArray[np.int64]) -> list[str]:
-    chosen = [run.catalog.photos[number] for number in photos]
-    return [photo.group or photo.path for photo in chosen]

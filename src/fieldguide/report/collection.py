@@ -1,7 +1,7 @@
-"""The collection: how many photos of what, how large, what the check found, how folds share them.
+"""The collection: photos by class, sizes, findings of the check, the folds, and a training batch.
 
-And the photos as training saw them: the first batch of the first epoch, drawn again. Counting is
-done in pure functions; charts and words come after. Knows nothing of predictions.
+The batch is the first one of the first epoch, drawn again. Counting is done in pure functions;
+charts and words come after. Knows nothing of predictions.
 """
 
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 
 TITLE = "Collection"
-FINDINGS = "findings.csv"  # what the check found when the fit began
+FINDINGS = "findings.csv"  # of the check when the fit began
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
 
 NAMED_BARS = 40  # classes whose bars can carry their names (taste)
@@ -39,7 +39,7 @@ NAMED_FILES = 10  # of one kind of finding
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Shorter sides in pixels of the photos looked at, and why some could not be read."""
+    """The shorter sides in pixels of some photos, and why others could not be read."""
 
     shorter_sides: tuple[int, ...]
     asked: int
@@ -48,7 +48,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One kind of thing that the check found, how often, and where: paths with reasons."""
+    """A kind of finding of the check, its number, and examples: paths with reasons."""
 
     kind: str
     times: int
@@ -58,7 +58,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a fold tests: photos and groups, and of how many classes how few and how many."""
+    """The photos that a fold tests: their number, groups, classes, and extremes of a class."""
 
     fold: int
     photos: int
@@ -70,14 +70,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture of a training batch with the classes it counts as, and to what share."""
+    """A picture of a training batch with the weights of the classes in its target."""
 
     picture: Markup
     shares: tuple[tuple[str, str], ...]
 
 
 def section(run: Run) -> Section:
-    """Counts, sizes, findings, folds and a training batch."""
+    """Return counts, sizes, findings, folds and a training batch."""
     counts = class_counts(run.catalog)
     sizes = look_at(run)
     found, told = findings(run)
@@ -106,13 +106,13 @@ def section(run: Run) -> Section:
 
 
 def class_counts(catalog: Catalog) -> list[tuple[str, int]]:
-    """Classes with their training photos, the most first; of equal ones by name."""
+    """Return classes with their training photos, the largest first, ties by name."""
     counts = Counter(photo.label or "" for photo in catalog.photos if photo.split == "train")
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def part_counts(catalog: Catalog) -> list[tuple[str, int, int]]:
-    """Each part of the collection that has photos, how many, and of how many classes."""
+    """Return each part of the collection that has photos, with its photos and classes."""
     parts = [(split, catalog.part(split)) for split in ("train", "val", "test")]
     return [
         (split, len(part), len({photo.label for photo in part.photos if photo.label is not None}))
@@ -139,7 +139,7 @@ def _long_tailed(counts: Sequence[tuple[str, int]]) -> bool:
 
 
 def counts_chart(counts: Sequence[tuple[str, int]]) -> alt.TopLevelMixin:
-    """Bars with names, or for many classes by rank; points on a logarithm for a long tail."""
+    """Draw bars with names, or for many classes by rank; points on a log scale for a long tail."""
     rows = [
         {"class": name, "photos": count, "rank": rank}
         for rank, (name, count) in enumerate(counts, start=1)
@@ -172,7 +172,7 @@ def counts_chart(counts: Sequence[tuple[str, int]]) -> alt.TopLevelMixin:
 
 
 def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
-    """The shorter sides of all photos, or of `most` drawn at random."""
+    """Measure the shorter sides of all photos, or of `most` drawn at random."""
     photos = run.catalog.photos
     chosen = np.arange(len(photos))
     if len(photos) > most:
@@ -190,7 +190,7 @@ def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
 
 
 def _shorter_side(path: Path) -> int | str:
-    """Pixels of the upright picture, or why it cannot be read."""
+    """Return the shorter side in pixels, or why the photo cannot be read."""
     try:
         frame = pixels.decode(pixels.read(path), shorter_side=1, truncated="keep")
     except UnreadablePhoto as error:
@@ -199,7 +199,7 @@ def _shorter_side(path: Path) -> int | str:
 
 
 def binned(values: Sequence[int], bins: int = BINS) -> list[tuple[int, int, int]]:
-    """(first, beyond the last, how many) for ranges of whole numbers of about equal width."""
+    """Return (first, beyond the last, number) of ranges of whole numbers of about equal width."""
     low, high = min(values), max(values) + 1
     edges = np.unique(np.linspace(low, high, min(bins, high - low) + 1).round().astype(np.int64))
     counts, _ = np.histogram(np.array(values), edges)
@@ -222,7 +222,7 @@ def _sizes_figure(sizes: Sizes, run: Run) -> Markup:
 
 
 def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
-    """A histogram of shorter sides, and where the network's own size lies in it."""
+    """Draw a histogram of shorter sides, with a line at the network's own size."""
     rows = [
         {"from": first, "below": beyond, "photos": count}
         for first, beyond, count in binned(sides)
@@ -247,11 +247,11 @@ def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
     return both
 
 
-# --- what the check found -------------------------------------------------------------------------
+# --- findings of the check ------------------------------------------------------------------------
 
 
 def findings(run: Run) -> tuple[list[Found], str]:
-    """What was found before training, by kind, and from where it is known."""
+    """Return the findings before training, by kind, and why not from the table, if so."""
     place = run.folder / FINDINGS
     if place.is_file():
         try:
@@ -264,7 +264,7 @@ def findings(run: Run) -> tuple[list[Found], str]:
 
 
 def read_findings(place: Path) -> list[Found]:
-    """The table of findings by kind, in its order; raises `DataError` where it is none."""
+    """Read the table of findings by kind, in its order; raise `DataError` if it is none."""
     table = read_cells(place)
     if table.header != _FINDING_COLUMNS:
         raise DataError(f"its columns are not {', '.join(_FINDING_COLUMNS)}")
@@ -283,7 +283,7 @@ def read_findings(place: Path) -> list[Found]:
 
 
 def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
-    """What the catalog of a run tells by itself: what was left out, copies, groups, leaks."""
+    """Return findings from the catalog alone: photos left out, copies, groups, leaks."""
     left_out = photos_found - len(catalog)
     found = [Found("left-out", left_out, (), "their names were not kept")] if left_out > 0 else []
     found += _copies(catalog)
@@ -302,13 +302,13 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
             )
         )
     if leaking:
-        hint = "scores on these parts would flatter: such photos are left out of them"
+        hint = "scores on these parts would be optimistic: such photos are left out of them"
         found.append(Found("leaks", len(leaking), _named(leaking), hint))
     return found
 
 
 def _copies(catalog: Catalog) -> list[Found]:
-    """Files that are there more than once, and those of them with several labels."""
+    """Return files that occur more than once, and those of them with several labels."""
     same: dict[str, list[Photo]] = defaultdict(list)
     for photo in catalog.photos:
         if photo.sha256:
@@ -322,12 +322,12 @@ def _copies(catalog: Catalog) -> list[Found]:
 
 
 def _leaks(photos: Sequence[Photo]) -> bool:
-    """Whether a photo that is trained on is akin to one of another part."""
+    """Return whether training photos are related to photos of another part."""
     return any(p.split == "train" for p in photos) and any(p.split != "train" for p in photos)
 
 
 def _named(clusters: Sequence[Sequence[Photo]]) -> tuple[tuple[str, str], ...]:
-    """The first photo of each cluster, and how it is said what else is in it."""
+    """Return the first photo of each cluster, and a text that names another."""
     return tuple(
         (photos[0].path, f"and {photos[1].path}" + (", …" if len(photos) > 2 else ""))
         for photos in clusters[:NAMED_FILES]
@@ -340,7 +340,7 @@ def _named(clusters: Sequence[Sequence[Photo]]) -> tuple[tuple[str, str], ...]:
 def fold_table(
     catalog: Catalog, classes: Sequence[str], folds: int
 ) -> Int[np.ndarray, "folds classes"]:
-    """How many photos of each class each fold tests."""
+    """Count the photos of each class that each fold tests."""
     numbers = {name: number for number, name in enumerate(classes)}
     table = np.zeros((folds, len(classes)), dtype=np.int64)
     for photo in catalog.photos:
@@ -350,7 +350,7 @@ def fold_table(
 
 
 def fold_shares(catalog: Catalog, table: Int[np.ndarray, "folds classes"]) -> list[Share]:
-    """One row for each fold."""
+    """Return a row for each fold."""
     groups: dict[int, set[str]] = defaultdict(set)
     for photo in catalog.photos:
         if photo.split == "train" and photo.fold is not None:
@@ -369,7 +369,7 @@ def fold_shares(catalog: Catalog, table: Int[np.ndarray, "folds classes"]) -> li
 
 
 def _apart(classes: Sequence[str], table: Int[np.ndarray, "folds classes"]) -> tuple[str, int, int]:
-    """The class that folds share most unevenly, its fewest and its most photos in a fold."""
+    """Return the class spread least evenly over the folds, its fewest and most photos in a fold."""
     number = int((table.max(axis=0) - table.min(axis=0)).argmax())
     return classes[number], int(table[:, number].min()), int(table[:, number].max())
 
@@ -378,7 +378,7 @@ def _apart(classes: Sequence[str], table: Int[np.ndarray, "folds classes"]) -> t
 
 
 def _examples(run: Run) -> tuple[list[Example], str]:
-    """The first pictures that fold 0 trained on, and why there are none."""
+    """Return the first pictures that fold 0 trained on, or why there are none."""
     try:
         images, shares = training_batch(run)
     except FieldguideError as error:
@@ -390,10 +390,10 @@ def _examples(run: Run) -> tuple[list[Example], str]:
 def training_batch(
     run: Run,
 ) -> tuple[UInt8[np.ndarray, "n size size 3"], Float[np.ndarray, "n classes"]]:
-    """The first batch of fold 0, replica 1, epoch 1, to the pixel, and the classes it counts as.
+    """Return the first batch of fold 0, replica 1, epoch 1, to the pixel, and its targets.
 
-    Drawn again from the run's seed: crops, colours, policy and mixing. Raises `FieldguideError`
-    where photos are gone or the run's start cannot be read.
+    Crops, colours, policy and mixing are drawn again from the run's seed. Raises `FieldguideError`
+    if photos are gone or the run's start cannot be read.
     """
     import torch  # takes seconds, and so do the modules that need it
 

@@ -1,10 +1,9 @@
 """A comparison of recipes as a page and as figures: the table, accuracy by epoch, the differences.
 
-The records at the top are what is known of a comparison, finished or not; `compare.results` fills
-them in. Knows nothing of runs, photos or how trials are trained.
+The records at the top hold a comparison, finished or not; `compare.results` fills them in. Knows
+nothing of runs, photos or how trials are trained.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +15,20 @@ from markupsafe import Markup
 from fieldguide.analysis.paired import LEVEL, Contrast
 from fieldguide.report import curves, figures, page
 from fieldguide.report.curves import Mean
-from fieldguide.report.page import Section, figure, fragment, inline, percent
+from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
 from fieldguide.storage import files
+from fieldguide.words import duration, listed, percent
 
 TITLE = "Comparison"
-BASE = "base"  # what the base is called, unless it is an experiment of its own
-PREPARED = "prepared.json"  # what a folder with a comparison is known by
+BASE = "base"  # the name of the base, unless it is an experiment of its own
+PREPARED = "prepared.json"  # the file that marks the folder of a comparison
 PAGE = "compare.html"
 FIGURE = "compare"  # .png and .svg: accuracy by epoch
 DIFFERENCES = "differences"
 
 Status = Literal["complete", "unfinished", "failed", "not begun"]
 
-# Groups below which a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
+# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
 FEW_GROUPS = 30
 
 LETTERS = 44  # of a trial's name in charts and the table; the list has all of it (taste)
@@ -47,11 +47,11 @@ BETTER, WORSE = "#0072B2", "#D55E00"
 
 @dataclass(frozen=True)
 class Row:
-    """One trial. What is not known yet is None.
+    """A trial; values not known yet are None.
 
-    `changes` are the settings in which it differs from the base; `folder` that of its run, below
-    the comparison's. Accuracy, its 95 % interval, log loss and the seconds of training are over
-    the folds that are done; `contrast` is against the base, once both are complete.
+    `changes` are the settings in which it differs from the base; `folder` is its run's, below the
+    comparison's. Accuracy, its 95 % interval, log loss and seconds of training are over the folds
+    that are done; `contrast` is against the base, once both are complete.
     """
 
     name: str
@@ -69,11 +69,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Winner:
-    """The complete trial that is right most often, of so many.
+    """The most accurate complete trial, of a number of `trials`.
 
-    Its own `accuracy` is optimistic, as it was chosen on the same photos; `corrected` is what
-    choosing the best in this way is worth on photos that had no say
-    (`analysis.paired.bias_corrected_best`).
+    Its own `accuracy` is optimistic, as it was chosen on the same photos; `corrected` is the
+    accuracy of such a choice on other photos (`analysis.paired.bias_corrected_best`).
     """
 
     name: str
@@ -84,10 +83,10 @@ class Winner:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trials on the same photos and folds, the base first.
+    """The trials on the same photos and folds, the base first.
 
-    `curves` are accuracies of the merged models on test photos, by trial and epoch; `stop` is how
-    the base chooses epochs; `notes` is what else must be told of this comparison.
+    `curves` are accuracies of the merged models on test photos, by trial and epoch; `stop` is the
+    base's choice of epochs; `notes` are shown with the comparison.
     """
 
     rows: tuple[Row, ...]
@@ -101,7 +100,7 @@ class Comparison:
 
 
 def build(comparison: Comparison, folder: Path) -> Path:
-    """Writes compare.html into `folder`, and the chart as compare.png and .svg; the page's path."""
+    """Write compare.html, compare.png and compare.svg into `folder`; return the page's path."""
     chart = charts(comparison).get(FIGURE)
     if chart is not None:
         for kind, content in figures.drawn(chart).items():
@@ -110,7 +109,7 @@ def build(comparison: Comparison, folder: Path) -> Path:
 
 
 def write_page(comparison: Comparison, folder: Path, out: Path | None = None) -> Path:
-    """Writes the page of the comparison in `folder` there, or as `out`; where it is."""
+    """Write the page of the comparison in `folder`, there or as `out`; return its path."""
     title = f"Comparison of recipes: {folder.resolve().name}"
     place = out if out is not None else folder / PAGE
     text = page.page(title, [section(comparison)], page.chart_libraries())
@@ -119,7 +118,7 @@ def write_page(comparison: Comparison, folder: Path, out: Path | None = None) ->
 
 
 def section(comparison: Comparison) -> Section:
-    """The page's only section."""
+    """Return the page's only section."""
     body = fragment(
         "comparison.html",
         of=comparison,
@@ -140,20 +139,20 @@ def section(comparison: Comparison) -> Section:
 
 
 def lead(comparison: Comparison) -> str:
-    """What came out, in a sentence or two."""
+    """Return the result in a few sentences."""
     base, *others = comparison.rows
     if base.accuracy is None or base.status != "complete":
-        return f"{_base(base)} is not complete yet, so that nothing can be compared to it."
-    said = f"{_base(base)} names {percent(base.accuracy)} of photos rightly."
+        return f"{_base(base)} is not complete yet, so nothing can be compared with it."
+    said = f"{_base(base)} classifies {percent(base.accuracy)} of photos correctly."
     compared = [(_short(row.name), row.contrast) for row in others if row.contrast]
     alike = [name for name, found in compared if found.verdict == "no difference shown"]
     if not compared:
         return f"{said} No other trial is complete yet."
     if len(alike) == len(compared):
         which = "the other trial" if len(alike) == 1 else f"any of {len(alike)} other trials"
-        return f"{said} No difference to it is shown for {which}."
+        return f"{said} No difference from it is shown for {which}."
     parts = [
-        f"Shown to be {verdict}: {_listed(named)}."
+        f"Shown to be {verdict}: {listed(named)}."
         for verdict in ("better", "worse")
         if (
             named := [
@@ -163,67 +162,56 @@ def lead(comparison: Comparison) -> str:
             ]
         )
     ]
-    parts += [f"No difference is shown for {_listed(alike)}."] if alike else []
+    parts += [f"No difference is shown for {listed(alike)}."] if alike else []
     return " ".join([said, *parts])
 
 
 def warning(comparison: Comparison) -> str:
-    """That the winner's own score flatters, and what choosing it is worth."""
+    """Return a warning that the winner's own score is optimistic, and the corrected one."""
     winner = comparison.winner
     if winner is None:
         return ""
     return (
-        f"The trial {_short(winner.name)} is right most often of {winner.trials}. Its own"
-        f" {percent(winner.accuracy)} is optimistic: it was chosen on the same photos that it is"
-        f" judged by. Choosing the best in this way is worth {percent(winner.corrected)}, where the"
-        " photos that judge had no say in the choice (bias-corrected by bootstrap)."
+        f"The trial {_short(winner.name)} is the most accurate of {winner.trials}. Its own"
+        f" {percent(winner.accuracy)} is optimistic, as it was chosen on the same photos. The"
+        f" accuracy of such a choice on other photos is {percent(winner.corrected)} (bias-corrected"
+        " by bootstrap)."
     )
 
 
 def luck(comparison: Comparison) -> str:
-    """How much the base hangs on its seed, where it was tried with others; else nothing."""
+    """Return how much the base depends on its seed, if others were tried; else nothing."""
     base, *others = comparison.rows
     seeds = [row for row in others if row.changes.keys() == {"seed"}]
     tried = [row.accuracy for row in (base, *seeds) if row.status == "complete" and row.accuracy]
     if len(tried) < 2 or base.status != "complete":
         return ""
     return (
-        f"With {len(tried)} seeds the base is right for {percent(min(tried))} to"
-        f" {percent(max(tried))} of photos. So large a difference between other trials can be the"
-        " luck of a seed too, also where it is shown that their networks differ."
+        f"With {len(tried)} seeds the base classifies {percent(min(tried))} to"
+        f" {percent(max(tried))} of photos correctly. The seed alone can explain a difference of"
+        " this size between other trials, even a significant one."
     )
 
 
 def signed(difference: float, digits: int = 1) -> str:
-    """A difference of shares in percentage points, such as `+2.1` or `−0.3`."""
+    """Return a difference of shares in percentage points, such as `+2.1` or `−0.3`."""
     text = f"{100 * difference:+.{digits}f}"
     return text.replace("-", "−") if float(text) else text[1:]
 
 
 def shown_p(p: float) -> str:
-    """A p-value with as many digits as matter."""
+    """Return a p-value with the digits that matter."""
     if p < 0.001:
         return "< 0.001"
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def shown_time(seconds: float) -> str:
-    """Such as `12 s`, `8 min` or `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _base(base: Row) -> str:
     return "The base" if base.name == BASE else f"The base, {base.name},"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
-
-
 def _line(row: Row, is_base: bool) -> dict[str, Any]:
-    """A row of the table, as texts; what is not known is a dash."""
+    """Return a row of the table as texts, with dashes for unknown values."""
     contrast = row.contrast
     return {
         "row": row,
@@ -232,7 +220,7 @@ def _line(row: Row, is_base: bool) -> dict[str, Any]:
         "accuracy": _or_dash(row.accuracy, percent),
         "interval": " to ".join(map(percent, row.interval)) if row.interval else "–",
         "log_loss": _or_dash(row.log_loss, lambda value: f"{value:.3f}"),
-        "seconds": _or_dash(row.seconds, shown_time),
+        "seconds": _or_dash(row.seconds, duration),
         "difference": signed(contrast.difference) if contrast else "–",
         "range": f"{signed(contrast.low)} to {signed(contrast.high)}" if contrast else "–",
         "p": shown_p(contrast.p) if contrast else "–",
@@ -254,7 +242,7 @@ def _different_lengths(comparison: Comparison) -> bool:
 
 
 def labels(rows: Sequence[Row], folds: int) -> dict[str, str]:
-    """What charts call each trial: cut to a length, no two alike, with the folds that are done."""
+    """Return short, distinct names of the trials for charts, with the folds that are done."""
     found: dict[str, str] = {}
     for row in rows:
         short = _short(row.name)
@@ -273,7 +261,7 @@ def _short(name: str) -> str:
 
 
 def epochs_chart(comparison: Comparison) -> alt.LayerChart:
-    """Accuracy of every trial's merged model by epoch; the chart has no width of its own."""
+    """Draw the accuracy of every trial's merged model by epoch; no width of its own."""
     names = labels(comparison.rows, comparison.folds)
     drawn = [row for row in comparison.rows if comparison.curves.get(row.name)]
     values = [
@@ -285,16 +273,16 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(title="accuracy on test photos", format=".1~%", tickCount=7),
     )
-    looks = _looks([names[row.name] for row in drawn], names[comparison.rows[0].name])
+    look = _looks([names[row.name] for row in drawn], names[comparison.rows[0].name])
     chosen = alt.selection_point(name="chosen", fields=["trial"], bind="legend")
     seen = alt.condition(chosen, alt.value(1.0), alt.value(0.15))
-    base = alt.Chart().encode(x=x, y=y, color=looks["color"], opacity=seen)
+    base = alt.Chart().encode(x=x, y=y, color=look["color"], opacity=seen)
     thick = alt.condition(
         alt.datum.trial == names[comparison.rows[0].name], alt.value(3.5), alt.value(1.8)
     )
     lines = base.mark_line().encode(strokeWidth=thick)
     points = base.mark_point(filled=True, size=60).encode(
-        shape=looks["shape"],
+        shape=look["shape"],
         tooltip=[
             alt.Tooltip("trial:N"),
             alt.Tooltip("epoch:Q", format="d"),
@@ -309,7 +297,7 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
 
 
 def differences_chart(comparison: Comparison) -> alt.LayerChart:
-    """Each difference to the base with its interval; no width of its own."""
+    """Draw each difference from the base with its interval; no width of its own."""
     names = labels(comparison.rows, comparison.folds)
     values = [
         {
@@ -324,17 +312,8 @@ def differences_chart(comparison: Comparison) -> alt.LayerChart:
         if row.contrast
     ]
     verdicts = ["better", "worse", "no difference shown"]
-    legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
-    color = alt.Color(
-        "verdict:N",
-        scale=alt.Scale(domain=verdicts, range=[BETTER, WORSE, curves.NEUTRAL]),
-        legend=legend,
-    )
-    shape = alt.Shape(
-        "verdict:N",
-        scale=alt.Scale(domain=verdicts, range=["triangle-right", "triangle-left", "circle"]),
-        legend=legend,
-    )
+    colors = [BETTER, WORSE, curves.NEUTRAL]
+    look = looks("verdict:N", verdicts, colors, ["triangle-right", "triangle-left", "circle"])
     tooltip = [
         alt.Tooltip("trial:N"),
         alt.Tooltip("verdict:N"),
@@ -352,18 +331,20 @@ def differences_chart(comparison: Comparison) -> alt.LayerChart:
     shown = "(datum.value > 0 ? '+' : '') + format(datum.value, '~g')"
     axis = alt.Axis(title="difference, percentage points", labelExpr=shown, tickCount=8)
     x = alt.X("low:Q", axis=axis, scale=alt.Scale(padding=16))
-    base = alt.Chart().encode(y=y, color=color, tooltip=tooltip)
+    base = alt.Chart().encode(y=y, color=look["color"], tooltip=tooltip)
     zero = alt.Chart(inline([{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.8)
     layers = (
         zero.encode(x="zero:Q", color=alt.value(curves.NEUTRAL)),
         base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q"),
-        base.mark_point(filled=True, size=130, opacity=1).encode(x="difference:Q", shape=shape),
+        base.mark_point(filled=True, size=130, opacity=1).encode(
+            x="difference:Q", shape=look["shape"]
+        ),
     )
     return alt.LayerChart(data=inline(values), layer=layers, height=ROW * len(values) + 20)
 
 
 def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
-    """The charts that there are, with a width for papers, by the name of their file."""
+    """Return the charts by the name of their file, with a width for papers."""
     found = {}
     if any(comparison.curves.values()):
         found[FIGURE] = epochs_chart(comparison)
@@ -376,32 +357,23 @@ def _point(label: str, mean: Mean) -> dict[str, Any]:
     return {
         "trial": label,
         "epoch": mean.epoch,
-        "accuracy": _rounded(mean.mean),
-        "low": _rounded(mean.low),
-        "high": _rounded(mean.high),
+        "accuracy": rounded(mean.mean),
+        "low": rounded(mean.low),
+        "high": rounded(mean.high),
         "folds": mean.folds,
     }
 
 
-def _rounded(value: float) -> float:
-    assert math.isfinite(value)
-    return float(f"{value:.5g}")
-
-
 def _looks(names: Sequence[str], base: str) -> dict[str, Any]:
-    """Colour and shape of each trial, in one legend; the base is a grey circle."""
+    """Return colour and shape of each trial, in one legend; the base is a grey circle."""
     others = [name for name in names if name != base]
-    colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(others)}
-    shapes = {name: SHAPES[n % len(SHAPES)] for n, name in enumerate(others)}
-    legend = alt.Legend(title=None, orient="top", symbolOpacity=1, columns=3, labelLimit=220)
-
-    def scale(of: Mapping[str, Any], base_value: Any) -> alt.Scale:
-        return alt.Scale(domain=list(names), range=[of.get(name, base_value) for name in names])
-
-    return {
-        "color": alt.Color("trial:N", scale=scale(colors, curves.NEUTRAL), legend=legend),
-        "shape": alt.Shape("trial:N", scale=scale(shapes, "circle"), legend=legend),
+    marks = {
+        name: (COLORS[n % len(COLORS)], SHAPES[n % len(SHAPES)]) for n, name in enumerate(others)
     }
+    colors, shapes = zip(
+        *(marks.get(name, (curves.NEUTRAL, "circle")) for name in names), strict=True
+    )
+    return looks("trial:N", names, colors, shapes, columns=3, labelLimit=220)
 
 
 def _epochs_figure(comparison: Comparison) -> Markup | None:
@@ -432,6 +404,6 @@ def _differences_figure(comparison: Comparison) -> Markup | None:
     ]
     return figure(
         differences_chart(comparison),
-        caption="Difference of each trial to the base on the same photos, with its 95 % interval.",
+        caption="Difference of each trial from the base on the same photos, with its 95 % interval.",
         description=f"Differences in percentage points: {'; '.join(said)}.",
     )

@@ -1,7 +1,7 @@
-"""Which classes are taken for which: the confusion matrix, in an order that shows it, and photos.
+"""The confusion matrix, in an order that groups confused classes, and the most confused pairs.
 
-Every photo is judged by the fold that did not train on it. Numbers first (`seriated`, `matrix`,
-`example`), then the chart and the pairs. Knows nothing of how folds are trained, nor of torch.
+Numbers first (`seriated`, `matrix`, `example`), then the chart and the pairs. Knows nothing of how
+folds are trained, nor of torch.
 """
 
 import unicodedata
@@ -18,15 +18,15 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
 from fieldguide.report import pictures
 from fieldguide.report.curves import COLORS, MERGED_COLOR
+from fieldguide.report.judged import Judged, judge
 from fieldguide.report.page import Section, figure, fragment, inline
 from fieldguide.runs.run import Run
 
-# Classes in the matrix; of more, those with the most confusions. A thousand are ordered in about a
-# second, and take a pixel each (taste).
+# Classes in the matrix; of more, those with the most confusions. Ordering a thousand takes about a
+# second, and each takes a pixel (taste).
 DRAWN_CLASSES = 1000
 
 PAIRS = 12  # shown with photos (taste)
@@ -39,27 +39,12 @@ RANGES = ("moved_left", "moved_top")  # Vega-Lite's signals of the selection `mo
 _JOINERS = "\u200c\u200d"  # between letters of Persian and parts of emoji: these are meant
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """Photos of the folds that are done, by their numbers in the catalog, and what was said."""
-
-    rows: Int[np.ndarray, " n"]
-    probabilities: Float[np.ndarray, "n classes"]
-    targets: Int[np.ndarray, " n"]
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """The most probable class of each."""
-        numbers: NDArray[np.int64] = self.probabilities.argmax(axis=1)
-        return numbers
-
-
 @dataclass(frozen=True)
 class Matrix:
     """The confusion matrix without its zeros.
 
-    `order` are the classes drawn, in their order; `cells` are (given, predicted, photos) as numbers
-    of classes; `support` the photos of every class.
+    `order` are the classes drawn; `cells` are (given, predicted, photos), with classes as numbers;
+    `support` the photos of every class.
     """
 
     order: tuple[int, ...]
@@ -81,15 +66,8 @@ class Example:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def judged(run: Run) -> Judged:
-    """The out-of-fold predictions of the folds that are done; at least one must be."""
-    rows = np.concatenate([run.folds[fold].test for fold in run.judged])
-    probabilities = metrics.softmax(np.concatenate(list(run.judged.values())))
-    return Judged(rows, probabilities, run.targets[rows])
-
-
 def matrix(known: Judged, most: int = DRAWN_CLASSES) -> Matrix:
-    """The confusion matrix, its classes in the order of `seriated`, at most `most` of them."""
+    """Return the confusion matrix with at most `most` classes, in the order of `seriated`."""
     classes = known.probabilities.shape[1]
     ways = known.targets * classes + known.predicted
     numbers, counts = np.unique(ways, return_counts=True)
@@ -111,14 +89,14 @@ def matrix(known: Judged, most: int = DRAWN_CLASSES) -> Matrix:
 
 
 def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
-    """An order of things in which similar ones stand together.
+    """Return an order of things in which similar ones stand together.
 
-    Groups are joined by average linkage (Sokal and Michener, 1958), the most similar two first, end
-    to end so that of the four ways the most similar things meet, as in Gruvaeus and Wainer, "Two
-    Additions to Hierarchical Cluster Analysis", 1972. What is similar to nothing comes last. Ties
-    go to the lower numbers, so the order is the same on every machine. `similar` is symmetric and
-    not negative; its diagonal does not count. On nature100 it puts half of all confusions next to
-    the diagonal, the Fiedler vector of the same graph a fifth.
+    Groups are joined by average linkage (Sokal and Michener, 1958), the most similar two first, at
+    the two ends that are most similar, as in Gruvaeus and Wainer, "Two Additions to Hierarchical
+    Cluster Analysis", 1972. Things similar to nothing come last. Ties go to the lower numbers, so
+    the order is the same on every machine. `similar` is symmetric and not negative; its diagonal
+    does not count. On nature100 it puts half of all confusions next to the diagonal, the Fiedler
+    vector of the same graph a fifth.
     """
     count = len(similar)
     link = similar.astype(np.float64)
@@ -139,10 +117,10 @@ def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
 
 
 def example(known: Judged, given: int, predicted: int) -> Example | None:
-    """The most telling photo of class `given` for a confusion with `predicted`.
+    """Return the photo of class `given` that best shows a confusion with `predicted`.
 
-    The one that is predicted so most surely; without any, the one most surely recognised; else the
-    one most surely predicted as anything. None where the class has no photo.
+    It is the one predicted so with most confidence; without any, the one classified correctly with
+    most confidence; else the most confident one. None if the class has no photo.
     """
     own = np.flatnonzero(known.targets == given)
     answers = known.predicted[own]
@@ -151,15 +129,15 @@ def example(known: Judged, given: int, predicted: int) -> Example | None:
             best = chosen[known.probabilities[chosen].max(axis=1).argmax()]
             answer = int(known.predicted[best])
             probability = float(known.probabilities[best, answer])
-            return Example(int(known.rows[best]), given, answer, probability)
+            return Example(int(known.photos[best]), given, answer, probability)
     return None
 
 
 def legible(name: str, length: int = NAME_LENGTH) -> str:
-    """A class name for a chart: one line, at most `length` letters wide, nothing invisible.
+    """Return a class name for a chart: one line, at most `length` letters wide, all visible.
 
-    White space becomes a blank, and what has no glyph or turns the direction of the text a `�`.
-    Chinese letters and emoji are as wide as two.
+    White space becomes a blank, and characters without a glyph or that turn the direction of the
+    text become `�`. Chinese letters and emoji are two wide.
     """
     line = "".join(_shown(letter) for letter in " ".join(name.split()))
     ends = list(accumulate(2 if _wide(letter) else 1 for letter in line))
@@ -184,14 +162,14 @@ def _most_confused(
     classes: int,
     most: int,
 ) -> NDArray[np.int64]:
-    """The classes with the most wrong photos, given or predicted, in the order of their numbers."""
+    """Return the classes with the most misclassified photos, given or predicted, by number."""
     wrong = np.where(given == predicted, 0, counts)
     of_class = np.bincount(given, wrong, classes) + np.bincount(predicted, wrong, classes)
     return np.sort(np.argsort(-of_class, kind="stable")[:most])
 
 
 def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]) -> list[int]:
-    """Both in a row, either turned round or not, so that the most similar ends meet."""
+    """Join both, each reversed or not, so that the most similar ends meet."""
     ways = [(one, other), (one, other[::-1]), (one[::-1], other), (one[::-1], other[::-1])]
     first, second = max(ways, key=lambda way: link[way[0][-1], way[1][0]])  # the first of equals
     return first + second
@@ -201,10 +179,10 @@ def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]
 
 
 def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH) -> alt.LayerChart:
-    """The matrix: a cell for each confusion that occurs, in one colour, the right ones in another.
+    """Draw the matrix: cells of confusions in one colour, of correct predictions in another.
 
-    Without width: as wide as the page. Places are numbers, so that it can be enlarged; their names
-    are looked up, of at most `letters` beside the matrix.
+    Without a width it is as wide as the page. Positions are numbers, so that it can be enlarged;
+    names are looked up, cut to `letters` beside the matrix.
     """
     place = {number: position for position, number in enumerate(found.order)}
     names = [legible(classes[number]) for number in found.order]
@@ -229,7 +207,7 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
         name="moved", bind="scales", encodings=["x", "y"], zoom="wheel![event.shiftKey]"
     )
     right = _cells(len(names), COLORS[0], None).transform_filter("datum.x === datum.y")
-    legend = alt.Legend(title="wrong", orient="top", format=".3~g")
+    legend = alt.Legend(title="misclassified", orient="top", format=".3~g")
     wrong = _cells(len(names), MERGED_COLOR, legend)
     wrong = wrong.transform_filter("datum.x !== datum.y").add_params(moved)
     drawn: alt.LayerChart = (
@@ -251,13 +229,13 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
 
 
 def _values(**lists: Sequence[str]) -> list[alt.Parameter]:
-    """Lists that expressions of the chart look up."""
+    """Return lists that expressions of the chart look up."""
     return [alt.param(name=name, value=list(values)) for name, values in lists.items()]
 
 
 def _cells(count: int, color: str, legend: alt.Legend | None) -> alt.Chart:
-    # The fainter a cell, the fewer photos; the faintest is still told from nothing. It is seen in
-    # light and dark alike, which no scale of colours is. A stroke keeps tiny cells visible.
+    # A fainter cell has fewer photos; the faintest still differs from nothing. Opacity works in
+    # light and dark alike, which no scale of colours does. A stroke keeps tiny cells visible.
     opacity = alt.Opacity(
         "value:Q", scale=alt.Scale(type="sqrt", range=[0.4, 1], zero=False), legend=legend
     )
@@ -286,7 +264,7 @@ def _scale(count: int, reverse: bool = False) -> alt.Scale:
 
 
 def _axis(title: str, count: int, angle: int) -> alt.Axis:
-    """Names in place of numbers; as many as there is room for."""
+    """Return an axis with names in place of numbers, as many as there is room for."""
     return alt.Axis(
         title=title,
         labelExpr="labels[datum.value] || ''",
@@ -305,12 +283,14 @@ def _axis(title: str, count: int, angle: int) -> alt.Axis:
 
 
 def section(run: Run) -> Section:
-    """The confusion matrix and the most confused pairs, of the folds that are done."""
+    """Return the confusion matrix and the most confused pairs of the folds that are done."""
     title = "Confusion"
     if not run.done:
-        missing = fragment("confusion.html", notes=["No fold is done yet: nothing was judged."])
+        missing = fragment(
+            "confusion.html", notes=["No fold is done yet: no photo has been judged."]
+        )
         return Section("confusion", title, missing)
-    known = judged(run)
+    known = judge(run)
     pairs = confused_pairs(known.probabilities, known.targets)
     body = fragment(
         "confusion.html",
@@ -325,12 +305,11 @@ def section(run: Run) -> Section:
 def _notes(run: Run, known: Judged, pairs: int) -> list[str]:
     wrong = int((known.predicted != known.targets).sum())
     found = (
-        f"{wrong:,} of {len(known.rows):,} photos were taken for another class, in {pairs:,} pairs"
-        " of classes."
+        f"{wrong:,} of {len(known.photos):,} photos are misclassified, in {pairs:,} pairs of classes."
         if wrong
-        else f"All {len(known.rows):,} photos were recognised."
+        else f"All {len(known.photos):,} photos are classified correctly."
     )
-    notes = [f"{found} Each was judged by the fold that did not train on it."]
+    notes = [f"{found} The fold that did not train on a photo judges it."]
     if len(run.done) < run.recipe.folds:
         notes.append(
             f"{len(run.done)} of {run.recipe.folds} folds are done: only their photos are counted."
@@ -348,10 +327,10 @@ def _figure(run: Run, known: Judged, pairs: Sequence[ConfusedPair]) -> Markup:
     most = "; ".join(_in_words(run, pair) for pair in pairs[:3])
     return figure(
         chart(found, run.classes),
-        caption="Given class down, predicted class across, confused classes side by side. Blue: "
-        "right; orange: wrong; the stronger, the more. Drag to move, turn the wheel with the shift"
-        " key held to enlarge, double-click to go back; or take the buttons, or where one of them"
-        f" has the focus the keys +, -, 0 and the arrows.{few}",
+        caption="Rows are given classes, columns predicted ones; confused classes stand side by"
+        " side. Blue is correct, orange misclassified; stronger colours mean more photos. Drag to"
+        " move, hold the shift key and turn the wheel to enlarge, double-click to reset; or use the"
+        f" buttons, or, if one has the focus, the keys +, -, 0 and the arrows.{few}",
         description=f"Confusion matrix of {len(found.order)} classes. "
         + (f"Most confused: {most}." if most else "Nothing was confused."),
         ranges=RANGES,
@@ -364,7 +343,7 @@ def _in_words(run: Run, pair: ConfusedPair) -> str:
 
 
 def _pair(run: Run, known: Judged, pair: ConfusedPair) -> Mapping[str, Any]:
-    """What the page tells of a pair."""
+    """Return the values that the page shows of a pair."""
     ways = ((pair.one, pair.other), (pair.other, pair.one))
     examples = [example(known, given, predicted) for given, predicted in ways]
     return {

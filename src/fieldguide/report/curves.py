@@ -1,8 +1,8 @@
 """Learning curves: loss and accuracy by epoch, of every replica and of the merged model.
 
-Reads the folds' histories, also that of a fold that is not done from its newest checkpoint. Numbers
-first (`read`, `averaged`, `at_kept`), then the charts. Knows nothing of how folds are trained, nor
-of torch.
+The histories of the folds, that of an unfinished fold from its newest checkpoint. Numbers first
+(`read`, `averaged`, `at_kept`), then the charts. Knows nothing of how folds are trained, nor of
+torch.
 """
 
 import csv
@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fieldguide.errors import ResourceError
-from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
@@ -45,9 +45,9 @@ _CHOSEN = "datum.view == folds"  # of the chart's parameter: what is shown
 class Point:
     """One model after one epoch (from 1) of a fold; None where it was not measured, or not finite.
 
-    A replica's is from before the merge. `distance` is how far the copies were from the anchor, in
-    the mean over tensors: a merged model's only. `train_accuracy` is a replica's only: the share of
-    the targets' mass under the highest logit while training, which not every run has recorded.
+    A replica is measured before the merge. `distance`, of merged models only, is the replicas'
+    distance from the anchor, the mean over tensors. `train_accuracy`, of replicas only, is the
+    share of the targets' mass under the highest logit while training; not every run records it.
     """
 
     fold: int
@@ -76,10 +76,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Curves:
-    """The histories of a run: of the folds that are done, and of those under way.
+    """The histories of the folds of a run that are done or under way.
 
-    `kept` is the epoch of each done fold whose weights were kept; `planned` the number of epochs
-    that the recipe asks for.
+    `kept` is the epoch of each done fold whose weights were kept; `planned` the recipe's epochs.
     """
 
     points: tuple[Point, ...]
@@ -89,12 +88,12 @@ class Curves:
 
     @property
     def models(self) -> list[str]:
-        """Replicas in their order, the merged model last."""
+        """The replicas in their order, then the merged model."""
         return sorted({point.model for point in self.points}, key=_model_order)
 
     @property
     def judged(self) -> list[Point]:
-        """What is averaged: the folds that are done, or while none is, those under way."""
+        """The points to average: of the folds that are done, or while none is, of those under way."""
         return [point for point in self.points if not self.kept or point.fold in self.kept]
 
 
@@ -102,7 +101,7 @@ class Curves:
 
 
 def read(run: Run) -> Curves:
-    """The curves of a run, finished or not; `ResourceError` where a file is damaged."""
+    """Return the curves of a run, finished or not; raise `ResourceError` if a file is damaged."""
     done = {fold: run.fold_folder(fold) for fold in run.done}
     points = [point for folder in done.values() for point in read_history(folder / "history.csv")]
     others = [fold for fold in range(run.recipe.folds) if fold not in done]
@@ -119,21 +118,21 @@ def read(run: Run) -> Curves:
 
 
 def read_history(path: Path) -> list[Point]:
-    """The rows of a fold's `history.csv`, its hash checked."""
+    """Read a fold's `history.csv` and check its hash."""
     return [_point(row) for row in read_table(path)]
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of a fold that is done, its hash checked."""
+    """Read a table of a fold that is done and check its hash."""
     files.verify(path.parent, [path.name])
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def checkpointed(folder: Path) -> Mapping[str, Any]:
-    """What the newest whole checkpoint of a fold tells in plain values; nothing without one.
+    """Return the plain values of a fold's newest whole checkpoint; empty without one.
 
-    Only its header is read: `history` and `merges` are rows as the fold's tables will hold them.
+    Only its header is read: `history` and `merges` are rows as in the fold's tables.
     """
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
         try:
@@ -146,7 +145,7 @@ def checkpointed(folder: Path) -> Mapping[str, Any]:
 
 
 def number(value: object) -> float | None:
-    """A cell as a finite number; None where it is empty or not finite."""
+    """Return a cell as a finite number; None if it is empty or not finite."""
     if value is None or value == "":
         return None
     found = float(str(value))
@@ -171,7 +170,7 @@ def _point(row: Mapping[str, Any]) -> Point:
 
 
 def _kept_epoch(folder: Path) -> int:
-    """The epoch, from 1, whose weights a done fold kept."""
+    """Return the epoch, from 1, whose weights a done fold kept."""
     files.verify(folder, ["predictions.npz"])
     content = io.BytesIO((folder / "predictions.npz").read_bytes())
     with np.load(content, allow_pickle=False) as arrays:
@@ -182,10 +181,10 @@ def _kept_epoch(folder: Path) -> int:
 
 
 def averaged(points: Iterable[Point]) -> list[Mean]:
-    """Each measure of each model by epoch: mean, lowest and highest of the folds that have it.
+    """Return each measure of each model by epoch: the mean, lowest and highest of the folds.
 
-    A replica that diverged in a fold has no value there, and folds may stop early: `folds` says how
-    many were averaged. Sorted by measure, model (merged last) and epoch.
+    A replica that diverged in a fold has no value there, and folds may stop early: `folds` is the
+    number averaged. Sorted by measure, model (merged last) and epoch.
     """
     values: dict[tuple[Measure, str, int], list[float]] = defaultdict(list)
     for point in points:
@@ -202,9 +201,9 @@ def averaged(points: Iterable[Point]) -> list[Mean]:
 
 
 def at_kept(curves: Curves) -> list[Mean]:
-    """The same at the epoch that each fold kept, in place of each epoch; that epoch counts as 0.
+    """Return the means over folds at the epoch that each fold kept, which counts as epoch 0.
 
-    Folds under way stand with their last epoch, while no fold is done.
+    While no fold is done, the folds under way count at their last epoch.
     """
     points = curves.judged
     last: dict[int, int] = {}
@@ -229,17 +228,14 @@ def _model_order(model: str) -> tuple[bool, int, str]:
 
 
 def loss_chart(curves: Curves) -> alt.LayerChart:
-    """Training and test loss by epoch; the chart has no width of its own."""
+    """Draw training and test loss by epoch; the chart has no width of its own."""
     values = _values(curves, ("test_loss", "train_loss"))
     scale, axis = _loss_scale(values)
     return _chart(curves, values, scale, axis, "loss", ".4f")
 
 
 def accuracy_chart(curves: Curves) -> alt.LayerChart:
-    """Accuracy by epoch on test photos and, where it was recorded, on training photos.
-
-    The chart has no width of its own.
-    """
+    """Draw accuracy by epoch on test photos and, if it was recorded, on training photos."""
     values = _values(curves, ("test_accuracy", "train_accuracy"))
     scale = alt.Scale(zero=False, padding=12)
     title = "accuracy" if _parts(values) == ["test", "training"] else "accuracy on test photos"
@@ -248,7 +244,7 @@ def accuracy_chart(curves: Curves) -> alt.LayerChart:
 
 
 def epochs(last: int) -> alt.X:
-    """The axis of epochs, from 1 to `last`: at most 13 of them are named."""
+    """Return the axis of epochs, from 1 to `last`, with at most 13 labels."""
     step = next(step for step in _steps() if last <= 12 * step)
     named = sorted({1, *range(step, last + 1, step)})
     axis = alt.Axis(title="epoch", format="d", values=named, grid=False)
@@ -256,7 +252,7 @@ def epochs(last: int) -> alt.X:
 
 
 def _steps() -> Iterator[int]:
-    """1, 2, 5, 10, 20, 50, …"""
+    """Yield 1, 2, 5, 10, 20, 50, …"""
     return (digit * 10**power for power in count() for digit in (1, 2, 5))
 
 
@@ -268,7 +264,7 @@ def _chart(
     what: str,
     shown: str,
 ) -> alt.LayerChart:
-    """Lines with a band and marks, for the mean or for one fold on choice."""
+    """Draw lines with a band and marks, for the mean or for a chosen fold."""
     choice = alt.param(
         name="folds", value=MEAN, bind=alt.binding_select(options=_views(curves), name="Show ")
     )
@@ -295,10 +291,10 @@ def _chart(
 
 
 def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axis]:
-    """Logarithmic, as losses fall by orders of magnitude and what counts is at the low end."""
-    title = "loss (nats a photo)"
+    """Return a logarithmic scale: losses fall by orders of magnitude, and the low end matters."""
+    title = "loss (nats per photo)"
     lowest = min((value["low"] for value in values), default=1.0)
-    if lowest <= 0:  # every photo right beyond all doubt
+    if lowest <= 0:  # a logarithm cannot show it
         return alt.Scale(zero=False, padding=12), alt.Axis(title=title)
     named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
     scale = alt.Scale(type="log", nice=False, padding=12)
@@ -315,7 +311,7 @@ def _fold_view(fold: int) -> str:
 
 
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:
-    """One record a point of a line: of the mean, and of every fold."""
+    """Return a record for every point of every line, of the mean and of each fold."""
     named = [(MEAN, mean) for mean in averaged(curves.judged)]
     for fold in sorted({point.fold for point in curves.points}):
         own = [point for point in curves.points if point.fold == fold]
@@ -326,9 +322,9 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
             "epoch": mean.epoch,
             "model": _label(mean.model),
             "part": "training" if mean.measure.startswith("train") else "test",
-            "value": _rounded(mean.mean),
-            "low": _rounded(mean.low),
-            "high": _rounded(mean.high),
+            "value": rounded(mean.mean),
+            "low": rounded(mean.low),
+            "high": rounded(mean.high),
             "n": mean.folds,
         }
         for view, mean in named
@@ -337,12 +333,8 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
 
 
 def _parts(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whose photos the lines are of: `test`, `training`."""
+    """Return the parts that the lines are of: `test`, `training`."""
     return sorted({value["part"] for value in values})
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
 
 
 def _label(model: str) -> str:
@@ -350,35 +342,21 @@ def _label(model: str) -> str:
 
 
 def _scales(curves: Curves) -> dict[str, Any]:
-    """Colour and shape of each model, in one legend."""
-    models = curves.models
-    replicas = len(models) - (MERGED in models)
-    colors = [COLORS[n % len(COLORS)] for n in range(replicas)] + [MERGED_COLOR]
-    shapes = [SHAPES[n % len(SHAPES)] for n in range(replicas)] + ["diamond"]
-    domain = [_label(model) for model in models]
-    legend = alt.Legend(title=None, orient="top", symbolOpacity=1, columns=3)
-
-    def scale(values: Sequence[str]) -> alt.Scale:
-        return alt.Scale(domain=domain, range=values[: len(models)])
-
-    return {
-        "color": alt.Color("model:N", scale=scale(colors), legend=legend),
-        "shape": alt.Shape("model:N", scale=scale(shapes), legend=legend),
-    }
+    """Return colour and shape of each model, in one legend."""
+    replicas = [model for model in curves.models if model != MERGED]
+    colors = [COLORS[n % len(COLORS)] for n in range(len(replicas))] + [MERGED_COLOR]
+    shapes = [SHAPES[n % len(SHAPES)] for n in range(len(replicas))] + ["diamond"]
+    domain = [_label(model) for model in curves.models]
+    count = len(domain)
+    return looks("model:N", domain, colors[:count], shapes[:count], columns=3)
 
 
 def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
-    """From the lowest to the highest fold, of no height where there is one."""
+    """Draw the band from the lowest to the highest fold; it has no height for one fold."""
     drawn: alt.Chart = (
         alt.Chart()
         .mark_area(opacity=0.16)
-        .encode(
-            x=x,
-            y=y,
-            y2="high:Q",
-            color=_scales(curves)["color"],
-            detail="part:N",
-        )
+        .encode(x=x, y=y, y2="high:Q", color=_scales(curves)["color"], detail="part:N")
     )
     return drawn
 
@@ -386,7 +364,7 @@ def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
 def _lines(
     curves: Curves, x: alt.X, y: alt.Y, what: str, shown: str, *, legend: bool
 ) -> tuple[alt.Chart, alt.Chart]:
-    """A line for each model and part, and points that tell their values."""
+    """Draw a line for each model and part, and points whose tooltips show the values."""
     scales = _scales(curves)
     base = alt.Chart().encode(x=x, y=y, color=scales["color"])
     dash = alt.StrokeDash(
@@ -421,7 +399,7 @@ def _lines(
 def _marks(
     marks: Sequence[Mapping[str, Any]], x: alt.X, y: Any, color: Any = alt.Undefined
 ) -> alt.Chart:
-    """Signs at epochs, at a height in pixels, that say what they mean."""
+    """Draw signs at epochs, at a height in pixels, with their meaning in the tooltip."""
     drawn: alt.Chart = (
         alt.Chart(inline(marks))
         .encode(x=x, y=y, color=color, tooltip=alt.Tooltip("what:N", title=" "))
@@ -456,15 +434,18 @@ def _diverged(curves: Curves) -> list[dict[str, Any]]:
 
 
 def section(run: Run) -> Section:
-    """Learning curves of the folds that are done or under way."""
+    """Return the learning curves of the folds that are done or under way."""
     curves = read(run)
+    epoch = "epoch that each fold kept" if curves.kept else "last epoch so far"
+    range_ = " (lowest to highest)" if len(curves.kept) > 1 else ""
+    measures = [m for m in MEASURES if m != "train_accuracy" or _has_train_accuracy(curves)]
     body = fragment(
         "curves.html",
-        figures=_figures(curves) if curves.points else (),
-        rows=_table(curves),
-        train_accuracy=_has_train_accuracy(curves),
         notes=_notes(run, curves),
-        done=len(curves.kept),
+        figures=_figures(curves) if curves.points else (),
+        caption=f"Mean of the folds{range_} at the {epoch}",
+        columns=["model", *(m.replace("_", " ").replace("train", "training") for m in measures)],
+        rows=_table(curves, measures),
     )
     return Section("curves", "Learning curves", body)
 
@@ -475,7 +456,7 @@ def _figures(curves: Curves) -> list[Any]:
         "▲ marks epochs whose weights were kept." if curves.kept else ""
     )
     if any(point.diverged for point in curves.points):
-        keys += " ✕ marks a replica that diverged; its merges are those of the others."
+        keys += " ✕ marks a replica that diverged; only the others were merged."
     summary = spoken(curves)
     return [
         figure(
@@ -506,7 +487,7 @@ def _has_train_accuracy(curves: Curves) -> bool:
 
 
 def spoken(curves: Curves) -> str:
-    """What the charts show, in words."""
+    """Return in words what the charts show."""
     parts = [
         f"{_label(mean.model)}: {mean.mean:.1%}"
         for mean in at_kept(curves)
@@ -515,12 +496,11 @@ def spoken(curves: Curves) -> str:
     return f"Mean accuracy at the last or the kept epoch: {'; '.join(parts)}." if parts else ""
 
 
-def _table(curves: Curves) -> list[dict[str, str]]:
-    """One row a model at the kept epoch."""
+def _table(curves: Curves, measures: Sequence[Measure]) -> list[list[str]]:
+    """Return a row for each model: its name and its measures at the kept epoch."""
     found = {(mean.model, mean.measure): mean for mean in at_kept(curves)}
     return [
-        {"model": _label(model)}
-        | {measure: _cell(found.get((model, measure)), measure) for measure in MEASURES}
+        [_label(model), *(_cell(found.get((model, measure)), measure) for measure in measures)]
         for model in curves.models
     ]
 
@@ -534,19 +514,19 @@ def _cell(mean: Mean | None, measure: Measure) -> str:
 
 
 def _notes(run: Run, curves: Curves) -> list[str]:
-    """What must be known to read the charts rightly."""
+    """Return notes on how to read the charts."""
     recipe = run.recipe
     notes = [*_unfinished(run, curves), *_lengths(curves)]
     notes += [
         f"Replica {point.model.rpartition('-')[2]} of fold {point.fold} diverged in epoch"
-        f" {point.epoch}: it was left out of the merge and began anew from the merged weights."
+        f" {point.epoch}: it was left out of the merge and restarted from the merged weights."
         for point in curves.points
         if point.diverged
     ]
     if recipe.stop == "fold":
         notes.append(
-            "The epochs were chosen on these very test photos, so the accuracy at the kept epochs"
-            " flatters; the verdict judges each fold at the epoch that the others would choose."
+            "The epochs were chosen on these same test photos, so the accuracy at the kept epochs"
+            " is optimistic; the verdict takes each fold at the epoch that the others would choose."
         )
     if not curves.points:
         return notes
@@ -554,13 +534,12 @@ def _notes(run: Run, curves: Curves) -> list[str]:
         notes.append("Nothing was merged: the recipe trains one replica in each fold.")
     else:
         notes.append(
-            "Replicas are judged before each merge. The merged model is not trained, so it has no"
+            "Replicas are evaluated before each merge. The merged model is not trained, so it has no"
             " training loss of its own."
         )
     notes.append(
-        "What is measured while training is the mean over an epoch in which the weights keep"
-        " changing, on photos that are cropped, changed and perhaps mixed at random: it may look"
-        " worse than what is measured on test photos."
+        "Training measures are means over an epoch in which the weights keep changing, on photos"
+        " that are augmented and perhaps mixed: they may look worse than those on test photos."
     )
     if not _has_train_accuracy(curves):
         notes.append("Training accuracy was not recorded.")
@@ -576,13 +555,13 @@ def _unfinished(run: Run, curves: Curves) -> list[str]:
     notes = [f"{len(curves.kept)} of {folds} folds are done."]
     if curves.under_way:
         names = ", ".join(map(str, curves.under_way))
-        mean = "" if curves.kept else ", and the mean is over them"
-        notes.append(f"Under way, shown as far as their checkpoints go{mean}: fold {names}.")
+        mean = "" if curves.kept else ", and the mean is over these folds"
+        notes.append(f"Under way, shown up to the newest checkpoint{mean}: fold {names}.")
     return notes
 
 
 def _lengths(curves: Curves) -> list[str]:
-    """Says where folds ended early, since fewer of them are averaged from there on."""
+    """Return a note if folds ended early, since fewer of them are averaged after that."""
     ends = [
         max(point.epoch for point in curves.points if point.fold == fold) for fold in curves.kept
     ]
@@ -592,5 +571,5 @@ def _lengths(curves: Curves) -> list[str]:
         return [f"Every fold stopped after {ends[0]} of {curves.planned} epochs."]
     return [
         f"Folds stopped after {min(ends)} to {max(ends)} of {curves.planned} epochs: from epoch"
-        f" {min(ends) + 1} on, the mean is over fewer of them."
+        f" {min(ends) + 1}, the mean is over fewer folds."
     ]

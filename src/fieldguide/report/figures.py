@@ -1,7 +1,7 @@
 """Figures for papers as PNG and SVG: learning curves and confusion matrix of a run, any chart.
 
-On a white background, in letters of 12 points or more, with what the page shows at first: the mean
-of the folds, numbers of photos. Knows nothing of the page.
+They have a white background, letters of 12 points or more, and the page's initial view: the mean of
+the folds, numbers of photos. Knows nothing of the page.
 """
 
 import json
@@ -15,6 +15,7 @@ import vl_convert
 
 from fieldguide.errors import ResourceError
 from fieldguide.report import confusion, curves
+from fieldguide.report.judged import judge
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
@@ -29,14 +30,14 @@ MOST_MATRIX = 2400  # … up to two hundred of them
 
 
 def save(run: Run, folder: Path) -> list[Path]:
-    """Writes `learning-curves` and `confusion`, each as PNG and SVG, into `folder`; their paths.
+    """Write `learning-curves` and `confusion` as PNG and SVG into `folder`; return their paths.
 
-    Raises `UsageError` where one of them is there already, before any is written; `ResourceError`
-    where no fold is done.
+    Raises `UsageError` if one of them exists, before any is written; `ResourceError` if no fold is
+    done.
     """
     if not run.done:
         raise ResourceError(
-            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command resumes it"
         )
     return write(
         {"learning-curves": curves_figure(run), "confusion": confusion_figure(run)}, folder
@@ -46,9 +47,9 @@ def save(run: Run, folder: Path) -> list[Path]:
 def write(
     charts: Mapping[str, Chart], folder: Path, tables: Mapping[str, bytes] = MappingProxyType({})
 ) -> list[Path]:
-    """Writes charts, by name, as PNG and SVG, and tables, by file name, into `folder`; their paths.
+    """Write charts, by name, as PNG and SVG, and tables, by file name; return their paths.
 
-    Raises `UsageError` where one of them is there already, before any is written.
+    Raises `UsageError` if one of them exists, before any is written.
     """
     places = [folder / f"{name}.{kind}" for name in charts for kind in KINDS]
     places += [folder / name for name in tables]
@@ -63,7 +64,7 @@ def write(
 
 
 def drawn(chart: Chart) -> dict[str, bytes]:
-    """A chart that has a width, for papers, by the endings `KINDS`."""
+    """Return a chart that has a width as files for papers, by the endings `KINDS`."""
     spec = json.dumps(_for_paper(chart))
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     return {
@@ -73,21 +74,21 @@ def drawn(chart: Chart) -> dict[str, bytes]:
 
 
 def curves_figure(run: Run) -> alt.HConcatChart:
-    """Loss and accuracy by epoch side by side, the mean of the folds with its band."""
+    """Draw loss and accuracy by epoch side by side, the mean of the folds with its band."""
     found = curves.read(run)
     panels = (curves.loss_chart(found), curves.accuracy_chart(found))
     return alt.hconcat(*(panel.properties(width=PANEL) for panel in panels), spacing=40)
 
 
 def confusion_figure(run: Run) -> alt.LayerChart:
-    """The confusion matrix with the names of all classes, up to two hundred."""
-    found = confusion.matrix(confusion.judged(run))
+    """Draw the confusion matrix with the names of all classes, up to two hundred."""
+    found = confusion.matrix(judge(run))
     side = min(MOST_MATRIX, max(LEAST_MATRIX, CLASS * len(found.order)))
     return confusion.chart(found, run.classes, letters=40).properties(width=side, height=side)
 
 
 def _for_paper(chart: Chart) -> dict[str, Any]:
-    """Black on white, in letters that can still be read at half the size."""
+    """Return the chart in black on white, in letters that are legible at half the size."""
     styled: dict[str, Any] = (
         chart.configure(background="white", font="Helvetica, Arial, sans-serif")
         .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")

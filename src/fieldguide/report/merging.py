@@ -1,6 +1,6 @@
-"""What merging did: how far and in which directions replicas moved, and what their mean was worth.
+"""The effect of merging: how far and in which directions replicas moved, and the gain of the mean.
 
-From the tables of merges and histories, from RUN/landscape.json and RUN/scores.json where they are.
+From the tables of merges and histories, and from RUN/landscape.json and RUN/scores.json if there.
 Numbers first (`grouped`, `travelled`, `gains`, `batch_norm_effect`), then the charts. Knows nothing
 of how weights are merged, nor of torch.
 """
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from fieldguide.errors import ResourceError
 from fieldguide.report import curves, scored
 from fieldguide.report.curves import COLORS, MERGED, MERGED_COLOR, NEUTRAL, SHAPES, Curves, Point
-from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
 from fieldguide.runs.run import Run
 from fieldguide.study import landscape
 from fieldguide.study.landscape import Landscape
@@ -46,24 +46,19 @@ class Moved:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row of the heat map at one epoch: means over its tensors and over folds.
-
-    `low_angle` and `high_angle` are the extremes of any of these; `tensors` their number.
-    """
+    """A row of the heat map at one epoch: means over its tensors and over folds."""
 
     row: str
     epoch: int
     angle: float
     ratio: float
     distance: float
-    low_angle: float
-    high_angle: float
     tensors: int
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Test accuracy of a fold's merged model at an epoch, less the mean of its replicas'."""
+    """The test accuracy of a fold's merged model at an epoch minus the mean of its replicas."""
 
     fold: int
     epoch: int
@@ -73,7 +68,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Effect:
-    """A merged model on outside photos with batch norm measured anew, and with the folds' mean."""
+    """A merged model with batch-norm statistics re-estimated, and with the folds' mean."""
 
     rule: str
     recalibrated: float
@@ -86,7 +81,7 @@ class Effect:
 
 
 def read_merges(run: Run) -> list[Moved]:
-    """The merges of folds that are done, or while none is, of those under way."""
+    """Read the merges of the folds that are done, or while none is, of those under way."""
     rows: list[Mapping[str, Any]] = []
     for fold in run.done:
         rows += curves.read_table(run.fold_folder(fold) / "merges.csv")
@@ -115,23 +110,24 @@ def _moved(row: Mapping[str, Any]) -> Moved:
 
 
 def stage(tensor: str) -> str:
-    """The stage of a ResNet's tensor: `layer1` … `layer4`, or `stem`."""
+    """Return the stage of a ResNet's tensor: `layer1` … `layer4`, or `stem`."""
     found = _STAGED.match(tensor)
     return found[1] if found and not tensor.startswith(("conv", "bn")) else "stem"
 
 
 def block(tensor: str) -> str:
-    """The block in its stage: `layer1.0`; `stem` where there is none."""
+    """Return the block of a tensor in its stage: `layer1.0`; `stem` without one."""
     found = _STAGED.match(tensor)
     return f"{found[1]}.{found[2]}" if found and stage(tensor) != "stem" else "stem"
 
 
 def grouped(moves: Sequence[Moved], limit: int = MAP_ROWS) -> list[Cell]:
-    """The cells of the heat map, in the network's order.
+    """Return the cells of the heat map, in the network's order.
 
-    A row is a tensor, or where these are more than `limit`, a block, or else a stage.
+    A row is a tensor, or if these are more than `limit`, a block, or else a stage.
     """
-    for name in (_tensor, block, stage):
+    names: tuple[Callable[[str], str], ...] = (str, block, stage)
+    for name in names:
         if len({name(move.tensor) for move in moves}) <= limit:
             break
     together: dict[tuple[str, int], list[Moved]] = defaultdict(list)
@@ -141,7 +137,7 @@ def grouped(moves: Sequence[Moved], limit: int = MAP_ROWS) -> list[Cell]:
 
 
 def travelled(moves: Iterable[Moved]) -> dict[tuple[str, int], float]:
-    """By stage and epoch: the mean distance over its tensors and over folds."""
+    """Return the mean distance over tensors and folds, by stage and epoch."""
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for move in moves:
         found[stage(move.tensor), move.epoch].append(move.distance)
@@ -149,9 +145,9 @@ def travelled(moves: Iterable[Moved]) -> dict[tuple[str, int], float]:
 
 
 def gains(points: Iterable[Point]) -> list[Gain]:
-    """Merged minus mean replica, by fold and epoch, where both were judged.
+    """Return merged minus mean replica by fold and epoch, if both were evaluated.
 
-    Replicas that diverged are left out, as they were of the merge.
+    Replicas that diverged are left out, as in the merge.
     """
     accuracies: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
     for point in points:
@@ -167,7 +163,7 @@ def gains(points: Iterable[Point]) -> list[Gain]:
 
 
 def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
-    """For each rule whose models were scored with both ways of batch norm."""
+    """Return an effect for each rule whose models were scored with both ways of batch norm."""
     by_name = {row.name: row for row in rows}
     return [
         Effect(
@@ -182,23 +178,16 @@ def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
     ]
 
 
-def _tensor(tensor: str) -> str:
-    return tensor
-
-
 def _cell(row: str, epoch: int, found: Sequence[Moved]) -> Cell:
     def mean(value: Callable[[Moved], float]) -> float:
         return statistics.fmean(value(move) for move in found)
 
-    angles = [move.angle for move in found]
     return Cell(
         row=row,
         epoch=epoch,
         angle=mean(lambda move: move.angle),
         ratio=mean(lambda move: move.ratio),
         distance=mean(lambda move: move.distance),
-        low_angle=min(angles),
-        high_angle=max(angles),
         tensors=len({move.tensor for move in found}),
     )
 
@@ -207,9 +196,12 @@ def _cell(row: str, epoch: int, found: Sequence[Moved]) -> Cell:
 
 
 def map_chart(cells: Sequence[Cell]) -> alt.Chart:
-    """Angle, ratio or distance by layer and epoch."""
+    """Draw angle, ratio or distance by layer and epoch."""
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    values = [{name: _rounded(value) for name, value in vars(cell).items()} for cell in cells]
+    measures = ("angle", "ratio", "distance")
+    values = [
+        vars(cell) | {name: rounded(getattr(cell, name)) for name in measures} for cell in cells
+    ]
     labels = {
         "angle": "angle between replicas (degrees)",
         "ratio": "ratio (1: the mean, 0: the anchor)",
@@ -236,8 +228,6 @@ def map_chart(cells: Sequence[Cell]) -> alt.Chart:
                 alt.Tooltip("row:N", title="layer"),
                 alt.Tooltip("epoch:O"),
                 alt.Tooltip("angle:Q", format=".1f"),
-                alt.Tooltip("low_angle:Q", title="lowest angle", format=".1f"),
-                alt.Tooltip("high_angle:Q", title="highest angle", format=".1f"),
                 alt.Tooltip("ratio:Q", format=".3f"),
                 alt.Tooltip("distance:Q", format=".4f"),
                 alt.Tooltip("tensors:Q"),
@@ -250,23 +240,21 @@ def map_chart(cells: Sequence[Cell]) -> alt.Chart:
 
 
 def distance_chart(distances: Mapping[tuple[str, int], float]) -> alt.Chart:
-    """How far the copies of each stage were from the anchor, by epoch."""
+    """Draw the distance of each stage's replicas from the anchor, by epoch."""
     stages = list(dict.fromkeys(name for name, _ in distances))
     values = [
-        {"stage": name, "epoch": epoch, "distance": _rounded(value)}
+        {"stage": name, "epoch": epoch, "distance": rounded(value)}
         for (name, epoch), value in distances.items()
     ]
     colors = [(*COLORS, MERGED_COLOR, NEUTRAL)[n % 7] for n in range(len(stages))]
     shapes = [(*SHAPES, "diamond", "triangle-up")[n % 7] for n in range(len(stages))]
-    legend = alt.Legend(title=None, orient="top", columns=5)
     drawn: alt.Chart = (
         alt.Chart(inline(values))
         .mark_line(point={"filled": True, "size": 45, "opacity": 1})
         .encode(
             x=curves.epochs(max(epoch for _, epoch in distances)),
             y=alt.Y("distance:Q", axis=alt.Axis(title="distance from the anchor (share)")),
-            color=alt.Color("stage:N", scale=alt.Scale(domain=stages, range=colors), legend=legend),
-            shape=alt.Shape("stage:N", scale=alt.Scale(domain=stages, range=shapes), legend=legend),
+            **looks("stage:N", stages, colors, shapes, columns=5),
             tooltip=[
                 alt.Tooltip("stage:N"),
                 alt.Tooltip("epoch:Q"),
@@ -279,9 +267,9 @@ def distance_chart(distances: Mapping[tuple[str, int], float]) -> alt.Chart:
 
 
 def gain_chart(found: Sequence[Gain]) -> alt.LayerChart:
-    """What merging brought: a point a fold and epoch, and a line through their means."""
+    """Draw the gain from merging: a point for each fold and epoch, and a line of their means."""
     values = [
-        {"fold": f"fold {each.fold}", "epoch": each.epoch, "gain": _rounded(100 * each.gain)}
+        {"fold": f"fold {each.fold}", "epoch": each.epoch, "gain": rounded(100 * each.gain)}
         for each in found
     ]
     y = alt.Y("gain:Q", axis=alt.Axis(title="merged − mean replica (points)"))
@@ -296,8 +284,8 @@ def gain_chart(found: Sequence[Gain]) -> alt.LayerChart:
 
 
 def landscape_chart(found: Landscape, measure: str) -> alt.LayerChart:
-    """`loss` or `accuracy` along the line, with its two ends and its middle marked."""
-    title = "loss (nats a photo)" if measure == "loss" else "accuracy"
+    """Draw `loss` or `accuracy` along the line, with its two ends and its middle marked."""
+    title = "loss (nats per photo)" if measure == "loss" else "accuracy"
     form, precise = ("", ".4f") if measure == "loss" else (".1~%", ".2%")
     values = [
         {"t": point.t, "value": getattr(point, measure), "norm": _NORMS[point.batch_norm]}
@@ -305,13 +293,11 @@ def landscape_chart(found: Landscape, measure: str) -> alt.LayerChart:
         if getattr(point, measure) is not None
     ]
     names = [
-        {"t": 0, "name": found.one},
-        {"t": 0.5, "name": "middle"},
-        {"t": 1, "name": found.other},
+        {"t": t, "name": name} for t, name in ((0, found.one), (0.5, "middle"), (1, found.other))
     ]
     x = alt.X("t:Q", axis=_PLACES, scale=alt.Scale(domain=[-0.25, 1.25], nice=False))
-    domain = list(dict.fromkeys(value["norm"] for value in values))
-    legend = alt.Legend(title=None, orient="bottom")
+    norms = list(dict.fromkeys(value["norm"] for value in values))
+    colors, shapes = [COLORS[0], MERGED_COLOR][: len(norms)], ["circle", "diamond"][: len(norms)]
     lines = (
         alt.Chart()
         .mark_line(point={"filled": True, "size": 55, "opacity": 1})
@@ -320,16 +306,7 @@ def landscape_chart(found: Landscape, measure: str) -> alt.LayerChart:
             y=alt.Y(
                 "value:Q", axis=alt.Axis(title=title, format=form), scale=alt.Scale(zero=False)
             ),
-            color=alt.Color(
-                "norm:N",
-                scale=alt.Scale(domain=domain, range=[COLORS[0], MERGED_COLOR][: len(domain)]),
-                legend=legend,
-            ),
-            shape=alt.Shape(
-                "norm:N",
-                scale=alt.Scale(domain=domain, range=["circle", "diamond"][: len(domain)]),
-                legend=legend,
-            ),
+            **looks("norm:N", norms, colors, shapes, orient="bottom"),
             tooltip=[
                 alt.Tooltip("t:Q"),
                 alt.Tooltip("value:Q", title=title.partition(" (")[0], format=precise),
@@ -349,10 +326,10 @@ def landscape_chart(found: Landscape, measure: str) -> alt.LayerChart:
     return alt.LayerChart(data=inline(values), layer=layers, height=240)
 
 
-_PLACES = alt.Axis(title="place on the line (t)", values=[0, 0.25, 0.5, 0.75, 1], format="~g")
+_PLACES = alt.Axis(title="position on the line (t)", values=[0, 0.25, 0.5, 0.75, 1], format="~g")
 _NORMS = {
     "average": "batch norm averaged",
-    "recalibrate": "batch norm measured anew",
+    "recalibrate": "batch norm re-estimated",
     "none": "no batch norm",
 }
 
@@ -369,15 +346,11 @@ def _kept_rule(value: float, name: str, precise: str) -> alt.Chart:
     return drawn
 
 
-def _rounded(value: object) -> object:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
 # --- the section ----------------------------------------------------------------------------------
 
 
 def section(run: Run) -> Section:
-    """What merging did in the folds that are done or under way."""
+    """Return the effect of merging in the folds that are done or under way."""
     found, moves = curves.read(run), read_merges(run)
     merges = run.recipe.merge != "none" and run.recipe.replicas > 1
     table = scored.read(run)
@@ -411,7 +384,7 @@ def _gain_part(found: Curves) -> Mapping[str, Any] | None:
     text = gain_in_words(known, found.kept)
     drawn = figure(
         gain_chart(known),
-        caption="Accuracy of the merged model less the mean of its replicas before the merge, in"
+        caption="Accuracy of the merged model minus the mean of its replicas before the merge, in"
         " percentage points: a circle for each fold, a line for their mean.",
         description=f"Points by epoch and fold. {text}",
     )
@@ -419,11 +392,11 @@ def _gain_part(found: Curves) -> Mapping[str, Any] | None:
 
 
 def gain_in_words(known: Sequence[Gain], kept: Mapping[int, int]) -> str:
-    """What merging brought at each fold's kept epoch (its last, while it is under way)."""
+    """Return the gain at each fold's kept epoch (its last, while it is under way) in words."""
     last = {each.fold: each.epoch for each in known} | dict(kept)
     chosen = [each.gain for each in known if each.epoch == last[each.fold]]
     if not chosen:
-        return "At the kept epochs no replica was judged beside the merged model."
+        return "At the kept epochs no replica was evaluated beside the merged model."
     mean, better = statistics.fmean(chosen), sum(gain > 0 for gain in chosen)
     if len(chosen) == 1:
         return f"At the kept epoch, merged minus mean replica is {_points(mean)} percentage points."
@@ -439,7 +412,7 @@ def _points(gain: float) -> str:
 
 
 def _moved_part(run: Run, moves: Sequence[Moved], merges: bool) -> Mapping[str, Any]:
-    """The heat map, where there are angles, and the distances."""
+    """Return the heat map, if there are angles, and the distances."""
     distances = travelled(moves)
     anchor = "the last merge" if run.recipe.anchor == "last_merge" else "the weights at the start"
     last = max(epoch for _, epoch in distances)
@@ -448,8 +421,8 @@ def _moved_part(run: Run, moves: Sequence[Moved], merges: bool) -> Mapping[str, 
     )
     drawn = figure(
         distance_chart(distances),
-        caption=f"How far replicas moved from {anchor}: |w − anchor| / |anchor|, the mean over the"
-        " tensors of each stage and over folds. The head begins at random and has no anchor.",
+        caption=f"Distance of the replicas from {anchor}: |w − anchor| / |anchor|, the mean over the"
+        " tensors of each stage and over folds. The head starts at random and has no anchor.",
         description=f"Line chart of distance by epoch and stage. In epoch {last}: {ends}.",
     )
     return {"map": _map_figure(run, moves, anchor) if merges else "", "distance": drawn}
@@ -462,26 +435,26 @@ def _map_figure(run: Run, moves: Sequence[Moved], anchor: str) -> Markup:
     what = "Each row is a tensor" if rows == tensors else f"{tensors} tensors in {rows} rows"
     angles = [cell.angle for cell in cells]
     common = (
-        " From the second merge on, replicas share the way up to the last one: angles shrink."
+        " From the second merge on, replicas share the path up to the last one, so angles shrink."
         if run.recipe.anchor == "pretrained"
         else ""
     )
     used = (
-        "Model Stock's ratio was used in merging."
+        "The merge used Model Stock's ratio."
         if run.recipe.merge == "model_stock"
-        else "The ratio is what Model Stock would have used; the plain mean was taken."
+        else "The ratio is the one that Model Stock would have used; the merge took the plain mean."
     )
     return figure(
         map_chart(cells),
-        caption=f"The angle between the ways that replicas went from {anchor}: 0° is the same way,"
-        f" 90° nothing in common.{common} {used} {what}, the first layer on top; means over folds.",
+        caption=f"Angle between the movements of replicas from {anchor}: 0° is the same direction, 90°"
+        f" nothing in common.{common} {used} {what}, the first layer on top; means over folds.",
         description=f"Heat map of {rows} layers by epoch. Angles lie between {min(angles):.0f} and"
         f" {max(angles):.0f} degrees.",
     )
 
 
 def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
-    """The landscape, or how to get it."""
+    """Return the landscape, or how to get it."""
     between = "" if merges and run.recipe.keep_replicas else " --between folds"
     command = f"fieldguide landscape RUN{between}"
     found = landscape.read(run)
@@ -500,14 +473,14 @@ def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
 
 
 def _no_effects(run: Run, stale: str) -> str:
-    """How to compare both ways of batch norm."""
+    """Return how to compare both ways of batch norm."""
     if not len(run.outside):
         return (
-            "It cannot be compared here: models merged from all folds are judged on photos outside"
-            " of them, and this run has none that nothing was chosen on."
+            "It cannot be compared here: models merged from all folds are tested on photos outside"
+            " of them, and this run has none that had no part in a choice."
         )
     if stale:
-        return f"Old scores are not shown. {stale} `fieldguide score RUN` judges the models anew."
+        return f"Old scores are not shown. {stale} `fieldguide score RUN` scores the models again."
     return (
         "Not compared yet: merge the folds with --batch-norm recalibrate and with --batch-norm"
         " average (`fieldguide soup RUN`), then score them (`fieldguide score RUN`)."
@@ -516,16 +489,18 @@ def _no_effects(run: Run, stale: str) -> str:
 
 def _no_landscape(run: Run, between: str) -> str:
     if not run.done:
-        return "It can be measured when a fold is done, by"
+        return "When a fold is done, this command measures it:"
     if not between:
-        return "It was not measured, or not since the folds changed; it is measured by"
+        return "Not measured yet, or not since the folds changed. This command measures it:"
     if len(run.done) < 2:
-        return "This run keeps no two replicas; between two folds it can be measured by"
-    return "Not measured. The run keeps no two replicas, so it is measured between folds, by"
+        return "This run keeps no two replicas. When two folds are done, this command measures it:"
+    return (
+        "Not measured yet. The run keeps no two replicas; between folds, this command measures it:"
+    )
 
 
 def describe(found: Landscape) -> str:
-    """What was measured, on what."""
+    """Return what was measured, and on which photos."""
     return (
         f"From {found.one} (t = 0) to {found.other} (t = 1), on {found.photos:,}"
         f" {found.judged_on}. The dotted line is {found.kept_name}."
@@ -533,7 +508,7 @@ def describe(found: Landscape) -> str:
 
 
 def in_words(found: Landscape, measure: str) -> str:
-    """The ends and the middle of the line."""
+    """Return the ends and the middle of the line in words."""
     parts = []
     for norm, name in _NORMS.items():
         values = {

@@ -1,7 +1,7 @@
-"""What went wrong, photo by photo: sure mistakes with heat maps, doubtful labels, hopeless photos.
+"""Mistakes, photo by photo: confident ones with heat maps, doubtful labels, the hardest photos.
 
-Every photo is judged by the fold that did not train on it, and so is the heat over it: it is that
-fold's weights that looked. Knows nothing of how often classes are confused.
+The fold that did not train on a photo judges it, and its weights give the heat map. Knows nothing
+of how often classes are confused.
 """
 
 from collections import defaultdict
@@ -9,17 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float, Int
 from markupsafe import Markup
 
-from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import HardPhoto, hard_photos, suspects
 from fieldguide.errors import DataError, FieldguideError
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
+from fieldguide.report.judged import Judged, judge
 from fieldguide.report.page import Section, fragment
 from fieldguide.report.pictures import Picture
 from fieldguide.runs.run import Run
@@ -27,26 +25,13 @@ from fieldguide.study import labels
 
 TITLE = "Mistakes"
 
-# How many are shown of each: what somebody looks through in one sitting (taste).
+# Photos shown of each kind: as many as one looks through in one sitting (taste).
 MISTAKES = 48
 DOUBTS = 24
 HOPELESS = 24
 
 SIDE = 128  # pixels of the longest side of a photo with a heat map
 SMALL = 96  # of the others
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """The photos of the folds that are done: numbers in the catalog, folds, classes, probabilities.
-
-    Probabilities are those of `oof.csv`, without the temperature.
-    """
-
-    photos: Int[np.ndarray, " n"]
-    fold_of: Int[np.ndarray, " n"]
-    targets: Int[np.ndarray, " n"]
-    probabilities: Float[np.ndarray, "n classes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +42,15 @@ class Doubtful:
     suggested: str
     given_probability: float
     suggested_probability: float
-    reason: str = ""  # where a look-alike casts the doubt
+    reason: str = ""  # if a look-alike casts the doubt
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One photo of a gallery."""
+    """A photo of a gallery."""
 
     photo: Markup  # the picture, or why there is none
-    heat: Markup  # the same with heat over it; empty where there is none
+    heat: Markup  # the heat map over it, or empty
     name: str  # of the file
     given: str
     given_probability: str
@@ -76,9 +61,9 @@ class Card:
 
 
 def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Section:
-    """The galleries. Without `heat_maps`, or where they cannot be computed, they say so.
+    """Return the galleries, which say so if heat maps are not wanted or cannot be computed.
 
-    Links to photos are for a page that lies in `folder`, which is the run's if none is given.
+    Links to photos are for a page in `folder`, or in the run's.
     """
     if not run.done:
         return Section("mistakes", TITLE, fragment("mistakes.html", judged=0))
@@ -113,40 +98,28 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
 # --- which photos ---------------------------------------------------------------------------------
 
 
-def judge(run: Run) -> Judged:
-    """The photos of the folds that are done; there must be one."""
-    tests = {fold: run.folds[fold].test for fold in run.judged}
-    photos = np.concatenate(list(tests.values()))
-    return Judged(
-        photos=photos,
-        fold_of=np.concatenate([np.full(len(test), fold) for fold, test in tests.items()]),
-        targets=run.targets[photos],
-        probabilities=metrics.softmax(np.concatenate(list(run.judged.values()))),
-    )
-
-
 def surest_mistakes(found: Sequence[HardPhoto], most: int = MISTAKES) -> list[HardPhoto]:
-    """Those predicted wrongly with the highest probability, the surest first."""
+    """Return the most confident of the misclassified photos, the most confident first."""
     return sorted(found, key=lambda hard: (-hard.predicted_probability, hard.photo))[:most]
 
 
 def first_places(classes: int) -> int:
-    """Among how many of the most probable classes a photo's own must be, not to be hopeless.
+    """Return the k of the top-k classes that lack the true class of a hard photo.
 
-    Five, but never all: of five classes or fewer, a hopeless photo's own comes last.
+    It is 5, but never all classes: of five classes or fewer, the true one comes last.
     """
     return min(5, classes - 1)
 
 
 def hopeless(found: Sequence[HardPhoto], first: int) -> list[HardPhoto]:
-    """Those whose own class is not among the `first` most probable, the least probable first."""
+    """Return the photos whose true class is not in the top `first`, the least probable first."""
     return [hard for hard in found if hard.place > first]
 
 
 def doubtful(run: Run, judged: Judged) -> tuple[list[Doubtful], str]:
-    """The labels that look wrong, the most suspicious first, and where the list comes from.
+    """Return the labels that look wrong, the most suspicious first, and why not from labels.csv.
 
-    From RUN/labels.csv, which also knows look-alikes, if it is there and fits; else by the model.
+    RUN/labels.csv also knows look-alikes; if it is missing or does not fit, the model decides.
     """
     try:
         listed = _listed(run)
@@ -158,7 +131,7 @@ def doubtful(run: Run, judged: Judged) -> tuple[list[Doubtful], str]:
 
 
 def _listed(run: Run) -> list[Doubtful] | None:
-    """What RUN/labels.csv lists of photos that are still labelled as they were; None: no file."""
+    """Read RUN/labels.csv, only photos with the same label as then; None if there is no file."""
     place = run.folder / labels.TABLE
     if not place.is_file():
         return None
@@ -208,7 +181,7 @@ def _suspected(run: Run, judged: Judged) -> list[Doubtful]:
 def _heats(
     run: Run, judged: Judged, surest: Sequence[HardPhoto]
 ) -> tuple[Mapping[int, Picture], str]:
-    """By row of `judged`, the heat of the predicted class over the photo; and why there is none."""
+    """Return the heat map of the predicted class by row of `judged`, and why there is none."""
     rows_of: dict[int, list[HardPhoto]] = defaultdict(list)
     for hard in surest:
         if _is_there(run, run.catalog.photos[judged.photos[hard.photo]]):
@@ -224,7 +197,7 @@ def _heats(
 
 
 def _is_there(run: Run, photo: Photo) -> bool:
-    """Whether its file is the one that was judged; heat over another picture would mean nothing."""
+    """Return whether the file is the one that was judged: a heat map of another means nothing."""
     try:
         return pixels.sha256(run.catalog.file(photo)) == photo.sha256
     except OSError:
@@ -234,7 +207,7 @@ def _is_there(run: Run, photo: Photo) -> bool:
 def _computed(
     run: Run, judged: Judged, rows_of: Mapping[int, Sequence[HardPhoto]]
 ) -> dict[int, Picture]:
-    """One network for all folds; each fold's photos under its own weights."""
+    """Compute heat maps in one network, each fold's photos under its own weights."""
     from fieldguide.study.activation import Activation
 
     ingredients = run.ingredients()
@@ -257,7 +230,7 @@ def _mistake(
 ) -> Card:
     card = _plain(run, judged, hard, beside, SIDE)
     heat = heats.get(hard.photo)
-    alt = f"the same, bright where fold {card.fold} found what it took for {card.other}"
+    alt = f"the same, bright where fold {card.fold} sees evidence for {card.other}"
     return replace(card, heat=pictures.image(heat, alt)) if heat else card
 
 
@@ -316,5 +289,5 @@ def _card(
 
 
 def percent(probability: float) -> str:
-    """As in the list of labels, in one piece where lines are broken."""
+    """Return a probability as in the list of labels, with a space at which no line is broken."""
     return labels.percent(probability).replace(" ", "\N{NO-BREAK SPACE}")

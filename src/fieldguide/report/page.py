@@ -4,10 +4,11 @@ Class names, paths and everything else from outside are hostile: they go through
 autoescape, or into JSON in which `<` is escaped, and the page's policy runs no script but its own
 two, by their hash, and loads nothing. Knows nothing of runs.
 
-What templates of sections can use: `figure` draws itself; `<table class="sortable">` is sorted by
-its headings (a cell's `data-sort` counts before its text), `<input class="filter">` in front of it
-hides rows; `.scroll` around a table lets it scroll; `.note`, `.warning` and `.missing` are
-paragraphs set apart; `ul.gallery` holds figures side by side; `pre.command` is one to type.
+Templates of sections use: `figure`, which draws itself; the macro `table` of table.html, whose
+sortable tables are sorted by their headings (a cell's `data-sort` counts before its text);
+`<input class="filter">`, which hides rows of the next table; `.note`, `.warning` and `.missing` for
+paragraphs set apart; `ul.gallery` for figures side by side; `pre.command` for a command to type;
+the filters `percent` and `thousands`.
 """
 
 import base64
@@ -24,6 +25,8 @@ import altair as alt
 import jinja2
 from markupsafe import Markup
 
+from fieldguide.words import percent
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("fieldguide.report"),
     autoescape=True,
@@ -33,12 +36,8 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """Such as `92.8 %`, with a space at which no line is broken. Templates have it as a filter."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
 _TEMPLATES.filters["percent"] = percent
+_TEMPLATES.filters["thousands"] = "{:,}".format
 
 # A chart that is one view, or several drawn over each other, can be as wide as the page.
 _FLEXIBLE = frozenset({"mark", "layer"})
@@ -54,19 +53,19 @@ class Section:
 
 
 def fragment(template: str, **values: Any) -> Markup:
-    """A template of `templates/`, filled in; values are escaped but for `Markup`."""
+    """Fill in a template of `templates/`; values are escaped but for `Markup`."""
     return Markup(_TEMPLATES.get_template(template).render(**values))
 
 
 def figure(
     chart: alt.TopLevelMixin, *, caption: str, description: str, ranges: Sequence[str] = ()
 ) -> Markup:
-    """A chart that draws itself in the page; `description` is what a screen reader says of it.
+    """Return a chart that draws itself; a screen reader reads its `description`.
 
-    A chart without a width of its own is as wide as the page, unless it is made of several charts
-    side by side: these keep theirs, and scroll where the page is narrower. Colours of texts and
-    axes are the page's; a chart says those of its data. With `ranges`, the two signals that hold
-    what is seen of `x` and `y`, both of things in a row, it can be enlarged by buttons and keys.
+    A chart without a width is as wide as the page, unless it is made of several charts side by
+    side: these keep theirs, and scroll where the page is narrower. The page colours texts and axes,
+    the chart its data. `ranges` are the two signals that hold the visible ranges of `x` and `y`;
+    with them, buttons and keys enlarge the chart.
     """
     return fragment(
         "figure.html",
@@ -78,12 +77,39 @@ def figure(
 
 
 def inline(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
-    """Rows as a chart's data: a dictionary a row, which stay in the page."""
+    """Return rows as a chart's data: a dictionary a row, which stay in the page."""
     return alt.InlineData(values=[dict(row) for row in rows])
 
 
+def looks(
+    field: str,
+    domain: Sequence[str],
+    colors: Sequence[str] = (),
+    shapes: Sequence[str] = (),
+    **legend: Any,
+) -> dict[str, Any]:
+    """Return `color` and `shape` by one field, in one legend above the chart.
+
+    Colours and shapes are given in the order of `domain`; without them they are the page's.
+    """
+    shown = alt.Legend(**{"title": None, "orient": "top", "symbolOpacity": 1} | legend)
+
+    def scale(values: Sequence[str]) -> alt.Scale:
+        return alt.Scale(domain=domain, range=values or alt.Undefined)
+
+    return {
+        "color": alt.Color(field, scale=scale(colors), legend=shown),
+        "shape": alt.Shape(field, scale=scale(shapes), legend=shown),
+    }
+
+
+def rounded(value: float) -> float:
+    """Return the value in five digits, to keep the page small."""
+    return float(f"{value:.5g}")
+
+
 def page(title: str, sections: Sequence[Section], libraries: str) -> str:
-    """The whole page; `libraries` is the JavaScript that draws charts (`vegaEmbed`)."""
+    """Return the whole page; `libraries` is the JavaScript that draws charts (`vegaEmbed`)."""
     scripts = [_inside_script(text) for text in (libraries, _resource("page.js"))]
     return fragment(
         "page.html",
@@ -97,7 +123,7 @@ def page(title: str, sections: Sequence[Section], libraries: str) -> str:
 
 @functools.cache
 def chart_libraries() -> str:
-    """The JavaScript of vega, vega-lite and vega-embed; put together once, in about two seconds."""
+    """Return the JavaScript of vega, vega-lite and vega-embed, bundled once in about 2 seconds."""
     import vl_convert
 
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -105,10 +131,10 @@ def chart_libraries() -> str:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """The Content-Security-Policy: nothing from anywhere, pictures in the page, these scripts.
+    """Return the Content-Security-Policy: these scripts, pictures in the page, nothing from outside.
 
-    Charts set styles of elements, which may come inline for that; they need no `eval`, as
-    vega-embed interprets their expressions (`ast`).
+    Charts set styles of elements, so these may be inline; they need no `eval`, as vega-embed
+    interprets their expressions (`ast`).
     """
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
@@ -119,9 +145,9 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _inside_script(text: str) -> str:
-    """JavaScript that no HTML parser ends early or changes, as its hash is checked.
+    """Return JavaScript that no HTML parser ends early or changes, as its hash is checked.
 
-    In strings and patterns, the only places where it can stand, `<\\/` is `</`.
+    `<\\/` means `</` in strings and patterns, the only places where it can stand.
     """
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script")
 
@@ -138,9 +164,9 @@ def _as_wide_as_the_page(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _height(spec: Mapping[str, Any]) -> dict[str, int]:
-    """The height of a chart of so many pixels a name as their sum, else nothing.
+    """Return the height of a chart that has some pixels a name, as their sum; else nothing.
 
-    vega-lite complains in the console of a step in one direction where the other fits the page.
+    vega-lite warns in the console of a step in one direction if the other fits the page.
     """
     match spec:
         case {
@@ -153,7 +179,7 @@ def _height(spec: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _as_script(value: Any) -> Markup:
-    """JSON that is safe inside a script element; what is not finite becomes null."""
+    """Return JSON that is safe inside a script element; infinite numbers and NaN become null."""
     text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 

@@ -1,7 +1,7 @@
 """Photographs on the page: small upright JPEGs as data, heat laid over them, links to the files.
 
 The file behind a picture may be gone, changed or broken: then a reason stands in its place. Knows
-nothing of runs, nor of what is told beside a picture.
+nothing of runs, nor of the text beside a picture.
 """
 
 import base64
@@ -20,11 +20,11 @@ from PIL import Image
 from fieldguide.errors import UnreadablePhoto
 from fieldguide.photos import pixels
 
-# At 96 pixels a photograph takes about 3 kB, and its blocks are not seen yet (taste).
+# At 96 pixels a photograph takes about 3 kB, without visible blocks (taste).
 QUALITY = 75
 
 # Viridis at ten equal steps, dark to bright: S. van der Walt and N. Smith, 2015. Its brightness
-# alone tells the value, so that it needs no sight of colours.
+# alone shows the value, without any sight of colours.
 _VIRIDIS = (
     (68, 1, 84),
     (72, 40, 120),
@@ -42,7 +42,7 @@ _COVER = 0.6  # share of the heat's colour in an overlay; the rest is the photo 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture for the page as a data URI and its size in pixels, or why there is none."""
+    """A picture for the page as a data URI with its size in pixels, or the reason for none."""
 
     uri: str = ""
     width: int = 0
@@ -50,16 +50,11 @@ class Picture:
     reason: str = ""
 
 
-def thumbnail(path: Path, side: int = 96) -> str | None:
-    """The photo as the data URI of a JPEG of at most `side` × `side` pixels; None: unreadable."""
-    return picture(path, side).uri or None
-
-
 def picture(path: Path, side: int = 96, *, sha256: str = "") -> Picture:
-    """The whole photo, upright, at most `side` pixels long; never enlarged.
+    """Return the whole photo, upright, at most `side` pixels long; never enlarged.
 
-    With `sha256`, a file whose content is another one is refused: it is not the photo meant. What
-    is left of a photo that was cut short is shown.
+    A file whose hash is not `sha256`, if given, is refused: it is another photo. A truncated photo
+    is shown as far as it goes.
     """
     try:
         data = pixels.read(path)
@@ -72,7 +67,7 @@ def picture(path: Path, side: int = 96, *, sha256: str = "") -> Picture:
 
 
 def from_pixels(values: UInt8[np.ndarray, "height width 3"], side: int = 96) -> Picture:
-    """The same of pixels that are there already."""
+    """Return a picture of pixels that are already decoded."""
     return _encoded(Image.fromarray(values), side)
 
 
@@ -81,7 +76,7 @@ def overlay(
     heat: Float[np.ndarray, "rows columns"],
     side: int = 96,
 ) -> Picture:
-    """The pixels in gray under `heat` (0 to 1, of any size) in viridis: bright is much."""
+    """Return the pixels in gray under `heat` (0 to 1, of any size) in viridis: bright is high."""
     image = Image.fromarray(values)
     coarse = Image.fromarray(heat.astype(np.float32))
     fine = np.asarray(coarse.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
@@ -89,7 +84,7 @@ def overlay(
 
 
 def image(shown: Picture, alt: str, *, href: str = "") -> Markup:
-    """The picture as HTML, a link to `href` if that is given; else the reason in words."""
+    """Return the picture as HTML, a link if `href` is given, or the reason for none in words."""
     if not shown.uri:
         return Markup('<span class="note">no picture: {}</span>').format(shown.reason)
     drawn = Markup('<img src="{}" width="{}" height="{}" alt="{}" decoding="async">').format(
@@ -99,7 +94,7 @@ def image(shown: Picture, alt: str, *, href: str = "") -> Markup:
 
 
 def link(file: Path, folder: Path) -> str:
-    """The address of a file for a page that lies in `folder`: relative, unless on another drive."""
+    """Return the address of a file for a page in `folder`: relative, unless on another drive."""
     try:
         way = Path(os.path.relpath(file.absolute(), folder.absolute()))
     except ValueError:  # Windows: there is no way from one drive to another

@@ -1,6 +1,6 @@
-"""What somebody needs to make the run again: recipe, command, versions, photos, weights, time.
+"""The facts needed to repeat a run: recipe, command, versions, photos, weights, time.
 
-Tells what was recorded when the run was begun, and says so where something was not.
+They were recorded when the run was begun; the page says so if something was not.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from fieldguide.words import duration
 
 TITLE = "To repeat this"
 
-# Words of licences under which something may not be sold: CC BY-NC, "non-commercial", "research
-# only". Licences are matched word by word, as `nc` is also a part of other words.
+# Words of licences that forbid commercial use: CC BY-NC, "non-commercial", "research only". They
+# match whole words, as `nc` is also a part of other words.
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non.?commercial|research", re.IGNORECASE)
 _UNTOLD = frozenset({"", "other", "unknown"})
 
 
 @dataclass(frozen=True)
 class License:
-    """The licence of a run's first weights in words, and a warning where one is due."""
+    """The licence of a run's first weights in words, and a warning if one is needed."""
 
     text: str
     warning: str = ""
 
 
 def section(run: Run) -> Section:
-    """What was recorded of the run."""
+    """Return the records of the run."""
     known = run.environment
     used = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
     body = fragment(
@@ -59,10 +59,9 @@ def section(run: Run) -> Section:
 
 
 def command_line(command: Sequence[str], **flags: object) -> str:
-    """The recorded command as it would be typed, with some flags set anew; empty for none.
+    """Return the recorded command as it is typed, with some flags changed; empty without one.
 
-    `epochs=20` stands for `--epochs 20`, in place of what the command says of epochs; `fold=None`
-    leaves out what it says of a fold.
+    `epochs=20` sets `--epochs 20` in place of its own value; `fold=None` leaves out `--fold`.
     """
     if not command:
         return ""
@@ -74,7 +73,7 @@ def command_line(command: Sequence[str], **flags: object) -> str:
 
 
 def _with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
-    """The words with the flag's value replaced, or the flag added at the end."""
+    """Return the words with the flag's value replaced, or the flag added at the end."""
     for place, word in enumerate(words):
         if word == flag:
             return [*words[: place + 1], value, *words[place + 2 :]]
@@ -84,21 +83,21 @@ def _with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
 
 
 def _without_flag(words: Sequence[str], flag: str) -> list[str]:
-    """The words without the flag and its value."""
+    """Return the words without the flag and its value."""
     kept = [word for word in words if not word.startswith(f"{flag}=")]
     return [*kept[: kept.index(flag)], *kept[kept.index(flag) + 2 :]] if flag in kept else kept
 
 
 def weights_license(weights: str, license: str) -> License:
-    """What is known of the licence of the weights that a run began with."""
+    """Return the known facts about the licence of the weights that a run began with."""
     if weights == "none":
         return License("none is needed: the network began with random weights")
     if license.lower() in _UNTOLD:
         return License(
             "unknown",
-            "The licence of the weights that this network was trained from is not known. What was"
-            " trained from them is bound by it: find it out before you give the network away or"
-            " sell what it does.",
+            "The licence of the weights that this network was trained from is not known, and it"
+            " binds the trained network too: find it out before you share the network or sell its"
+            " services.",
         )
     if _NON_COMMERCIAL.search(license.replace("_", "-")):
         return License(
@@ -110,7 +109,7 @@ def weights_license(weights: str, license: str) -> License:
 
 
 def content_hash(sha256: Sequence[str]) -> str:
-    """One SHA-256 for a set of files, in whatever order: as classifiers record it."""
+    """Return one SHA-256 for a set of files in any order, as classifiers record it."""
     return hashlib.sha256("".join(sorted(sha256)).encode()).hexdigest()
 
 
@@ -119,5 +118,5 @@ def _name(weights: str) -> str:
 
 
 def _setup_hashes(folder: Path) -> Mapping[str, str]:
-    """SHA-256 of what the run starts from, by file."""
+    """Return the SHA-256 of each file that the run starts from."""
     return {name: record.sha256 for name, record in files.read_manifest(folder, name=SETUP).items()}

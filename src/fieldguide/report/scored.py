@@ -1,7 +1,7 @@
-"""The table that `fieldguide score` left in a run, and whether it is of the run as it stands now.
+"""The table that `fieldguide score` left in a run, if it fits the run's present models.
 
 Old numbers under the names of new models would mislead, so a table that does not fit is not shown,
-and the reason is told. Knows nothing of how classifiers are scored.
+and the page says why. Knows nothing of how classifiers are scored.
 """
 
 import json
@@ -15,21 +15,21 @@ from fieldguide.storage import files
 if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worth
 
-SCORES = "scores.json"  # as `study.holdout_scores` calls it, which would bring torch
+SCORES = "scores.json"  # as in `study.holdout_scores`, which would bring torch
 
 ELSEWHERE = (
     "These were scored on another device, or with another precision or batch size, than"
-    " `fieldguide score` takes here by itself. That they are of these very models is told by the"
-    " dates of the files alone."
+    " `fieldguide score` uses here by default. Only the dates of the files show that they belong"
+    " to these models."
 )
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The table as far as it is to be shown.
+    """The rows to show.
 
-    `stale` says why one that is there is not, and `doubt` what could not be made sure of one that
-    is; each is a sentence, or empty.
+    `stale` says why a table is not shown, and `doubt` what is uncertain about one that is; each is
+    a sentence, or empty.
     """
 
     rows: tuple["Worth", ...] = ()
@@ -38,11 +38,11 @@ class Kept:
 
 
 def read(run: Run) -> Kept:
-    """The run's table, if it has one.
+    """Return the run's table, if it has one that fits.
 
-    It fits where its key is the one that `fieldguide score` would look for here: of the same
-    photos, folds and merged models, by their hashes, on the same device. The key of another device
-    cannot be made here; then the table fits unless a fold or a model was written after it.
+    It fits if its key is the one that `fieldguide score` would look for here: of the same photos,
+    folds and merged models, by their hashes, on the same device. The key of another device cannot
+    be computed here; then the table fits unless a fold or a model was written after it.
     """
     try:
         content = json.loads((run.folder / SCORES).read_bytes())
@@ -73,21 +73,21 @@ def _parsed(rows: Sequence[Mapping[str, Any]]) -> tuple["Worth", ...]:
 
 def _other_photos(run: Run, photos: int) -> str:
     now = len(run.outside)
-    return "" if photos == now else f"{SCORES} is of {photos:,} photos, and there are {now:,} now."
+    return "" if photos == now else f"{SCORES} is of {photos:,} photos, and now there are {now:,}."
 
 
 def _other_names(run: Run, names: Sequence[str]) -> str:
-    """What the table lacks, or tells of though it is gone."""
+    """Return the models that the table lacks, or has though they are gone."""
     now = [*(f"fold {fold}" for fold in run.done), "mean of folds", "ensemble", *run.models()]
     lacks = [name for name in now if name not in names]
     gone = [name for name in names if name not in now]
-    said = [f"{SCORES} does not know {', '.join(lacks)}."] if lacks else []
-    said += [f"{SCORES} knows what is gone: {', '.join(gone)}."] if gone else []
+    said = [f"{SCORES} does not contain {', '.join(lacks)}."] if lacks else []
+    said += [f"{SCORES} contains models that are gone: {', '.join(gone)}."] if gone else []
     return " ".join(said)
 
 
 def _key(run: Run) -> str:
-    """What `fieldguide score` would find the table by, on this machine and without flags."""
+    """Return the key that `fieldguide score` uses on this machine without flags."""
     from fieldguide.predict.inference import Machine
     from fieldguide.study import holdout_scores
 
@@ -95,7 +95,7 @@ def _key(run: Run) -> str:
 
 
 def _younger(run: Run) -> list[str]:
-    """Folds and merged models that were written after the table."""
+    """Return the folds and merged models that were written after the table."""
     folds = {f"fold {fold}": run.fold_folder(fold) for fold in run.done}
     written = (run.folder / SCORES).stat().st_mtime_ns
     return [

@@ -1,6 +1,6 @@
-"""How far to trust a confidence: reliability, sets of classes, and answering only when sure.
+"""The trust that a confidence deserves: calibration, prediction sets and selective prediction.
 
-All of it out of fold, and what is fitted (temperature, quantiles) is fitted on the other folds.
+All is out of fold: temperatures and quantiles are fitted on the other folds.
 """
 
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
-from fieldguide.analysis import calibration, coverage, metrics
+from fieldguide.analysis import calibration, coverage
 from fieldguide.analysis.conformal import Method
 from fieldguide.analysis.coverage import Answered, Coverage
-from fieldguide.analysis.metrics import Scores
 from fieldguide.report.classes import share
-from fieldguide.report.page import Section, figure, fragment, inline, percent
+from fieldguide.report.judged import Judged, judge
+from fieldguide.report.page import Section, figure, fragment, inline, looks
 from fieldguide.runs.run import Run
+from fieldguide.words import percent
 
 TITLE = "Trust"
 
 COVERAGES = (0.8, 0.9, 0.95, 0.98, 0.99)  # asked for
-GOALS = (0.95, 0.98, 0.99)  # accuracies of those answered
+GOALS = (0.95, 0.98, 0.99)  # accuracies on the photos answered
 METHODS: tuple[Method, ...] = ("split", "adaptive")
 
 # Probabilities that sets are computed for: about 3 s. Of a larger collection some photos are drawn.
@@ -33,37 +33,24 @@ CLOSE = 0.01  # of confidence and accuracy, on average (taste)
 BEFORE, AFTER = "before scaling", "after scaling"
 
 
-@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
-class Judged:
-    """The photos of the folds that are done, with probabilities before and after scaling.
-
-    `scaled` are at the temperatures of the other folds; with one fold done they are `plain`.
-    """
-
-    logits: Scores
-    targets: Int[np.ndarray, " n"]
-    fold_of: Int[np.ndarray, " n"]
-    plain: Float[np.ndarray, "n classes"]
-    scaled: Float[np.ndarray, "n classes"]
-
-
 @dataclass(frozen=True)
 class Goal:
-    """What must be answered to be right so often: the surest `share`, from `confidence` on."""
+    """An accuracy, and the most confident `share` of photos that reaches it, from `confidence`."""
 
     accuracy: float
-    share: float = 0.0  # 0: no share of them is right so often
+    share: float = 0.0  # 0: no share reaches it
     confidence: float = 0.0
 
 
 def section(run: Run) -> Section:
-    """Whether the run's confidences mean what they say."""
+    """Return the calibration of a run, its prediction sets and its selective accuracy."""
     if not run.done:
         return Section("trust", TITLE, fragment("trust.html", photos=0))
     judged = judge(run)
     bins = reliability_bins(judged)
     sets, drawn = coverages(judged, seed=run.recipe.seed)
-    answered = coverage.answered(judged.scaled.max(axis=1), _right(judged))
+    right = judged.scaled.argmax(axis=1) == judged.targets
+    answered = coverage.answered(judged.scaled.max(axis=1), right)
     body = fragment(
         "trust.html",
         photos=len(judged.targets),
@@ -85,29 +72,19 @@ def section(run: Run) -> Section:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def judge(run: Run) -> Judged:
-    """The photos of the folds that are done; there must be one."""
-    sizes = [len(logits) for logits in run.judged.values()]
-    logits = np.concatenate(list(run.judged.values()))
-    targets = run.targets[np.concatenate([run.folds[fold].test for fold in run.judged])]
-    fold_of = np.repeat(np.array(list(run.judged), dtype=np.int64), sizes)
-    scaled = calibration.cross_fitted(logits, targets, fold_of)
-    return Judged(logits, targets, fold_of, metrics.softmax(logits), scaled)
-
-
 def tendency(judged: Judged) -> str:
-    """Whether the networks say more or less than they keep, before scaling."""
-    said = float(judged.plain.max(axis=1).mean())
-    kept = float((judged.plain.argmax(axis=1) == judged.targets).mean())
-    kind = "too sure" if said > kept else "too modest"
-    kind = kind if abs(said - kept) >= CLOSE else "about as sure as they are right"
-    return f"{kind}: they say {percent(said)} on average, and {percent(kept)} of answers are right"
+    """Return whether the networks are over- or underconfident, before scaling."""
+    confidence = float(judged.probabilities.max(axis=1).mean())
+    accuracy = float((judged.predicted == judged.targets).mean())
+    kind = "overconfident" if confidence > accuracy else "underconfident"
+    kind = kind if abs(confidence - accuracy) >= CLOSE else "well calibrated on average"
+    return f"{kind}: mean confidence {percent(confidence)}, accuracy {percent(accuracy)}"
 
 
 def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
-    """Bins of confidence with their photos, accuracy and its interval, before and after scaling."""
+    """Return bins of confidence with photos, accuracy and its interval, before and after scaling."""
     rows = []
-    for kind, probabilities in ((BEFORE, judged.plain), (AFTER, judged.scaled)):
+    for kind, probabilities in ((BEFORE, judged.probabilities), (AFTER, judged.scaled)):
         found = calibration.reliability(probabilities, judged.targets)
         for number in np.flatnonzero(found.photos).tolist():
             photos = int(found.photos[number])
@@ -127,9 +104,9 @@ def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
 
 
 def coverages(judged: Judged, *, seed: int) -> tuple[dict[str, list[Coverage]], int]:
-    """What sets hold and how large they are, by method; and of how many photos that is.
+    """Return coverage and size of prediction sets by method, and the number of photos measured.
 
-    Of a collection with more than `CELLS` probabilities, some photos are drawn.
+    From a collection with more than `CELLS` probabilities, some photos are drawn.
     """
     photos, classes = judged.logits.shape
     rows = np.arange(photos)
@@ -150,7 +127,7 @@ def coverages(judged: Judged, *, seed: int) -> tuple[dict[str, list[Coverage]], 
 
 
 def goal(answered: Answered, accuracy: float) -> Goal:
-    """The largest share of photos, the surest, that is right as often as `accuracy`."""
+    """Return the largest share of photos, the most confident ones, that reaches `accuracy`."""
     reached = np.flatnonzero(answered.accuracy >= accuracy)
     if not len(reached):
         return Goal(accuracy)
@@ -158,22 +135,13 @@ def goal(answered: Answered, accuracy: float) -> Goal:
     return Goal(accuracy, float(answered.share[last]), float(answered.confidence[last]))
 
 
-def _right(judged: Judged) -> Bool[np.ndarray, " n"]:
-    right: Bool[np.ndarray, " n"] = judged.scaled.argmax(axis=1) == judged.targets
-    return right
-
-
 # --- charts ---------------------------------------------------------------------------------------
 
 
 def reliability_chart(bins: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
-    """Accuracy against confidence, two lines with intervals, and the diagonal of the calibrated."""
+    """Draw accuracy against confidence with intervals, and the diagonal of perfect calibration."""
     unit = alt.Scale(domain=[0, 1])
-    kind: dict[str, Any] = {
-        "scale": alt.Scale(domain=[BEFORE, AFTER]),
-        "title": None,
-        "legend": alt.Legend(orient="top"),
-    }
+    kind = looks("kind:N", [BEFORE, AFTER])
     diagonal = (
         alt.Chart(inline([{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
         .mark_line(strokeDash=[4, 4], opacity=0.6, color="gray")
@@ -181,7 +149,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
     )
     base = alt.Chart(inline(bins)).encode(
         x=alt.X("confidence:Q", scale=unit, axis=alt.Axis(format="%"), title="confidence"),
-        color=alt.Color("kind:N", **kind),
+        color=kind["color"],
         tooltip=[
             alt.Tooltip("kind:N", title="probabilities"),
             alt.Tooltip("photos:Q", format=","),
@@ -191,54 +159,40 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
             alt.Tooltip("high:Q", format=".1%", title="at most"),
         ],
     )
-    accuracy = alt.Y("accuracy:Q", scale=unit, axis=alt.Axis(format="%"), title="share right")
+    accuracy = alt.Y("accuracy:Q", scale=unit, axis=alt.Axis(format="%"), title="accuracy")
     intervals = base.mark_rule(strokeOpacity=0.6).encode(y=alt.Y("low:Q", scale=unit), y2="high:Q")
     lines = base.mark_line(strokeWidth=1.5).encode(y=accuracy)
     points = base.mark_point(filled=True, opacity=1).encode(
         y=accuracy,
-        shape=alt.Shape("kind:N", **kind),
+        shape=kind["shape"],
         size=alt.Size("photos:Q", scale=alt.Scale(type="sqrt", range=[25, 350]), legend=None),
     )
     return alt.layer(diagonal, intervals, lines, points).properties(height=340)
 
 
 def coverage_chart(rows: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
-    """The coverage that was held against the mean size of sets, a line a method."""
-    kind: dict[str, Any] = {
-        "scale": alt.Scale(domain=list(METHODS)),
-        "title": "sets",
-        "legend": alt.Legend(orient="top"),
-    }
+    """Draw the coverage reached against the mean size of sets, a line for each method."""
+    method = looks("method:N", METHODS, title="sets")
+    scale = alt.Scale(zero=False, padding=14, nice=False)
     base = alt.Chart(inline(rows)).encode(
-        x=alt.X(
-            "size:Q",
-            scale=alt.Scale(zero=False, padding=14, nice=False),
-            title="classes in a set, on average",
-        ),
-        y=alt.Y(
-            "held:Q",
-            scale=alt.Scale(zero=False, padding=14, nice=False),
-            axis=alt.Axis(format=".0%"),
-            title="sets that hold the class",
-        ),
-        color=alt.Color("method:N", **kind),
+        x=alt.X("size:Q", scale=scale, title="mean classes in a set"),
+        y=alt.Y("held:Q", scale=scale, axis=alt.Axis(format=".0%"), title="coverage reached"),
+        color=method["color"],
         tooltip=[
             alt.Tooltip("method:N", title="sets"),
-            alt.Tooltip("asked:Q", format=".0%"),
-            alt.Tooltip("held:Q", format=".1%"),
+            alt.Tooltip("asked:Q", format=".0%", title="coverage asked"),
+            alt.Tooltip("held:Q", format=".1%", title="coverage reached"),
             alt.Tooltip("size:Q", format=".2f", title="classes"),
             alt.Tooltip("empty:Q", format=".1%"),
             alt.Tooltip("single:Q", format=".1%", title="one class"),
         ],
     )
-    points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        shape=alt.Shape("method:N", **kind)
-    )
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(shape=method["shape"])
     return alt.layer(base.mark_line(strokeWidth=1.5), points).properties(height=300)
 
 
 def answered_chart(found: Answered) -> alt.TopLevelMixin:
-    """Accuracy among the surest photos, against their share."""
+    """Draw the accuracy on the most confident photos against their share."""
     rows = [
         {"share": share, "accuracy": accuracy, "confidence": confidence}
         for share, accuracy, confidence in zip(
@@ -253,17 +207,17 @@ def answered_chart(found: Answered) -> alt.TopLevelMixin:
                 "share:Q",
                 scale=alt.Scale(domain=[0, 1]),
                 axis=alt.Axis(format="%"),
-                title="share of photos answered, the surest first",
+                title="share of photos answered, the most confident first",
             ),
             y=alt.Y(
                 "accuracy:Q",
                 scale=alt.Scale(zero=False, domainMax=1),
                 axis=alt.Axis(format=".1~%"),
-                title="share right",
+                title="accuracy",
             ),
             tooltip=[
                 alt.Tooltip("share:Q", format=".1%", title="answered"),
-                alt.Tooltip("accuracy:Q", format=".2%", title="right"),
+                alt.Tooltip("accuracy:Q", format=".2%"),
                 alt.Tooltip("confidence:Q", format=".1%", title="confidence at least"),
             ],
         )
@@ -275,12 +229,12 @@ def answered_chart(found: Answered) -> alt.TopLevelMixin:
 def _reliability_figure(bins: Sequence[dict[str, Any]], error: float) -> str:
     return figure(
         reliability_chart(bins),
-        caption="On the dashed line, a confidence is the share that is right; below it, networks"
-        " are too sure. Vertical lines are 95 % intervals by Wilson's method; the larger a point,"
-        " the more photos it stands for.",
-        description="Reliability diagram: the share of photos named rightly against confidence,"
-        f" before and after scaling by temperature. The calibration error before is {error:.3f}."
-        " The numbers are in the table that follows.",
+        caption="On the dashed line, confidence equals accuracy; below it, networks are"
+        " overconfident. Vertical lines are 95 % intervals by Wilson's method; larger points stand"
+        " for more photos.",
+        description="Reliability diagram: accuracy against confidence, before and after temperature"
+        f" scaling. The calibration error before is {error:.3f}. The numbers are in the table that"
+        " follows.",
     )
 
 
@@ -300,17 +254,17 @@ def _coverage_figure(sets: dict[str, list[Coverage]]) -> str:
     asked = ", ".join(percent(value, 0) for value in COVERAGES)
     return figure(
         coverage_chart(rows),
-        caption=f"Each point is a coverage that was asked for: {asked}.",
-        description="How often sets of classes hold the true one, against how many classes they"
-        " hold on average, for two methods. The numbers are in the table that follows.",
+        caption=f"Each point is a coverage asked for: {asked}.",
+        description="Coverage of prediction sets against their mean size, for two methods. The"
+        " numbers are in the table that follows.",
     )
 
 
 def _answered_figure(found: Answered) -> str:
     return figure(
         answered_chart(found),
-        caption="Photos are answered in the order of their scaled confidence, and those less sure"
-        " than the last left to somebody who knows.",
-        description="Accuracy against the share of photos answered, the surest first: it is"
-        f" {percent(float(found.accuracy[-1]))} when all are.",
+        caption="Photos are answered in the order of their scaled confidence; less confident ones"
+        " are left to an expert.",
+        description="Accuracy against the share of photos answered, the most confident first: it"
+        f" is {percent(float(found.accuracy[-1]))} if all are answered.",
     )

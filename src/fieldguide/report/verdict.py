@@ -1,7 +1,7 @@
-"""What the run is worth, in a sentence; what was chosen on what; what it costs; what to do next.
+"""The verdict on a run: accuracy in a sentence, model selection, accuracy against cost, next steps.
 
-Findings are collected from the run first, then turned into words by pure functions. Knows nothing
-of single classes or photos beyond their numbers.
+Findings are collected first, then turned into words by pure functions. Knows nothing of single
+classes or photos beyond their numbers.
 """
 
 import shlex
@@ -13,32 +13,33 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import numpy as np
 
-from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
-from fieldguide.report.page import Section, figure, fragment, inline, percent
+from fieldguide.report.judged import groups, judge
+from fieldguide.report.page import Section, figure, fragment, inline, looks
 from fieldguide.runs.run import Run, Scores
 from fieldguide.study import labels
+from fieldguide.words import count, percent, some
 
 if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worth
 
 TITLE = "Verdict"
 
-# Photos of a class below which more of them come before other advice (taste).
+# With fewer photos of a class, more of them are the best advice (taste).
 FEW_PHOTOS = 10
-# Groups below which a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
+# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
 FEW_GROUPS = 30
-# A rise of accuracy in the last epoch that is worth another try, and a calibration error worth a
-# warning (both taste).
+# A rise of accuracy in the last epoch that justifies longer training, and a calibration error that
+# needs a warning (both taste).
 RISE = 0.003
 LARGE_ERROR = 0.05
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One line of the table of scores; texts as they are shown."""
+    """A line of the table of scores; texts as they are shown."""
 
     name: str
     value: str
@@ -47,11 +48,11 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the advice depends on.
+    """The facts that advice depends on.
 
-    run, fit, longer: the run's folder and the commands that go on with it and that train twice as
-    long, quoted (empty where the run was begun from Python). rise: by how much accuracy rose in the
-    last epoch, over what chance explains, else 0. thin: classes with few photos, and how many.
+    run, fit, longer: the run's folder and the commands that resume it and that train twice as long,
+    quoted (empty if the run was begun from Python). rise: of accuracy in the last epoch, if chance
+    does not explain it, else 0. thin: classes with few photos, and their number.
     """
 
     run: str
@@ -73,14 +74,14 @@ class Findings:
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do, and the command for it, if one does it."""
+    """An advice, and the command for it, if there is one."""
 
     text: str
     command: str = ""
 
 
 def section(run: Run) -> Section:
-    """The verdict on a run, as far as it has got."""
+    """Return the verdict on a run, finished or not."""
     table = scored.read(run)
     rows = table.rows
     body = fragment(
@@ -89,7 +90,7 @@ def section(run: Run) -> Section:
         done=len(run.done),
         planned=sum(photo.split == "train" for photo in run.catalog.photos),
         scores=run.scores if run.done else None,
-        groups=_groups(run),
+        groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         few_groups=FEW_GROUPS,
         commonest=_commonest(run),
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
@@ -112,11 +113,11 @@ def section(run: Run) -> Section:
 
 
 def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
-    """What was chosen on which photos, a sentence each."""
+    """Return what was chosen on which photos, a sentence each."""
     said = [_choice_of_epoch(recipe, scores)]
     if recipe.watch_val:
         said.append(
-            "The collection's val part helped to choose epochs, so it cannot judge ensembles or"
+            "The collection's val part helped to choose epochs, so it cannot test ensembles or"
             " merged models."
         )
     if recipe.holdout:
@@ -130,30 +131,30 @@ def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
 def _choice_of_epoch(recipe: Recipe, scores: Scores | None) -> str:
     if recipe.stop == "none":
         return (
-            "Nothing was chosen on the photos that judge: each fold kept the weights of its last"
-            f" epoch, number {recipe.epochs}."
+            "Nothing was chosen on the test photos: each fold kept the weights of its last epoch,"
+            f" number {recipe.epochs}."
         )
     if recipe.stop == "inner":
         return (
             f"Each fold chose its epoch on {percent(recipe.inner_share, 0)} of its training photos,"
-            " set aside for that. The photos that judge it had no say."
+            " set aside for that. Its test photos had no part in the choice."
         )
     if scores is None or scores.selected_accuracy is None:
-        return "Each fold chooses its epoch on its own test photos, which flatters it."
+        return "Each fold chooses its epoch on its own test photos, which is optimistic."
     return (
         "Each fold chose its epoch on its own test photos. At these epochs accuracy is"
-        f" {percent(scores.selected_accuracy)}, which flatters; the accuracy above is cross-fitted:"
-        " each fold is judged at the epoch that is best on average in the other folds."
+        f" {percent(scores.selected_accuracy)}, which is optimistic; the accuracy above is"
+        " cross-fitted: each fold is taken at the epoch that is best on average in the other folds."
     )
 
 
 def score_rows(scores: Scores) -> list[ScoreRow]:
-    """The out-of-fold scores, with intervals where there are some."""
+    """Return the out-of-fold scores, some with intervals."""
     shown = {
         "accuracy": ("accuracy", percent),
         "balanced accuracy": ("balanced_accuracy", percent),
         "macro F1": ("macro_f1", percent),
-        "right among the first five": ("top_5_accuracy", percent),
+        "top-5 accuracy": ("top_5_accuracy", percent),
         "log loss": ("log_loss", "{:.3f}".format),
     }
     rows = [
@@ -175,7 +176,7 @@ def score_rows(scores: Scores) -> list[ScoreRow]:
 
 
 def comparison(rows: Sequence["Worth"]) -> str:
-    """Whether the table shows one classifier to be better than the others; empty without rows."""
+    """Return whether the table shows one classifier to be better than others; empty without rows."""
     combined = [row for row in rows if not row.name.startswith("fold ")]
     if not combined:
         return ""
@@ -184,7 +185,7 @@ def comparison(rows: Sequence["Worth"]) -> str:
     if not worse:
         return (
             "All intervals overlap: these photos do not show any of them to be better than"
-            " another, so that cost may decide."
+            " another, so cost may decide."
         )
     return f"{best.name} is better than {', '.join(worse)}: their intervals do not overlap."
 
@@ -193,7 +194,7 @@ def comparison(rows: Sequence["Worth"]) -> str:
 
 
 def advice(found: Findings) -> list[Step]:
-    """What to do next, the most urgent first; each step follows from a finding."""
+    """Return the next steps, the most urgent first; each follows from a finding."""
     if found.done < found.folds:
         return [_finish(found), *_about_training(found)]
     return [
@@ -201,8 +202,8 @@ def advice(found: Findings) -> list[Step]:
         *_about_photos(found),
         *_about_outside(found),
         Step(
-            "Use it: probabilities are scaled, and sets of classes hold the true one as often as"
-            " asked.",
+            "Use it: probabilities are scaled, and prediction sets contain the true class as often"
+            " as asked.",
             f"fieldguide predict {found.run} PHOTOS --out predictions.csv --coverage 0.95",
         ),
     ]
@@ -211,8 +212,9 @@ def advice(found: Findings) -> list[Step]:
 def _finish(found: Findings) -> Step:
     left = found.folds - found.done
     folds = "fold is" if left == 1 else "folds are"
-    how = "This goes on with them" if found.fit else "The same call of fieldguide.fit goes on"
-    return Step(f"{left} of {found.folds} {folds} not trained yet. {how}:", found.fit)
+    how = "This command trains" if found.fit else "The same call of fieldguide.fit trains"
+    end = ":" if found.fit else "."
+    return Step(f"{left} of {found.folds} {folds} not trained yet. {how} the rest{end}", found.fit)
 
 
 def _about_training(found: Findings) -> list[Step]:
@@ -220,7 +222,7 @@ def _about_training(found: Findings) -> list[Step]:
     if found.disturbed:
         steps.append(
             Step(
-                f"In {found.disturbed} cases a replica's epoch skipped steps or diverged: lower"
+                f"{count(found.disturbed, 'epoch')} of a replica diverged or skipped steps: lower"
                 " backbone_rate and head_rate, or train in float32."
             )
         )
@@ -243,19 +245,15 @@ def _about_photos(found: Findings) -> list[Step]:
         number = "1 label looks" if found.suspects == 1 else f"{found.suspects:,} labels look"
         steps.append(Step(f"{number} wrong to folds that did not train on them: {there}.", command))
     if found.thin:
-        named = ", ".join(f"{name} ({photos})" for name, photos in found.thin[:3])
-        more = f" and {len(found.thin) - 3:,} more" if len(found.thin) > 3 else ""
+        named = some([f"{name} ({photos})" for name, photos in found.thin])
         steps.append(
-            Step(
-                f"Photos of these classes would help most, as there are fewer than {FEW_PHOTOS}:"
-                f" {named}{more}."
-            )
+            Step(f"Add photos of these classes, which have fewer than {FEW_PHOTOS}: {named}.")
         )
     if found.error > LARGE_ERROR:
         steps.append(
             Step(
                 f"Even scaled, probabilities are off by {100 * found.error:.0f} points on average:"
-                " trust sets of classes more than percentages."
+                " trust prediction sets more than percentages."
             )
         )
     return steps
@@ -265,23 +263,22 @@ def _about_outside(found: Findings) -> list[Step]:
     if not found.outside:
         return [
             Step(
-                "No photos lie outside all folds, so that nobody can tell what the ensemble or a"
-                " merged model is worth. A labelled set of other photos can, or a new run with"
-                " --holdout 0.1:",
+                "No photos lie outside all folds, so the accuracy of the ensemble or a merged model"
+                " is unknown. Another labelled set can measure it, or a new run with --holdout 0.1:",
                 f"fieldguide score {found.run} LABELLED-PHOTOS",
             )
         ]
     if not found.models:
         return [
             Step(
-                "Merge the folds into one network of one's cost, and see what it is worth:",
+                "Merge the folds into one network, and measure its accuracy:",
                 f"fieldguide soup {found.run} && fieldguide score {found.run}",
             )
         ]
     if not found.scored:
         return [
             Step(
-                "See what the ensemble and the merged models are worth:",
+                "Measure the accuracy of the ensemble and the merged models:",
                 f"fieldguide score {found.run}",
             )
         ]
@@ -292,12 +289,11 @@ def _about_outside(found: Findings) -> list[Step]:
 
 
 def findings(run: Run, *, scored: bool) -> Findings:
-    """What a run's files say of it."""
+    """Collect the findings from a run's files."""
     tables = [run.fold_folder(fold) / "history.csv" for fold in run.done]
     history = [row for table in tables for row in curves.read_table(table)]
     folder, epochs = str(run.folder), 2 * run.recipe.epochs
     command = run.environment["command"]
-    done = bool(run.done)
     return Findings(
         run=shlex.quote(folder),
         fit=repeat.command_line(command, fold=None),
@@ -311,20 +307,20 @@ def findings(run: Run, *, scored: bool) -> Findings:
         disturbed=sum(
             row["diverged"] == "True" or row["skipped"] not in {"", "0"} for row in history
         ),
-        suspects=_suspects(run) if done else 0,
+        suspects=_suspects(run) if run.done else 0,
         labels_listed=(run.folder / labels.TABLE).is_file(),
         outside=len(run.outside),
         scored=scored,
         models=len(run.models()),
         thin=_thin(run),
-        error=run.scores.scaled_calibration_error if done else 0.0,
+        error=run.scores.scaled_calibration_error if run.done else 0.0,
     )
 
 
 def last_rise(history: Sequence[Mapping[str, str]]) -> float:
-    """By how much merged models' accuracy rose in the last epoch, on average over the folds.
+    """Return the rise of merged models' accuracy in the last epoch, on average over the folds.
 
-    0 if that is less than `RISE`, or than two standard errors over the folds.
+    It counts as 0 below `RISE` or below two standard errors over the folds.
     """
     accuracies: dict[str, list[float]] = {}
     for row in history:
@@ -338,9 +334,8 @@ def last_rise(history: Sequence[Mapping[str, str]]) -> float:
 
 
 def _suspects(run: Run) -> int:
-    rows = np.concatenate([run.folds[fold].test for fold in run.judged])
-    probabilities = metrics.softmax(np.concatenate(list(run.judged.values())))
-    return len(suspects(probabilities, run.targets[rows]))
+    judged = judge(run)
+    return len(suspects(judged.probabilities, judged.targets))
 
 
 def _training_counts(run: Run) -> Counter[str]:
@@ -354,23 +349,18 @@ def _thin(run: Run) -> tuple[tuple[str, int], ...]:
 
 
 def _commonest(run: Run) -> float:
-    """The share of the largest class: what always naming it would score."""
+    """Return the share of the largest class, the accuracy of always predicting it."""
     counts = _training_counts(run)
     return max(counts.values()) / counts.total()
-
-
-def _groups(run: Run) -> int:
-    judged = [run.catalog.photos[row] for fold in run.done for row in run.folds[fold].test]
-    return len({photo.group or photo.path for photo in judged})
 
 
 # --- accuracy against cost ------------------------------------------------------------------------
 
 
 def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
-    """What the chart shows of each classifier but single folds: the cheapest first, then the best.
+    """Return the chart's values of each classifier but single folds, the cheapest and best first.
 
-    `networks` is how many networks' work it is, in multiples of the cheapest.
+    `networks` is the cost in multiples of the cheapest.
     """
     combined = [row for row in rows if not row.name.startswith("fold ")]
     least = min((row.parameters for row in combined), default=1)
@@ -380,7 +370,7 @@ def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
             "accuracy": row.accuracy,
             "low": row.interval[0],
             "high": row.interval[1],
-            "networks": _networks(round(row.parameters / least)),
+            "networks": count(round(row.parameters / least), "network"),
             "milliseconds": 1000 / row.photos_per_second if row.photos_per_second else None,
             "megabytes": row.bytes / 1e6,
             "parameters": row.parameters,
@@ -390,18 +380,14 @@ def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda row: (row["parameters"], -row["accuracy"], row["name"]))
 
 
-def _networks(number: int) -> str:
-    return "1 network" if number == 1 else f"{number} networks"
-
-
 def _cost_figure(rows: Sequence["Worth"], photos: int) -> str:
     if not rows:
         return ""
     shown = cost_rows(rows)
     return figure(
         cost_chart(shown),
-        caption=f"Accuracy on {photos:,} photos outside all folds, with 95 % intervals. What needs"
-        " fewer networks stands higher.",
+        caption=f"Accuracy on {photos:,} photos outside all folds, with 95 % intervals; the"
+        " cheapest classifiers on top.",
         description="Accuracy against cost. "
         + "; ".join(
             f"{row['name']}: {percent(row['accuracy'])}, {row['networks']}" for row in shown
@@ -410,22 +396,18 @@ def _cost_figure(rows: Sequence["Worth"], photos: int) -> str:
 
 
 def cost_chart(shown: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
-    """Accuracy with its interval, a line a classifier; colour and shape tell the networks."""
+    """Draw the accuracy of each classifier with its interval; colour and shape show the cost."""
     names = [row["name"] for row in shown]
-    cost: dict[str, Any] = {
-        "scale": alt.Scale(domain=list(dict.fromkeys(row["networks"] for row in shown))),
-        "title": "work of",
-        "legend": alt.Legend(orient="top"),
-    }
+    cost = looks("networks:N", list(dict.fromkeys(row["networks"] for row in shown)), title="cost")
     base = alt.Chart(inline(shown)).encode(
         y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=160)),
-        color=alt.Color("networks:N", **cost),
+        color=cost["color"],
         tooltip=[
             alt.Tooltip("name:N", title="classifier"),
             alt.Tooltip("accuracy:Q", format=".1%"),
             alt.Tooltip("low:Q", format=".1%", title="at least"),
             alt.Tooltip("high:Q", format=".1%", title="at most"),
-            alt.Tooltip("milliseconds:Q", format=".1f", title="ms a photo"),
+            alt.Tooltip("milliseconds:Q", format=".1f", title="ms per photo"),
             alt.Tooltip("megabytes:Q", format=",.0f", title="MB"),
         ],
     )
@@ -435,6 +417,6 @@ def cost_chart(shown: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
         x=alt.X("low:Q", scale=scale, axis=axis, title="accuracy"), x2="high:Q"
     )
     points = base.mark_point(filled=True, size=110, opacity=1).encode(
-        x=alt.X("accuracy:Q", scale=scale), shape=alt.Shape("networks:N", **cost)
+        x=alt.X("accuracy:Q", scale=scale), shape=cost["shape"]
     )
     return alt.layer(intervals, points).properties(height=26 * len(names))

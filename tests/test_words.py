@@ -1,0 +1,41 @@
+"""Words: counts, lists, shares and times as messages and pages show them."""
+
+import pytest
+
+from fieldguide import words
+
+# --- counts, lists and shares ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (1, "photo", "1 photo"),
+        (0, "photo", "0 photos"),
+        (1200, "photo", "1,200 photos"),
+        (2, "class", "2 classes"),
+        (2, "copy", "2 copies"),
+        (2, "day", "2 days"),
+    ],
+)
+def test_one_thing_is_singular_and_all_else_plural(number: int, noun: str, text: str) -> None:
+    assert words.count(number, noun) == text
+
+
+def test_lists_end_with_and_and_long_ones_with_a_number() -> None:
+    assert [words.listed("abc"[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+    assert words.some(["a", "b", "c"]) == "a, b, c"
+    assert words.some(list("abcdefgh")) == "a, b, c and 5 more"
+
+
+def test_a_share_is_a_percentage_in_one_piece() -> None:
+    assert words.percent(0.9281) == "92.8\N{NO-BREAK SPACE}%"
+    assert words.percent(0.05, 0) == "5\N{NO-BREAK SPACE}%"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (40, "40 s"), (89.4, "89 s"), (700, "12 min"), (5399, "1 h 30 min")],
+)
+def test_a_time_is_in_seconds_minutes_or_hours_and_minutes(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
