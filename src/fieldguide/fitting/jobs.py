@@ -63,7 +63,7 @@ def fold_jobs(
     )
     freeze(network, recipe.freeze)
     network.to(device).to(memory_format=memory_format(recipe.layout))
-    folded = batch_norm.fold(network)
+    absorbed = batch_norm.absorb(network)
     if recipe.compile == "on":
         network.compile()
     photos = run.catalog.table
@@ -93,7 +93,7 @@ def fold_jobs(
             fold=index,
             recipe=recipe,
             network=network,
-            folded=folded,
+            absorbed=absorbed,
             start=start,
             loader=loader,
             resized=resized,

@@ -148,10 +148,10 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Folded:
+class Absorbed:
     """A network for evaluation alone, in which every norm of `pairs` is part of its convolution.
 
-    `network` begins with the folded weights of the one that was given, on its device; `names` are
+    `network` begins with the absorbed weights of the one that was given, on its device; `names` are
     those of the full network's tensors.
     """
 
@@ -169,11 +169,11 @@ class Folded:
             raise RuntimeError(f"missing or unexpected among the weights: {', '.join(odd)}")
         found = dict(weights)
         for pair in self.pairs:
-            found |= folded_pair(weights, pair)
+            found |= absorbed_pair(weights, pair)
         return {name: found[name] for name in self.network.state_dict()}
 
 
-def fold(network: nn.Module) -> Folded:
+def absorb(network: nn.Module) -> Absorbed:
     """The network without the norms that its convolutions can take over; it is left unchanged.
 
     In the copy such a norm does nothing (or is its own activation, for timm's norms that have one)
@@ -182,12 +182,12 @@ def fold(network: nn.Module) -> Folded:
     """
     pairs = find_pairs(network)
     weights = network.state_dict()
-    folded = Folded(_without_norms(network, pairs), pairs, tuple(weights))
-    folded.network.load_state_dict(folded.weights(weights))
-    return folded
+    absorbed = Absorbed(_without_norms(network, pairs), pairs, tuple(weights))
+    absorbed.network.load_state_dict(absorbed.weights(weights))
+    return absorbed
 
 
-def folded_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
+def absorbed_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
     """Weight and bias, in float32, of a convolution that does its norm's work as well.
 
     weight · gain and beta + (bias - mean) · gain, with gain = gamma / sqrt(variance + eps) for each
@@ -205,13 +205,13 @@ def folded_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
     deviation = (wide(f"{pair.norm}.running_var") + pair.eps).sqrt()
     gain = wide(f"{pair.norm}.weight", 1.0) / deviation
     shift = wide(f"{pair.convolution}.bias") - wide(f"{pair.norm}.running_mean")
-    folded = {
+    absorbed = {
         "weight": wide(f"{pair.convolution}.weight") * gain[:, None, None, None],
         "bias": wide(f"{pair.norm}.bias") + shift * gain,
     }
     return {
         f"{pair.convolution}.{name}": tensor.to(kernel.device, torch.float32)
-        for name, tensor in folded.items()
+        for name, tensor in absorbed.items()
     }
 
 
@@ -291,7 +291,7 @@ def _follower(tape: _Tape, convolution: nn.Conv2d) -> _Operation | None:
 
 
 def _statistics(norm: nn.Module) -> Tensor | None:
-    """The running mean; a norm without one normalises by the batch and cannot be folded."""
+    """The running mean; a norm without one normalises by the batch and cannot be absorbed."""
     mean: Tensor | None = norm.running_mean  # type: ignore[assignment]
     return mean
 

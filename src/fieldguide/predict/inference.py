@@ -32,7 +32,7 @@ from fieldguide.machine.device import (
     training_threads,
 )
 from fieldguide.merge import Weights
-from fieldguide.network.batch_norm import RECALIBRATION_BATCH, fold, has_batch_norm, recalibrate
+from fieldguide.network.batch_norm import RECALIBRATION_BATCH, has_batch_norm, recalibrate
 from fieldguide.network.network import Network, build, load_weights, weights_of
 from fieldguide.photos.augment import Interpolation, Normaliser, View, view_transform
 from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
@@ -150,7 +150,7 @@ def recalibrated(
 
 
 class _Networks:
-    """The members as functions of a batch: one folded network, into which weights are swapped."""
+    """The members as functions of a batch: one absorbed network, into which weights are swapped."""
 
     def __init__(
         self,
@@ -160,30 +160,30 @@ class _Networks:
         precision: Precision,
     ) -> None:
         self.architecture, self.device, self.precision = architecture, device, precision
-        self.folded = fold(_laid_out(architecture, device))
+        self.absorbed = absorb(_laid_out(architecture, device))
         self.normalise = _normaliser(architecture, device)
         self.narrowed = {
             f"{name}.{kind}"
-            for name, layer in self.folded.network.named_modules()
+            for name, layer in self.absorbed.network.named_modules()
             if isinstance(layer, nn.Conv2d | nn.Linear)
             for kind in ("weight", "bias")
         }
         self.members = [self._member(weights) for weights in members]
 
     def _member(self, weights: Weights) -> dict[str, Tensor]:
-        """Folded weights on the device, kernels in the layout of the pictures.
+        """Absorbed weights on the device, kernels in the layout of the pictures.
 
         Those that autocast would round at every batch are rounded here, once.
         """
         layout, precision = self.normalise.layout, getattr(torch, self.precision)
         here = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        folded = {
+        absorbed = {
             name: tensor.to(precision) if name in self.narrowed else tensor
-            for name, tensor in self.folded.weights(here).items()
+            for name, tensor in self.absorbed.weights(here).items()
         }
         return {
             name: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
-            for name, tensor in folded.items()
+            for name, tensor in absorbed.items()
         }
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
@@ -213,7 +213,7 @@ class _Networks:
         seen = self.normalise(images)
         with torch.inference_mode(), autocast(self.device, self.precision):
             found = [
-                torch.func.functional_call(self.folded.network, weights, (seen,), strict=True)
+                torch.func.functional_call(self.absorbed.network, weights, (seen,), strict=True)
                 for weights in self.members
             ]
             return torch.stack(found).float().cpu()

@@ -22,7 +22,7 @@ def evaluate(job: FoldJob, rows: IntArray, ranks: Ranks = ALONE) -> Float[np.nda
     `ranks` with the same weights look at whole batches in turn: at each photo once, and in the
     batches of one that is alone.
     """
-    load_weights(job.folded.network, job.folded.weights(job.network.state_dict()))
+    load_weights(job.absorbed.network, job.absorbed.weights(job.network.state_dict()))
     plan = evaluation_plan(rows, job.recipe.batch_size)
     rank_of = np.repeat(np.arange(len(plan)) % ranks.world, [len(part) for part in plan])
     logits = np.empty((len(rows), job.classes), dtype=np.float32)
@@ -37,7 +37,7 @@ def _evaluate(job: FoldJob, plan: Sequence[Sequence[Draw]]) -> Float[np.ndarray,
         try:
             with torch.inference_mode(), autocast(job.device, job.precision):
                 for batch in job.loader.batches(plan):
-                    parts.append(job.folded.network(job.normalise(batch.images)).float().cpu())
+                    parts.append(job.absorbed.network(job.normalise(batch.images)).float().cpu())
             return torch.cat(parts).numpy()
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fieldguide.machine.device import Precision, memory_format
 from fieldguide.merge import Weights
-from fieldguide.network.batch_norm import Folded
+from fieldguide.network.batch_norm import Absorbed
 from fieldguide.network.network import Network
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Loader, Plan, epoch_steps, share_of, training_plan
@@ -29,7 +29,7 @@ Logits = Float[np.ndarray, "n classes"]
 class FoldJob:
     """What a fold's training needs and does not change, but for its two networks' weights.
 
-    `network` is trained, `folded` is the same for evaluation. `resized` is the loader with training
+    `network` is trained, `absorbed` is the same for evaluation. `resized` is the loader with training
     pictures of another size.
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
@@ -41,7 +41,7 @@ class FoldJob:
     fold: int
     recipe: ResolvedRecipe
     network: Network
-    folded: Folded
+    absorbed: Absorbed
     start: Weights
     loader: Loader
     resized: Callable[[int], Loader]
