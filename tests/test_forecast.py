@@ -44,7 +44,7 @@ def test_what_does_not_fit_the_budget_is_left_out_in_order(
     watcher = Watcher(notice=messages.append)
     done = compare(catalog, found, out, budget_hours=13.0, watcher=watcher)
     assert [row.status for row in done.rows] == ["complete", "not begun", "complete"]
-    note = "epochs=2 is left out: it takes about 12.0 h, and 7.0 h of the budget are left"
+    note = "epochs=2 is left out: it takes about 12 h 0 min, and 7 h 0 min of the budget are left"
     assert note in messages
     assert done.rows[1].note == note
     assert rebuilt(out) == done

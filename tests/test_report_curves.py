@@ -323,5 +323,5 @@ def test_folds_that_stopped_early_are_told(discs: Path, tmp_path: Path) -> None:
     run = small_fit(discs, tmp_path / "run", epochs=4, stop="fold", patience=1, **rates)
     body = " ".join(curves.section(run).body.split())
     assert "Every fold stopped after 2 of 4 epochs" in body
-    assert "chosen on these very test photos" in body
+    assert "chosen on these same test photos" in body
     assert set(curves.read(run).kept.values()) == {1}

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,6 +16,7 @@ import fieldguide as fg
 from fieldguide.analysis.suspects import hard_photos
 from fieldguide.errors import ResourceError
 from fieldguide.report import build, mistakes
+from fieldguide.report.judged import judge
 from fieldguide.study import activation, labels
 
 
@@ -72,7 +74,7 @@ def test_labels_csv_is_shown_where_it_is(copied: Callable[[], fg.Run]) -> None:
     run = copied()
     found = labels.doubts(run)
     labels.write(run.folder / labels.TABLE, found)
-    listed, why = mistakes.doubtful(run, mistakes.judge(run))
+    listed, why = mistakes.doubtful(run, judge(run))
     assert why == ""
     assert [run.catalog.photos[d.photo].path for d in listed] == [d.path for d in found.ranked]
     assert [d.suggested for d in listed] == [d.suggested for d in found.ranked]
@@ -83,7 +85,7 @@ def test_labels_csv_is_shown_where_it_is(copied: Callable[[], fg.Run]) -> None:
 
 def test_without_it_the_models_suspects_are_the_same(copied: Callable[[], fg.Run]) -> None:
     run = copied()
-    listed, why = mistakes.doubtful(run, mistakes.judge(run))
+    listed, why = mistakes.doubtful(run, judge(run))
     assert why == "there is no labels.csv yet"
     paths = [run.catalog.photos[doubt.photo].path for doubt in listed]
     assert paths == [doubt.path for doubt in labels.doubts(run).ranked if not doubt.other]
@@ -99,7 +101,7 @@ def test_rows_of_photos_that_are_labelled_otherwise_now_are_dropped(
         csv.writer(file).writerows(
             [labels.HEADER, row, [2, photo.path, "another", *row[3:]], [3, "gone.jpg", *row[2:]]]
         )
-    listed, _ = mistakes.doubtful(run, mistakes.judge(run))
+    listed, _ = mistakes.doubtful(run, judge(run))
     assert listed == [mistakes.Doubtful(0, HOSTILE[1], 0.1, 0.8, "looks like x")]
 
 
@@ -113,16 +115,16 @@ def test_a_table_that_is_none_is_named_and_left_aside(
         photo = run.catalog.photos[0]
         text = text.replace("a,b", f'{photo.path},"{photo.label}"')
     (run.folder / labels.TABLE).write_text(text)
-    listed, why = mistakes.doubtful(run, mistakes.judge(run))
+    listed, why = mistakes.doubtful(run, judge(run))
     assert why.startswith("labels.csv cannot be used: ")
-    assert listed == mistakes._suspected(run, mistakes.judge(run))
+    assert listed == mistakes._suspected(run, judge(run))
 
 
 # --- the section ----------------------------------------------------------------------------------
 
 
 def wrong_photos(run: fg.Run) -> int:
-    judged = mistakes.judge(run)
+    judged = judge(run)
     return int(np.sum(judged.probabilities.argmax(axis=1) != judged.targets))
 
 
@@ -134,7 +136,7 @@ def test_each_mistake_has_its_photo_and_its_heat(hostile: fg.Run) -> None:
     assert f"{wrong} of 12 photos" in first and "(1 of 2 folds are trained)" in first
     assert first.count("<figure>") == wrong
     assert first.count("data:image/jpeg") == 2 * wrong
-    assert first.count("bright where fold 1 found") == wrong
+    assert first.count("bright where fold 1 sees") == wrong
     plain = mistakes.section(hostile, heat_maps=False).body
     assert "There are no heat maps: not asked for." in plain and "bright where fold" not in plain
 
@@ -212,7 +214,7 @@ def test_a_fold_judges_with_its_own_weights(
 
     monkeypatch.setattr(activation.Activation, "heats", heats)
     monkeypatch.setattr("fieldguide.predict.combine.Ingredients.fold_weights", fold_weights)
-    judged = mistakes.judge(trained)
+    judged = judge(trained)
     every = hard_photos(np.roll(judged.probabilities, 1, axis=1), judged.targets)
     mistakes._heats(trained, judged, every)
     assert sorted(given) == [0, 1, 2]
@@ -224,11 +226,11 @@ def test_a_fold_judges_with_its_own_weights(
 def test_a_run_that_makes_no_mistake_says_so(
     trained: fg.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = mistakes.judge(trained)
-    right = mistakes.Judged(
-        judged.photos, judged.fold_of, judged.targets, np.eye(3)[judged.targets]
-    )
+    judged = judge(trained)
+    right = replace(judged, logits=99 * np.eye(3)[judged.targets])
     monkeypatch.setattr(mistakes, "judge", lambda run: right)
     body = mistakes.section(trained).body
     assert "There is none." in body and "None was found." in body
-    assert "own class among the 2 most probable of 3" in body and "<figure>" not in body
+    assert (
+        "class of every photo is among the 2 most probable of 3" in body and "<figure>" not in body
+    )

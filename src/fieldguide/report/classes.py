@@ -138,9 +138,9 @@ def f1_share(right: int, called: int, true: int) -> Share | None:
 
     F1 = 2 j / (1 + j) rises with j = right / (called + true - right), the share of correct ones
     among the photos that are of the class or predicted as it. So Wilson's interval for j,
-    transformed in the same way, is an interval for F1: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1 Score: A
-    Comparison of Four Methods", 2023, arXiv 2309.14621. Unlike a bootstrap's, it keeps its width
-    where a class has few photos that are all right or all wrong.
+    transformed in the same way, is an interval for F1: the indirect method of Lam, Gopal, Qian,
+    "Confidence Intervals for the F1 Score: A Comparison of Four Methods", 2023, arXiv 2309.14621.
+    Unlike a bootstrap's, it keeps its width if a class has few photos, all right or all wrong.
     """
     either = share(right, called + true - right)
     if either is None:
@@ -192,7 +192,7 @@ def typical_photos(
 
 
 def shown_classes(rows: Sequence[ClassRow], most: int = PICTURES) -> tuple[int, list[int]]:
-    """Return the thumbnails of a class and the classes that get some; of many, those of lowest F1."""
+    """Return the thumbnails a class and the classes that get them; of many, those of lowest F1."""
     each = max(min(MOST_PICTURES, most // len(rows)), 1)
     worst = sorted(rows, key=lambda row: (row.f1.value if row.f1 else 2.0, row.number))
     return each, [row.number for row in worst[: most // each]]

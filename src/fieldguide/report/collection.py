@@ -150,22 +150,22 @@ def counts_chart(counts: Sequence[tuple[str, int]]) -> alt.TopLevelMixin:
     marked = chart.mark_point(filled=True, size=30) if long else chart.mark_bar()
     tooltip = [alt.Tooltip("class:N"), alt.Tooltip("photos:Q", format=",")]
     if len(counts) <= NAMED_BARS:
-        named: alt.TopLevelMixin = marked.encode(
+        drawn: alt.TopLevelMixin = marked.encode(
             x=alt.X("photos:Q", title="training photos", scale=scale),
             y=alt.Y("class:N", title=None, sort=None, axis=alt.Axis(labelLimit=160)),
             tooltip=tooltip,
         ).properties(height=alt.Step(18))
-        return named
+        return drawn
     ranks = alt.X(
         "rank:O",
         title="class, by number of photos",
         axis=alt.Axis(labels=False, ticks=False),
         scale=alt.Scale(paddingInner=0.1 if len(counts) <= 5 * NAMED_BARS else 0),
     )
-    ranked: alt.TopLevelMixin = marked.encode(
+    drawn: alt.TopLevelMixin = marked.encode(
         x=ranks, y=alt.Y("photos:Q", title="training photos", scale=scale), tooltip=tooltip
     ).properties(height=240)
-    return ranked
+    return drawn
 
 
 # --- sizes ----------------------------------------------------------------------------------------
@@ -244,8 +244,8 @@ def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
         .mark_rule(strokeDash=[6, 4], size=2)
         .encode(x="resize:Q")
     )
-    both: alt.TopLevelMixin = (bars + rule).properties(height=200)
-    return both
+    drawn: alt.TopLevelMixin = (bars + rule).properties(height=200)
+    return drawn
 
 
 # --- findings of the check ------------------------------------------------------------------------

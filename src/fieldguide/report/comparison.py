@@ -404,6 +404,6 @@ def _differences_figure(comparison: Comparison) -> Markup | None:
     ]
     return figure(
         differences_chart(comparison),
-        caption="Difference of each trial from the base on the same photos, with its 95 % interval.",
+        caption="Difference of each trial from the base on the same photos, with 95 % intervals.",
         description=f"Differences in percentage points: {'; '.join(said)}.",
     )

@@ -303,11 +303,11 @@ def section(run: Run) -> Section:
 
 
 def _notes(run: Run, known: Judged, pairs: int) -> list[str]:
-    wrong = int((known.predicted != known.targets).sum())
+    photos, wrong = len(known.photos), int((known.predicted != known.targets).sum())
     found = (
-        f"{wrong:,} of {len(known.photos):,} photos are misclassified, in {pairs:,} pairs of classes."
+        f"{wrong:,} of {photos:,} photos are misclassified, in {pairs:,} pairs of classes."
         if wrong
-        else f"All {len(known.photos):,} photos are classified correctly."
+        else f"All {photos:,} photos are classified correctly."
     )
     notes = [f"{found} The fold that did not train on a photo judges it."]
     if len(run.done) < run.recipe.folds:

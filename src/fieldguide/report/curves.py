@@ -93,7 +93,7 @@ class Curves:
 
     @property
     def judged(self) -> list[Point]:
-        """The points to average: of the folds that are done, or while none is, of those under way."""
+        """The points to average, of the folds that are done; while none is, of those under way."""
         return [point for point in self.points if not self.kept or point.fold in self.kept]
 
 
@@ -400,12 +400,11 @@ def _marks(
     marks: Sequence[Mapping[str, Any]], x: alt.X, y: Any, color: Any = alt.Undefined
 ) -> alt.Chart:
     """Draw signs at epochs, at a height in pixels, with their meaning in the tooltip."""
-    drawn: alt.Chart = (
+    return (
         alt.Chart(inline(marks))
         .encode(x=x, y=y, color=color, tooltip=alt.Tooltip("what:N", title=" "))
         .transform_filter(_CHOSEN)
     )
-    return drawn
 
 
 def _kept(curves: Curves) -> list[dict[str, Any]]:
@@ -526,7 +525,7 @@ def _notes(run: Run, curves: Curves) -> list[str]:
     if recipe.stop == "fold":
         notes.append(
             "The epochs were chosen on these same test photos, so the accuracy at the kept epochs"
-            " is optimistic; the verdict takes each fold at the epoch that the others would choose."
+            " is optimistic; the verdict takes each fold at the epoch that is best in the others."
         )
     if not curves.points:
         return notes
@@ -534,8 +533,8 @@ def _notes(run: Run, curves: Curves) -> list[str]:
         notes.append("Nothing was merged: the recipe trains one replica in each fold.")
     else:
         notes.append(
-            "Replicas are evaluated before each merge. The merged model is not trained, so it has no"
-            " training loss of its own."
+            "Replicas are evaluated before each merge. The merged model is not trained, so it has"
+            " no training loss of its own."
         )
     notes.append(
         "Training measures are means over an epoch in which the weights keep changing, on photos"

@@ -421,8 +421,8 @@ def _moved_part(run: Run, moves: Sequence[Moved], merges: bool) -> Mapping[str, 
     )
     drawn = figure(
         distance_chart(distances),
-        caption=f"Distance of the replicas from {anchor}: |w − anchor| / |anchor|, the mean over the"
-        " tensors of each stage and over folds. The head starts at random and has no anchor.",
+        caption=f"Distance of the replicas from {anchor}: |w − anchor| / |anchor|, the mean over"
+        " the tensors of each stage and over folds. The head starts at random and has no anchor.",
         description=f"Line chart of distance by epoch and stage. In epoch {last}: {ends}.",
     )
     return {"map": _map_figure(run, moves, anchor) if merges else "", "distance": drawn}
@@ -446,8 +446,8 @@ def _map_figure(run: Run, moves: Sequence[Moved], anchor: str) -> Markup:
     )
     return figure(
         map_chart(cells),
-        caption=f"Angle between the movements of replicas from {anchor}: 0° is the same direction, 90°"
-        f" nothing in common.{common} {used} {what}, the first layer on top; means over folds.",
+        caption=f"Angle between the movements of replicas from {anchor}: 0° is the same direction,"
+        f" 90° nothing in common.{common} {used} {what}, the first layer on top; means over folds.",
         description=f"Heat map of {rows} layers by epoch. Angles lie between {min(angles):.0f} and"
         f" {max(angles):.0f} degrees.",
     )
@@ -493,7 +493,7 @@ def _no_landscape(run: Run, between: str) -> str:
     if not between:
         return "Not measured yet, or not since the folds changed. This command measures it:"
     if len(run.done) < 2:
-        return "This run keeps no two replicas. When two folds are done, this command measures it:"
+        return "The run keeps no two replicas. When two folds are done, this command measures it:"
     return (
         "Not measured yet. The run keeps no two replicas; between folds, this command measures it:"
     )

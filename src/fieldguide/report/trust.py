@@ -82,7 +82,7 @@ def tendency(judged: Judged) -> str:
 
 
 def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
-    """Return bins of confidence with photos, accuracy and its interval, before and after scaling."""
+    """Return bins of confidence with their accuracy and its interval, before and after scaling."""
     rows = []
     for kind, probabilities in ((BEFORE, judged.probabilities), (AFTER, judged.scaled)):
         found = calibration.reliability(probabilities, judged.targets)
@@ -199,7 +199,7 @@ def answered_chart(found: Answered) -> alt.TopLevelMixin:
             found.share.tolist(), found.accuracy.tolist(), found.confidence.tolist(), strict=True
         )
     ]
-    chart: alt.TopLevelMixin = (
+    drawn: alt.TopLevelMixin = (
         alt.Chart(inline(rows))
         .mark_line(point={"size": 14, "filled": True})
         .encode(
@@ -223,7 +223,7 @@ def answered_chart(found: Answered) -> alt.TopLevelMixin:
         )
         .properties(height=260)
     )
-    return chart
+    return drawn
 
 
 def _reliability_figure(bins: Sequence[dict[str, Any]], error: float) -> str:

@@ -176,7 +176,7 @@ def score_rows(scores: Scores) -> list[ScoreRow]:
 
 
 def comparison(rows: Sequence["Worth"]) -> str:
-    """Return whether the table shows one classifier to be better than others; empty without rows."""
+    """Return whether one classifier is shown to be better than others; empty without rows."""
     combined = [row for row in rows if not row.name.startswith("fold ")]
     if not combined:
         return ""
@@ -264,7 +264,7 @@ def _about_outside(found: Findings) -> list[Step]:
         return [
             Step(
                 "No photos lie outside all folds, so the accuracy of the ensemble or a merged model"
-                " is unknown. Another labelled set can measure it, or a new run with --holdout 0.1:",
+                " is unknown. Measure it on other labelled photos, or in a run with --holdout 0.1:",
                 f"fieldguide score {found.run} LABELLED-PHOTOS",
             )
         ]
