@@ -162,10 +162,10 @@ def counts_chart(counts: Sequence[tuple[str, int]]) -> alt.TopLevelMixin:
         axis=alt.Axis(labels=False, ticks=False),
         scale=alt.Scale(paddingInner=0.1 if len(counts) <= 5 * NAMED_BARS else 0),
     )
-    drawn: alt.TopLevelMixin = marked.encode(
+    ranked: alt.TopLevelMixin = marked.encode(
         x=ranks, y=alt.Y("photos:Q", title="training photos", scale=scale), tooltip=tooltip
     ).properties(height=240)
-    return drawn
+    return ranked
 
 
 # --- sizes ----------------------------------------------------------------------------------------
