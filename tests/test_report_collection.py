@@ -187,7 +187,7 @@ def test_names_are_harmless_and_legible(hostile: fg.Run) -> None:
 
 def test_a_batch_is_shown_with_its_shares(hostile: fg.Run) -> None:
     body = collection.section(hostile).body
-    shown = body[body.index("What the network was trained on") :]
+    shown = body[body.index("A training batch") :]
     assert shown.count("<figure>") == shown.count("data:image/jpeg") == 4
     assert "N{NO" not in shown and "\N{NO-BREAK SPACE}% <bdi>" in shown
 

@@ -42,7 +42,7 @@ def _settings_model() -> type[BaseModel]:
 
 
 def _flag_type(name: str) -> Any:
-    """Return the type that a flag is parsed as: its field's, or text for several numbers or `auto`."""
+    """Return the type that a flag is parsed as: its own, or text for several numbers or `auto`."""
     return str if name in TEXT_FLAGS else Recipe.model_fields[name].annotation
 
 

@@ -151,8 +151,8 @@ def submit(
     columns
         Write two columns of these names, such as image_name,pred_label.
     id
-        The form of the ids: a photo's path, file name, or name without ending (stem). auto: the first
-        of them that fits the sample; without one, the name.
+        The form of the ids: a photo's path, file name, or name without ending (stem). auto: the
+        first of them that fits the sample; without one, the name.
     zip
         Also write the table into a zip file beside it.
     """
