@@ -82,7 +82,8 @@ def test_the_scores_of_another_device_are_shown_with_a_doubt(own: Run) -> None:
 def test_models_that_came_or_went_make_it_stale(own: Run) -> None:
     (own.folder / "models" / "soup-average").rename(own.folder / "models" / "stock")
     assert scored.read(own).rows == ()
-    said = "scores.json does not contain stock. scores.json contains models that are gone: soup-average."
+    said = "scores.json does not contain stock."
+    said += " scores.json contains models that are gone: soup-average."
     assert scored.read(own).stale == said
 
 

@@ -59,14 +59,6 @@ class ClassRow:
     confused: Confused | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    name: str
-    row: ClassRow
-    pictures: tuple[Markup, ...]
-    confused_name: str
-
-
 def section(run: Run) -> Section:
     """Return the table of all classes."""
     if not run.done:
@@ -81,7 +73,9 @@ def section(run: Run) -> Section:
     shown = {number: _pictures(run, photos[typical[number]].tolist()) for number in pictured}
     body = fragment(
         "classes.html",
-        lines=[_line(run, row, shown) for row in rows],
+        rows=rows,
+        names=run.classes,
+        shown=shown,
         photos=len(photos),
         folds=len(run.done),
         planned=run.recipe.folds,
@@ -199,15 +193,6 @@ def shown_classes(rows: Sequence[ClassRow], most: int = PICTURES) -> tuple[int, 
 
 
 # --- the table ------------------------------------------------------------------------------------
-
-
-def _line(run: Run, row: ClassRow, shown: Mapping[int, tuple[Markup, ...]]) -> _Line:
-    return _Line(
-        name=run.classes[row.number],
-        row=row,
-        pictures=shown.get(row.number, ()),
-        confused_name=run.classes[row.confused.other] if row.confused else "",
-    )
 
 
 def _pictures(run: Run, photos: Sequence[int]) -> tuple[Markup, ...]:

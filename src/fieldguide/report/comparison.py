@@ -130,7 +130,7 @@ def section(comparison: Comparison) -> Section:
         differences=_differences_figure(comparison),
         few_groups=FEW_GROUPS,
         level=LEVEL,
-        longer=_different_lengths(comparison),
+        lengths={means[-1].epoch for means in comparison.curves.values() if means},
     )
     return Section("comparison", TITLE, body)
 
@@ -231,11 +231,6 @@ def _line(row: Row, is_base: bool) -> dict[str, Any]:
 
 def _or_dash(value: float | None, show: Any) -> str:
     return "–" if value is None else str(show(value))
-
-
-def _different_lengths(comparison: Comparison) -> bool:
-    ends = {means[-1].epoch for means in comparison.curves.values() if means}
-    return len(ends) > 1
 
 
 # --- charts ---------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def legible(name: str, length: int = NAME_LENGTH) -> str:
     text become `�`. Chinese letters and emoji are two wide.
     """
     line = "".join(_shown(letter) for letter in " ".join(name.split()))
-    ends = list(accumulate(2 if _wide(letter) else 1 for letter in line))
+    ends = list(accumulate(1 + (unicodedata.east_asian_width(each) in "WF") for each in line))
     if not ends or ends[-1] <= length:
         return line
     return f"{line[: bisect_right(ends, length - 1)]}…"
@@ -149,10 +149,6 @@ def legible(name: str, length: int = NAME_LENGTH) -> str:
 def _shown(letter: str) -> str:
     hidden = unicodedata.category(letter).startswith("C") and letter not in _JOINERS
     return "�" if hidden else letter
-
-
-def _wide(letter: str) -> bool:
-    return unicodedata.east_asian_width(letter) in "WF"
 
 
 def _most_confused(
@@ -212,7 +208,7 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
     wrong = wrong.transform_filter("datum.x !== datum.y").add_params(moved)
     drawn: alt.LayerChart = (
         alt.LayerChart(data=inline(values), layer=(right, wrong))
-        .add_params(*_values(names=names, labels=labels), shown)
+        .add_params(alt.param("names", value=names), alt.param("labels", value=labels), shown)
         .transform_calculate(
             given="names[datum.y]",
             predicted="names[datum.x]",
@@ -226,11 +222,6 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
         .properties(height=HEIGHT)
     )
     return drawn
-
-
-def _values(**lists: Sequence[str]) -> list[alt.Parameter]:
-    """Return lists that expressions of the chart look up."""
-    return [alt.param(name=name, value=list(values)) for name, values in lists.items()]
 
 
 def _cells(count: int, color: str, legend: alt.Legend | None) -> alt.Chart:

@@ -303,11 +303,7 @@ def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axi
 
 def _views(curves: Curves) -> list[str]:
     folds = sorted({point.fold for point in curves.points})
-    return [MEAN, *(_fold_view(fold) for fold in folds)]
-
-
-def _fold_view(fold: int) -> str:
-    return f"fold {fold}"
+    return [MEAN, *(f"fold {fold}" for fold in folds)]
 
 
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:
@@ -315,7 +311,7 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
     named = [(MEAN, mean) for mean in averaged(curves.judged)]
     for fold in sorted({point.fold for point in curves.points}):
         own = [point for point in curves.points if point.fold == fold]
-        named += [(_fold_view(fold), mean) for mean in averaged(own)]
+        named += [(f"fold {fold}", mean) for mean in averaged(own)]
     return [
         {
             "view": view,
@@ -411,7 +407,7 @@ def _kept(curves: Curves) -> list[dict[str, Any]]:
     return [
         {"view": view, "epoch": epoch, "what": f"fold {fold} kept the weights of this epoch"}
         for fold, epoch in curves.kept.items()
-        for view in (MEAN, _fold_view(fold))
+        for view in (MEAN, f"fold {fold}")
     ]
 
 
@@ -425,7 +421,7 @@ def _diverged(curves: Curves) -> list[dict[str, Any]]:
         }
         for point in curves.points
         if point.diverged
-        for view in (MEAN, _fold_view(point.fold))
+        for view in (MEAN, f"fold {point.fold}")
     ]
 
 

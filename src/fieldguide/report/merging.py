@@ -477,7 +477,7 @@ def _no_effects(run: Run, stale: str) -> str:
     if not len(run.outside):
         return (
             "It cannot be compared here: models merged from all folds are tested on photos outside"
-            " of them, and this run has none that had no part in a choice."
+            " of them, and this run has no unused ones."
         )
     if stale:
         return f"Old scores are not shown. {stale} `fieldguide score RUN` scores the models again."

@@ -4,7 +4,7 @@ All is out of fold: temperatures and quantiles are fitted on the other folds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
@@ -240,16 +240,7 @@ def _reliability_figure(bins: Sequence[dict[str, Any]], error: float) -> str:
 
 def _coverage_figure(sets: dict[str, list[Coverage]]) -> str:
     rows = [
-        {
-            "method": method,
-            "asked": found.asked,
-            "held": found.held,
-            "size": found.size,
-            "empty": found.empty,
-            "single": found.single,
-        }
-        for method, values in sets.items()
-        for found in values
+        {"method": method} | asdict(found) for method, values in sets.items() for found in values
     ]
     asked = ", ".join(percent(value, 0) for value in COVERAGES)
     return figure(
