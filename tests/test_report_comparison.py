@@ -36,7 +36,7 @@ def a_comparison(*rows: Row, **more: Any) -> Comparison:
 
 
 def body(found: Comparison) -> str:
-    return str(comparison.section(found).body).replace("\N{NO-BREAK SPACE}", " ")
+    return str(comparison.section(found)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_the_lead_says_what_is_shown_and_what_is_not() -> None:

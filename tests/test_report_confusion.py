@@ -179,12 +179,12 @@ def test_few_and_many_classes_are_drawn(classes: int) -> None:
 
 
 def test_hostile_names_stay_text(hostile: fg.Run) -> None:
-    section = confusion.section(hostile)
-    assert "<script>alert" not in section.body
-    assert "alert(1)" in section.body  # legible all the same
-    assert section.body.count("<script") == section.body.count("</script") == 1  # the chart's data
-    assert "Most confused pairs" in section.body
-    text = page.page("title", [section], "")
+    body = confusion.section(hostile)
+    assert "<script>alert" not in body
+    assert "alert(1)" in body  # legible all the same
+    assert body.count("<script") == body.count("</script") == 1  # the chart's data
+    assert "Most confused pairs" in body
+    text = page.page("title", [page.Section("confusion", "Confusion", body)], "")
     assert "<script>alert" not in text
     found = confusion.matrix(judge(hostile))
     spec = confusion.chart(found, hostile.classes).to_dict()
@@ -192,19 +192,19 @@ def test_hostile_names_stay_text(hostile: fg.Run) -> None:
 
 
 def test_pairs_come_with_a_photo_of_each_class(hostile: fg.Run) -> None:
-    body = confusion.section(hostile).body
+    body = confusion.section(hostile)
     known = judge(hostile)
     pairs = confusion.confused_pairs(known.probabilities, known.targets)
     assert pairs and body.count("<img ") == 2 * len(pairs)
 
 
 def test_without_the_photos_all_but_them_is_there(hostile: fg.Run, tmp_path: Path) -> None:
-    body = confusion.section(fg.Run(hostile.folder, tmp_path)).body
+    body = confusion.section(fg.Run(hostile.folder, tmp_path))
     assert "<img " not in body and "no picture" in body and "Most confused pairs" in body
 
 
 def test_only_the_folds_that_are_done_are_counted(hostile: fg.Run) -> None:
-    body = confusion.section(hostile).body
+    body = confusion.section(hostile)
     assert "of 12 photos" in body and "1 of 2 folds are done" in body
 
 
@@ -214,5 +214,5 @@ def test_when_nothing_was_confused_it_says_so(
     known = judge(trained)
     perfect = np.eye(len(trained.classes))[known.targets]
     monkeypatch.setattr(confusion, "judge", lambda run: replace(known, logits=perfect))
-    body = confusion.section(trained).body
+    body = confusion.section(trained)
     assert "All 24 photos are classified correctly" in body and "Most confused pairs" not in body

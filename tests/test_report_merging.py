@@ -77,7 +77,7 @@ def some_landscape(loss: float | None = 0.5) -> Landscape:
 
 
 def words(run: fg.Run) -> str:
-    return " ".join(merging.section(run).body.unescape().split())
+    return " ".join(merging.section(run).unescape().split())
 
 
 # --- layers ---------------------------------------------------------------------------------------

@@ -131,18 +131,18 @@ def wrong_photos(run: fg.Run) -> int:
 def test_each_mistake_has_its_photo_and_its_heat(hostile: fg.Run) -> None:
     wrong = wrong_photos(hostile)
     assert wrong > 2  # else nothing is tested here
-    body = mistakes.section(hostile).body
+    body = mistakes.section(hostile)
     first = body[: body.index("Labels that look wrong")]
     assert f"{wrong} of 12 photos" in first and "(1 of 2 folds are trained)" in first
     assert first.count("<figure>") == wrong
     assert first.count("data:image/jpeg") == 2 * wrong
     assert first.count("bright where fold 1 sees") == wrong
-    plain = mistakes.section(hostile, heat_maps=False).body
+    plain = mistakes.section(hostile, heat_maps=False)
     assert "There are no heat maps: not asked for." in plain and "bright where fold" not in plain
 
 
 def test_names_and_paths_are_harmless_and_legible(hostile: fg.Run) -> None:
-    body = mistakes.section(hostile, heat_maps=False).body
+    body = mistakes.section(hostile, heat_maps=False)
     assert "<script" not in body and "<i>" not in body
     assert "&lt;i&gt;.jpg" in body  # the file's name
     assert "%3Ci%3E.jpg" in body  # its address
@@ -158,7 +158,7 @@ def linked(page: str, folder: Path) -> set[Path]:
 @pytest.mark.parametrize("place", ["run", "photos", "elsewhere/and deeper <b>"])
 def test_links_lead_to_the_photos_from_wherever_the_page_lies(hostile: fg.Run, place: str) -> None:
     folder = hostile.folder.parent / place
-    found = linked(mistakes.section(hostile, heat_maps=False, folder=folder).body, folder)
+    found = linked(mistakes.section(hostile, heat_maps=False, folder=folder), folder)
     assert len(found) >= wrong_photos(hostile)
     assert found <= {hostile.catalog.file(photo) for photo in hostile.catalog.photos}
 
@@ -166,13 +166,13 @@ def test_links_lead_to_the_photos_from_wherever_the_page_lies(hostile: fg.Run, p
 def test_a_report_written_elsewhere_links_from_there(hostile: fg.Run, tmp_path: Path) -> None:
     own, other = hostile.folder, tmp_path / "page.html"
     page = build(hostile, other, heat_maps=False).read_text("utf-8")
-    body = mistakes.section(hostile, heat_maps=False).body
+    body = mistakes.section(hostile, heat_maps=False)
     assert linked(page, tmp_path) == linked(body, own) != set()
 
 
 def test_without_photos_mistakes_are_told_in_words(hostile: fg.Run, tmp_path: Path) -> None:
     run = fg.Run(hostile.folder, photos=tmp_path)
-    body = mistakes.section(run).body
+    body = mistakes.section(run)
     assert "There are no heat maps: the photos are not there any more, or not as they were" in body
     assert "<img" not in body and "no picture: file not found" in body
     assert f"{wrong_photos(run)} of 12 photos" in body
@@ -183,7 +183,7 @@ def test_without_weights_there_is_no_heat(hostile: fg.Run, monkeypatch: pytest.M
         raise ResourceError("the weights are gone & forgotten")
 
     monkeypatch.setattr(activation.Activation, "__init__", refuse)
-    body = mistakes.section(hostile).body
+    body = mistakes.section(hostile)
     assert "There are no heat maps: the weights are gone &amp; forgotten." in body
     assert body.count("data:image/jpeg") >= wrong_photos(hostile)
 
@@ -193,7 +193,7 @@ def test_a_photo_that_has_changed_is_not_shown(hostile: fg.Run, tmp_path: Path) 
     shutil.copytree(hostile.catalog.root, photos)
     for path in photos.rglob("*.jpg"):
         draw_photo(path, (0, 0, 0), 1)
-    body = mistakes.section(fg.Run(hostile.folder, photos=photos)).body
+    body = mistakes.section(fg.Run(hostile.folder, photos=photos))
     assert "<img" not in body and "the file has changed since" in body
 
 
@@ -229,7 +229,7 @@ def test_a_run_that_makes_no_mistake_says_so(
     judged = judge(trained)
     right = replace(judged, logits=99 * np.eye(3)[judged.targets])
     monkeypatch.setattr(mistakes, "judge", lambda run: right)
-    body = mistakes.section(trained).body
+    body = mistakes.section(trained)
     assert "There is none." in body and "None was found." in body
     assert (
         "class of every photo is among the 2 most probable of 3" in body and "<figure>" not in body

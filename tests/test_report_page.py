@@ -269,7 +269,7 @@ def test_before_the_first_fold_each_section_says_so(
     begun: fg.Run, section: str, words: str
 ) -> None:
     (topic,) = [topic for topic in topics() if topic.id == section]
-    body = topic.make(begun).body
+    body = topic.make(begun)
     assert words in " ".join(body.split())
     assert section in ("verdict", "repeat") or ("<figure" not in body and "<table" not in body)
 
@@ -301,7 +301,7 @@ def test_what_cannot_be_made_says_why_and_leaves_the_rest(trained: fg.Run, tmp_p
 
 
 def test_a_mistake_of_ours_is_not_hidden(trained: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run: fg.Run) -> Section:
+    def broken(run: fg.Run) -> Markup:
         raise ZeroDivisionError
 
     module = sys.modules["fieldguide.report.build"]

@@ -71,11 +71,11 @@ def test_a_large_collection_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_section_tells_the_scores_of_the_run(trained: fg.Run) -> None:
-    text = words(trust.section(trained).body)
+    text = words(trust.section(trained))
     scores = trained.scores
     assert f"from {scores.calibration_error:.3f} to {scores.scaled_calibration_error:.3f}" in text
     assert f"A temperature of {scores.temperature:.2f}" in text
-    assert trust.section(trained).body.count('<figure class="chart">') == 3
+    assert trust.section(trained).count('<figure class="chart">') == 3
 
 
 def test_with_one_fold_nothing_is_scaled_and_no_sets_are_drawn(
@@ -84,8 +84,8 @@ def test_with_one_fold_nothing_is_scaled_and_no_sets_are_drawn(
     shutil.copytree(trained.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/folds/1")
     shutil.rmtree(tmp_path / "run/folds/2")
-    section = trust.section(fg.Run(tmp_path / "run"))
-    text = words(section.body)
+    body = trust.section(fg.Run(tmp_path / "run"))
+    text = words(body)
     assert "nothing is scaled here" in text
     assert "only one fold is done" in text
-    assert section.body.count('<figure class="chart">') == 2
+    assert body.count('<figure class="chart">') == 2

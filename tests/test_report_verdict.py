@@ -21,7 +21,6 @@ QUIET = Findings(
     longer="fieldguide fit photos --out runs/a-20-epochs --epochs 20",
     folds=5,
     done=5,
-    recipe=fg.Recipe(),
     outside=100,
     scored=True,
     models=1,
@@ -63,7 +62,7 @@ def copied(trained: fg.Run, tmp_path: Path) -> fg.Run:
 
 def test_the_sentence_gives_accuracy_interval_photos_and_folds(trained: fg.Run) -> None:
     scores = trained.scores
-    text = words(verdict.section(trained).body)
+    text = words(verdict.section(trained))
     low, high = (f"{100 * value:.1f} %" for value in scores.interval)
     assert f"{100 * scores.accuracy:.1f} % of photos are classified correctly" in text
     assert f"95 % interval: {low} to {high}" in text
@@ -79,7 +78,7 @@ def pairs(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
 
 
 def test_groups_are_counted_where_photos_come_in_groups(pairs: fg.Run) -> None:
-    text = words(verdict.section(pairs).body)
+    text = words(verdict.section(pairs))
     assert "24 training photos in 12 groups" in text
     assert "there are only 12: the interval is too narrow" in text
 
@@ -87,13 +86,13 @@ def test_groups_are_counted_where_photos_come_in_groups(pairs: fg.Run) -> None:
 def test_an_unfinished_run_says_how_far_it_is(copied: fg.Run) -> None:
     shutil.rmtree(copied.folder / "folds/2")
     (copied.folder / "manifest.json").unlink()
-    text = words(verdict.section(fg.Run(copied.folder)).body)
+    text = words(verdict.section(fg.Run(copied.folder)))
     assert "16 of 24 training photos" in text
     assert "2 of 3 folds are done so far" in text
 
 
 def test_the_commonest_class_is_the_bar_to_clear(trained: fg.Run) -> None:
-    assert "largest class would reach 33.3 %" in words(verdict.section(trained).body)
+    assert "largest class would reach 33.3 %" in words(verdict.section(trained))
 
 
 # --- what was chosen on what ----------------------------------------------------------------------
@@ -131,7 +130,7 @@ def test_every_score_has_its_value_and_interval(trained: fg.Run) -> None:
 def test_a_table_that_fits_the_run_is_shown_with_a_chart(copied: fg.Run) -> None:
     rows = table(copied)
     left_scores(copied, rows, len(copied.outside))
-    body = verdict.section(copied).body
+    body = verdict.section(copied)
     assert "scored on another device" in words(body)
     assert 'figure class="chart"' in body
     assert "ensemble: 90.0 %, 3 networks" in body.replace("\xa0", " ")
@@ -139,7 +138,7 @@ def test_a_table_that_fits_the_run_is_shown_with_a_chart(copied: fg.Run) -> None
 
 def test_old_scores_are_not_shown_and_it_is_said_why(copied: fg.Run) -> None:
     left_scores(copied, table(copied)[1:], len(copied.outside))
-    body = verdict.section(copied).body
+    body = verdict.section(copied)
     assert 'figure class="chart"' not in body
     said = words(body)
     assert "old scores are not shown. scores.json does not contain fold 0. fieldguide score" in said
@@ -147,12 +146,12 @@ def test_old_scores_are_not_shown_and_it_is_said_why(copied: fg.Run) -> None:
 
 
 def test_without_scores_it_is_said_how_to_get_them(copied: fg.Run) -> None:
-    text = words(verdict.section(copied).body)
+    text = words(verdict.section(copied))
     assert "current models have not been scored: fieldguide score" in text
 
 
 def test_without_outside_photos_nothing_is_claimed_of_the_ensemble(pairs: fg.Run) -> None:
-    text = words(verdict.section(pairs).body)
+    text = words(verdict.section(pairs))
     assert "this run has none" in text and "--holdout 0.1" in text
 
 

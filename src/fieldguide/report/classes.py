@@ -15,10 +15,8 @@ from markupsafe import Markup
 
 from fieldguide.report import pictures
 from fieldguide.report.judged import groups, judge
-from fieldguide.report.page import Section, fragment
+from fieldguide.report.page import fragment
 from fieldguide.runs.run import Run
-
-TITLE = "Classes"
 
 # All thumbnails of the table: 1.5 MB at 64 pixels, with those of the other sections far below the
 # 15 MB that a page may have.
@@ -59,10 +57,10 @@ class ClassRow:
     confused: Confused | None
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the table of all classes."""
     if not run.done:
-        return Section("classes", TITLE, fragment("classes.html", photos=0))
+        return fragment("classes.html", photos=0)
     judged = judge(run)
     photos, targets = judged.photos, judged.targets
     group_of = groups(run, photos)
@@ -71,7 +69,7 @@ def section(run: Run) -> Section:
     own = judged.probabilities[np.arange(len(photos)), targets]
     typical = typical_photos(targets, own, group_of, each)
     shown = {number: _pictures(run, photos[typical[number]].tolist()) for number in pictured}
-    body = fragment(
+    return fragment(
         "classes.html",
         rows=rows,
         names=run.classes,
@@ -83,7 +81,6 @@ def section(run: Run) -> Section:
         each=each,
         grouped=len(set(group_of)) < len(photos),
     )
-    return Section("classes", TITLE, body)
 
 
 # --- numbers --------------------------------------------------------------------------------------

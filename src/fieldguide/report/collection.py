@@ -20,11 +20,10 @@ from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
-from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.report.page import figure, fragment, inline
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 
-TITLE = "Collection"
 FINDINGS = "findings.csv"  # of the check when the fit began
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
 
@@ -76,14 +75,14 @@ class Example:
     shares: tuple[tuple[str, str], ...]
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return counts, sizes, findings, folds and a training batch."""
     counts = class_counts(run.catalog)
     sizes = look_at(run)
     found, told = findings(run)
     table = fold_table(run.catalog, run.classes, run.recipe.folds)
     examples, why_none = _examples(run)
-    body = fragment(
+    return fragment(
         "collection.html",
         parts=part_counts(run.catalog),
         counts_chart=_counts_figure(counts),
@@ -99,7 +98,6 @@ def section(run: Run) -> Section:
         why_none=why_none,
         recipe=run.recipe,
     )
-    return Section("collection", TITLE, body)
 
 
 # --- counts ---------------------------------------------------------------------------------------

@@ -112,14 +112,15 @@ def write_page(comparison: Comparison, folder: Path, out: Path | None = None) ->
     """Write the page of the comparison in `folder`, there or as `out`; return its path."""
     title = f"Comparison of recipes: {folder.resolve().name}"
     place = out if out is not None else folder / PAGE
-    text = page.page(title, [section(comparison)], page.chart_libraries())
+    shown = Section("comparison", TITLE, section(comparison))
+    text = page.page(title, [shown], page.chart_libraries())
     files.write_text(place, text)
     return place
 
 
-def section(comparison: Comparison) -> Section:
-    """Return the page's only section."""
-    body = fragment(
+def section(comparison: Comparison) -> Markup:
+    """Return the content of the page's only section."""
+    return fragment(
         "comparison.html",
         of=comparison,
         lead=lead(comparison),
@@ -132,7 +133,6 @@ def section(comparison: Comparison) -> Section:
         level=LEVEL,
         lengths={means[-1].epoch for means in comparison.curves.values() if means},
     )
-    return Section("comparison", TITLE, body)
 
 
 # --- words ----------------------------------------------------------------------------------------

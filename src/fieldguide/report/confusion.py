@@ -22,7 +22,7 @@ from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
 from fieldguide.report import pictures
 from fieldguide.report.curves import COLORS, MERGED_COLOR
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.report.page import figure, fragment, inline
 from fieldguide.runs.run import Run
 
 # Classes in the matrix; of more, those with the most confusions. Ordering a thousand takes about a
@@ -273,24 +273,19 @@ def _axis(title: str, count: int, angle: int) -> alt.Axis:
 # --- the section ----------------------------------------------------------------------------------
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the confusion matrix and the most confused pairs of the folds that are done."""
-    title = "Confusion"
     if not run.done:
-        missing = fragment(
-            "confusion.html", notes=["No fold is done yet: no photo has been judged."]
-        )
-        return Section("confusion", title, missing)
+        return fragment("confusion.html", notes=["No fold is done yet: no photo has been judged."])
     known = judge(run)
     pairs = confused_pairs(known.probabilities, known.targets)
-    body = fragment(
+    return fragment(
         "confusion.html",
         notes=_notes(run, known, len(pairs)),
         figure=_figure(run, known, pairs),
         pairs=[_pair(run, known, pair) for pair in pairs[:PAIRS]],
         other_pairs=max(0, len(pairs) - PAIRS),
     )
-    return Section("confusion", title, body)
 
 
 def _notes(run: Run, known: Judged, pairs: int) -> list[str]:

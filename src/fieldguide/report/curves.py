@@ -18,10 +18,11 @@ from typing import Any, Literal, TypeAlias
 
 import altair as alt
 import numpy as np
+from markupsafe import Markup
 from safetensors import SafetensorError, safe_open
 
 from fieldguide.errors import ResourceError
-from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
+from fieldguide.report.page import figure, fragment, inline, looks, rounded
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
@@ -428,13 +429,13 @@ def _diverged(curves: Curves) -> list[dict[str, Any]]:
 # --- the section ----------------------------------------------------------------------------------
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the learning curves of the folds that are done or under way."""
     curves = read(run)
     epoch = "epoch that each fold kept" if curves.kept else "last epoch so far"
     range_ = " (lowest to highest)" if len(curves.kept) > 1 else ""
     measures = [m for m in MEASURES if m != "train_accuracy" or _has_train_accuracy(curves)]
-    body = fragment(
+    return fragment(
         "curves.html",
         notes=_notes(run, curves),
         figures=_figures(curves) if curves.points else (),
@@ -442,7 +443,6 @@ def section(run: Run) -> Section:
         columns=["model", *(m.replace("_", " ").replace("train", "training") for m in measures)],
         rows=_table(curves, measures),
     )
-    return Section("curves", "Learning curves", body)
 
 
 def _figures(curves: Curves) -> list[Any]:

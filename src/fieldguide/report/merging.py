@@ -18,7 +18,7 @@ from markupsafe import Markup
 from fieldguide.errors import ResourceError
 from fieldguide.report import curves, scored
 from fieldguide.report.curves import COLORS, MERGED, MERGED_COLOR, NEUTRAL, SHAPES, Curves, Point
-from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
+from fieldguide.report.page import figure, fragment, inline, looks, rounded
 from fieldguide.runs.run import Run
 from fieldguide.study import landscape
 from fieldguide.study.landscape import Landscape
@@ -349,12 +349,12 @@ def _kept_rule(value: float, name: str, precise: str) -> alt.Chart:
 # --- the section ----------------------------------------------------------------------------------
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the effect of merging in the folds that are done or under way."""
     found, moves = curves.read(run), read_merges(run)
     merges = run.recipe.merge != "none" and run.recipe.replicas > 1
     table = scored.read(run)
-    body = fragment(
+    return fragment(
         "merging.html",
         notes=_notes(run, found, moves, merges),
         gain=_gain_part(found) if merges else None,
@@ -363,7 +363,6 @@ def section(run: Run) -> Section:
         effects=batch_norm_effect(table.rows),
         no_effects=_no_effects(run, table.stale),
     )
-    return Section("merging", "Merging", body)
 
 
 def _notes(run: Run, found: Curves, moves: Sequence[Moved], merges: bool) -> list[str]:

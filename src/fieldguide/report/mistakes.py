@@ -18,12 +18,10 @@ from fieldguide.photos.catalog import Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.page import Section, fragment
+from fieldguide.report.page import fragment
 from fieldguide.report.pictures import Picture
 from fieldguide.runs.run import Run
 from fieldguide.study import labels
-
-TITLE = "Mistakes"
 
 # Photos shown of each kind: as many as one looks through in one sitting (taste).
 MISTAKES = 48
@@ -60,13 +58,13 @@ class Card:
     remark: str = ""
 
 
-def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Section:
+def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Markup:
     """Return the galleries, which say so if heat maps are not wanted or cannot be computed.
 
     Links to photos are for a page in `folder`, or in the run's.
     """
     if not run.done:
-        return Section("mistakes", TITLE, fragment("mistakes.html", judged=0))
+        return fragment("mistakes.html", judged=0)
     judged = judge(run)
     found = hard_photos(judged.probabilities, judged.targets)
     surest = surest_mistakes(found)
@@ -75,7 +73,7 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
     top = first_places(len(run.classes))
     beyond = hopeless(found, top)
     beside = run.folder if folder is None else folder
-    body = fragment(
+    return fragment(
         "mistakes.html",
         judged=len(judged.photos),
         folds=len(run.done),
@@ -92,7 +90,6 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
         top=top,
         classes=len(run.classes),
     )
-    return Section("mistakes", TITLE, body)
 
 
 # --- which photos ---------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
 from fieldguide import recipe as recipes
-from fieldguide.report.page import Section, fragment
+from fieldguide.report.page import fragment
 from fieldguide.runs.run import SETUP, Run
 from fieldguide.storage import files
 from fieldguide.words import duration
-
-TITLE = "To repeat this"
 
 # Words of licences that forbid commercial use: CC BY-NC, "non-commercial", "research only". They
 # match whole words, as `nc` is also a part of other words.
@@ -32,11 +32,11 @@ class License:
     warning: str = ""
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the records of the run."""
     known = run.environment
     used = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
-    body = fragment(
+    return fragment(
         "repeat.html",
         command=command_line(known["command"]),
         toml=recipes.to_toml(run.recipe, comments=True),
@@ -55,7 +55,6 @@ def section(run: Run) -> Section:
         replicas=run.recipe.replicas,
         each=duration(run.seconds / len(run.done)) if run.done else "",
     )
-    return Section("repeat", TITLE, body)
 
 
 def command_line(command: Sequence[str], **flags: object) -> str:

@@ -9,17 +9,16 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+from markupsafe import Markup
 
 from fieldguide.analysis import calibration, coverage
 from fieldguide.analysis.conformal import Method
 from fieldguide.analysis.coverage import Answered, Coverage
 from fieldguide.report.classes import share
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.page import Section, figure, fragment, inline, looks
+from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run
 from fieldguide.words import percent
-
-TITLE = "Trust"
 
 COVERAGES = (0.8, 0.9, 0.95, 0.98, 0.99)  # asked for
 GOALS = (0.95, 0.98, 0.99)  # accuracies on the photos answered
@@ -42,16 +41,16 @@ class Goal:
     confidence: float = 0.0
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the calibration of a run, its prediction sets and its selective accuracy."""
     if not run.done:
-        return Section("trust", TITLE, fragment("trust.html", photos=0))
+        return fragment("trust.html", photos=0)
     judged = judge(run)
     bins = reliability_bins(judged)
     sets, drawn = coverages(judged, seed=run.recipe.seed)
     right = judged.scaled.argmax(axis=1) == judged.targets
     answered = coverage.answered(judged.scaled.max(axis=1), right)
-    body = fragment(
+    return fragment(
         "trust.html",
         photos=len(judged.targets),
         folds=run.recipe.folds,
@@ -66,7 +65,6 @@ def section(run: Run) -> Section:
         goals=[goal(answered, accuracy) for accuracy in GOALS],
         answered=_answered_figure(answered),
     )
-    return Section("trust", TITLE, body)
 
 
 # --- numbers --------------------------------------------------------------------------------------

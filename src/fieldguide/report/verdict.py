@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
+from markupsafe import Markup
 
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.judged import groups, judge
-from fieldguide.report.page import Section, figure, fragment, inline, looks
+from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run, Scores
 from fieldguide.study import labels
 from fieldguide.words import count, percent, some
 
 if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worth
-
-TITLE = "Verdict"
 
 # With fewer photos of a class, more of them are the best advice (taste).
 FEW_PHOTOS = 10
@@ -60,7 +59,6 @@ class Findings:
     longer: str
     folds: int
     done: int
-    recipe: Recipe
     rise: float = 0.0
     disturbed: int = 0  # replicas of some epoch that diverged or skipped steps
     suspects: int = 0
@@ -80,11 +78,11 @@ class Step:
     command: str = ""
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the verdict on a run, finished or not."""
     table = scored.read(run)
     rows = table.rows
-    body = fragment(
+    return fragment(
         "verdict.html",
         folds=run.recipe.folds,
         done=len(run.done),
@@ -106,7 +104,6 @@ def section(run: Run) -> Section:
         watch_val=run.recipe.watch_val,
         steps=advice(findings(run, scored=bool(rows))),
     )
-    return Section("verdict", TITLE, body)
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -283,7 +280,6 @@ def findings(run: Run, *, scored: bool) -> Findings:
         ),
         folds=run.recipe.folds,
         done=len(run.done),
-        recipe=run.recipe,
         rise=last_rise(history),
         disturbed=sum(
             row["diverged"] == "True" or row["skipped"] not in {"", "0"} for row in history
