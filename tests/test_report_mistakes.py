@@ -77,7 +77,7 @@ def test_labels_csv_is_shown_where_it_is(copied: Callable[[], fg.Run]) -> None:
     listed, why = mistakes.doubtful(run, judge(run))
     assert why == ""
     assert [run.catalog.photos[d.photo].path for d in listed] == [d.path for d in found.ranked]
-    assert [d.suggested for d in listed] == [d.suggested for d in found.ranked]
+    assert [d.other for d in listed] == [d.suggested for d in found.ranked]
     assert [d.given_probability for d in listed] == pytest.approx(
         [d.given_probability for d in found.ranked], rel=1e-4
     )
@@ -102,7 +102,7 @@ def test_rows_of_photos_that_are_labelled_otherwise_now_are_dropped(
             [labels.HEADER, row, [2, photo.path, "another", *row[3:]], [3, "gone.jpg", *row[2:]]]
         )
     listed, _ = mistakes.doubtful(run, judge(run))
-    assert listed == [mistakes.Doubtful(0, HOSTILE[1], 0.1, 0.8, "looks like x")]
+    assert listed == [mistakes.Shown(0, HOSTILE[1], 0.1, 0.8, "looks like x")]
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "{header}\n1,a,b,c,nan,2,0,r,\n", "\0"])

@@ -89,7 +89,6 @@ def section(run: Run) -> Markup:
         thin=counts[-1:-6:-1] if len(counts) > NAMED_BARS else [],
         sizes=sizes,
         sizes_chart=_sizes_figure(sizes, run) if sizes.shorter_sides else "",
-        median=int(np.median(sizes.shorter_sides)) if sizes.shorter_sides else 0,
         found=found,
         told=told,
         shares=fold_shares(run.catalog, table),

@@ -259,8 +259,17 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
     """Draw the accuracy of every trial's merged model by epoch; no width of its own."""
     names = labels(comparison.rows, comparison.folds)
     drawn = [row for row in comparison.rows if comparison.curves.get(row.name)]
-    values = [
-        _point(names[row.name], mean) for row in drawn for mean in comparison.curves[row.name]
+    values: list[dict[str, Any]] = [
+        {
+            "trial": names[row.name],
+            "epoch": mean.epoch,
+            "accuracy": rounded(mean.mean),
+            "low": rounded(mean.low),
+            "high": rounded(mean.high),
+            "folds": mean.folds,
+        }
+        for row in drawn
+        for mean in comparison.curves[row.name]
     ]
     x = curves.epochs(max(value["epoch"] for value in values))
     y = alt.Y(
@@ -346,17 +355,6 @@ def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
     if any(row.contrast for row in comparison.rows):
         found[DIFFERENCES] = differences_chart(comparison)
     return {name: chart.properties(width=WIDTH) for name, chart in found.items()}
-
-
-def _point(label: str, mean: Mean) -> dict[str, Any]:
-    return {
-        "trial": label,
-        "epoch": mean.epoch,
-        "accuracy": rounded(mean.mean),
-        "low": rounded(mean.low),
-        "high": rounded(mean.high),
-        "folds": mean.folds,
-    }
 
 
 def _looks(names: Sequence[str], base: str) -> dict[str, Any]:

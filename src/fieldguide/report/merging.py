@@ -63,7 +63,6 @@ class Gain:
     fold: int
     epoch: int
     gain: float
-    replicas: int
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,7 @@ def gains(points: Iterable[Point]) -> list[Gain]:
     for (fold, epoch), models in sorted(accuracies.items()):
         merged = models.pop(MERGED, None)
         if merged is not None and models:
-            gain = merged - statistics.fmean(models.values())
-            found.append(Gain(fold, epoch, gain, len(models)))
+            found.append(Gain(fold, epoch, merged - statistics.fmean(models.values())))
     return found
 
 
