@@ -75,8 +75,7 @@ def _remove(groups: Sequence[Sequence[Kept]]) -> None:
             left[copies.remove(each)] += each.bytes
         gone += left.pop("", 0)
         for reason, count in sorted(left.items()):
-            told = f"left {shown_bytes(count)} of `{group[0].name}`: {reason}"
-            terminal.tell(told)
+            terminal.tell(f"left {shown_bytes(count)} of `{group[0].name}`: {reason}")
     terminal.stderr.print(f"removed {shown_bytes(gone)}")
 
 

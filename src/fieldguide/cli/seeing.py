@@ -174,7 +174,7 @@ def preview(
     columns: flags.TableFlags = flags.Columns(),
     settings: flags.Flags | None = None,
 ) -> None:
-    """Draw photos as a recipe augments and mixes them, in one picture.
+    """Draw photos as a recipe augments and mixes them.
 
     Parameters
     ----------

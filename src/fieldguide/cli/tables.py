@@ -35,12 +35,8 @@ def print_collection(console: Console, catalog: "Catalog", facts: "Sequence[Fact
         part = catalog.part(split)
         if part.photos:
             counts = sorted(Counter(p.label for p in part.photos if p.label is not None).values())
-            few, middle, most = (
-                (str(counts[0]), str(counts[len(counts) // 2]), str(counts[-1]))
-                if counts
-                else ("–", "–", "–")
-            )
-            table.add_row(split, f"{len(part):,}", str(len(counts) or "–"), few, middle, most)
+            known = [len(counts), counts[0], counts[len(counts) // 2], counts[-1]] if counts else []
+            table.add_row(split, f"{len(part):,}", *(map(str, known) if known else ["–"] * 4))
     console.print(table)
     sides = sorted(min(fact.width, fact.height) for fact in facts if not fact.problem)
     if sides:

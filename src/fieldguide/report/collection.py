@@ -23,6 +23,7 @@ from fieldguide.report import pictures
 from fieldguide.report.page import figure, fragment, inline
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
+from fieldguide.words import percent
 
 FINDINGS = "findings.csv"  # of the check when the fit began
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
@@ -65,14 +66,6 @@ class Share:
     classes: int  # with at least one photo
     fewest: int  # photos of a class
     most: int
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A picture of a training batch with the weights of the classes in its target."""
-
-    picture: Markup
-    shares: tuple[tuple[str, str], ...]
 
 
 def section(run: Run) -> Markup:
@@ -291,14 +284,8 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
     several = {name: photos for name, photos in groups.items() if len(photos) > 1}
     leaking = [photos for photos in several.values() if _leaks(photos)]
     if several:
-        found.append(
-            Found(
-                "groups",
-                len(several),
-                _named(list(several.values())),
-                "photos of one group, such as copies, are tested by one fold",
-            )
-        )
+        hint = "photos of one group, such as copies, are tested by one fold"
+        found.append(Found("groups", len(several), _named(list(several.values())), hint))
     if leaking:
         hint = "scores on these parts would be optimistic: such photos are left out of them"
         found.append(Found("leaks", len(leaking), _named(leaking), hint))
@@ -375,7 +362,7 @@ def _apart(classes: Sequence[str], table: Int[np.ndarray, "folds classes"]) -> t
 # --- a training batch -----------------------------------------------------------------------------
 
 
-def _examples(run: Run) -> tuple[list[Example], str]:
+def _examples(run: Run) -> tuple[list[tuple[Markup, list[tuple[str, str]]]], str]:
     """Return the first pictures that fold 0 trained on, or why there are none."""
     try:
         images, shares = training_batch(run)
@@ -426,12 +413,11 @@ def _example(
     values: UInt8[np.ndarray, "size size 3"],
     shares: Float[np.ndarray, " classes"],
     classes: Sequence[str],
-) -> Example:
+) -> tuple[Markup, list[tuple[str, str]]]:
+    """Return the picture and the classes in its target with their weights."""
     picture = pictures.from_pixels(values, EXAMPLE_SIDE)
     named = [
-        (classes[n], f"{100 * shares[n]:.0f}\N{NO-BREAK SPACE}%")
-        for n in np.argsort(-shares)
-        if shares[n] > 0
+        (classes[n], percent(float(shares[n]), 0)) for n in np.argsort(-shares) if shares[n] > 0
     ]
     alt_text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
-    return Example(pictures.image(picture, alt_text), tuple(named))
+    return pictures.image(picture, alt_text), named

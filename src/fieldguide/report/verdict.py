@@ -230,10 +230,10 @@ def _about_training(found: Findings) -> Iterator[Step]:
 
 def _about_photos(found: Findings) -> Iterator[Step]:
     if found.suspects:
-        there = "labels.csv lists them" if found.labels_listed else "this lists them"
+        there = "labels.csv lists them." if found.labels_listed else "this command lists them:"
         command = "" if found.labels_listed else f"fieldguide labels {found.run}"
         labels = f"{count(found.suspects, 'label')} {'looks' if found.suspects == 1 else 'look'}"
-        yield Step(f"{labels} wrong to folds that did not train on them: {there}.", command)
+        yield Step(f"{labels} wrong to folds that did not train on them: {there}", command)
     if found.thin:
         named = some([f"{name} ({photos})" for name, photos in found.thin])
         yield Step(f"Add photos of these classes, which have fewer than {FEW_PHOTOS}: {named}.")
