@@ -56,7 +56,7 @@ QUICK = [
     ("predict --help", 0, "--coverage"),
     ("submit --help", 0, "(stem). auto: the first of them that fits the sample;"),
     ("soup --help", 0, "--batch-norm"),
-    ("merge --help", 0, "measured on them and accuracies are told. `fieldguide soup RUN`"),
+    ("merge --help", 0, "statistics are re-estimated on them and accuracies printed."),
     ("save --help", 0, "--combine"),
     ("score --help", 0, "--per-class"),
     ("labels --help", 0, "--photos-root"),

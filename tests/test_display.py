@@ -4,7 +4,6 @@ import pytest
 from rich.console import Console
 
 from fieldguide.cli.display import Display
-from fieldguide.words import duration
 
 ROW = {
     "fold": 0,
@@ -61,11 +60,3 @@ def test_the_forecast_is_given_once_by_the_speed_so_far(monkeypatch: pytest.Monk
     shown.forecast()
     shown.forecast()
     assert text.getvalue().splitlines()[1:] == ["about 7 min to go for the whole plan"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.0, "3 s"), (89.0, "89 s"), (90.0, "2 min"), (5340.0, "89 min"), (5400.0, "1 h 30 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

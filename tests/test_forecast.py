@@ -38,17 +38,17 @@ def test_what_does_not_fit_the_budget_is_left_out_in_order(
     monkeypatch.setattr(forecast, "measured", lambda *_: Cost(step=3600.0, photo=0.0))
     catalog, out = fg.scan(discs), tmp_path / "out"
     found = trials(SHORT, {"epochs": [2], "head": ["se"]}, one_at_a_time=True)
-    with pytest.raises(UsageError, match=r"the budget of 2 h is too small: the base .* 6\.0 h"):
+    with pytest.raises(UsageError, match=r"the budget of 2 h is too small: the base .* 6 h 0 min"):
         compare(catalog, found, out, budget_hours=2.0)
     messages: list[str] = []
     watcher = Watcher(notice=messages.append)
     done = compare(catalog, found, out, budget_hours=13.0, watcher=watcher)
     assert [row.status for row in done.rows] == ["complete", "not begun", "complete"]
-    note = "epochs=2 is left out: it takes about 12.0 h, and 7.0 h of the budget are left"
+    note = "epochs=2 is left out: it takes about 12 h 0 min, and 7 h 0 min of the budget are left"
     assert note in messages
     assert done.rows[1].note == note
     assert rebuilt(out) == done
-    assert "forecast: 3 trials in all: 24.0 h" in messages
+    assert "forecast: 3 trials in all: 24 h 0 min" in messages
     assert not (out / "epochs-2").exists()
     later = compare(catalog, found, out, budget_hours=13.0)
     assert [row.status for row in later.rows] == ["complete"] * 3

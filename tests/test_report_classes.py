@@ -108,7 +108,7 @@ def test_thumbnails_stay_within_their_number(number: int) -> None:
 
 
 def test_names_are_harmless_and_legible(hostile: fg.Run) -> None:
-    body = classes.section(hostile).body
+    body = classes.section(hostile)
     assert "<script" not in body
     assert "&lt;script&gt;alert(1)&lt;b&gt;" in body
     assert "🌻" + "x" * 200 in body and "&#34;quoted&#34; &#39;" in body
@@ -122,11 +122,11 @@ def _judged(run: fg.Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_an_unfinished_run_says_which_folds_speak(hostile: fg.Run) -> None:
-    assert "(1 of 2 folds are trained)" in classes.section(hostile).body
+    assert "(1 of 2 folds are trained)" in classes.section(hostile)
 
 
 def test_without_photos_the_numbers_are_the_same(trained: fg.Run, tmp_path: Path) -> None:
-    body = classes.section(fg.Run(trained.folder, photos=tmp_path)).body
+    body = classes.section(fg.Run(trained.folder, photos=tmp_path))
     assert "<img" not in body
     rows = classes.class_rows(
         np.concatenate([trained.targets[fold.test] for fold in trained.folds]),

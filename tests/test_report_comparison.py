@@ -36,7 +36,7 @@ def a_comparison(*rows: Row, **more: Any) -> Comparison:
 
 
 def body(found: Comparison) -> str:
-    return str(comparison.section(found).body).replace("\N{NO-BREAK SPACE}", " ")
+    return str(comparison.section(found)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_the_lead_says_what_is_shown_and_what_is_not() -> None:
@@ -47,20 +47,20 @@ def test_the_lead_says_what_is_shown_and_what_is_not() -> None:
         row("se", contrast=contrast(-0.03, 0.01)),
     )
     assert comparison.lead(found).replace("\N{NO-BREAK SPACE}", " ") == (
-        "The base names 90.0 % of photos rightly."
+        "The base classifies 90.0 % of photos correctly."
         " Shown to be better: cutmix (+2.1 points). Shown to be worse: se (−3.0 points)."
         " No difference is shown for mixup."
     )
     alike = a_comparison(row("base"), row("a", contrast=contrast(0.1)))
-    assert comparison.lead(alike).endswith("No difference to it is shown for the other trial.")
+    assert comparison.lead(alike).endswith("No difference from it is shown for the other trial.")
     assert comparison.lead(a_comparison(row("base"))).endswith("No other trial is complete yet.")
 
 
 def test_the_winner_is_warned_of() -> None:
     rows = row("base"), row("b", contrast=contrast(0.01))
     text = body(a_comparison(*rows, winner=Winner("b", 0.91, 0.9, 2)))
-    assert "The trial b is right most often of 2." in text
-    assert "91.0 % is optimistic" in text and "is worth 90.0 %" in text
+    assert "The trial b is the most accurate of 2." in text
+    assert "91.0 % is optimistic" in text and "on other photos is 90.0 %" in text
     assert "optimistic" not in body(a_comparison(row("base")))
 
 
@@ -109,7 +109,7 @@ def test_the_luck_of_seeds_is_reported_where_it_is_known() -> None:
     seeds = [row(f"seed={n}", 0.9 + n / 100, changes={"seed": n}) for n in (1, 2)]
     other = row("head=se, seed=1", 0.1, changes={"head": "se", "seed": 1})
     text = comparison.luck(a_comparison(row("base"), *seeds, other))
-    assert "With 3 seeds the base is right for 90.0\N{NO-BREAK SPACE}% to 92.0" in text
+    assert "With 3 seeds the base classifies 90.0\N{NO-BREAK SPACE}% to 92.0" in text
     assert comparison.luck(a_comparison(row("base"), other)) == ""
     assert comparison.luck(a_comparison(row("base", status="failed"), *seeds)) == ""
 
@@ -120,7 +120,7 @@ def test_whatever_is_missing_is_reported(tmp_path: Path) -> None:
     text = body(waiting)
     assert "is not complete yet" in text
     assert "No epoch of any trial is finished yet" in text
-    assert "must be complete before differences can be told" in text
+    assert "must be complete before differences can be shown" in text
     assert "left out: no time" in text
     assert "None" not in text and "nan" not in text
     (place,) = save_figures(waiting, tmp_path)  # the table is the only figure
@@ -140,7 +140,7 @@ def test_few_groups_chosen_epochs_and_unequal_lengths_are_warned_of() -> None:
         replace(found, groups=12, stop="fold", curves={**found.curves, "b": found.curves["b"][:2]})
     )
     assert "only 12 groups of photos" in text and "in 12 groups" in text
-    assert "Epochs were chosen by these very test photos" in text
+    assert "Epochs were chosen on these same test photos" in text
     assert "Not all trials have the same number of epochs" in text
-    for warning in ("only", "chosen by these very", "same number of epochs"):
+    for warning in ("only 12", "chosen on these same", "same number of epochs"):
         assert warning not in body(found)

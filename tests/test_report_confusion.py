@@ -13,7 +13,7 @@ from hypothesis import given
 import fieldguide as fg
 from fieldguide.analysis import metrics
 from fieldguide.report import confusion, page
-from fieldguide.report.confusion import Judged
+from fieldguide.report.judged import Judged, judge
 
 
 def graph(seed: int, count: int, share: float = 0.1) -> np.ndarray:
@@ -25,8 +25,8 @@ def graph(seed: int, count: int, share: float = 0.1) -> np.ndarray:
 def some_judged(seed: int = 0, classes: int = 12, photos: int = 300) -> Judged:
     draw = np.random.default_rng(seed)
     targets = draw.integers(0, classes, photos)
-    probabilities = metrics.softmax(draw.normal(size=(photos, classes)) * 2)
-    return Judged(np.arange(photos) + 1000, probabilities, targets)
+    logits = draw.normal(size=(photos, classes)) * 2
+    return Judged(np.arange(photos) + 1000, np.zeros(photos, dtype=int), targets, logits)
 
 
 def apart(similar: np.ndarray, order: np.ndarray) -> float:
@@ -125,9 +125,9 @@ def test_an_example_is_the_surest_photo_of_the_confusion() -> None:
             assert found.probability == known.probabilities[of_this].max()
 
 
-def test_without_a_confusion_the_example_is_recognised_and_without_photos_there_is_none() -> None:
-    probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0]])
-    known = Judged(np.arange(3), probabilities, np.array([0, 0, 0]))
+def test_without_a_confusion_the_example_is_correct_and_without_photos_there_is_none() -> None:
+    logits = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0]])
+    known = Judged(np.arange(3), np.zeros(3, dtype=int), np.array([0, 0, 0]), logits)
     found = confusion.example(known, 0, 2)
     assert found is not None and (found.row, found.predicted) == (0, 0)
     assert confusion.example(known, 2, 0) is None
@@ -179,40 +179,40 @@ def test_few_and_many_classes_are_drawn(classes: int) -> None:
 
 
 def test_hostile_names_stay_text(hostile: fg.Run) -> None:
-    section = confusion.section(hostile)
-    assert "<script>alert" not in section.body
-    assert "alert(1)" in section.body  # legible all the same
-    assert section.body.count("<script") == section.body.count("</script") == 1  # the chart's data
-    assert "Most confused pairs" in section.body
-    text = page.page("title", [section], "")
+    body = confusion.section(hostile)
+    assert "<script>alert" not in body
+    assert "alert(1)" in body  # legible all the same
+    assert body.count("<script") == body.count("</script") == 1  # the chart's data
+    assert "Most confused pairs" in body
+    text = page.page("title", [page.Section("confusion", "Confusion", body)], "")
     assert "<script>alert" not in text
-    found = confusion.matrix(confusion.judged(hostile))
+    found = confusion.matrix(judge(hostile))
     spec = confusion.chart(found, hostile.classes).to_dict()
     ElementTree.fromstring(vl_convert.vegalite_to_svg(json.dumps(spec)))
 
 
 def test_pairs_come_with_a_photo_of_each_class(hostile: fg.Run) -> None:
-    body = confusion.section(hostile).body
-    known = confusion.judged(hostile)
+    body = confusion.section(hostile)
+    known = judge(hostile)
     pairs = confusion.confused_pairs(known.probabilities, known.targets)
     assert pairs and body.count("<img ") == 2 * len(pairs)
 
 
 def test_without_the_photos_all_but_them_is_there(hostile: fg.Run, tmp_path: Path) -> None:
-    body = confusion.section(fg.Run(hostile.folder, tmp_path)).body
+    body = confusion.section(fg.Run(hostile.folder, tmp_path))
     assert "<img " not in body and "no picture" in body and "Most confused pairs" in body
 
 
 def test_only_the_folds_that_are_done_are_counted(hostile: fg.Run) -> None:
-    body = confusion.section(hostile).body
+    body = confusion.section(hostile)
     assert "of 12 photos" in body and "1 of 2 folds are done" in body
 
 
 def test_when_nothing_was_confused_it_says_so(
     trained: fg.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = confusion.judged(trained)
+    known = judge(trained)
     perfect = np.eye(len(trained.classes))[known.targets]
-    monkeypatch.setattr(confusion, "judged", lambda run: replace(known, probabilities=perfect))
-    body = confusion.section(trained).body
-    assert "All 24 photos were recognised" in body and "Most confused pairs" not in body
+    monkeypatch.setattr(confusion, "judge", lambda run: replace(known, logits=perfect))
+    body = confusion.section(trained)
+    assert "All 24 photos are classified correctly" in body and "Most confused pairs" not in body

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,6 +16,7 @@ import fieldguide as fg
 from fieldguide.analysis.suspects import hard_photos
 from fieldguide.errors import ResourceError
 from fieldguide.report import build, mistakes
+from fieldguide.report.judged import judge
 from fieldguide.study import activation, labels
 
 
@@ -72,10 +74,10 @@ def test_labels_csv_is_shown_where_it_is(copied: Callable[[], fg.Run]) -> None:
     run = copied()
     found = labels.doubts(run)
     labels.write(run.folder / labels.TABLE, found)
-    listed, why = mistakes.doubtful(run, mistakes.judge(run))
+    listed, why = mistakes.doubtful(run, judge(run))
     assert why == ""
     assert [run.catalog.photos[d.photo].path for d in listed] == [d.path for d in found.ranked]
-    assert [d.suggested for d in listed] == [d.suggested for d in found.ranked]
+    assert [d.other for d in listed] == [d.suggested for d in found.ranked]
     assert [d.given_probability for d in listed] == pytest.approx(
         [d.given_probability for d in found.ranked], rel=1e-4
     )
@@ -83,7 +85,7 @@ def test_labels_csv_is_shown_where_it_is(copied: Callable[[], fg.Run]) -> None:
 
 def test_without_it_the_models_suspects_are_the_same(copied: Callable[[], fg.Run]) -> None:
     run = copied()
-    listed, why = mistakes.doubtful(run, mistakes.judge(run))
+    listed, why = mistakes.doubtful(run, judge(run))
     assert why == "there is no labels.csv yet"
     paths = [run.catalog.photos[doubt.photo].path for doubt in listed]
     assert paths == [doubt.path for doubt in labels.doubts(run).ranked if not doubt.other]
@@ -99,8 +101,8 @@ def test_rows_of_photos_that_are_labelled_otherwise_now_are_dropped(
         csv.writer(file).writerows(
             [labels.HEADER, row, [2, photo.path, "another", *row[3:]], [3, "gone.jpg", *row[2:]]]
         )
-    listed, _ = mistakes.doubtful(run, mistakes.judge(run))
-    assert listed == [mistakes.Doubtful(0, HOSTILE[1], 0.1, 0.8, "looks like x")]
+    listed, _ = mistakes.doubtful(run, judge(run))
+    assert listed == [mistakes.Shown(0, HOSTILE[1], 0.1, 0.8, "looks like x")]
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "{header}\n1,a,b,c,nan,2,0,r,\n", "\0"])
@@ -113,34 +115,34 @@ def test_a_table_that_is_none_is_named_and_left_aside(
         photo = run.catalog.photos[0]
         text = text.replace("a,b", f'{photo.path},"{photo.label}"')
     (run.folder / labels.TABLE).write_text(text)
-    listed, why = mistakes.doubtful(run, mistakes.judge(run))
+    listed, why = mistakes.doubtful(run, judge(run))
     assert why.startswith("labels.csv cannot be used: ")
-    assert listed == mistakes._suspected(run, mistakes.judge(run))
+    assert listed == mistakes._suspected(run, judge(run))
 
 
 # --- the section ----------------------------------------------------------------------------------
 
 
 def wrong_photos(run: fg.Run) -> int:
-    judged = mistakes.judge(run)
+    judged = judge(run)
     return int(np.sum(judged.probabilities.argmax(axis=1) != judged.targets))
 
 
 def test_each_mistake_has_its_photo_and_its_heat(hostile: fg.Run) -> None:
     wrong = wrong_photos(hostile)
     assert wrong > 2  # else nothing is tested here
-    body = mistakes.section(hostile).body
+    body = mistakes.section(hostile)
     first = body[: body.index("Labels that look wrong")]
     assert f"{wrong} of 12 photos" in first and "(1 of 2 folds are trained)" in first
     assert first.count("<figure>") == wrong
     assert first.count("data:image/jpeg") == 2 * wrong
-    assert first.count("bright where fold 1 found") == wrong
-    plain = mistakes.section(hostile, heat_maps=False).body
+    assert first.count("bright where fold 1 sees") == wrong
+    plain = mistakes.section(hostile, heat_maps=False)
     assert "There are no heat maps: not asked for." in plain and "bright where fold" not in plain
 
 
 def test_names_and_paths_are_harmless_and_legible(hostile: fg.Run) -> None:
-    body = mistakes.section(hostile, heat_maps=False).body
+    body = mistakes.section(hostile, heat_maps=False)
     assert "<script" not in body and "<i>" not in body
     assert "&lt;i&gt;.jpg" in body  # the file's name
     assert "%3Ci%3E.jpg" in body  # its address
@@ -156,7 +158,7 @@ def linked(page: str, folder: Path) -> set[Path]:
 @pytest.mark.parametrize("place", ["run", "photos", "elsewhere/and deeper <b>"])
 def test_links_lead_to_the_photos_from_wherever_the_page_lies(hostile: fg.Run, place: str) -> None:
     folder = hostile.folder.parent / place
-    found = linked(mistakes.section(hostile, heat_maps=False, folder=folder).body, folder)
+    found = linked(mistakes.section(hostile, heat_maps=False, folder=folder), folder)
     assert len(found) >= wrong_photos(hostile)
     assert found <= {hostile.catalog.file(photo) for photo in hostile.catalog.photos}
 
@@ -164,13 +166,13 @@ def test_links_lead_to_the_photos_from_wherever_the_page_lies(hostile: fg.Run, p
 def test_a_report_written_elsewhere_links_from_there(hostile: fg.Run, tmp_path: Path) -> None:
     own, other = hostile.folder, tmp_path / "page.html"
     page = build(hostile, other, heat_maps=False).read_text("utf-8")
-    body = mistakes.section(hostile, heat_maps=False).body
+    body = mistakes.section(hostile, heat_maps=False)
     assert linked(page, tmp_path) == linked(body, own) != set()
 
 
 def test_without_photos_mistakes_are_told_in_words(hostile: fg.Run, tmp_path: Path) -> None:
     run = fg.Run(hostile.folder, photos=tmp_path)
-    body = mistakes.section(run).body
+    body = mistakes.section(run)
     assert "There are no heat maps: the photos are not there any more, or not as they were" in body
     assert "<img" not in body and "no picture: file not found" in body
     assert f"{wrong_photos(run)} of 12 photos" in body
@@ -181,7 +183,7 @@ def test_without_weights_there_is_no_heat(hostile: fg.Run, monkeypatch: pytest.M
         raise ResourceError("the weights are gone & forgotten")
 
     monkeypatch.setattr(activation.Activation, "__init__", refuse)
-    body = mistakes.section(hostile).body
+    body = mistakes.section(hostile)
     assert "There are no heat maps: the weights are gone &amp; forgotten." in body
     assert body.count("data:image/jpeg") >= wrong_photos(hostile)
 
@@ -191,7 +193,7 @@ def test_a_photo_that_has_changed_is_not_shown(hostile: fg.Run, tmp_path: Path) 
     shutil.copytree(hostile.catalog.root, photos)
     for path in photos.rglob("*.jpg"):
         draw_photo(path, (0, 0, 0), 1)
-    body = mistakes.section(fg.Run(hostile.folder, photos=photos)).body
+    body = mistakes.section(fg.Run(hostile.folder, photos=photos))
     assert "<img" not in body and "the file has changed since" in body
 
 
@@ -212,7 +214,7 @@ def test_a_fold_judges_with_its_own_weights(
 
     monkeypatch.setattr(activation.Activation, "heats", heats)
     monkeypatch.setattr("fieldguide.predict.combine.Ingredients.fold_weights", fold_weights)
-    judged = mistakes.judge(trained)
+    judged = judge(trained)
     every = hard_photos(np.roll(judged.probabilities, 1, axis=1), judged.targets)
     mistakes._heats(trained, judged, every)
     assert sorted(given) == [0, 1, 2]
@@ -224,11 +226,11 @@ def test_a_fold_judges_with_its_own_weights(
 def test_a_run_that_makes_no_mistake_says_so(
     trained: fg.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = mistakes.judge(trained)
-    right = mistakes.Judged(
-        judged.photos, judged.fold_of, judged.targets, np.eye(3)[judged.targets]
-    )
+    judged = judge(trained)
+    right = replace(judged, logits=99 * np.eye(3)[judged.targets])
     monkeypatch.setattr(mistakes, "judge", lambda run: right)
-    body = mistakes.section(trained).body
+    body = mistakes.section(trained)
     assert "There is none." in body and "None was found." in body
-    assert "own class among the 2 most probable of 3" in body and "<figure>" not in body
+    assert (
+        "class of every photo is among the 2 most probable of 3" in body and "<figure>" not in body
+    )

@@ -167,11 +167,7 @@ def finished(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.read_text("utf-8")
 
 
-def test_every_section_is_there_in_its_order_under_its_own_name(trained: fg.Run) -> None:
-    made = [topic.make(trained) for topic in topics(heat_maps=False)]
-    assert [(each.id, each.title) for each in made] == [
-        (topic.id, topic.title) for topic in topics()
-    ]
+def test_every_section_is_there_in_its_order() -> None:
     assert [
         *("verdict", "curves", "merging", "confusion", "classes", "mistakes"),
         *("trust", "collection", "repeat"),
@@ -255,7 +251,7 @@ def begun(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ("verdict", "Nothing can be said of its accuracy yet: none of 2 folds is done"),
+        ("verdict", "The accuracy is not known yet: none of 2 folds is done"),
         ("curves", "No epoch of any fold is finished yet"),
         ("merging", "No merge of any fold is finished yet"),
         ("confusion", "No fold is done yet"),
@@ -269,7 +265,7 @@ def test_before_the_first_fold_each_section_says_so(
     begun: fg.Run, section: str, words: str
 ) -> None:
     (topic,) = [topic for topic in topics() if topic.id == section]
-    body = topic.make(begun).body
+    body = topic.make(begun)
     assert words in " ".join(body.split())
     assert section in ("verdict", "repeat") or ("<figure" not in body and "<table" not in body)
 
@@ -301,7 +297,7 @@ def test_what_cannot_be_made_says_why_and_leaves_the_rest(trained: fg.Run, tmp_p
 
 
 def test_a_mistake_of_ours_is_not_hidden(trained: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run: fg.Run) -> Section:
+    def broken(run: fg.Run) -> Markup:
         raise ZeroDivisionError
 
     module = sys.modules["fieldguide.report.build"]

@@ -41,13 +41,13 @@ def test_a_thumbnail_is_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     (tmp_path / "a.jpg").write_bytes(encoded(photograph(1, (90, 60)), exif=exif))
-    assert shown(str(pictures.thumbnail(tmp_path / "a.jpg"))).size == (60, 90)
+    assert shown(pictures.picture(tmp_path / "a.jpg").uri).size == (60, 90)
 
 
 def test_what_cannot_be_read_has_a_reason_instead(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
-    assert pictures.thumbnail(tmp_path / "gone.jpg") is None
-    assert pictures.thumbnail(tmp_path / "text.jpg") is None
+    assert not pictures.picture(tmp_path / "gone.jpg").uri
+    assert not pictures.picture(tmp_path / "text.jpg").uri
     gone = pictures.picture(tmp_path / "gone.jpg")
     assert (gone.uri, gone.reason) == ("", "file not found")
 
@@ -62,12 +62,12 @@ def test_a_file_that_has_changed_is_not_the_photo(tmp_path: Path) -> None:
 def test_what_is_left_of_a_photo_is_shown(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", 1)
     path.write_bytes(path.read_bytes()[:-200])
-    assert pictures.thumbnail(path)
+    assert pictures.picture(path).uri
 
 
 def test_thumbnails_of_photographs_take_about_three_kilobytes(nature100: Path) -> None:
     paths = sorted(nature100.rglob("*.jpg"))[::400]
-    sizes = [len(base64.b64decode(str(pictures.thumbnail(p)).partition(",")[2])) for p in paths]
+    sizes = [len(base64.b64decode(pictures.picture(p).uri.partition(",")[2])) for p in paths]
     assert np.mean(sizes) < 3200
 
 

@@ -66,7 +66,7 @@ def test_random_weights_need_no_licence() -> None:
 
 
 def test_the_recipe_on_the_page_is_the_run_s(trained: fg.Run) -> None:
-    body = repeat.section(trained).body
+    body = repeat.section(trained)
     found = re.search(r'<pre id="repeat-recipe"[^>]*>(.*?)</pre>', body, re.DOTALL)
     assert found
     assert recipes.build(tomllib.loads(unescape(found[1]))) == trained.recipe
@@ -77,11 +77,11 @@ def test_the_hash_of_the_photos_does_not_depend_on_their_order(trained: fg.Run) 
     assert repeat.content_hash(digests) == repeat.content_hash(digests[::-1])
     own = trained.ingredients().provenance["training_photos_sha256"]
     assert repeat.content_hash(digests) == own
-    assert own in repeat.section(trained).body
+    assert own in repeat.section(trained)
 
 
 def test_every_hash_and_version_is_told(trained: fg.Run) -> None:
-    body = repeat.section(trained).body
+    body = repeat.section(trained)
     for name in ("catalog.csv", "environment.json", "recipe.toml", "start.safetensors"):
         assert hashlib.sha256((trained.folder / name).read_bytes()).hexdigest() in body
     for version in trained.environment["versions"].values():
@@ -90,13 +90,13 @@ def test_every_hash_and_version_is_told(trained: fg.Run) -> None:
 
 
 def test_a_run_begun_from_python_has_no_command_to_show(trained: fg.Run) -> None:
-    body = repeat.section(trained).body
+    body = repeat.section(trained)
     assert "begun from Python" in body and "repeat-command" not in body
 
 
 def test_a_command_that_attacks_stays_text(discs: Path, tmp_path: Path) -> None:
     words = ["fieldguide", "fit", "<script>alert(1)</script>", "--out", "x"]
     run = fit(fg.scan(discs), small_recipe(), tmp_path / "run", fold=0, command=words)
-    body = repeat.section(run).body
+    body = repeat.section(run)
     assert "<script>" not in body
     assert unescape(body).count("fieldguide fit '<script>alert(1)</script>' --out x") == 1

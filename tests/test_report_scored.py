@@ -82,14 +82,15 @@ def test_the_scores_of_another_device_are_shown_with_a_doubt(own: Run) -> None:
 def test_models_that_came_or_went_make_it_stale(own: Run) -> None:
     (own.folder / "models" / "soup-average").rename(own.folder / "models" / "stock")
     assert scored.read(own).rows == ()
-    said = "scores.json does not know stock. scores.json knows what is gone: soup-average."
+    said = "scores.json does not contain stock."
+    said += " scores.json contains models that are gone: soup-average."
     assert scored.read(own).stale == said
 
 
 def test_other_photos_make_it_stale(own: Run) -> None:
     change(own, photos=1300)
     assert scored.read(own) == scored.Kept(
-        stale="scores.json is of 1,300 photos, and there are 12 now."
+        stale="scores.json is of 1,300 photos, and now there are 12."
     )
 
 

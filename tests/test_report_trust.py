@@ -8,10 +8,11 @@ import pytest
 from pages import words
 
 import fieldguide as fg
-from fieldguide.analysis import calibration, metrics
+from fieldguide.analysis import metrics
 from fieldguide.analysis.coverage import answered
 from fieldguide.report import trust
-from fieldguide.report.trust import Goal, Judged
+from fieldguide.report.judged import Judged, judge
+from fieldguide.report.trust import Goal
 
 
 def drawn(photos: int, *, sharpness: float = 1.0, classes: int = 4, seed: int = 0) -> Judged:
@@ -21,16 +22,14 @@ def drawn(photos: int, *, sharpness: float = 1.0, classes: int = 4, seed: int = 
     honest = metrics.softmax(logits)
     targets = (honest.cumsum(axis=1) < rng.uniform(size=(photos, 1))).sum(axis=1).clip(max=3)
     fold_of = rng.integers(0, 3, photos)
-    logits = logits * sharpness
-    scaled = calibration.cross_fitted(logits, targets, fold_of)
-    return Judged(logits, targets, fold_of, metrics.softmax(logits), scaled)
+    return Judged(np.arange(photos), fold_of, targets, logits * sharpness)
 
 
 def test_the_photos_are_those_of_the_folds_in_their_order(trained: fg.Run) -> None:
-    judged = trust.judge(trained)
+    judged = judge(trained)
     rows = np.concatenate([trained.folds[fold].test for fold in trained.done])
     assert (judged.targets == trained.targets[rows]).all()
-    assert metrics.accuracy(judged.plain, judged.targets) == trained.scores.accuracy
+    assert metrics.accuracy(judged.probabilities, judged.targets) == trained.scores.accuracy
     assert metrics.log_loss(judged.scaled, judged.targets) == trained.scores.scaled_log_loss
     assert [trained.catalog.photos[row].fold for row in rows] == judged.fold_of.tolist()
 
@@ -38,7 +37,7 @@ def test_the_photos_are_those_of_the_folds_in_their_order(trained: fg.Run) -> No
 def test_bins_count_every_photo_once_before_and_after() -> None:
     judged = drawn(500)
     bins = trust.reliability_bins(judged)
-    for kind, probabilities in ((trust.BEFORE, judged.plain), (trust.AFTER, judged.scaled)):
+    for kind, probabilities in ((trust.BEFORE, judged.probabilities), (trust.AFTER, judged.scaled)):
         own = [row for row in bins if row["kind"] == kind]
         assert sum(row["photos"] for row in own) == 500
         gaps = sum(row["photos"] * abs(row["accuracy"] - row["confidence"]) for row in own)
@@ -48,9 +47,9 @@ def test_bins_count_every_photo_once_before_and_after() -> None:
 
 
 def test_the_tendency_is_told_by_name() -> None:
-    assert trust.tendency(drawn(5000, sharpness=3.0)).startswith("too sure: they say")
-    assert trust.tendency(drawn(5000, sharpness=0.4)).startswith("too modest: they say")
-    assert trust.tendency(drawn(5000)).startswith("about as sure as they are right: they say")
+    assert trust.tendency(drawn(5000, sharpness=3.0)).startswith("overconfident: mean")
+    assert trust.tendency(drawn(5000, sharpness=0.4)).startswith("underconfident: mean")
+    assert trust.tendency(drawn(5000)).startswith("well calibrated on average: mean")
 
 
 def test_a_goal_is_the_largest_share_that_is_right_so_often() -> None:
@@ -72,11 +71,11 @@ def test_a_large_collection_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_section_tells_the_scores_of_the_run(trained: fg.Run) -> None:
-    text = words(trust.section(trained).body)
+    text = words(trust.section(trained))
     scores = trained.scores
     assert f"from {scores.calibration_error:.3f} to {scores.scaled_calibration_error:.3f}" in text
     assert f"A temperature of {scores.temperature:.2f}" in text
-    assert trust.section(trained).body.count('<figure class="chart">') == 3
+    assert trust.section(trained).count('<figure class="chart">') == 3
 
 
 def test_with_one_fold_nothing_is_scaled_and_no_sets_are_drawn(
@@ -85,8 +84,8 @@ def test_with_one_fold_nothing_is_scaled_and_no_sets_are_drawn(
     shutil.copytree(trained.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/folds/1")
     shutil.rmtree(tmp_path / "run/folds/2")
-    section = trust.section(fg.Run(tmp_path / "run"))
-    text = words(section.body)
+    body = trust.section(fg.Run(tmp_path / "run"))
+    text = words(body)
     assert "nothing is scaled here" in text
     assert "only one fold is done" in text
-    assert section.body.count('<figure class="chart">') == 2
+    assert body.count('<figure class="chart">') == 2

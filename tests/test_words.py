@@ -35,7 +35,7 @@ def test_a_share_is_a_percentage_in_one_piece() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (40, "40 s"), (89.4, "89 s"), (700, "12 min"), (5399, "1 h 30 min")],
+    [(3.0, "3 s"), (89.0, "89 s"), (90.0, "2 min"), (5340.0, "89 min"), (5400.0, "1 h 30 min")],
 )
 def test_a_time_is_in_seconds_minutes_or_hours_and_minutes(seconds: float, text: str) -> None:
     assert words.duration(seconds) == text

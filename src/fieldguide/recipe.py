@@ -66,15 +66,15 @@ class Recipe(BaseModel):
     mean: Channels | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
     std: Channels | Auto = _setting("Pictures", "auto", "deviation of each channel, 0 to 1")
     interpolation: Interpolation | Auto = _setting("Pictures", "auto",
-        "how pictures are resized")
+        "interpolation when pictures are resized")
     stored_side: Count | Auto = _setting("Pictures", "auto",
-        "photos are decoded once and kept with so many pixels on the shorter side, from which crops are cut;"
-        " auto: 2 · eval_resize, 0: decoded anew each time")
+        "pixels of the shorter side of photos kept decoded in the cache, from which crops are cut;"
+        " auto: 2 · eval_resize, 0: decode the file each time")
     truncated: Literal["refuse", "keep"] = _setting("Pictures", "refuse",
-        "photos cut short: leave them out, or use what can be read")
+        "truncated photos: leave them out, or use the part that can be read")
 
-    folds: int = _setting("Folds", 5, "parts of the cross-validation", ge=2)
-    seed: int = _setting("Folds", 0, "of folds, first head, order, augmentation; 0 is a seed like any other", ge=0)
+    folds: int = _setting("Folds", 5, "folds of the cross-validation", ge=2)
+    seed: int = _setting("Folds", 0, "seed of folds, initial head, order and augmentation; 0 is a seed like any other", ge=0)
     min_per_class: int = _setting("Folds", 0, "classes with fewer photos are left out", ge=0)
     holdout: float = _setting("Folds", 0.0,
         "share of the photos set aside before the folds are made, to score ensembles and merged models on", ge=0, lt=0.9)
@@ -83,22 +83,22 @@ class Recipe(BaseModel):
 
     replicas: int = _setting("Merging", 2, "copies trained from the same start in each fold", ge=1)
     merge: Literal["none", "average", "model_stock"] = _setting("Merging", "average",
-        "how replicas become one: the plain mean, or pulled to the anchor by their angle")
+        "merge of the replicas: their plain mean, or the mean pulled to the anchor by their angle")
     merge_every: int = _setting("Merging", 1, "epochs from one merge to the next; the last epoch always merges", ge=1)
     replica_data: Literal["full", "share"] = _setting("Merging", "full",
-        "what a replica's epoch goes through: all training photos, or a part of them, drawn anew each epoch")
+        "photos of a replica's epoch: all training photos, or a share of them, drawn again each epoch")
     outer: Literal["none", "momentum"] = _setting("Merging", "none",
-        "merged weights as they are, or a step of Nesterov's momentum towards them from the last merged ones")
+        "merged weights unchanged, or a step of Nesterov momentum towards them from the last merged ones")
     outer_rate: float = _setting("Merging", 0.7, "length of the outer step; 1 without momentum goes all the way", gt=0)
     outer_momentum: float = _setting("Merging", 0.9, "share of the outer movement that is kept", ge=0, lt=1)
     anchor: Literal["pretrained", "last_merge"] = _setting("Merging", "pretrained",
-        "what Model Stock pulls to, and what movements are measured from")
+        "weights that Model Stock pulls to and that movements are measured from")
     batch_norm: Literal["average", "recalibrate"] = _setting("Merging", "average",
-        "statistics of merged weights: the replicas' mean, or measured anew on training photos")
+        "statistics of merged weights: the replicas' mean, or re-estimated on training photos")
     moments: Literal["keep", "average", "reset"] = _setting("Merging", "keep",
-        "what becomes of the optimisers' moments at a merge")
+        "the optimisers' moments after a merge")
     replica_curves: bool = _setting("Merging", True,
-        "evaluate each replica too, after every epoch; without, merged models alone")
+        "evaluate each replica too after every epoch, not only merged models")
     keep_replicas: bool = _setting("Merging", False,
         "save each replica's weights as they were before the last merge")
 
@@ -111,21 +111,21 @@ class Recipe(BaseModel):
 
     batch_size: int = _setting("Optimiser", 64, "photos in a step", ge=1)
     order: Literal["photos", "shards"] = _setting("Optimiser", "photos",
-        "of an epoch's photos: mixed at random, or shard after shard and mixed within a buffer, for disks slow at random reads")
-    shuffle_buffer: int = _setting("Optimiser", 10_000, "photos that order = shards draws each next one from", ge=1)
-    accumulate: int = _setting("Optimiser", 1, "parts a batch is computed in, to save memory", ge=1)
+        "order of an epoch's photos: shuffled, or shard after shard and shuffled within a buffer, for disks slow at random reads")
+    shuffle_buffer: int = _setting("Optimiser", 10_000, "photos in the buffer of order = shards", ge=1)
+    accumulate: int = _setting("Optimiser", 1, "micro-batches of a batch, to save memory", ge=1)
     batch_ranks: int = _setting("Optimiser", 1,
         "ranks that share each batch of a replica, for torchrun on as many, or a multiple of it", ge=1)
     sync_batch_norm: bool = _setting("Optimiser", False,
-        "in training, batch norms normalise by the whole batch, not by each rank's share of it")
+        "batch norms normalise by the whole batch in training, not by each rank's share of it")
     backbone_rate: float = _setting("Optimiser", 1e-4, "AdamW's rate for the backbone", gt=0)
     head_rate: float = _setting("Optimiser", 1e-3, "AdamW's rate for the head", gt=0)
     weight_decay: float = _setting("Optimiser", 0.05, "decay of all weights but norms and biases", ge=0)
-    schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "how the rates go on after the warm-up")
+    schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "learning rates after the warm-up")
     warmup: float = _setting("Optimiser", 0.5, "epochs in which the rates rise", ge=0)
     label_smoothing: float = _setting("Optimiser", 0.0, "share of the target spread over all classes", ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = _setting("Optimiser", "none",
-        "weigh photos by how rare their class is")
+        "weight photos by the rarity of their class")
 
     augment: Literal["none", "randaugment", "trivialaugment", "augmix"] = _setting("Augmentation", "none",
         "a policy of random changes, after crop, flip and colours")
@@ -140,25 +140,25 @@ class Recipe(BaseModel):
     erasing: float = _setting("Augmentation", 0.0, "probability of an erased box", ge=0, le=1)
 
     precision: Precision | Auto = _setting("Machine", "auto",
-        "of the network's arithmetic; auto: bfloat16 where the hardware has it")
+        "the network's arithmetic; auto: bfloat16 if the hardware supports it")
     layout: Layout | Auto = _setting("Machine", "auto",
-        "of pictures in memory; auto: the faster by a trial of a few seconds")
+        "memory layout of pictures; auto: the faster in a trial of a few seconds")
     compile: Switch | Auto = _setting("Machine", "auto",
-        "torch.compile; auto: where it saves more time than it takes")
+        "torch.compile; auto: if it saves more time than it takes")
     device: str = _setting("Machine", "auto",
-        "where folds are trained, one at a time on each: auto (every GPU, or else the CPU), cpu, cuda:1, mps,"
+        "devices that train folds, one fold at a time on each: auto (every GPU, or else the CPU), cpu, cuda:1, mps,"
         " several as `0,1`, the CPU as `cpu:2`")
     cluster: str = _setting("Machine", "none",
         "Ray cluster that folds are trained on, one a job: none, local, auto, HOST:PORT, ray://HOST:PORT")
     workers: Count | Auto = _setting("Machine", "auto",
-        "folds trained at the same time on a CPU, threads that prepare photos for a GPU")
+        "on a CPU: folds trained at the same time; on a GPU: threads that prepare photos")
     checkpoint_minutes: float = _setting("Machine", 10.0, "time between checkpoints inside an epoch", gt=0)
     cache: str = _setting("Machine", "auto",
         "folder of decoded photos; auto: the user's cache folder, none: decode them every time")
     cache_gb: Gigabytes | Auto = _setting("Machine", "auto",
-        "gigabytes that decoded photos may take; auto: what leaves the disk 5 % free")
+        "gigabytes that decoded photos may take; auto: all but 5 % of the disk")
     track: Literal["none", "tensorboard", "mlflow", "wandb"] = _setting("Machine", "none",
-        "who else is told of every epoch, by the extra `track`; events.jsonl is always written")
+        "tracker that also gets every epoch, with the extra `track`; events.jsonl is always written")
     # fmt: on
 
     @model_validator(mode="after")

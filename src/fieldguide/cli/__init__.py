@@ -1,8 +1,7 @@
-"""The command line: parses, calls the library, prints, and turns errors into exit codes.
+"""The command line: it parses, calls the library, prints, and turns errors into exit codes.
 
-Data go to stdout, messages to stderr. torch is imported by the commands that need it, after
-everything that can be checked without it, so that help, typing mistakes and bad settings are
-answered at once.
+Data go to stdout, messages to stderr. Commands that need torch import it after all checks that do
+without it, so help, typing mistakes and bad settings are answered at once.
 """
 
 from fieldguide.cli import cache, merging, predicting, scoring, seeing, training  # noqa: F401 - add commands

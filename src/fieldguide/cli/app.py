@@ -1,4 +1,4 @@
-"""The command line's frame: runs one command and turns errors into exit codes."""
+"""The command line's frame, which runs one command and turns errors into exit codes."""
 
 import io
 import os
@@ -25,7 +25,7 @@ SUBMISSION = ("--submission", "--sample", "--columns", "--id", "--zip", "--no-zi
 
 
 class Flowing(DefaultFormatter):
-    """Help whose paragraphs fill the terminal: a docstring's line ends are no breaks."""
+    """Help whose paragraphs fill the terminal, whatever the line ends of a docstring."""
 
     def render_description(
         self, console: Console, options: ConsoleOptions, description: object
@@ -60,7 +60,7 @@ app = App(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code."""
+    """Run one command and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack a name's characters
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; returns its exit code, with errors told on stderr."""
+    """Run one command and return its exit code; errors go to stderr."""
     try:
         _refuse_ranks(arguments)
         _refuse_submissions(arguments)
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
             return _tell(recipes.usage_error(error.__cause__))
-        return _tell(UsageError(str(error), hint="--help lists what there is"))
+        return _tell(UsageError(str(error), hint="--help lists the commands and options"))
     except FieldguideError as error:
         return _tell(error)
     except KeyboardInterrupt:
@@ -89,13 +89,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse_ranks(arguments: Sequence[str]) -> None:
-    """Raises `UsageError` where several processes would do the same in the same place."""
+    """Raise `UsageError` if several processes would do the same in the same folder."""
     if launch().world > 1 and arguments[:1] not in (["fit"], ["recipe"]):
         raise UsageError("only `fit` works on several ranks", hint="leave torchrun out")
 
 
 def _refuse_submissions(arguments: Sequence[str]) -> None:
-    """Raise `UsageError` for `predict` with an option of `submit`, and say what to type instead."""
+    """Raise `UsageError` for `predict` with an option of `submit`, with the command to type."""
     asked = [each for each in arguments if each.partition("=")[0] in SUBMISSION]
     if arguments[:1] == ["predict"] and asked:
         meant = [re.sub(r"^--submission(?==|$)", "--sample", each) for each in arguments[1:]]

@@ -1,4 +1,4 @@
-"""The command that shows, verifies and removes what is kept: cache. It never imports torch."""
+"""The command that lists, verifies and removes kept files: cache. It never imports torch."""
 
 import time
 from collections import Counter
@@ -19,19 +19,19 @@ DAY = 24 * 3600.0
 
 @app.command
 def cache(*, clear: bool = False, older_than: float | None = None, verify: bool = False) -> None:
-    """List what is kept for later, decoded photos and copies from elsewhere, or remove it.
+    """List or remove decoded photos and copies of remote files.
 
-    Photos are decoded anew, and fetched anew from their address, when they are needed.
+    Removed photos are decoded again, and removed copies fetched again, when they are needed.
     FIELDGUIDE_CACHE names another folder for them.
 
     Parameters
     ----------
     clear
-        Remove all that no process uses.
+        Remove all files that no process uses.
     older_than
-        Remove what was not used for so many days.
+        Remove files that were not used for this number of days.
     verify
-        Read the copies through, and say which are damaged.
+        Read all copies and print which are damaged.
     """
     if clear and older_than is not None:
         raise UsageError("--clear removes all: leave --older-than out")
@@ -59,13 +59,13 @@ def cache(*, clear: bool = False, older_than: float | None = None, verify: bool 
 
 
 def _grouped(found: Sequence[Kept]) -> list[list[Kept]]:
-    """The shards of each store; each copy alone."""
+    """Return the shards of each store together, and each copy alone."""
     folders = groupby(found, lambda each: each.path.parent if each.kind == "decoded" else each.path)
     return [list(group) for _, group in folders]
 
 
 def _remove(groups: Sequence[Sequence[Kept]]) -> None:
-    """Remove what is kept, and say on stderr what went and what stays, and why."""
+    """Remove kept files, and print to stderr what is left and why."""
     from fieldguide.storage import copies
 
     gone = 0
@@ -75,13 +75,12 @@ def _remove(groups: Sequence[Sequence[Kept]]) -> None:
             left[copies.remove(each)] += each.bytes
         gone += left.pop("", 0)
         for reason, count in sorted(left.items()):
-            told = f"left {shown_bytes(count)} of `{group[0].name}`: {reason}"
-            terminal.tell(told)
+            terminal.tell(f"left {shown_bytes(count)} of `{group[0].name}`: {reason}")
     terminal.stderr.print(f"removed {shown_bytes(gone)}")
 
 
 def _verify(found: Sequence[Kept]) -> None:
-    """Say on stderr what is damaged; ResourceError if anything is."""
+    """Print the damaged copies to stderr; raise `ResourceError` if there are any."""
     from fieldguide.storage import copies
 
     damaged = {copy.name: faults for copy in found if (faults := copies.faults(copy))}
@@ -91,7 +90,7 @@ def _verify(found: Sequence[Kept]) -> None:
     if damaged:
         raise ResourceError(
             f"{len(damaged)} of {len(found)} copies are damaged",
-            hint="--clear removes them; they are fetched or made again when they are needed",
+            hint="--clear removes them; they are fetched or made again when needed",
         )
     terminal.stderr.print(f"{len(found)} copies are as they were written")
 

@@ -1,6 +1,6 @@
-"""Progress on the terminal: one line for the whole plan with time left, or plain lines in a pipe.
+"""The progress on the terminal: a line for the whole plan with time left, or plain lines in a pipe.
 
-Everything goes to stderr. Knows nothing of how the work is done.
+All goes to stderr. Knows nothing of how the work is done.
 """
 
 import time
@@ -22,7 +22,7 @@ from fieldguide.words import duration
 
 
 class Display:
-    """Shows progress while it is entered. Each method tells one thing; none ends the work."""
+    """A context that shows progress; none of its methods ends the work."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -55,7 +55,7 @@ class Display:
         self.progress.stop()
 
     def begin(self, what: str, total: int) -> None:
-        """A new stretch of work of `total` parts."""
+        """Begin work of `total` parts."""
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(what, total=total)
@@ -64,27 +64,27 @@ class Display:
             self.notice(f"{what}: {total:,}")
 
     def advance(self, parts: int = 1) -> None:
-        """So many parts are done."""
+        """Advance by `parts`."""
         self.done += parts
         if self.task is not None:
             self.progress.advance(self.task, parts)
 
     def reach(self, parts: int) -> None:
-        """So many parts are done by now."""
+        """Set the progress to `parts`."""
         self.advance(parts - self.done)
 
     def skip(self, parts: int) -> None:
-        """So many parts were done before: they say nothing of the speed."""
+        """Leave `parts` out of the plan and the speed: they were done before."""
         self.total -= parts
         if self.task is not None:
             self.progress.update(self.task, total=self.total)
 
     def notice(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def row(self, row: dict[str, Any]) -> None:
-        """A line for one epoch of one model."""
+        """Print a line for one epoch of one model."""
         figures = [
             row.get("trial", ""),
             f"fold {row['fold']}  epoch {row['epoch']:>2}  {row['model']:<10}",
@@ -99,7 +99,7 @@ class Display:
         self.notice("  ".join(figure for figure in figures if figure).rstrip())
 
     def forecast(self) -> None:
-        """Says once how long the rest of the plan will take, by the speed so far."""
+        """Print once how long the rest of the plan will take, by the speed so far."""
         if self.forecast_given or not self.done:
             return
         self.forecast_given = True

@@ -1,4 +1,4 @@
-"""What commands that train share: the recipe that is asked for, checks, progress, signals."""
+"""The parts that training commands share: the recipe asked for, checks, progress, signals."""
 
 import os
 import signal
@@ -29,22 +29,22 @@ SAME_SIGNAL = 1.0
 
 
 def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
-    """The named recipe, over it the environment, over it the flags; checked without torch."""
-    recipes.load(name)  # its own mistakes are told with its name
+    """Return the named recipe with the environment and the flags over it, checked without torch."""
+    recipes.load(name)  # errors in it are reported with its name
     chosen = recipes.build(recipes.settings_of(name) | given_settings(settings))
     require_backbone(chosen.backbone)
     return chosen
 
 
 def given_settings(settings: BaseModel | None) -> dict[str, Any]:
-    """What the environment and, over it, the flags set."""
+    """Return the settings of the environment and, over them, of the flags."""
     flags = settings.model_dump(exclude_none=True) if settings else {}
     flags |= {name: recipes.from_text(name, flags[name]) for name in TEXT_FLAGS if name in flags}
     return recipes.from_environment(os.environ) | flags
 
 
 def require_weights(recipe: Recipe, folder: Path) -> None:
-    """Refuses a weights file that is not there, where no run holds its content yet."""
+    """Raise `UsageError` for a missing weights file, unless the run holds its content already."""
     named = recipe.weights not in {"pretrained", "none"}
     if named and not Path(recipe.weights).is_file() and not (folder / "setup.json").is_file():
         raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
@@ -52,7 +52,7 @@ def require_weights(recipe: Recipe, folder: Path) -> None:
 
 @contextmanager
 def folder_of(out: str) -> Iterator[Path]:
-    """The folder to write a run to; that of an address is sent as it grows."""
+    """Yield the folder to write a run to; that of an address is sent as it grows."""
     if not addresses.is_address(out):
         yield Path(out)
         return
@@ -61,7 +61,7 @@ def folder_of(out: str) -> Iterator[Path]:
 
 
 def require_beside(folder: Path, photos: str) -> None:
-    """Refuses a folder to write to that would lie among the photos."""
+    """Raise `UsageError` for a folder to write to that would lie among the photos."""
     place = Path(photos)
     if place.is_dir() and folder.resolve().is_relative_to(place.resolve()):
         raise UsageError(
@@ -72,10 +72,10 @@ def require_beside(folder: Path, photos: str) -> None:
 
 @contextmanager
 def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
-    """A display and signal handlers while a fit runs, and the maker of what ties them to it.
+    """Yield a maker of watchers, with a display and signal handlers while the work goes on.
 
-    `what` is being done, if it is no fit. The first SIGINT or SIGTERM asks for a checkpoint and an
-    orderly end, one that comes later ends at once.
+    `what` is the work, if it is no fit. The first SIGINT or SIGTERM asks for a checkpoint and an
+    orderly end; a later one ends at once.
     """
     asked: list[int] = []
     first = 0.0
@@ -120,7 +120,7 @@ def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "
 
     def on_row(row: dict[str, Any]) -> None:
         display.row(row)
-        if row["model"] == "merged":  # the first time, all that an epoch consists of was done once
+        if row["model"] == "merged":  # the first of them ends a whole epoch
             display.forecast()
 
     return Watcher(

@@ -1,4 +1,4 @@
-"""Groups of flags that several commands share: a recipe's settings, tables, lists, the machine."""
+"""The groups of flags that several commands share: settings, tables, lists, the machine."""
 
 import os
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _settings_model() -> type[BaseModel]:
-    """Every field of `Recipe` as a flag that may be left out. `Recipe` itself checks bounds."""
+    """Return a model with every field of `Recipe` as an optional flag; `Recipe` checks bounds."""
     sections = {name: recipes.section_of(name) for name in Recipe.model_fields}
     order = list(dict.fromkeys(sections.values()))
     groups = {name: Group(name, sort_key=order.index(name)) for name in order}
@@ -42,7 +42,7 @@ def _settings_model() -> type[BaseModel]:
 
 
 def _flag_type(name: str) -> Any:
-    """What a flag is parsed as: its field's type, but several numbers or `auto` are text first."""
+    """Return the type that a flag is parsed as: its own, or text for several numbers or `auto`."""
     return str if name in TEXT_FLAGS else Recipe.model_fields[name].annotation
 
 
@@ -55,13 +55,13 @@ Flags = Annotated[Settings, Parameter(name="*")]  # type: ignore[valid-type]
 
 RunFolder = Annotated[Path, Parameter(help="A run's folder.")]
 PhotosRoot = Annotated[
-    Path | None, Parameter(help="Where the run's own photos lie, if they were moved.")
+    Path | None, Parameter(help="The folder of the run's own photos, if they were moved.")
 ]
 Collection = Annotated[
     str,
     Parameter(
-        help="A folder with one folder a class, or with train, val and test, shards, or a CSV"
-        " table; or the address of one, such as s3://bucket/photos."
+        help="A folder with a folder for each class, or with train, val and test; shards; a CSV"
+        " table; or the address of any of these, such as s3://bucket/photos."
     ),
 ]
 RecipeName = Annotated[
@@ -70,7 +70,7 @@ RecipeName = Annotated[
 
 
 def given(group: "DataclassInstance") -> dict[str, object]:
-    """Return what was given of a group of flags, by flag as it is typed."""
+    """Return the given flags of a group, as they are typed, with their values."""
     found = {each.name: getattr(group, each.name) for each in fields(group)}
     return {f"--{n.replace('_', '-')}": value for n, value in found.items() if value is not None}
 
@@ -82,7 +82,7 @@ def refuse(flags: Iterable[str], why: str, hint: str = "leave it out") -> None:
 
 
 def fetched(photos: str) -> Path:
-    """PHOTOS as a path; what is at an address is fetched, with progress on the terminal."""
+    """Return PHOTOS as a path; fetch an address, with progress on the terminal."""
     if not addresses.is_address(photos):
         return Path(photos)
     with Display(terminal.stderr) as display:
@@ -97,14 +97,14 @@ def fetched(photos: str) -> Path:
 
 @dataclass(frozen=True)
 class Lists:
-    """How to read PHOTOS where it is a table or a list of paths.
+    """The flags for PHOTOS that is a table or a list of paths.
 
     Parameters
     ----------
     path_column
-        Column of the photos' paths, if it has none of the usual names.
+        The column of the photos' paths, if its name is unusual.
     root
-        Folder that the paths start from, if not the table's own.
+        The folder that the paths start from, if not the table's own.
     encoding
         The encoding of the text, if not UTF-8 or UTF-16.
     """
@@ -119,18 +119,18 @@ ListFlags = Annotated[Lists, Parameter(name="*", group=Group("Tables and lists",
 
 @dataclass(frozen=True)
 class Columns(Lists):
-    """How to read PHOTOS where it is a table; the usual column names are found by themselves.
+    """The flags for PHOTOS that is a table; usual column names need none.
 
     Parameters
     ----------
     label_column
-        Column of the labels.
+        The column of the labels.
     group_column
-        Column of groups (specimen, site, day) that no fold may split.
+        The column of groups (specimen, site, day) that no fold may split.
     split_column
-        Column of train, val and test.
+        The column of train, val and test.
     fold_column
-        Column of folds to be used as they are.
+        The column of fixed folds.
     """
 
     label_column: str | None = None
@@ -139,7 +139,7 @@ class Columns(Lists):
     fold_column: str | None = None
 
     def read(self, photos: str) -> "Catalog":
-        """The catalog of a folder or table, which is fetched first where it is an address."""
+        """Read the catalog of a folder, a table or an address."""
         from fieldguide.photos import sources
 
         return sources.read(
@@ -159,18 +159,18 @@ TableFlags = Annotated[Columns, Parameter(name="*", group=Group("Tables", sort_k
 
 @dataclass(frozen=True)
 class Computer:
-    """Where and how fast a network looks at photos; changes no result beyond rounding.
+    """The flags for the machine that predicts; they change no result beyond rounding.
 
     Parameters
     ----------
     device
-        auto, cpu, cuda, cuda:1, mps.
+        The device: auto, cpu, cuda, cuda:1, mps.
     workers
-        Threads that prepare photos; 0: none beside the one that the network runs in.
+        The threads that prepare photos; 0 prepares them in the network's own thread.
     precision
-        The network's arithmetic; auto: that of its training, where the device has it.
+        The network's arithmetic; auto: as in training, if the device supports it.
     batch_size
-        Photos at once; 64 if not given.
+        The photos in a batch; 64 if not given.
     """
 
     device: str | None = None
@@ -179,9 +179,9 @@ class Computer:
     batch_size: int | None = None
 
     def check(self) -> Recipe:
-        """Raises `UsageError` for values that cannot be; without torch.
+        """Return a recipe with these values; raise `UsageError` for bad ones, without torch.
 
-        What is not given comes from FIELDGUIDE_DEVICE, FIELDGUIDE_WORKERS, FIELDGUIDE_PRECISION.
+        Defaults come from FIELDGUIDE_DEVICE, FIELDGUIDE_WORKERS and FIELDGUIDE_PRECISION.
         """
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size is below 1: {self.batch_size}")
@@ -192,7 +192,7 @@ class Computer:
         return recipes.build(given | flags)
 
     def chosen(self) -> "Machine":
-        """The machine that was asked for."""
+        """Return the machine asked for."""
         from fieldguide.predict.inference import Machine
 
         chosen = self.check()

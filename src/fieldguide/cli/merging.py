@@ -1,4 +1,4 @@
-"""Commands that make one classifier of several networks: soup, merge, save."""
+"""The commands that make one classifier of several networks: soup, merge, save."""
 
 import shlex
 from collections.abc import Sequence
@@ -31,15 +31,16 @@ def soup(
     photos_root: PhotosRoot = None,
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Merge a run's folds into one network of one's cost, which is kept in the run.
+    """Merge the networks of a run's folds into one, kept in the run.
 
     Parameters
     ----------
     rule
-        The plain mean (soup), folds added while that does no harm on photos outside the folds
-        (greedy), or Model Stock (stock).
+        The plain mean (soup), the mean of folds added while accuracy on photos outside the folds
+        does not fall (greedy), or Model Stock (stock).
     batch_norm
-        Statistics measured on training photos (recalibrate), or the folds' mean (average).
+        Re-estimate the statistics on training photos (recalibrate), or take the folds' mean
+        (average).
     """
     from fieldguide.runs.run import Run
 
@@ -61,22 +62,22 @@ def soup(
 
 @dataclass(frozen=True)
 class OfFiles:
-    """How checkpoints are merged, and photos to measure batch norm and accuracies on.
+    """The flags for merged checkpoints, and photos to re-estimate batch norm and accuracy on.
 
     Parameters
     ----------
     out
         The file to write.
     anchor
-        The weights that all were fine-tuned from.
+        The weights that all checkpoints were fine-tuned from.
     photos
         A folder or table of photos like those of training.
     backbone
-        The network that the checkpoints are for; needed with --photos.
+        The network of the checkpoints; needed with --photos.
     size
-        Side of the network's input in pixels.
+        The side of the network's input in pixels.
     eval_resize
-        Pixels of the shorter side, from which the centre is cut.
+        The pixels of the shorter side, from which the centre is cut.
     """
 
     out: Path | None = None
@@ -89,7 +90,7 @@ class OfFiles:
 
 @dataclass(frozen=True)
 class OfRun:
-    """What `merge` takes of a run, for one more release: `soup` took its place."""
+    """The flags of `merge` for a run, for one more release; `soup` replaces it."""
 
     batch_norm: Literal["recalibrate", "average"] | None = None
     photos_root: Path | None = None
@@ -104,10 +105,10 @@ def merge(
     of_run: Annotated[OfRun, Parameter(name="*", show=False)] = OfRun(),
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Merge checkpoints of any training, by timm, torchvision or fieldguide, into one.
+    """Merge checkpoints of one architecture into one file.
 
-    They must be of one architecture. With --photos, batch norm is measured on them and accuracies
-    are told. `fieldguide soup RUN` merges the folds of a run.
+    They may come from timm, torchvision or fieldguide. With --photos, batch-norm statistics are
+    re-estimated on them and accuracies printed. `fieldguide soup RUN` merges the folds of a run.
 
     Parameters
     ----------
@@ -148,14 +149,14 @@ def _merge_run(
     of_run: OfRun,
     machine: Computer,
 ) -> None:
-    """Merge as `soup` does, and say on stderr how that is typed."""
+    """Merge as `soup` does, and print to stderr how that is typed."""
     more: dict[str, str] = {"--rule": rule}
     for group in (of_run, machine):
         more |= {flag: str(value) for flag, value in given(group).items()}
     typed = ["fieldguide", "soup", str(run), *chain.from_iterable(more.items())]
     told = shlex.join(typed)
     refuse(given(files), "for checkpoints, and a run is given", f"leave it out, and type: {told}")
-    terminal.tell(f"note: `merge` of a run goes away, type: {told}")
+    terminal.tell(f"note: `merge` of a run is deprecated, type: {told}")
     soup(
         run,
         rule=rule,
@@ -202,7 +203,7 @@ def _merge_files(
 
 
 def _any_photos(place: Path) -> "Catalog":
-    """Labelled photos, or a folder of any: those without labels serve batch norm alone."""
+    """Read labelled photos, or unlabelled ones of a folder, which serve batch norm alone."""
     from fieldguide.photos import sources as photo_sources
     from fieldguide.photos.folders import scan_unlabelled
 
@@ -223,14 +224,15 @@ def save(
     photos_root: PhotosRoot = None,
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Write a classifier to a folder of its own, which needs the run no more.
+    """Save a classifier to a folder that works without the run.
 
     Parameters
     ----------
     out
-        A new folder.
+        The new folder.
     combine
-        ensemble, logits, geometric, soup, greedy, stock, or fold-0, fold-1, …
+        The combination of folds: ensemble, logits, geometric, soup, greedy, stock, or fold-0,
+        fold-1, …
     """
     from fieldguide.runs.run import Run
 

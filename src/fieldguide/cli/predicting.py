@@ -1,4 +1,4 @@
-"""Commands that answer what photos show: predict, submit."""
+"""The commands that predict the classes of photos: predict, submit."""
 
 import difflib
 import json
@@ -15,6 +15,7 @@ from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import mirror
+from fieldguide.words import count
 
 if TYPE_CHECKING:
     from fieldguide.analysis.conformal import Method, Sets
@@ -27,39 +28,39 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     Parameter(
-        help="A run's folder, or that of a classifier which `fieldguide save` or `soup` wrote; or"
-        " its address."
+        help="The folder of a run, or of a classifier from `fieldguide save` or `soup`, or its"
+        " address."
     ),
 ]
 Photos = Annotated[
     list[str],
     Parameter(
         allow_leading_hyphen=True,
-        help="A folder, a CSV table, a list of paths (.txt, or - for standard input), a photo, the"
-        " address of one, or several of these.",
+        help="A folder, a CSV table, a list of paths (.txt, or - for standard input), a photo, an"
+        " address, or several of these.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How photos are looked at, and what becomes of the table.
+    """The flags for predictions and their table.
 
     Parameters
     ----------
     combine
-        How a run's folds answer together: ensemble (the default), logits, geometric, soup,
-        greedy, stock, or fold-0, fold-1, …
+        The combination of a run's folds: ensemble (the default), logits, geometric, soup, greedy,
+        stock, or fold-0, fold-1, …
     views
-        Look at each photo several times: flips, crops, scales, or some of them with commas.
+        Average over several views of each photo: flips, crops, scales, or some of them with commas.
     calibrated
-        Scale probabilities by the temperature; without it they are those of oof.csv.
+        Scale the logits by the temperature; --no-calibrated gives probabilities as in oof.csv.
     recursive
-        Look into folders inside a folder.
+        Read folders inside a folder.
     strict
         End with exit code 3 if a photo cannot be read.
     overwrite
-        Replace the table if it is there.
+        Replace an existing table.
     """
 
     combine: str | None = None
@@ -90,22 +91,24 @@ def predict(
     lists: ListFlags = Lists(),
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Say what photos show: one row for every input, in order, also for files that cannot be read.
+    """Write a table of the predicted classes of photos.
+
+    It has one row for every input, in order, also for files that cannot be read.
 
     Parameters
     ----------
     out
         The table to write.
     top
-        The number of classes to name, the most probable first.
+        The number of classes to write, the most probable first.
     probabilities
         Write the probability of every class.
     coverage
-        Add the set of classes that holds the true one this often, such as 0.95, and `unsure`.
+        Add a set of classes that contains the true one this often, such as 0.95, and `unsure`.
     sets
-        One threshold for all photos (split), or one that adapts to how clear a photo is.
+        Use one threshold for all photos (split), or one that adapts to a photo (adaptive).
     sets_per_class
-        Reach the coverage in every class, not only over all.
+        Reach the coverage in every class, not only on average.
     spreadsheet
         Put a ' before cells that a spreadsheet would take for formulas.
     """
@@ -135,7 +138,9 @@ def submit(
     lists: ListFlags = Lists(),
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Write what photos show as a grader wants it: as in a sample table, or an id and a label.
+    """Write predictions as a grader wants them.
+
+    The table follows a sample, or has an id and a label.
 
     Parameters
     ----------
@@ -146,8 +151,8 @@ def submit(
     columns
         Write two columns of these names, such as image_name,pred_label.
     id
-        What the ids are: a photo's path, file name, or name without ending (stem). auto: the first
-        of them that fits the sample; without one, the name.
+        The form of the ids: a photo's path, file name, or name without ending (stem). auto: the
+        first of them that fits the sample; without one, the name.
     zip
         Also write the table into a zip file beside it.
     """
@@ -175,7 +180,7 @@ def submit(
 
 
 def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
-    """Raise `UsageError` for a flag among the photos: the parser lets all through for `-` alone."""
+    """Raise `UsageError` for a flag among the photos, which the parser accepts because of `-`."""
     odd = [text for text in photos if text.startswith("-") and text != "-"]
     if not odd:
         return
@@ -189,7 +194,7 @@ def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
     meant = f" (did you mean {close[0]}?)" if close else ""
     raise UsageError(
         f"unknown option: {odd[0]}{meant}",
-        hint="--help lists what there is; a photo of that name is given as ./NAME",
+        hint="--help lists the options; a photo of that name is given as ./NAME",
     )
 
 
@@ -254,7 +259,7 @@ def _write(
     sets: "Sets | None" = None,
     zip: bool = False,
 ) -> None:
-    """Write a row for every photo, and say how many; exit with code 3 as `strict` has it."""
+    """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
     from fieldguide.predict import tables
 
     classifier = _classifier(folder, answers.combine, answers.photos_root, machine)
@@ -281,14 +286,13 @@ def _write(
     if zip:
         tables.write_zip(out, overwrite=answers.overwrite)
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
-    photo = "photo" if counts.photos == 1 else "photos"
-    terminal.tell(f"{counts.photos:,} {photo}{lost}: {out}")
+    terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}")
     if answers.strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)
 
 
 def _classes_of(model: Path) -> Sequence[str]:
-    """The classes of a run or of a saved classifier, read without torch."""
+    """Read the classes of a run or of a saved classifier without torch."""
     if (model / "setup.json").is_file():
         from fieldguide.runs.run import Run
 
@@ -303,7 +307,7 @@ def _classes_of(model: Path) -> Sequence[str]:
 def _classifier(
     model: Path, combine: str | None, photos_root: Path | None, machine: Computer
 ) -> "Classifier":
-    """That of a run, or a saved one."""
+    """Return the classifier of a run, or a saved one."""
     if (model / "setup.json").is_file():
         from fieldguide.runs.run import Run
 
@@ -311,7 +315,7 @@ def _classifier(
         opened.combination(combine or "ensemble")
         if not opened.complete:
             terminal.tell(
-                f"{len(opened.done)} of {opened.recipe.folds} folds are done: these answer"
+                f"{len(opened.done)} of {opened.recipe.folds} folds are done: only these predict"
             )
         return opened.classifier(combine or "ensemble", machine=machine.chosen())
     for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
@@ -323,7 +327,7 @@ def _classifier(
 
 
 def _tell_precision(classifier: "Classifier", machine: Computer) -> None:
-    """Says so where this device lacks the precision that the network was trained and judged in."""
+    """Print a note if this device lacks the precision that the folds were trained and judged in."""
     from fieldguide.predict.inference import precision_used
 
     own = classifier.card.architecture.precision

@@ -1,4 +1,4 @@
-"""Commands that judge a run: score, labels."""
+"""The commands that evaluate a run: score, labels."""
 
 import json
 from dataclasses import asdict
@@ -39,17 +39,18 @@ def score(
     columns: TableFlags = Columns(),
     machine: MachineFlags = Computer(),
 ) -> None:
-    """Out-of-fold scores of a run, and the worth and price of its ensemble and merged models.
+    """Print scores of a run, its ensemble and its merged models.
 
-    These have seen every photo of the folds, so they are scored on photos outside of them alone:
-    the collection's val part, what --holdout set aside, or PHOTOS.
+    The run's scores are out of fold. An ensemble and merged models have trained on every photo of
+    the folds, so they are scored only on photos outside of them: the collection's val part, the
+    photos set aside by --holdout, or PHOTOS.
 
     Parameters
     ----------
     photos
-        Another labelled set: a folder with one folder a class, or a CSV table.
+        Another labelled set: a folder with a folder for each class, or a CSV table.
     per_class
-        Print precision, recall and F1 of every class too.
+        Also print precision, recall and F1 of every class.
     as_json
         Print one JSON object instead of tables.
     """
@@ -71,17 +72,17 @@ def score(
     elif found and found.rows:
         tables.print_worths(terminal.stdout, found)
     if lost:
-        raise lost  # out-of-fold scores are told before
+        raise lost  # out-of-fold scores are printed before
 
 
 @app.command
 def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot = None) -> None:
-    """List photos whose label looks wrong, and why.
+    """List photos whose labels look wrong, with reasons.
 
     Parameters
     ----------
     out
-        The table to write; RUN/labels.csv if not given.
+        The table to write, if not RUN/labels.csv.
     """
     from fieldguide.predict import tables as prediction_tables
     from fieldguide.runs.run import Run
@@ -104,7 +105,7 @@ def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot =
 def _worths(
     run: "Run", catalog: "Catalog | None", machine: Computer
 ) -> "tuple[Worths | None, DataError | None]":
-    """The table of classifiers, or why there is none."""
+    """Return the table of classifiers, or the error instead of one."""
     if catalog is None and not len(run.outside):
         if run.complete:
             terminal.tell(
@@ -133,7 +134,7 @@ def _worths(
 
 
 def _tell_related(run: "Run") -> None:
-    """Says how many photos of the val part would flatter."""
+    """Print how many photos of the val part are left out as related to training photos."""
     related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
     if related:
         terminal.tell(

@@ -1,4 +1,4 @@
-"""Commands that show and compare: report, landscape, compare, preview, find-rate."""
+"""The commands that show and compare: report, landscape, compare, preview, find-rate."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,9 @@ def report(
     heat_maps: bool = True,
     photos_root: flags.PhotosRoot = None,
 ) -> None:
-    """Write a run as one page that needs no network, RUN/report.html; or a comparison of runs.
+    """Write the report of a run or a comparison as one page.
+
+    The page needs no network.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ def report(
     figures
         Also write charts as PNG and SVG into this folder, and a comparison's table.
     heat_maps
-        Show where the networks looked, for which they look at some photos again.
+        Show where the networks looked; some photos pass through them again for that.
     """
     from fieldguide.report import build, save_figures, topics
     from fieldguide.report.comparison import PREPARED
@@ -59,7 +61,7 @@ def report(
 
 
 def _report_comparison(folder: Path, out: Path | None, figures: Path | None) -> None:
-    """Writes its page as the runs stand now, and figures where they are asked for."""
+    """Write the page of a comparison as its runs are now, and figures if asked for."""
     from fieldguide.compare import results  # brings torch
     from fieldguide.report import comparison
 
@@ -79,14 +81,16 @@ def landscape(
     photos_root: flags.PhotosRoot = None,
     machine: flags.MachineFlags = flags.Computer(),
 ) -> None:
-    """Measure loss and accuracy along the line between two networks, for the report.
+    """Measure loss and accuracy on the line between two networks.
+
+    The report shows them.
 
     Parameters
     ----------
     fold
-        Its replicas, or it and the next fold.
+        The fold of the replicas, or the first of two folds.
     between
-        Two replicas of the fold (of a run with --keep-replicas), or two folds.
+        The ends: two replicas of the fold (of a run with --keep-replicas), or two folds.
     """
     from fieldguide.runs.run import Run
     from fieldguide.study import landscape as landscapes
@@ -94,7 +98,7 @@ def landscape(
     machine.check()
     opened = Run(run, photos=photos_root)
     with Display(terminal.stderr) as display:
-        display.begin("looking along the line", len(landscapes.PLACES))
+        display.begin("measuring along the line", len(landscapes.PLACES))
         found = landscapes.measure(
             opened, fold, between=between, machine=machine.chosen(), progress=display.reach
         )
@@ -115,24 +119,24 @@ def compare(
     columns: flags.TableFlags = flags.Columns(),
     settings: flags.Flags | None = None,
 ) -> None:
-    """Fit several recipes on the same folds, and say which differ by more than chance.
+    """Fit several recipes on the same folds and test differences.
 
-    The same command again goes on and skips what is done. OUT/compare.html shows it all.
+    The same command again resumes and skips finished trials. OUT/compare.html shows the results.
 
     Parameters
     ----------
     out
-        The comparison's folder: new, or that of the comparison to go on with.
+        The comparison's folder: new, or that of the comparison to resume.
     vary
         A setting and its values, such as mix=none,cutmix; may be given several times.
     preset
-        The course report's experiments in place of --vary.
+        The course report's experiments, in place of --vary.
     one_at_a_time
         Vary each setting alone, in place of all combinations.
     budget
-        Hours; trials that would take longer by the forecast are left out.
+        The hours to spend; trials beyond them by the forecast are left out.
     recipe
-        The recipe that is varied: a name or a .toml file.
+        The recipe to vary: a name or a .toml file.
     """
     base = fitting.chosen_recipe(recipe, settings)
     fitting.require_beside(out, photos)
@@ -170,7 +174,7 @@ def preview(
     columns: flags.TableFlags = flags.Columns(),
     settings: flags.Flags | None = None,
 ) -> None:
-    """Draw what a recipe's augmentation and mixing make of photos, as one picture.
+    """Draw photos as a recipe augments and mixes them.
 
     Parameters
     ----------
@@ -199,14 +203,14 @@ def find_rate(
     columns: flags.TableFlags = flags.Columns(),
     settings: flags.Flags | None = None,
 ) -> None:
-    """Suggest learning rates for head and backbone by a range test on real batches.
+    """Suggest learning rates for head and backbone by a range test.
 
     Parameters
     ----------
     out
-        A new folder for the chart and the numbers.
+        The new folder for the chart and the numbers.
     steps
-        Steps of each sweep.
+        The steps of each sweep.
     """
     chosen = fitting.chosen_recipe(recipe, settings)
     files.require_new(out)

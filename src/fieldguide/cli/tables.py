@@ -1,6 +1,6 @@
-"""What commands print: a collection and what was found in it, scores, classifiers, doubts.
+"""The tables that commands print: a collection, its findings, scores, classifiers, doubts.
 
-Plain lines and tables, readable without colour. Knows nothing of how any of it came about.
+They are plain and readable without colour. Knows nothing of where the numbers come from.
 """
 
 from collections import Counter
@@ -29,18 +29,14 @@ SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
 
 
 def print_collection(console: Console, catalog: "Catalog", facts: "Sequence[Facts]") -> None:
-    """Photos and classes of each part, and how large the photos are."""
+    """Print photos and classes of each part, and the sizes of photos."""
     table = Table("part", "photos", "classes", "fewest", "median", "most", box=None)
     for split in ("train", "val", "test"):
         part = catalog.part(split)
         if part.photos:
             counts = sorted(Counter(p.label for p in part.photos if p.label is not None).values())
-            few, middle, most = (
-                (str(counts[0]), str(counts[len(counts) // 2]), str(counts[-1]))
-                if counts
-                else ("–", "–", "–")
-            )
-            table.add_row(split, f"{len(part):,}", str(len(counts) or "–"), few, middle, most)
+            known = [len(counts), counts[0], counts[len(counts) // 2], counts[-1]] if counts else []
+            table.add_row(split, f"{len(part):,}", *(map(str, known) if known else ["–"] * 4))
     console.print(table)
     sides = sorted(min(fact.width, fact.height) for fact in facts if not fact.problem)
     if sides:
@@ -50,11 +46,11 @@ def print_collection(console: Console, catalog: "Catalog", facts: "Sequence[Fact
 
 
 def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | None) -> None:
-    """What a check found, by kind, with one example each."""
+    """Print the findings of a check by kind, with one example each."""
     if not found:
         console.print("nothing was found that would disturb a fit")
         return
-    table = Table("found", "times", "stops a fit", "such as", box=None)
+    table = Table("finding", "times", "stops a fit", "example", box=None)
     for kind in dict.fromkeys(finding.kind for finding in found):
         alike = [finding for finding in found if finding.kind == kind]
         first = alike[0]
@@ -67,7 +63,7 @@ def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | Non
 
 
 def print_scores(console: Console, run: "Run", place: str = "") -> None:
-    """Out-of-fold scores of a run, which is in `place` (if not in its folder)."""
+    """Print out-of-fold scores of a run, which is in `place` (if not in its folder)."""
     scores = run.scores
     low, high = scores.interval
     done = len(scores.accuracy_per_fold)
@@ -79,7 +75,7 @@ def print_scores(console: Console, run: "Run", place: str = "") -> None:
     for fold, accuracy in scores.accuracy_per_fold.items():
         table.add_row(f"accuracy of fold {fold}", f"{accuracy:.1%}")
     if scores.selected_accuracy is not None:
-        table.add_row("accuracy at selected epochs (flatters)", f"{scores.selected_accuracy:.1%}")
+        table.add_row("accuracy at selected epochs (optimistic)", f"{scores.selected_accuracy:.1%}")
     for name, form in (
         ("balanced_accuracy", ".1%"),
         ("macro_f1", ".1%"),
@@ -102,7 +98,7 @@ def print_scores(console: Console, run: "Run", place: str = "") -> None:
 
 
 def print_classes(console: Console, run: "Run") -> None:
-    """Precision, recall and F1 of each class, out of fold."""
+    """Print precision, recall and F1 of each class, out of fold."""
     table = Table(Column("class", overflow="fold"), "photos", "precision", "recall", "F1", box=None)
     found = run.per_class
     for number, label in enumerate(run.classes):
@@ -117,7 +113,7 @@ def print_classes(console: Console, run: "Run") -> None:
 
 
 def print_worths(console: Console, found: "Worths") -> None:
-    """Classifiers side by side on photos outside all folds, with what they cost."""
+    """Print classifiers side by side on photos outside all folds, with their cost."""
     console.print(
         f"\non {found.photos:,} photos outside all folds (calib.: calibration error, scaled):"
     )
@@ -146,7 +142,7 @@ def print_worths(console: Console, found: "Worths") -> None:
 
 
 def print_barrier(console: Console, copies: Sequence[str], barrier: "Barrier") -> None:
-    """Accuracies of checkpoints and of what they were merged to."""
+    """Print the accuracies of checkpoints and of the merged weights."""
     table = Table(f"on {barrier.photos:,} photos", "accuracy", box=None)
     for copy, accuracy in zip(copies, barrier.copies, strict=True):
         table.add_row(cell(copy), f"{accuracy:.1%}")
@@ -155,7 +151,7 @@ def print_barrier(console: Console, copies: Sequence[str], barrier: "Barrier") -
 
 
 def print_comparison(console: Console, found: "Comparison") -> None:
-    """Trials side by side, each against the base, and what choosing the best is worth."""
+    """Print trials side by side, each against the base, and the corrected best accuracy."""
     table = Table(
         Column("trial", overflow="fold"),
         *("accuracy", "interval", "against the base", "verdict", "time"),
@@ -168,8 +164,8 @@ def print_comparison(console: Console, found: "Comparison") -> None:
     winner = found.winner
     if winner is not None and winner.trials > 1:
         console.print(
-            f"best of {winner.trials}: `{winner.name}`; its {winner.accuracy:.1%} flatters, as it"
-            f" was chosen by it: choosing so is worth {winner.corrected:.1%}"
+            f"best of {winner.trials}: `{winner.name}`; its {winner.accuracy:.1%} is optimistic, as"
+            f" it was chosen on the same photos; corrected for that: {winner.corrected:.1%}"
         )
     for note in found.notes:
         console.print(note)
@@ -196,12 +192,12 @@ def _trial_cells(row: "Trial") -> list[str]:
 
 
 def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> None:
-    """The most suspicious labels, confused pairs of classes, classes that folds disagree on."""
+    """Print the most suspicious labels, confused pairs, and classes that folds disagree on."""
     listed = f"{len(found.ranked):,} of {found.photos:,} labels look wrong"
     console.print(f"{listed}: look at them; the list with reasons is {csv}")
     for doubt in found.ranked[:SHOWN]:
         console.print(f"  {doubt.path}\n    is labelled `{doubt.label}`: {doubt.reason}")
-    console.print("\nclasses most often taken for each other:")
+    console.print("\nclasses most often confused with each other:")
     _print_ranked(
         console,
         ("one", "other", "photos", "share of both"),
@@ -211,7 +207,7 @@ def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> No
         ],
     )
     if found.unsteady:
-        console.print("\nclasses that some folds recognise better than others:")
+        console.print("\nclasses whose recall differs between folds:")
         _print_ranked(
             console,
             ("class", "photos", "recall by fold", "adjusted p"),
@@ -228,7 +224,7 @@ def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> No
 
 
 def _print_ranked(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The first rows of a ranked list; names are text, never markup."""
+    """Print the first rows of a ranked list; names are text, never markup."""
     if not rows:
         console.print("none")
         return

@@ -1,4 +1,4 @@
-"""The two streams: data go to stdout, messages to stderr. Names are text, never markup."""
+"""The two streams: stdout for data, stderr for messages. Names are text, never markup."""
 
 import sys
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-# Columns of a table that goes to a file or another program, where no terminal says how many fit.
+# Columns of a table that goes to a file or another program.
 PIPED_WIDTH = 160
 
 
@@ -14,25 +14,25 @@ class Terminal(Console):
     """A console that shows control characters of names, and leaves a closed pipe to `app.run`."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Prints; what comes as plain text is made harmless first."""
+        """Print; plain text is made harmless first."""
         super().print(
             *(shown(each) if isinstance(each, str) else each for each in objects), **options
         )
 
     def on_broken_pipe(self) -> None:
-        """Called by rich while it handles the error; its own way ends with exit code 1."""
+        """Raise the error again, in place of rich's own exit with code 1."""
         raise BrokenPipeError
 
 
 def shown(text: str) -> str:
-    """The text with control characters other than line ends and tabs written out, as `\\x1b`."""
+    """Return the text with control characters, but line ends and tabs, written out as `\\x1b`."""
     return "".join(
         each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text
     )
 
 
 def cell(text: str) -> Text:
-    """A name of a class or file as a table's cell: one line, no markup, no control characters."""
+    """Return a name as a table's cell: one line, no markup, no control characters."""
     return Text(shown(text).replace("\n", "\\n").replace("\t", "\\t"))
 
 

@@ -1,4 +1,4 @@
-"""Commands from photographs to a run: check, pack, fit, demo, recipe."""
+"""The commands from photographs to a run: check, pack, fit, demo, recipe."""
 
 import shutil
 import sys
@@ -20,6 +20,7 @@ from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFl
 from fieldguide.errors import DataError, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
+from fieldguide.words import count
 
 if TYPE_CHECKING:
     from fieldguide.photos.catalog import Catalog
@@ -38,9 +39,9 @@ def check(
     truncated: Literal["refuse", "keep"] = "refuse",
     columns: TableFlags = Columns(),
 ) -> None:
-    """What would be trained on, and what is wrong with it.
+    """Check photos for problems before training.
 
-    Ends with exit code 3 where a fit would fail, or with --strict where anything was found.
+    The exit code is 3 if a fit would fail, or with --strict if there are any findings.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def check(
     folds
         The number of folds that must be possible.
     truncated
-        Photos cut short: leave them out, or use what can be read.
+        Leave truncated photos out (refuse), or use the part that can be read (keep).
     """
     from fieldguide.photos import check as checks
     from fieldguide.photos.inspect import inspect
@@ -77,17 +78,17 @@ def pack(
     shard_mb: float = 256,
     columns: TableFlags = Columns(),
 ) -> None:
-    """Pack PHOTOS into a few large files, which every command reads as it reads the folder.
+    """Pack PHOTOS into a few large files that every command reads.
 
-    For collections of many photos, and for places where small files are slow. The files are tar
-    files as WebDataset has them. The same photos give the same bytes.
+    This helps collections of many photos, and disks that are slow with small files. The files are
+    WebDataset tar files. The same photos give the same bytes.
 
     Parameters
     ----------
     out
-        The folder to write, which must be new.
+        The new folder to write.
     shard_mb
-        Megabytes of a file, at most (but for photos that are larger).
+        The most megabytes of a file, unless one photo is larger.
     """
     if not shard_mb > 0:  # NaN too
         raise UsageError(f"--shard-mb is not above 0: {shard_mb}")
@@ -102,8 +103,7 @@ def pack(
         )
         for path, reason in packed.left_out:
             display.notice(f"left out: {path}: {reason}")
-    shards = "shard" if packed.shards == 1 else "shards"
-    terminal.stdout.print(f"{packed.photos:,} photos in {packed.shards:,} {shards}: {out}")
+    terminal.stdout.print(f"{packed.photos:,} photos in {count(packed.shards, 'shard')}: {out}")
 
 
 @app.command
@@ -118,16 +118,18 @@ def fit(
     columns: TableFlags = Columns(),
     settings: Flags | None = None,
 ) -> None:
-    """Train cross-validated, merged networks on PHOTOS; the same command again goes on.
+    """Train cross-validated, merged networks on PHOTOS.
+
+    The same command again resumes the run.
 
     Parameters
     ----------
     out
-        The run's folder, or its address: new, or that of the run to go on with.
+        The run's folder, or its address: new, or that of the run to resume.
     fold
-        Train this fold alone (0, 1, …).
+        Train only this fold (0, 1, …).
     force
-        Go on although the version of torch has changed.
+        Resume although the version of torch has changed.
     report
         Write RUN/report.html at the end.
     """
@@ -139,18 +141,20 @@ def fit(
         catalog = columns.read(photos)
         report &= first
         run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
-    if first:  # and all is at its address
+    if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
 
 
 @app.command
 def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) -> None:
-    """Draw a small collection of flowers, butterflies and birds, and fit it: needs no network.
+    """Draw a small collection of specimens and fit it.
+
+    It needs no network.
 
     Parameters
     ----------
     out
-        Folder for the collection (OUT/photos) and its run (OUT/run).
+        The folder for the collection (OUT/photos) and its run (OUT/run).
     """
     from fieldguide.photos.folders import scan
 
@@ -178,7 +182,7 @@ def recipe(name: str = "default") -> None:
     Parameters
     ----------
     name
-        default, quick, demo, reference, or a .toml file.
+        The recipe: default, quick, demo, reference, or a .toml file.
     """
     chosen = recipes.load(name)
     title = f"{name}: {recipes.RECIPES[name][0]}" if name in recipes.RECIPES else name
@@ -194,7 +198,7 @@ def _fit(
     force: bool = False,
     report: bool = True,
 ) -> "Run":
-    """A fit with progress on the terminal, and its report also where training failed."""
+    """Fit with progress on the terminal, and write the report even if training failed."""
     try:
         with watching() as watcher:
             from fieldguide.fitting.fit import fit
@@ -212,7 +216,7 @@ def _fit(
 
 
 def _report(folder: Path) -> None:
-    """Writes a run's report; what goes wrong there must not hurt the run."""
+    """Write a run's report; an error there must not fail the run."""
     from fieldguide.report import build, topics
     from fieldguide.runs.run import Run
 
@@ -227,7 +231,7 @@ def _report(folder: Path) -> None:
 
 
 def _draw(folder: Path) -> None:
-    """Draws the demo's collection; a drawing that was interrupted is begun anew."""
+    """Draw the demo's collection; an interrupted drawing starts again."""
     from fieldguide import demo
 
     begun = folder.with_name(f"{folder.name}.begun")

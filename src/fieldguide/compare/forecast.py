@@ -26,12 +26,12 @@ from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
 from fieldguide.photos.batches import AHEAD
 from fieldguide.photos.catalog import Catalog
 from fieldguide.recipe import Recipe
-from fieldguide.report.comparison import shown_time
 from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob, replica_steps
 from fieldguide.train.loop import train_fold
+from fieldguide.words import duration
 
 # What a step's time depends on. One trial with each combination of these is timed.
 COSTLY = (
@@ -76,10 +76,10 @@ def forecast(
         else:  # others are trained beside it: its part of the whole
             took, shared = seconds_of(recipe, left, costs[key]) / at_once, " of the whole cluster"
         most = "" if recipe.stop == "none" else "at most "
-        watcher.notice(f"forecast: {trial.name}: {most}{shown_time(took)}{shared}")
+        watcher.notice(f"forecast: {trial.name}: {most}{duration(took)}{shared}")
         seconds[trial.name] = took
     if len(todo) > 1:
-        total = shown_time(sum(seconds.values()))
+        total = duration(sum(seconds.values()))
         watcher.notice(f"forecast: {len(todo)} trials in all: {total}")
     return seconds
 
@@ -111,7 +111,7 @@ def over_budget(costs: Mapping[str, float], budget: float, base: str) -> dict[st
     if costs.get(base, 0.0) > budget:
         raise UsageError(
             f"the budget of {budget / 3600:g} h is too small: the base alone takes about"
-            f" {shown_time(costs[base])}, and the others are compared to it",
+            f" {duration(costs[base])}, and the others are compared to it",
             hint="raise --budget, or lower epochs, size or folds",
         )
     left_out: dict[str, str] = {}
@@ -128,8 +128,8 @@ def too_late(name: str, cost: float, left: float) -> str:
     if cost <= left:
         return ""
     return (
-        f"{name} is left out: it takes about {shown_time(cost)}, and"
-        f" {shown_time(max(left, 0.0))} of the budget are left"
+        f"{name} is left out: it takes about {duration(cost)}, and"
+        f" {duration(max(left, 0.0))} of the budget are left"
     )
 
 

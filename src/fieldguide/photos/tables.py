@@ -303,7 +303,7 @@ def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataErro
 
 
 class Finder:
-    """Finds the files that a table means, listing each folder at most once.
+    """Find the files that a table means, listing each folder at most once.
 
     Paths are absolute or relative to `base`, an absolute path.
     """

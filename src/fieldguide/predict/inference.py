@@ -32,7 +32,7 @@ from fieldguide.machine.device import (
     training_threads,
 )
 from fieldguide.merge import Weights
-from fieldguide.network.batch_norm import RECALIBRATION_BATCH, has_batch_norm, recalibrate
+from fieldguide.network.batch_norm import RECALIBRATION_BATCH, absorb, has_batch_norm, recalibrate
 from fieldguide.network.network import Network, build, load_weights, weights_of
 from fieldguide.photos.augment import Interpolation, Normaliser, View, view_transform
 from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan

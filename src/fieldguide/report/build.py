@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from markupsafe import Markup
+
 from fieldguide.errors import FieldguideError
 from fieldguide.report import (
     classes,
@@ -31,11 +33,11 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Topic:
-    """A section to make, with its anchor and heading in case that fails."""
+    """A section to make: its anchor, its heading, and the function that makes its content."""
 
     id: str
     title: str
-    make: Callable[[Run], Section]
+    make: Callable[[Run], Markup]
 
 
 def topics(heat_maps: bool = True, folder: Path | None = None) -> tuple[Topic, ...]:
@@ -80,9 +82,9 @@ def build(
 
 
 def _made(topic: Topic, run: Run) -> Section:
-    """Return the section, or in its place the error."""
+    """Return the section with its content, or in its place the error."""
     try:
-        return topic.make(run)
+        body = topic.make(run)
     except FieldguideError as error:
         body = page.fragment("failed.html", message=error.message, hint=error.hint)
-        return Section(topic.id, topic.title, body)
+    return Section(topic.id, topic.title, body)

@@ -15,10 +15,8 @@ from markupsafe import Markup
 
 from fieldguide.report import pictures
 from fieldguide.report.judged import groups, judge
-from fieldguide.report.page import Section, fragment
+from fieldguide.report.page import fragment
 from fieldguide.runs.run import Run
-
-TITLE = "Classes"
 
 # All thumbnails of the table: 1.5 MB at 64 pixels, with those of the other sections far below the
 # 15 MB that a page may have.
@@ -59,18 +57,10 @@ class ClassRow:
     confused: Confused | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    name: str
-    row: ClassRow
-    pictures: tuple[Markup, ...]
-    confused_name: str
-
-
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the table of all classes."""
     if not run.done:
-        return Section("classes", TITLE, fragment("classes.html", photos=0))
+        return fragment("classes.html", photos=0)
     judged = judge(run)
     photos, targets = judged.photos, judged.targets
     group_of = groups(run, photos)
@@ -79,9 +69,11 @@ def section(run: Run) -> Section:
     own = judged.probabilities[np.arange(len(photos)), targets]
     typical = typical_photos(targets, own, group_of, each)
     shown = {number: _pictures(run, photos[typical[number]].tolist()) for number in pictured}
-    body = fragment(
+    return fragment(
         "classes.html",
-        lines=[_line(run, row, shown) for row in rows],
+        rows=rows,
+        names=run.classes,
+        shown=shown,
         photos=len(photos),
         folds=len(run.done),
         planned=run.recipe.folds,
@@ -89,7 +81,6 @@ def section(run: Run) -> Section:
         each=each,
         grouped=len(set(group_of)) < len(photos),
     )
-    return Section("classes", TITLE, body)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -138,9 +129,9 @@ def f1_share(right: int, called: int, true: int) -> Share | None:
 
     F1 = 2 j / (1 + j) rises with j = right / (called + true - right), the share of correct ones
     among the photos that are of the class or predicted as it. So Wilson's interval for j,
-    transformed in the same way, is an interval for F1: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1 Score: A
-    Comparison of Four Methods", 2023, arXiv 2309.14621. Unlike a bootstrap's, it keeps its width
-    where a class has few photos that are all right or all wrong.
+    transformed in the same way, is an interval for F1: the indirect method of Lam, Gopal, Qian,
+    "Confidence Intervals for the F1 Score: A Comparison of Four Methods", 2023, arXiv 2309.14621.
+    Unlike a bootstrap's, it keeps its width if a class has few photos, all right or all wrong.
     """
     either = share(right, called + true - right)
     if either is None:
@@ -192,22 +183,13 @@ def typical_photos(
 
 
 def shown_classes(rows: Sequence[ClassRow], most: int = PICTURES) -> tuple[int, list[int]]:
-    """Return the thumbnails of a class and the classes that get some; of many, those of lowest F1."""
+    """Return the thumbnails a class and the classes that get them; of many, those of lowest F1."""
     each = max(min(MOST_PICTURES, most // len(rows)), 1)
     worst = sorted(rows, key=lambda row: (row.f1.value if row.f1 else 2.0, row.number))
     return each, [row.number for row in worst[: most // each]]
 
 
 # --- the table ------------------------------------------------------------------------------------
-
-
-def _line(run: Run, row: ClassRow, shown: Mapping[int, tuple[Markup, ...]]) -> _Line:
-    return _Line(
-        name=run.classes[row.number],
-        row=row,
-        pictures=shown.get(row.number, ()),
-        confused_name=run.classes[row.confused.other] if row.confused else "",
-    )
 
 
 def _pictures(run: Run, photos: Sequence[int]) -> tuple[Markup, ...]:

@@ -20,11 +20,11 @@ from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
-from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.report.page import figure, fragment, inline
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
+from fieldguide.words import percent
 
-TITLE = "Collection"
 FINDINGS = "findings.csv"  # of the check when the fit began
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
 
@@ -68,29 +68,20 @@ class Share:
     most: int
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A picture of a training batch with the weights of the classes in its target."""
-
-    picture: Markup
-    shares: tuple[tuple[str, str], ...]
-
-
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return counts, sizes, findings, folds and a training batch."""
     counts = class_counts(run.catalog)
     sizes = look_at(run)
     found, told = findings(run)
     table = fold_table(run.catalog, run.classes, run.recipe.folds)
     examples, why_none = _examples(run)
-    body = fragment(
+    return fragment(
         "collection.html",
         parts=part_counts(run.catalog),
         counts_chart=_counts_figure(counts),
         thin=counts[-1:-6:-1] if len(counts) > NAMED_BARS else [],
         sizes=sizes,
         sizes_chart=_sizes_figure(sizes, run) if sizes.shorter_sides else "",
-        median=int(np.median(sizes.shorter_sides)) if sizes.shorter_sides else 0,
         found=found,
         told=told,
         shares=fold_shares(run.catalog, table),
@@ -99,7 +90,6 @@ def section(run: Run) -> Section:
         why_none=why_none,
         recipe=run.recipe,
     )
-    return Section("collection", TITLE, body)
 
 
 # --- counts ---------------------------------------------------------------------------------------
@@ -150,12 +140,12 @@ def counts_chart(counts: Sequence[tuple[str, int]]) -> alt.TopLevelMixin:
     marked = chart.mark_point(filled=True, size=30) if long else chart.mark_bar()
     tooltip = [alt.Tooltip("class:N"), alt.Tooltip("photos:Q", format=",")]
     if len(counts) <= NAMED_BARS:
-        named: alt.TopLevelMixin = marked.encode(
+        drawn: alt.TopLevelMixin = marked.encode(
             x=alt.X("photos:Q", title="training photos", scale=scale),
             y=alt.Y("class:N", title=None, sort=None, axis=alt.Axis(labelLimit=160)),
             tooltip=tooltip,
         ).properties(height=alt.Step(18))
-        return named
+        return drawn
     ranks = alt.X(
         "rank:O",
         title="class, by number of photos",
@@ -243,8 +233,8 @@ def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
         .mark_rule(strokeDash=[6, 4], size=2)
         .encode(x="resize:Q")
     )
-    both: alt.TopLevelMixin = (bars + rule).properties(height=200)
-    return both
+    drawn: alt.TopLevelMixin = (bars + rule).properties(height=200)
+    return drawn
 
 
 # --- findings of the check ------------------------------------------------------------------------
@@ -293,14 +283,8 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
     several = {name: photos for name, photos in groups.items() if len(photos) > 1}
     leaking = [photos for photos in several.values() if _leaks(photos)]
     if several:
-        found.append(
-            Found(
-                "groups",
-                len(several),
-                _named(list(several.values())),
-                "photos of one group, such as copies, are tested by one fold",
-            )
-        )
+        hint = "photos of one group, such as copies, are tested by one fold"
+        found.append(Found("groups", len(several), _named(list(several.values())), hint))
     if leaking:
         hint = "scores on these parts would be optimistic: such photos are left out of them"
         found.append(Found("leaks", len(leaking), _named(leaking), hint))
@@ -377,7 +361,7 @@ def _apart(classes: Sequence[str], table: Int[np.ndarray, "folds classes"]) -> t
 # --- a training batch -----------------------------------------------------------------------------
 
 
-def _examples(run: Run) -> tuple[list[Example], str]:
+def _examples(run: Run) -> tuple[list[tuple[Markup, list[tuple[str, str]]]], str]:
     """Return the first pictures that fold 0 trained on, or why there are none."""
     try:
         images, shares = training_batch(run)
@@ -427,12 +411,11 @@ def _example(
     values: UInt8[np.ndarray, "size size 3"],
     shares: Float[np.ndarray, " classes"],
     classes: Sequence[str],
-) -> Example:
+) -> tuple[Markup, list[tuple[str, str]]]:
+    """Return the picture and the classes in its target with their weights."""
     picture = pictures.from_pixels(values, EXAMPLE_SIDE)
     named = [
-        (classes[n], f"{100 * shares[n]:.0f}\N{NO-BREAK SPACE}%")
-        for n in np.argsort(-shares)
-        if shares[n] > 0
+        (classes[n], percent(float(shares[n]), 0)) for n in np.argsort(-shares) if shares[n] > 0
     ]
     alt_text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
-    return Example(pictures.image(picture, alt_text), tuple(named))
+    return pictures.image(picture, alt_text), named

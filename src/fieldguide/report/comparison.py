@@ -112,14 +112,15 @@ def write_page(comparison: Comparison, folder: Path, out: Path | None = None) ->
     """Write the page of the comparison in `folder`, there or as `out`; return its path."""
     title = f"Comparison of recipes: {folder.resolve().name}"
     place = out if out is not None else folder / PAGE
-    text = page.page(title, [section(comparison)], page.chart_libraries())
+    shown = Section("comparison", TITLE, section(comparison))
+    text = page.page(title, [shown], page.chart_libraries())
     files.write_text(place, text)
     return place
 
 
-def section(comparison: Comparison) -> Section:
-    """Return the page's only section."""
-    body = fragment(
+def section(comparison: Comparison) -> Markup:
+    """Return the content of the page's only section."""
+    return fragment(
         "comparison.html",
         of=comparison,
         lead=lead(comparison),
@@ -130,9 +131,8 @@ def section(comparison: Comparison) -> Section:
         differences=_differences_figure(comparison),
         few_groups=FEW_GROUPS,
         level=LEVEL,
-        longer=_different_lengths(comparison),
+        lengths={means[-1].epoch for means in comparison.curves.values() if means},
     )
-    return Section("comparison", TITLE, body)
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -233,11 +233,6 @@ def _or_dash(value: float | None, show: Any) -> str:
     return "–" if value is None else str(show(value))
 
 
-def _different_lengths(comparison: Comparison) -> bool:
-    ends = {means[-1].epoch for means in comparison.curves.values() if means}
-    return len(ends) > 1
-
-
 # --- charts ---------------------------------------------------------------------------------------
 
 
@@ -264,8 +259,17 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
     """Draw the accuracy of every trial's merged model by epoch; no width of its own."""
     names = labels(comparison.rows, comparison.folds)
     drawn = [row for row in comparison.rows if comparison.curves.get(row.name)]
-    values = [
-        _point(names[row.name], mean) for row in drawn for mean in comparison.curves[row.name]
+    values: list[dict[str, Any]] = [
+        {
+            "trial": names[row.name],
+            "epoch": mean.epoch,
+            "accuracy": rounded(mean.mean),
+            "low": rounded(mean.low),
+            "high": rounded(mean.high),
+            "folds": mean.folds,
+        }
+        for row in drawn
+        for mean in comparison.curves[row.name]
     ]
     x = curves.epochs(max(value["epoch"] for value in values))
     y = alt.Y(
@@ -353,17 +357,6 @@ def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
     return {name: chart.properties(width=WIDTH) for name, chart in found.items()}
 
 
-def _point(label: str, mean: Mean) -> dict[str, Any]:
-    return {
-        "trial": label,
-        "epoch": mean.epoch,
-        "accuracy": rounded(mean.mean),
-        "low": rounded(mean.low),
-        "high": rounded(mean.high),
-        "folds": mean.folds,
-    }
-
-
 def _looks(names: Sequence[str], base: str) -> dict[str, Any]:
     """Return colour and shape of each trial, in one legend; the base is a grey circle."""
     others = [name for name in names if name != base]
@@ -404,6 +397,6 @@ def _differences_figure(comparison: Comparison) -> Markup | None:
     ]
     return figure(
         differences_chart(comparison),
-        caption="Difference of each trial from the base on the same photos, with its 95 % interval.",
+        caption="Difference of each trial from the base on the same photos, with 95 % intervals.",
         description=f"Differences in percentage points: {'; '.join(said)}.",
     )

@@ -22,7 +22,7 @@ from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
 from fieldguide.report import pictures
 from fieldguide.report.curves import COLORS, MERGED_COLOR
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.page import Section, figure, fragment, inline
+from fieldguide.report.page import figure, fragment, inline
 from fieldguide.runs.run import Run
 
 # Classes in the matrix; of more, those with the most confusions. Ordering a thousand takes about a
@@ -140,7 +140,7 @@ def legible(name: str, length: int = NAME_LENGTH) -> str:
     text become `�`. Chinese letters and emoji are two wide.
     """
     line = "".join(_shown(letter) for letter in " ".join(name.split()))
-    ends = list(accumulate(2 if _wide(letter) else 1 for letter in line))
+    ends = list(accumulate(1 + (unicodedata.east_asian_width(each) in "WF") for each in line))
     if not ends or ends[-1] <= length:
         return line
     return f"{line[: bisect_right(ends, length - 1)]}…"
@@ -149,10 +149,6 @@ def legible(name: str, length: int = NAME_LENGTH) -> str:
 def _shown(letter: str) -> str:
     hidden = unicodedata.category(letter).startswith("C") and letter not in _JOINERS
     return "�" if hidden else letter
-
-
-def _wide(letter: str) -> bool:
-    return unicodedata.east_asian_width(letter) in "WF"
 
 
 def _most_confused(
@@ -212,7 +208,7 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
     wrong = wrong.transform_filter("datum.x !== datum.y").add_params(moved)
     drawn: alt.LayerChart = (
         alt.LayerChart(data=inline(values), layer=(right, wrong))
-        .add_params(*_values(names=names, labels=labels), shown)
+        .add_params(alt.param("names", value=names), alt.param("labels", value=labels), shown)
         .transform_calculate(
             given="names[datum.y]",
             predicted="names[datum.x]",
@@ -226,11 +222,6 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
         .properties(height=HEIGHT)
     )
     return drawn
-
-
-def _values(**lists: Sequence[str]) -> list[alt.Parameter]:
-    """Return lists that expressions of the chart look up."""
-    return [alt.param(name=name, value=list(values)) for name, values in lists.items()]
 
 
 def _cells(count: int, color: str, legend: alt.Legend | None) -> alt.Chart:
@@ -282,32 +273,27 @@ def _axis(title: str, count: int, angle: int) -> alt.Axis:
 # --- the section ----------------------------------------------------------------------------------
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the confusion matrix and the most confused pairs of the folds that are done."""
-    title = "Confusion"
     if not run.done:
-        missing = fragment(
-            "confusion.html", notes=["No fold is done yet: no photo has been judged."]
-        )
-        return Section("confusion", title, missing)
+        return fragment("confusion.html", notes=["No fold is done yet: no photo has been judged."])
     known = judge(run)
     pairs = confused_pairs(known.probabilities, known.targets)
-    body = fragment(
+    return fragment(
         "confusion.html",
         notes=_notes(run, known, len(pairs)),
         figure=_figure(run, known, pairs),
         pairs=[_pair(run, known, pair) for pair in pairs[:PAIRS]],
         other_pairs=max(0, len(pairs) - PAIRS),
     )
-    return Section("confusion", title, body)
 
 
 def _notes(run: Run, known: Judged, pairs: int) -> list[str]:
-    wrong = int((known.predicted != known.targets).sum())
+    photos, wrong = len(known.photos), int((known.predicted != known.targets).sum())
     found = (
-        f"{wrong:,} of {len(known.photos):,} photos are misclassified, in {pairs:,} pairs of classes."
+        f"{wrong:,} of {photos:,} photos are misclassified, in {pairs:,} pairs of classes."
         if wrong
-        else f"All {len(known.photos):,} photos are classified correctly."
+        else f"All {photos:,} photos are classified correctly."
     )
     notes = [f"{found} The fold that did not train on a photo judges it."]
     if len(run.done) < run.recipe.folds:

@@ -18,10 +18,11 @@ from typing import Any, Literal, TypeAlias
 
 import altair as alt
 import numpy as np
+from markupsafe import Markup
 from safetensors import SafetensorError, safe_open
 
 from fieldguide.errors import ResourceError
-from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
+from fieldguide.report.page import figure, fragment, inline, looks, rounded
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
@@ -93,7 +94,7 @@ class Curves:
 
     @property
     def judged(self) -> list[Point]:
-        """The points to average: of the folds that are done, or while none is, of those under way."""
+        """The points to average, of the folds that are done; while none is, of those under way."""
         return [point for point in self.points if not self.kept or point.fold in self.kept]
 
 
@@ -303,11 +304,7 @@ def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axi
 
 def _views(curves: Curves) -> list[str]:
     folds = sorted({point.fold for point in curves.points})
-    return [MEAN, *(_fold_view(fold) for fold in folds)]
-
-
-def _fold_view(fold: int) -> str:
-    return f"fold {fold}"
+    return [MEAN, *(f"fold {fold}" for fold in folds)]
 
 
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:
@@ -315,7 +312,7 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
     named = [(MEAN, mean) for mean in averaged(curves.judged)]
     for fold in sorted({point.fold for point in curves.points}):
         own = [point for point in curves.points if point.fold == fold]
-        named += [(_fold_view(fold), mean) for mean in averaged(own)]
+        named += [(f"fold {fold}", mean) for mean in averaged(own)]
     return [
         {
             "view": view,
@@ -400,19 +397,18 @@ def _marks(
     marks: Sequence[Mapping[str, Any]], x: alt.X, y: Any, color: Any = alt.Undefined
 ) -> alt.Chart:
     """Draw signs at epochs, at a height in pixels, with their meaning in the tooltip."""
-    drawn: alt.Chart = (
+    return (
         alt.Chart(inline(marks))
         .encode(x=x, y=y, color=color, tooltip=alt.Tooltip("what:N", title=" "))
         .transform_filter(_CHOSEN)
     )
-    return drawn
 
 
 def _kept(curves: Curves) -> list[dict[str, Any]]:
     return [
         {"view": view, "epoch": epoch, "what": f"fold {fold} kept the weights of this epoch"}
         for fold, epoch in curves.kept.items()
-        for view in (MEAN, _fold_view(fold))
+        for view in (MEAN, f"fold {fold}")
     ]
 
 
@@ -426,20 +422,20 @@ def _diverged(curves: Curves) -> list[dict[str, Any]]:
         }
         for point in curves.points
         if point.diverged
-        for view in (MEAN, _fold_view(point.fold))
+        for view in (MEAN, f"fold {point.fold}")
     ]
 
 
 # --- the section ----------------------------------------------------------------------------------
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the learning curves of the folds that are done or under way."""
     curves = read(run)
     epoch = "epoch that each fold kept" if curves.kept else "last epoch so far"
     range_ = " (lowest to highest)" if len(curves.kept) > 1 else ""
     measures = [m for m in MEASURES if m != "train_accuracy" or _has_train_accuracy(curves)]
-    body = fragment(
+    return fragment(
         "curves.html",
         notes=_notes(run, curves),
         figures=_figures(curves) if curves.points else (),
@@ -447,7 +443,6 @@ def section(run: Run) -> Section:
         columns=["model", *(m.replace("_", " ").replace("train", "training") for m in measures)],
         rows=_table(curves, measures),
     )
-    return Section("curves", "Learning curves", body)
 
 
 def _figures(curves: Curves) -> list[Any]:
@@ -526,7 +521,7 @@ def _notes(run: Run, curves: Curves) -> list[str]:
     if recipe.stop == "fold":
         notes.append(
             "The epochs were chosen on these same test photos, so the accuracy at the kept epochs"
-            " is optimistic; the verdict takes each fold at the epoch that the others would choose."
+            " is optimistic; the verdict takes each fold at the epoch that is best in the others."
         )
     if not curves.points:
         return notes
@@ -534,8 +529,8 @@ def _notes(run: Run, curves: Curves) -> list[str]:
         notes.append("Nothing was merged: the recipe trains one replica in each fold.")
     else:
         notes.append(
-            "Replicas are evaluated before each merge. The merged model is not trained, so it has no"
-            " training loss of its own."
+            "Replicas are evaluated before each merge. The merged model is not trained, so it has"
+            " no training loss of its own."
         )
     notes.append(
         "Training measures are means over an epoch in which the weights keep changing, on photos"

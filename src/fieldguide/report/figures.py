@@ -1,4 +1,4 @@
-"""Figures for papers as PNG and SVG: learning curves and confusion matrix of a run, any chart.
+"""The figures for papers as PNG and SVG: learning curves and confusion matrix of a run, any chart.
 
 They have a white background, letters of 12 points or more, and the page's initial view: the mean of
 the folds, numbers of photos. Knows nothing of the page.

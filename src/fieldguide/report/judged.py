@@ -3,7 +3,6 @@
 Several sections start from these. Knows nothing of pages.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,7 +53,7 @@ def judge(run: Run) -> Judged:
     )
 
 
-def groups(run: Run, photos: Iterable[int]) -> list[str]:
+def groups(run: Run, photos: NDArray[np.int64]) -> list[str]:
     """Return the group of each photo; one without a group is a group of its own."""
     chosen = [run.catalog.photos[number] for number in photos]
     return [photo.group or photo.path for photo in chosen]

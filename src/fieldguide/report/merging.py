@@ -18,7 +18,7 @@ from markupsafe import Markup
 from fieldguide.errors import ResourceError
 from fieldguide.report import curves, scored
 from fieldguide.report.curves import COLORS, MERGED, MERGED_COLOR, NEUTRAL, SHAPES, Curves, Point
-from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
+from fieldguide.report.page import figure, fragment, inline, looks, rounded
 from fieldguide.runs.run import Run
 from fieldguide.study import landscape
 from fieldguide.study.landscape import Landscape
@@ -63,7 +63,6 @@ class Gain:
     fold: int
     epoch: int
     gain: float
-    replicas: int
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,7 @@ def gains(points: Iterable[Point]) -> list[Gain]:
     for (fold, epoch), models in sorted(accuracies.items()):
         merged = models.pop(MERGED, None)
         if merged is not None and models:
-            gain = merged - statistics.fmean(models.values())
-            found.append(Gain(fold, epoch, gain, len(models)))
+            found.append(Gain(fold, epoch, merged - statistics.fmean(models.values())))
     return found
 
 
@@ -349,12 +347,12 @@ def _kept_rule(value: float, name: str, precise: str) -> alt.Chart:
 # --- the section ----------------------------------------------------------------------------------
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the effect of merging in the folds that are done or under way."""
     found, moves = curves.read(run), read_merges(run)
     merges = run.recipe.merge != "none" and run.recipe.replicas > 1
     table = scored.read(run)
-    body = fragment(
+    return fragment(
         "merging.html",
         notes=_notes(run, found, moves, merges),
         gain=_gain_part(found) if merges else None,
@@ -363,7 +361,6 @@ def section(run: Run) -> Section:
         effects=batch_norm_effect(table.rows),
         no_effects=_no_effects(run, table.stale),
     )
-    return Section("merging", "Merging", body)
 
 
 def _notes(run: Run, found: Curves, moves: Sequence[Moved], merges: bool) -> list[str]:
@@ -421,8 +418,8 @@ def _moved_part(run: Run, moves: Sequence[Moved], merges: bool) -> Mapping[str, 
     )
     drawn = figure(
         distance_chart(distances),
-        caption=f"Distance of the replicas from {anchor}: |w − anchor| / |anchor|, the mean over the"
-        " tensors of each stage and over folds. The head starts at random and has no anchor.",
+        caption=f"Distance of the replicas from {anchor}: |w − anchor| / |anchor|, the mean over"
+        " the tensors of each stage and over folds. The head starts at random and has no anchor.",
         description=f"Line chart of distance by epoch and stage. In epoch {last}: {ends}.",
     )
     return {"map": _map_figure(run, moves, anchor) if merges else "", "distance": drawn}
@@ -446,8 +443,8 @@ def _map_figure(run: Run, moves: Sequence[Moved], anchor: str) -> Markup:
     )
     return figure(
         map_chart(cells),
-        caption=f"Angle between the movements of replicas from {anchor}: 0° is the same direction, 90°"
-        f" nothing in common.{common} {used} {what}, the first layer on top; means over folds.",
+        caption=f"Angle between the movements of replicas from {anchor}: 0° is the same direction,"
+        f" 90° nothing in common.{common} {used} {what}, the first layer on top; means over folds.",
         description=f"Heat map of {rows} layers by epoch. Angles lie between {min(angles):.0f} and"
         f" {max(angles):.0f} degrees.",
     )
@@ -477,7 +474,7 @@ def _no_effects(run: Run, stale: str) -> str:
     if not len(run.outside):
         return (
             "It cannot be compared here: models merged from all folds are tested on photos outside"
-            " of them, and this run has none that had no part in a choice."
+            " of them, and this run has no unused ones."
         )
     if stale:
         return f"Old scores are not shown. {stale} `fieldguide score RUN` scores the models again."
@@ -493,7 +490,7 @@ def _no_landscape(run: Run, between: str) -> str:
     if not between:
         return "Not measured yet, or not since the folds changed. This command measures it:"
     if len(run.done) < 2:
-        return "This run keeps no two replicas. When two folds are done, this command measures it:"
+        return "The run keeps no two replicas. When two folds are done, this command measures it:"
     return (
         "Not measured yet. The run keeps no two replicas; between folds, this command measures it:"
     )

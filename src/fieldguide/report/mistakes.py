@@ -1,4 +1,4 @@
-"""Mistakes, photo by photo: confident ones with heat maps, doubtful labels, the hardest photos.
+"""The mistakes, photo by photo: confident ones with heat maps, doubtful labels, hard photos.
 
 The fold that did not train on a photo judges it, and its weights give the heat map. Knows nothing
 of how often classes are confused.
@@ -18,12 +18,10 @@ from fieldguide.photos.catalog import Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.page import Section, fragment
+from fieldguide.report.page import fragment
 from fieldguide.report.pictures import Picture
 from fieldguide.runs.run import Run
 from fieldguide.study import labels
-
-TITLE = "Mistakes"
 
 # Photos shown of each kind: as many as one looks through in one sitting (taste).
 MISTAKES = 48
@@ -35,14 +33,18 @@ SMALL = 96  # of the others
 
 
 @dataclass(frozen=True, slots=True)
-class Doubtful:
-    """A label that looks wrong. Probabilities are the out-of-fold ones."""
+class Shown:
+    """A photo to show, by its number in the catalog, with its label and another class.
 
-    photo: int  # number in the catalog
-    suggested: str
+    `other` is the class that was predicted, or that is suggested as the label; probabilities are
+    the out-of-fold ones.
+    """
+
+    photo: int
+    other: str
     given_probability: float
-    suggested_probability: float
-    reason: str = ""  # if a look-alike casts the doubt
+    other_probability: float
+    remark: str = ""  # on a doubtful label, if a look-alike casts the doubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,13 @@ class Card:
     remark: str = ""
 
 
-def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Section:
+def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Markup:
     """Return the galleries, which say so if heat maps are not wanted or cannot be computed.
 
     Links to photos are for a page in `folder`, or in the run's.
     """
     if not run.done:
-        return Section("mistakes", TITLE, fragment("mistakes.html", judged=0))
+        return fragment("mistakes.html", judged=0)
     judged = judge(run)
     found = hard_photos(judged.probabilities, judged.targets)
     surest = surest_mistakes(found)
@@ -75,7 +77,7 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
     top = first_places(len(run.classes))
     beyond = hopeless(found, top)
     beside = run.folder if folder is None else folder
-    body = fragment(
+    return fragment(
         "mistakes.html",
         judged=len(judged.photos),
         folds=len(run.done),
@@ -84,15 +86,14 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
         mistakes=[_mistake(run, judged, hard, heats, beside) for hard in surest],
         why_no_heat="" if heats or not surest else why_not,
         other_epoch=run.recipe.stop == "fold",
-        doubts=[_doubt(run, doubt, beside) for doubt in doubts[:DOUBTS]],
+        doubts=[_card(run, doubt, beside) for doubt in doubts[:DOUBTS]],
         doubted=len(doubts),
         doubt_source=doubt_source,
-        hopeless=[_plain(run, judged, hard, beside) for hard in beyond[:HOPELESS]],
+        hopeless=[_card(run, _hard(run, judged, hard), beside) for hard in beyond[:HOPELESS]],
         hopeless_found=len(beyond),
         top=top,
         classes=len(run.classes),
     )
-    return Section("mistakes", TITLE, body)
 
 
 # --- which photos ---------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def hopeless(found: Sequence[HardPhoto], first: int) -> list[HardPhoto]:
     return [hard for hard in found if hard.place > first]
 
 
-def doubtful(run: Run, judged: Judged) -> tuple[list[Doubtful], str]:
+def doubtful(run: Run, judged: Judged) -> tuple[list[Shown], str]:
     """Return the labels that look wrong, the most suspicious first, and why not from labels.csv.
 
     RUN/labels.csv also knows look-alikes; if it is missing or does not fit, the model decides.
@@ -130,7 +131,7 @@ def doubtful(run: Run, judged: Judged) -> tuple[list[Doubtful], str]:
     return listed, ""
 
 
-def _listed(run: Run) -> list[Doubtful] | None:
+def _listed(run: Run) -> list[Shown] | None:
     """Read RUN/labels.csv, only photos with the same label as then; None if there is no file."""
     place = run.folder / labels.TABLE
     if not place.is_file():
@@ -141,7 +142,7 @@ def _listed(run: Run) -> list[Doubtful] | None:
     numbers = {(photo.path, photo.label): n for n, photo in enumerate(run.catalog.photos)}
     rows = [dict(zip(table.header, cells, strict=True)) for _, cells in table.rows]
     return [
-        Doubtful(
+        Shown(
             number,
             row["suggested"],
             _probability(row["given_probability"]),
@@ -163,9 +164,9 @@ def _probability(cell: str) -> float:
     return value
 
 
-def _suspected(run: Run, judged: Judged) -> list[Doubtful]:
+def _suspected(run: Run, judged: Judged) -> list[Shown]:
     return [
-        Doubtful(
+        Shown(
             int(judged.photos[suspect.photo]),
             run.classes[suspect.suggested],
             suspect.given_probability,
@@ -228,48 +229,23 @@ def _computed(
 def _mistake(
     run: Run, judged: Judged, hard: HardPhoto, heats: Mapping[int, Picture], beside: Path
 ) -> Card:
-    card = _plain(run, judged, hard, beside, SIDE)
+    card = _card(run, _hard(run, judged, hard), beside, SIDE)
     heat = heats.get(hard.photo)
     alt = f"the same, bright where fold {card.fold} sees evidence for {card.other}"
     return replace(card, heat=pictures.image(heat, alt)) if heat else card
 
 
-def _plain(run: Run, judged: Judged, hard: HardPhoto, beside: Path, side: int = SMALL) -> Card:
-    return _card(
-        run,
+def _hard(run: Run, judged: Judged, hard: HardPhoto) -> Shown:
+    return Shown(
         int(judged.photos[hard.photo]),
-        beside,
-        hard.given_probability,
         run.classes[hard.predicted],
+        hard.given_probability,
         hard.predicted_probability,
-        side=side,
     )
 
 
-def _doubt(run: Run, doubt: Doubtful, beside: Path) -> Card:
-    return _card(
-        run,
-        doubt.photo,
-        beside,
-        doubt.given_probability,
-        doubt.suggested,
-        doubt.suggested_probability,
-        remark=doubt.reason,
-    )
-
-
-def _card(
-    run: Run,
-    number: int,
-    beside: Path,
-    given_probability: float,
-    other: str,
-    other_probability: float,
-    *,
-    side: int = SMALL,
-    remark: str = "",
-) -> Card:
-    photo = run.catalog.photos[number]
+def _card(run: Run, shown: Shown, beside: Path, side: int = SMALL) -> Card:
+    photo = run.catalog.photos[shown.photo]
     file = run.catalog.file(photo)
     return Card(
         photo=pictures.image(
@@ -280,11 +256,11 @@ def _card(
         heat=Markup(),
         name=Path(photo.path).name,
         given=photo.label or "",
-        given_probability=percent(given_probability),
-        other=other,
-        other_probability=percent(other_probability),
+        given_probability=percent(shown.given_probability),
+        other=shown.other,
+        other_probability=percent(shown.other_probability),
         fold=photo.fold if photo.fold is not None else -1,
-        remark=remark,
+        remark=shown.remark,
     )
 
 

@@ -131,7 +131,7 @@ def chart_libraries() -> str:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Return the Content-Security-Policy: these scripts, pictures in the page, nothing from outside.
+    """Return the Content-Security-Policy: these scripts, pictures in the page, nothing else.
 
     Charts set styles of elements, so these may be inline; they need no `eval`, as vega-embed
     interprets their expressions (`ast`).

@@ -1,4 +1,4 @@
-"""Photographs on the page: small upright JPEGs as data, heat laid over them, links to the files.
+"""The photographs on the page: small upright JPEGs as data, heat maps over them, links to files.
 
 The file behind a picture may be gone, changed or broken: then a reason stands in its place. Knows
 nothing of runs, nor of the text beside a picture.

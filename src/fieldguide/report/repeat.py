@@ -6,17 +6,17 @@ They were recorded when the run was begun; the page says so if something was not
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
 from fieldguide import recipe as recipes
-from fieldguide.report.page import Section, fragment
+from fieldguide.report.page import fragment
 from fieldguide.runs.run import SETUP, Run
 from fieldguide.storage import files
 from fieldguide.words import duration
-
-TITLE = "To repeat this"
 
 # Words of licences that forbid commercial use: CC BY-NC, "non-commercial", "research only". They
 # match whole words, as `nc` is also a part of other words.
@@ -32,22 +32,22 @@ class License:
     warning: str = ""
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the records of the run."""
     known = run.environment
     used = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
-    body = fragment(
+    return fragment(
         "repeat.html",
         command=command_line(known["command"]),
         toml=recipes.to_toml(run.recipe, comments=True),
         license=weights_license(run.recipe.weights, known["weights_license"]),
-        weights=_name(run.recipe.weights),
+        weights=Path(run.recipe.weights).name,
         weights_sha256=known["weights_sha256"],
         photos=len(used),
         photos_found=known["photos_found"],
         photos_place=known["photos"],
         photos_sha256=content_hash(used),
-        setup=_setup_hashes(run.folder),
+        setup=files.read_manifest(run.folder, name=SETUP),
         environment=known,
         seconds=duration(run.seconds) if run.done else "",
         folds=len(run.done),
@@ -55,7 +55,6 @@ def section(run: Run) -> Section:
         replicas=run.recipe.replicas,
         each=duration(run.seconds / len(run.done)) if run.done else "",
     )
-    return Section("repeat", TITLE, body)
 
 
 def command_line(command: Sequence[str], **flags: object) -> str:
@@ -111,12 +110,3 @@ def weights_license(weights: str, license: str) -> License:
 def content_hash(sha256: Sequence[str]) -> str:
     """Return one SHA-256 for a set of files in any order, as classifiers record it."""
     return hashlib.sha256("".join(sorted(sha256)).encode()).hexdigest()
-
-
-def _name(weights: str) -> str:
-    return weights if weights in {"pretrained", "none"} else Path(weights).name
-
-
-def _setup_hashes(folder: Path) -> Mapping[str, str]:
-    """Return the SHA-256 of each file that the run starts from."""
-    return {name: record.sha256 for name, record in files.read_manifest(folder, name=SETUP).items()}

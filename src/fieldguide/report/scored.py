@@ -54,8 +54,9 @@ def read(run: Run) -> Kept:
         return Kept(stale=f"{SCORES} is of another version.")
     if not isinstance(photos, int) or not all(isinstance(row.name, str) for row in rows):
         return Kept(stale=f"{SCORES} is damaged.")
-    stale = _other_photos(run, photos) or _other_names(run, [row.name for row in rows])
-    if stale:
+    if photos != (now := len(run.outside)):
+        return Kept(stale=f"{SCORES} is of {photos:,} photos, and now there are {now:,}.")
+    if stale := _other_names(run, [row.name for row in rows]):
         return Kept(stale=stale)
     if key == _key(run):
         return Kept(rows)
@@ -69,11 +70,6 @@ def _parsed(rows: Sequence[Mapping[str, Any]]) -> tuple["Worth", ...]:
     from fieldguide.study.holdout_scores import Worth  # brings torch
 
     return tuple(Worth(**{**row, "interval": tuple(row["interval"])}) for row in rows)
-
-
-def _other_photos(run: Run, photos: int) -> str:
-    now = len(run.outside)
-    return "" if photos == now else f"{SCORES} is of {photos:,} photos, and now there are {now:,}."
 
 
 def _other_names(run: Run, names: Sequence[str]) -> str:

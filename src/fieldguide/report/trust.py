@@ -4,22 +4,21 @@ All is out of fold: temperatures and quantiles are fitted on the other folds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
 import numpy as np
+from markupsafe import Markup
 
 from fieldguide.analysis import calibration, coverage
 from fieldguide.analysis.conformal import Method
 from fieldguide.analysis.coverage import Answered, Coverage
 from fieldguide.report.classes import share
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.page import Section, figure, fragment, inline, looks
+from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run
 from fieldguide.words import percent
-
-TITLE = "Trust"
 
 COVERAGES = (0.8, 0.9, 0.95, 0.98, 0.99)  # asked for
 GOALS = (0.95, 0.98, 0.99)  # accuracies on the photos answered
@@ -42,16 +41,16 @@ class Goal:
     confidence: float = 0.0
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the calibration of a run, its prediction sets and its selective accuracy."""
     if not run.done:
-        return Section("trust", TITLE, fragment("trust.html", photos=0))
+        return fragment("trust.html", photos=0)
     judged = judge(run)
     bins = reliability_bins(judged)
     sets, drawn = coverages(judged, seed=run.recipe.seed)
     right = judged.scaled.argmax(axis=1) == judged.targets
     answered = coverage.answered(judged.scaled.max(axis=1), right)
-    body = fragment(
+    return fragment(
         "trust.html",
         photos=len(judged.targets),
         folds=run.recipe.folds,
@@ -66,7 +65,6 @@ def section(run: Run) -> Section:
         goals=[goal(answered, accuracy) for accuracy in GOALS],
         answered=_answered_figure(answered),
     )
-    return Section("trust", TITLE, body)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -82,7 +80,7 @@ def tendency(judged: Judged) -> str:
 
 
 def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
-    """Return bins of confidence with photos, accuracy and its interval, before and after scaling."""
+    """Return bins of confidence with their accuracy and its interval, before and after scaling."""
     rows = []
     for kind, probabilities in ((BEFORE, judged.probabilities), (AFTER, judged.scaled)):
         found = calibration.reliability(probabilities, judged.targets)
@@ -199,7 +197,7 @@ def answered_chart(found: Answered) -> alt.TopLevelMixin:
             found.share.tolist(), found.accuracy.tolist(), found.confidence.tolist(), strict=True
         )
     ]
-    chart: alt.TopLevelMixin = (
+    drawn: alt.TopLevelMixin = (
         alt.Chart(inline(rows))
         .mark_line(point={"size": 14, "filled": True})
         .encode(
@@ -223,7 +221,7 @@ def answered_chart(found: Answered) -> alt.TopLevelMixin:
         )
         .properties(height=260)
     )
-    return chart
+    return drawn
 
 
 def _reliability_figure(bins: Sequence[dict[str, Any]], error: float) -> str:
@@ -240,16 +238,7 @@ def _reliability_figure(bins: Sequence[dict[str, Any]], error: float) -> str:
 
 def _coverage_figure(sets: dict[str, list[Coverage]]) -> str:
     rows = [
-        {
-            "method": method,
-            "asked": found.asked,
-            "held": found.held,
-            "size": found.size,
-            "empty": found.empty,
-            "single": found.single,
-        }
-        for method, values in sets.items()
-        for found in values
+        {"method": method} | asdict(found) for method, values in sets.items() for found in values
     ]
     asked = ", ".join(percent(value, 0) for value in COVERAGES)
     return figure(

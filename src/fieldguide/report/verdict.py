@@ -6,26 +6,25 @@ classes or photos beyond their numbers.
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
+from markupsafe import Markup
 
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.judged import groups, judge
-from fieldguide.report.page import Section, figure, fragment, inline, looks
+from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run, Scores
 from fieldguide.study import labels
 from fieldguide.words import count, percent, some
 
 if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worth
-
-TITLE = "Verdict"
 
 # With fewer photos of a class, more of them are the best advice (taste).
 FEW_PHOTOS = 10
@@ -60,7 +59,6 @@ class Findings:
     longer: str
     folds: int
     done: int
-    recipe: Recipe
     rise: float = 0.0
     disturbed: int = 0  # replicas of some epoch that diverged or skipped steps
     suspects: int = 0
@@ -80,11 +78,11 @@ class Step:
     command: str = ""
 
 
-def section(run: Run) -> Section:
+def section(run: Run) -> Markup:
     """Return the verdict on a run, finished or not."""
     table = scored.read(run)
     rows = table.rows
-    body = fragment(
+    return fragment(
         "verdict.html",
         folds=run.recipe.folds,
         done=len(run.done),
@@ -106,7 +104,6 @@ def section(run: Run) -> Section:
         watch_val=run.recipe.watch_val,
         steps=advice(findings(run, scored=bool(rows))),
     )
-    return Section("verdict", TITLE, body)
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -176,7 +173,7 @@ def score_rows(scores: Scores) -> list[ScoreRow]:
 
 
 def comparison(rows: Sequence["Worth"]) -> str:
-    """Return whether the table shows one classifier to be better than others; empty without rows."""
+    """Return whether one classifier is shown to be better than others; empty without rows."""
     combined = [row for row in rows if not row.name.startswith("fold ")]
     if not combined:
         return ""
@@ -217,72 +214,53 @@ def _finish(found: Findings) -> Step:
     return Step(f"{left} of {found.folds} {folds} not trained yet. {how} the rest{end}", found.fit)
 
 
-def _about_training(found: Findings) -> list[Step]:
-    steps = []
+def _about_training(found: Findings) -> Iterator[Step]:
     if found.disturbed:
-        steps.append(
-            Step(
-                f"{count(found.disturbed, 'epoch')} of a replica diverged or skipped steps: lower"
-                " backbone_rate and head_rate, or train in float32."
-            )
+        yield Step(
+            f"{count(found.disturbed, 'epoch')} of a replica diverged or skipped steps: lower"
+            " backbone_rate and head_rate, or train in float32."
         )
     if found.rise:
-        steps.append(
-            Step(
-                f"Accuracy still rose in the last epoch, by {100 * found.rise:.1f} points on"
-                " average: train longer.",
-                found.longer,
-            )
+        yield Step(
+            f"Accuracy still rose in the last epoch, by {100 * found.rise:.1f} points on average:"
+            " train longer.",
+            found.longer,
         )
-    return steps
 
 
-def _about_photos(found: Findings) -> list[Step]:
-    steps = []
+def _about_photos(found: Findings) -> Iterator[Step]:
     if found.suspects:
-        there = "they are listed in labels.csv" if found.labels_listed else "this lists them"
+        there = "labels.csv lists them." if found.labels_listed else "this command lists them:"
         command = "" if found.labels_listed else f"fieldguide labels {found.run}"
-        number = "1 label looks" if found.suspects == 1 else f"{found.suspects:,} labels look"
-        steps.append(Step(f"{number} wrong to folds that did not train on them: {there}.", command))
+        labels = f"{count(found.suspects, 'label')} {'looks' if found.suspects == 1 else 'look'}"
+        yield Step(f"{labels} wrong to folds that did not train on them: {there}", command)
     if found.thin:
         named = some([f"{name} ({photos})" for name, photos in found.thin])
-        steps.append(
-            Step(f"Add photos of these classes, which have fewer than {FEW_PHOTOS}: {named}.")
-        )
+        yield Step(f"Add photos of these classes, which have fewer than {FEW_PHOTOS}: {named}.")
     if found.error > LARGE_ERROR:
-        steps.append(
-            Step(
-                f"Even scaled, probabilities are off by {100 * found.error:.0f} points on average:"
-                " trust prediction sets more than percentages."
-            )
+        yield Step(
+            f"Even scaled, probabilities are off by {100 * found.error:.0f} points on average:"
+            " trust prediction sets more than percentages."
         )
-    return steps
 
 
-def _about_outside(found: Findings) -> list[Step]:
+def _about_outside(found: Findings) -> Iterator[Step]:
     if not found.outside:
-        return [
-            Step(
-                "No photos lie outside all folds, so the accuracy of the ensemble or a merged model"
-                " is unknown. Another labelled set can measure it, or a new run with --holdout 0.1:",
-                f"fieldguide score {found.run} LABELLED-PHOTOS",
-            )
-        ]
-    if not found.models:
-        return [
-            Step(
-                "Merge the folds into one network, and measure its accuracy:",
-                f"fieldguide soup {found.run} && fieldguide score {found.run}",
-            )
-        ]
-    if not found.scored:
-        return [
-            Step(
-                "Measure the accuracy of the ensemble and the merged models:",
-                f"fieldguide score {found.run}",
-            )
-        ]
-    return []
+        yield Step(
+            "No photos lie outside all folds, so the accuracy of the ensemble or a merged model is"
+            " unknown. Measure it on other labelled photos, or in a run with --holdout 0.1:",
+            f"fieldguide score {found.run} LABELLED-PHOTOS",
+        )
+    elif not found.models:
+        yield Step(
+            "Merge the folds into one network, and measure its accuracy:",
+            f"fieldguide soup {found.run} && fieldguide score {found.run}",
+        )
+    elif not found.scored:
+        yield Step(
+            "Measure the accuracy of the ensemble and the merged models:",
+            f"fieldguide score {found.run}",
+        )
 
 
 # --- findings -------------------------------------------------------------------------------------
@@ -302,7 +280,6 @@ def findings(run: Run, *, scored: bool) -> Findings:
         ),
         folds=run.recipe.folds,
         done=len(run.done),
-        recipe=run.recipe,
         rise=last_rise(history),
         disturbed=sum(
             row["diverged"] == "True" or row["skipped"] not in {"", "0"} for row in history

@@ -27,10 +27,10 @@ Logits = Float[np.ndarray, "n classes"]
 
 @dataclass(frozen=True)
 class FoldJob:
-    """What a fold's training needs and does not change, but for its two networks' weights.
+    """The needs of a fold's training, which changes its two networks' weights alone.
 
-    `network` is trained, `absorbed` is the same for evaluation. `resized` is the loader with training
-    pictures of another size.
+    `network` is trained, `absorbed` is the same for evaluation. `resized` is the loader with
+    training pictures of another size.
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
