@@ -34,11 +34,11 @@ test-all: .venv-all/ready
 	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,parquet,remote,track]' --group dev
 	touch $@
 
-# The tests with the lowest versions that pyproject.toml allows; outside CI.
+# The tests with the lowest versions that pyproject.toml allows, which may warn of their own age; outside CI.
 test-lowest: venv
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e . --group dev
-	.venv-lowest/bin/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
+	.venv-lowest/bin/python -m pytest -W default::DeprecationWarning --numprocesses auto --dist worksteal $(TESTS)
 
 # All but the long ones, or those named: make bench PARTS="step epoch --rounds 9"
 bench: venv
