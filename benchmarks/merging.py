@@ -31,7 +31,7 @@ from fieldguide.fitting.progress import Watcher
 from fieldguide.network.network import backbone_anchor, load_weights
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob
-from fieldguide.train.loop import recalibrate_network
+from fieldguide.train.merging import recalibrate_network
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fits import resolved_recipe
 from photos import encoded, photograph, save
 
-from fieldguide import recipe
 from fieldguide.errors import ResourceError
 from fieldguide.photos import check
 from fieldguide.photos.catalog import Catalog
@@ -41,7 +41,7 @@ def run_of(
     truncated: str = "refuse",
 ) -> Run:
     """A run without training: each photo is `believed` to be a class, at 90 %."""
-    settings = recipe.build({"backbone": "resnet18", "folds": 2, "truncated": truncated})
+    settings = resolved_recipe(backbone="resnet18", folds=2, truncated=truncated)
     folder.mkdir()
     run = runs.create(folder, settings, catalog, {}, {"photos": str(catalog.root)})
     others = (1 - SURE) / (len(run.classes) - 1)

@@ -379,12 +379,12 @@ def test_a_step_that_fails_in_the_optimiser_changes_nothing(
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
     train_mode(job.network)
 
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
 
     with monkeypatch.context() as patch:
-        patch.setattr(replica.optimizer, "step", full)
-        with pytest.raises(ResourceError, match="single photo"):
+        patch.setattr(replica.optimizer, "step", broken)
+        with pytest.raises(RuntimeError, match="launch failure"):
             steps.train_step(job, replica, batch, seed=1)
     assert all(tensor.grad is None for tensor in job.network.parameters())
     assert all(torch.equal(t, before[name]) for name, t in job.network.state_dict().items())

@@ -16,7 +16,7 @@ from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
 from fieldguide.network.network import build, load_weights, weights_of
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob
-from fieldguide.train.loop import recalibrate_network
+from fieldguide.train.merging import recalibrate_network
 
 # How often a merge is repeated: one is too short for the clock.
 TIMES = 5
