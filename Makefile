@@ -21,7 +21,7 @@ test: lint
 
 # Under a minute: format, lint, types, and the tests of pure functions.
 FAST := $(addprefix tests/test_,$(addsuffix .py,project recipe seeds words columns metrics calibration \
-    paired suspects coverage folds merge catalog files torchrun display))
+    paired suspects coverage folds merge catalog files display))
 check: lint
 	$(BIN)/python -m pytest --quiet --durations 0 --durations-min 5 $(FAST)
 
