@@ -7,12 +7,12 @@ from photos import photograph
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision_transforms import evaluation_transform
 
 from fieldguide.photos.augment import (
     SECOND_SCALE,
     View,
     decoded_side,
-    evaluation_transform,
     mix_batch,
     normalise,
     view_transform,

@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision_transforms import evaluation_transform
 
 from fieldguide.errors import DataError, UsageError
 from fieldguide.network.heads import HEADS
 from fieldguide.network.network import build, weights_of
-from fieldguide.photos.augment import evaluation_transform, normalise
+from fieldguide.photos.augment import normalise
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan, scan_unlabelled
 from fieldguide.predict import inference, merge_files

@@ -7,7 +7,7 @@ torch's global generator.
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.photos.augment import Augmentation, Interpolation, Policy, _Shortened
+from fieldguide.photos.augment import Augmentation, Interpolation, Policy, _shortened
 
 
 def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:
@@ -38,7 +38,7 @@ def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -
     """Shorter side to `resize` pixels, then the centre: a picture → uint8 (3, size, size)."""
     return v2.Compose(
         [
-            _Shortened(),
+            v2.Lambda(_shortened),
             v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True),
             v2.CenterCrop(size),
             v2.PILToTensor(),

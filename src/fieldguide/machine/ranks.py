@@ -130,7 +130,7 @@ class Ranks:
         return values[0]
 
     def gather(self, weights: Weights) -> list[dict[str, Tensor]]:
-        """Return every rank's weights, alike in names, shapes and types; a message for each type."""
+        """Return every rank's weights, alike in names, shapes and types; a message a type."""
         if self._groups is None:
             return [dict(weights)]
         copies: list[dict[str, Tensor]] = [{} for _ in range(self.world)]

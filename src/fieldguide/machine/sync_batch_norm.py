@@ -1,7 +1,7 @@
 """Batch norm over the ranks that share a batch, on any device.
 
-Torch's own SyncBatchNorm needs a GPU, and its own layers in place of the network's. Here the network
-stays as it is: `torch.nn.functional.batch_norm` is replaced while a step is computed.
+Torch's own SyncBatchNorm needs a GPU, and its own layers in place of the network's. Here the
+network stays as it is: `torch.nn.functional.batch_norm` is replaced while a step is computed.
 Knows nothing of networks, losses or optimisers.
 """
 

@@ -1,35 +1,28 @@
-"""What is wrong with a collection of photographs, found before anything is trained on it.
+"""The faults of a collection of photographs, found before anything is trained on it.
 
-Computed from the facts that `inspect` keeps and the copies that `near_copies` finds. Knows nothing
-of how folds are made, of training or of how findings are shown.
+They come from the facts of `inspect` and the copies of `near_copies`. Knows nothing of how folds
+are made, of training or of how findings are shown.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from fieldguide.photos.catalog import Catalog, Photo, listed, trainable_notes
+from fieldguide.photos.catalog import Catalog, Note, Photo, trainable_notes
 from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
 from fieldguide.storage import files
 from fieldguide.storage.columns import Records
+from fieldguide.words import listed
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to tell the user. `kind` is a short slug; a fatal finding stops a fit."""
-
-    kind: str
-    path: str
-    message: str
-    hint: str = ""
-    fatal: bool = False
+Finding = Note  # faults of photos have the same fields as oddities of their names
 
 
 def usable(
@@ -39,10 +32,10 @@ def usable(
     clusters: Clusters | None = None,
     conflicts: Literal["keep", "drop"] = "keep",
 ) -> tuple[Catalog, Clusters]:
-    """The photos that can be read, with their SHA-256 filled in, and the clusters among them.
+    """Return the readable photos, with their SHA-256 filled in, and the clusters among them.
 
     `clusters` are those that `duplicates` found in `catalog`. `conflicts="drop"` also leaves out
-    every training photo whose very file stands there under another label too.
+    every training photo whose file has another label there too.
     """
     table = as_records(facts)
     clusters = duplicates(catalog, table) if clusters is None else clusters
@@ -52,7 +45,7 @@ def usable(
     used = replace(catalog, photos=photos)
     if dropped:  # one that is gone may have linked two that stay
         return used, duplicates(used, table.take(kept))
-    # What cannot be read is in no cluster: all their photos stay, under other numbers.
+    # Unreadable photos are in no cluster: all members stay, under other numbers.
     numbers = np.array(kept, dtype=np.int64)
     return used, [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
 
@@ -69,7 +62,7 @@ def _conflicting(catalog: Catalog, facts: Records[Facts]) -> Iterator[int]:
 
 
 def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
-    """Rows of files with the same bytes, of those that show something."""
+    """Yield the rows of pictures whose files have the same bytes."""
     first_of: dict[str, int] = {}
     rows_of: dict[int, list[int]] = {}
     hashes = facts.column("sha256")
@@ -91,26 +84,28 @@ def findings(
     min_size: int = 16,
     clusters: Clusters | None = None,
 ) -> list[Finding]:
-    """All there is to tell, fatal findings first.
+    """Return all findings, fatal ones first.
 
     Fatal, so that a fit stops: fewer than two classes; a class that `val` has and `train` lacks; a
-    class of which more than half cannot be read; one file under two labels in `train`; a class
-    whose photos all lie in one group. Told and left to the user: files that cannot be read (they
-    are left out), damaged and small pictures, copies (they stay in one fold), look-alikes under two
-    labels, copies of `val` or `test` photos in `train`, thin classes, an imbalance beyond 1:100.
+    class with more than half unreadable; one file under two labels in `train`; a class whose photos
+    all lie in one group. Left to the user: unreadable files (they are left out), damaged and small
+    pictures, copies (they stay in one fold), look-alikes under two labels, copies of `val` or
+    `test` photos in `train`, thin classes, an imbalance beyond 1:100.
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels.
     """
     table = as_records(facts)
     found_clusters = duplicates(catalog, table) if clusters is None else clusters
-    found = [Finding(n.kind, n.path, n.message, n.hint, n.fatal) for n in catalog.notes]
     readable = replace(catalog, photos=catalog.table.take(_readable(table)))
-    for note in trainable_notes(readable):
-        found.append(Finding(note.kind, note.path, note.message, note.hint, note.fatal))
+    found = [*catalog.notes, *trainable_notes(readable)]
     found += _file_findings(catalog, table, min_size)
     found += _lost_classes(catalog, table)
     for cluster in found_clusters:
-        found += _cluster_findings(catalog, table, cluster)
+        photos = [catalog.photos[row] for row in cluster]
+        hashes = [table[row].sha256 for row in cluster]
+        found += _copies(photos, hashes)
+        found += _leaks(photos, hashes)
+        found += _conflicts(photos, hashes)
     groups = joined_groups(catalog, found_clusters)
     found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)
@@ -153,25 +148,15 @@ def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
 
 
 def _training(catalog: Catalog, values: Iterable[T]) -> Iterator[tuple[str, T]]:
-    """(label, value) of the labelled photos of the training part, of a value for every photo."""
+    """Yield (label, value) of labelled training photos, given a value for every photo."""
     labels, splits = (catalog.table.column(name) for name in ("label", "split"))
     for label, split, value in zip(labels, splits, values, strict=True):
         if split == "train" and label is not None:
             yield label, value
 
 
-def _cluster_findings(
-    catalog: Catalog, facts: Records[Facts], cluster: tuple[int, ...]
-) -> Iterator[Finding]:
-    photos = [catalog.photos[row] for row in cluster]
-    hashes = [facts[row].sha256 for row in cluster]
-    yield from _copies(photos, hashes)
-    yield from _leaks(photos, hashes)
-    yield from _conflicts(photos, hashes)
-
-
 def _copies(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
-    """One finding for each photo but the first of each split."""
+    """Yield a finding for each photo but the first of each split."""
     first: dict[str, int] = {}
     for row, photo in enumerate(photos):
         other = first.setdefault(photo.split, row)
@@ -196,7 +181,7 @@ def _leaks(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
 
 
 def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
-    """One finding where labels differ: fatal where it is one file, in the training part."""
+    """Yield a finding if labels differ: fatal for one file in the training part."""
     labelled = [(p, h) for p, h in zip(photos, hashes, strict=True) if p.label is not None]
     if len({p.label for p, _ in labelled}) < 2:
         return
@@ -205,13 +190,8 @@ def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Findi
     where = ", ".join(f"`{p.label}` ({p.path})" for p, _ in labelled)
     what = "one picture" if fatal else "pictures that look the same"
     hint = "remove the wrong one, or drop all photos in conflict" if fatal else "look at both"
-    yield Finding(
-        "conflicting-labels",
-        labelled[0][0].path,
-        f"{what} under several labels: {where}",
-        hint,
-        fatal,
-    )
+    message = f"{what} under several labels: {where}"
+    yield Finding("conflicting-labels", labelled[0][0].path, message, hint, fatal)
 
 
 def _class_findings(
