@@ -31,7 +31,7 @@ def read(
     place = addresses.local(source)
     names = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
     if not place.is_dir():
-        return read_table(place, **names, root=root, encoding=encoding)
+        return read_table(place, **names, root=root, encoding=encoding, labelled=True)
     options = {**names, "root": root, "encoding": encoding}
     given = [name for name, value in options.items() if value]
     if given:
