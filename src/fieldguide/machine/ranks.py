@@ -206,19 +206,16 @@ class Ranks:
         self._groups = None
         if error is not None:
             with suppress(RuntimeError):
-                store.compare_set(_ERROR, "", pickle.dumps(self._portable(error)).hex())
+                if not isinstance(error, FieldguideError):
+                    text = f"rank {self.rank} ended with {type(error).__name__}: {error}"
+                    error = ResourceError(text)
+                store.compare_set(_ERROR, "", pickle.dumps(error).hex())
         dist.destroy_process_group()  # from here on the others notice
         if error is not None:
             with suppress(RuntimeError):
                 store.set(_heard(self.rank), "")
                 if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                     store.wait([_heard(rank) for rank in range(self.world)], HEARD)
-
-    def _portable(self, error: BaseException) -> FieldguideError:
-        """Return the error as another process can raise it."""
-        if isinstance(error, FieldguideError):
-            return error
-        return ResourceError(f"rank {self.rank} ended with {type(error).__name__}: {error}")
 
 
 ALONE = Ranks(Launch())

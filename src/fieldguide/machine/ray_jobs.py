@@ -110,8 +110,11 @@ class _Heard:
         for fold, kind, values in messages:
             if kind == "on_resume":
                 self._resumed(fold, *values)
+            elif kind == "on_step" and self.behind[fold]:
+                self.behind[fold] -= 1
             elif kind == "on_step":
-                self._stepped(fold)
+                self.steps[fold] += 1
+                self.controls.on_step()
             elif kind == "on_row":
                 row = values[0]
                 key = (fold, row.get("epoch"), row.get("model"))
@@ -132,13 +135,6 @@ class _Heard:
         if steps > done:
             self.steps[fold] = steps
             self.controls.on_resume(steps - done)
-
-    def _stepped(self, fold: int) -> None:
-        if self.behind[fold]:
-            self.behind[fold] -= 1
-        else:
-            self.steps[fold] += 1
-            self.controls.on_step()
 
 
 class _Mailbox:

@@ -267,12 +267,11 @@ class Plan(Column[list[Draw]]):
         If a batch has fewer than `least` photos for each, the last ranks have none. A single photo
         would have no variance for a batch norm of its own.
         """
-        return Plan([_share(part, rank, ranks, least) for part in self.parts], self.seed_of)
-
-
-def _share(part: NDArray[np.int64], rank: int, ranks: int, least: int) -> NDArray[np.int64]:
-    shares = np.array_split(part, max(min(ranks, len(part) // least), 1))
-    return shares[rank] if rank < len(shares) else part[:0]
+        shared = []
+        for part in self.parts:
+            shares = np.array_split(part, max(min(ranks, len(part) // least), 1))
+            shared.append(shares[rank] if rank < len(shares) else part[:0])
+        return Plan(shared, self.seed_of)
 
 
 def training_plan(

@@ -39,7 +39,11 @@ def usable(
     """
     table = as_records(facts)
     clusters = duplicates(catalog, table) if clusters is None else clusters
-    dropped = set(_conflicting(catalog, table)) if conflicts == "drop" else set()
+    dropped: set[int] = set()
+    for rows in _same_files(table) if conflicts == "drop" else ():
+        training = [row for row in rows if catalog.photos[row].split == "train"]
+        if len({catalog.photos[row].label for row in training}) > 1:
+            dropped.update(training)
     kept = [row for row in _readable(table) if row not in dropped]
     photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
     used = replace(catalog, photos=photos)
@@ -52,13 +56,6 @@ def usable(
 
 def _readable(facts: Records[Facts]) -> Iterator[int]:
     return (row for row, problem in enumerate(facts.column("problem")) if not problem)
-
-
-def _conflicting(catalog: Catalog, facts: Records[Facts]) -> Iterator[int]:
-    for rows in _same_files(facts):
-        training = [row for row in rows if catalog.photos[row].split == "train"]
-        if len({catalog.photos[row].label for row in training}) > 1:
-            yield from training
 
 
 def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
@@ -138,8 +135,9 @@ def _odd_rows(facts: Records[Facts], min_size: int) -> Iterator[int]:
 
 
 def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
-    total = Counter(label for label, _ in _training(catalog, facts.column("problem")))
-    lost = Counter(label for label, fault in _training(catalog, facts.column("problem")) if fault)
+    training = list(_training(catalog, facts.column("problem")))
+    total = Counter(label for label, _ in training)
+    lost = Counter(label for label, fault in training if fault)
     for label in sorted(lost):
         if 2 * lost[label] > total[label]:
             message = f"class `{label}`: {lost[label]} of {total[label]} photos cannot be read"
@@ -222,16 +220,12 @@ def _thin(label: str, photos: int, groups: Sequence[str], folds: int) -> Iterato
         message = f"class `{label}`: all {photos} photos lie in one group, that of {groups[0]}"
         hint = "add photos of another specimen or site, or take the class out"
         yield Finding("single-group", "", message, hint, fatal=True)
-    elif photos < folds:
-        message = f"class `{label}` has {photos} photos, fewer than folds = {folds}"
-        hint = f"lower folds to {photos} or add photos"
-        yield Finding("thin-class", "", message, hint)
     elif len(groups) < folds:
-        message = (
-            f"class `{label}` has {photos} photos in {len(groups)} groups,"
-            f" fewer than folds = {folds}"
-        )
-        hint = f"lower folds to {len(groups)} or add photos of other groups"
+        few = photos < folds
+        where = "" if few else f" in {len(groups)} groups"
+        message = f"class `{label}` has {photos} photos{where}, fewer than folds = {folds}"
+        hint = f"lower folds to {photos if few else len(groups)} or add photos"
+        hint += "" if few else " of other groups"
         yield Finding("thin-class", "", message, hint)
 
 

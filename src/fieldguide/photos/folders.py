@@ -45,7 +45,8 @@ def scan(folder: str | Path) -> Catalog:
     if index:
         return read_shards(index)
     walk = _Walk(root)
-    splits = _split_folders(walk)
+    names = walk.folders("")
+    splits = {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
     if "train" in splits.values():
         photos = [photo for name, split in splits.items() for photo in _tree(walk, name, split)]
         _note_beside_splits(walk, splits)
@@ -175,7 +176,10 @@ class _Walk:
                 images.append(path)
             else:
                 self.endings[Path(entry.name).suffix.lower()] += 1
-        self.notes += _unicode_twins(images)
+        for twins in looking_alike(images, lambda path: unicodedata.normalize("NFC", path)):
+            message = f"{len(twins)} files whose names look the same, in different Unicode forms"
+            hint = "keep one of them if they are copies"
+            self.notes.append(Note("unicode-twins", twins[0], message, hint))
         return folders, images
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -201,11 +205,6 @@ def answer_of(question: Callable[[], bool]) -> bool:
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, or the system's own."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
-
-
-def _split_folders(walk: _Walk) -> dict[str, Split]:
-    names = walk.folders("")
-    return {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
 
 
 def _tree(walk: _Walk, top: str, split: Split) -> Iterator[Photo]:
@@ -267,9 +266,3 @@ def _nothing_found(walk: _Walk) -> DataError:
         + (f"found: {found}" if found else "the folders are empty"),
         hint="looked for " + " ".join(sorted(EXTENSIONS)),
     )
-
-
-def _unicode_twins(paths: Sequence[str]) -> Iterator[Note]:
-    for twins in looking_alike(paths, lambda path: unicodedata.normalize("NFC", path)):
-        message = f"{len(twins)} files whose names look the same, in different Unicode forms"
-        yield Note("unicode-twins", twins[0], message, "keep one of them if they are copies")

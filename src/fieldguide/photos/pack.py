@@ -120,7 +120,8 @@ def _dealt(
         except UnreadablePhoto as error:
             left_out.append((photo.path, error.message))
             continue
-        about = _about(photo)
+        known = {name: getattr(photo, name) for name in ("label", "group", "split", "fold")}
+        about = json.dumps({"path": _packed_path(photo.path), **known}).encode()
         room = 2 * tarfile.BLOCKSIZE + len(_padded(data)) + len(_padded(about))
         if filled and filled + room > shard_bytes:
             shard, filled = shard + 1, 0
@@ -135,11 +136,6 @@ def _mixed(photos: Sequence[Photo]) -> NDArray[np.int64]:
         path = photo.path.encode("utf-8", "surrogateescape")
         keys[row] = int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big")
     return np.argsort(keys, kind="stable")
-
-
-def _about(photo: Photo) -> bytes:
-    known = {name: getattr(photo, name) for name in ("label", "group", "split", "fold")}
-    return json.dumps({"path": _packed_path(photo.path), **known}).encode()
 
 
 def _header(name: str, size: int) -> bytes:

@@ -260,17 +260,13 @@ def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) ->
     image, early, complete = _decode_rows(jpeg, reduction)
     if truncated == "refuse" and not complete:
         raise UnreadablePhoto(_shortage(jpeg))
-    image = _upright(_rgb(image), jpeg.orientation)
-    width, height = _upright_size(jpeg.width, jpeg.height, jpeg.orientation)
-    return Frame(image, width, height, 1, _jpeg_warning(jpeg, early, complete))
-
-
-def _jpeg_warning(jpeg: _Jpeg, early: bool, complete: bool) -> str:
     if not complete:
-        return _shortage(jpeg)
-    if not jpeg.closed:
-        return "the last bytes are missing"
-    return "damaged: data are left over after the last row" if early else ""
+        warning = _shortage(jpeg)
+    elif not jpeg.closed:
+        warning = "the last bytes are missing"
+    else:
+        warning = "damaged: data are left over after the last row" if early else ""
+    return _frame(image, (jpeg.width, jpeg.height), jpeg.orientation, 1, warning)
 
 
 def _shortage(jpeg: _Jpeg) -> str:
@@ -420,8 +416,7 @@ def _decode_png(data: bytes, truncated: Truncated) -> Frame:
     warning = _load_pixels(picture, truncated)
     if not warning and not png.closed:
         warning = "the last bytes are missing"
-    width, height = _upright_size(*picture.size, png.orientation)
-    return Frame(_upright(_rgb(picture), png.orientation), width, height, png.frames, warning)
+    return _frame(picture, picture.size, png.orientation, png.frames, warning)
 
 
 def _strip_png(data: bytes) -> _Png:
@@ -487,9 +482,8 @@ def _decode_other(kind: str, data: bytes, truncated: Truncated) -> Frame:
         warning = _load_pixels(picture, truncated)
     exif = picture.info.get("exif", b"") if kind in ("WEBP", "AVIF") else b""
     orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0")) or 1
-    width, height = _upright_size(*picture.size, orientation)
-    frames = _frames(kind, data, picture)
-    return Frame(_upright(_rgb(picture), orientation), width, height, frames, warning)
+    image = _rgb(picture)  # before frames are counted, which moves through the file
+    return _frame(image, picture.size, orientation, _frames(kind, data, picture), warning)
 
 
 def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
@@ -574,12 +568,15 @@ def _exif_orientation(exif: bytes) -> int:
     return 0
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def _upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    return (height, width) if orientation >= 5 else (width, height)
+def _frame(
+    image: Image.Image, size: tuple[int, int], orientation: int, frames: int, warning: str
+) -> Frame:
+    """Return the picture in RGB and upright, with its upright size from that in the file."""
+    image = _rgb(image)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+    width, height = size[::-1] if orientation >= 5 else size
+    return Frame(image, width, height, frames, warning)
 
 
 # --- colours --------------------------------------------------------------------------------------
@@ -590,16 +587,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _gray8(image)
     if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image, mask=image.getchannel("A"))
+        return canvas
     if image.mode == "LAB":
         return _from_lab(image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    canvas = Image.new("RGB", image.size, "white")
-    canvas.paste(image, mask=image.getchannel("A"))
-    return canvas
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

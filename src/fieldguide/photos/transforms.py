@@ -393,10 +393,6 @@ def _sharpness(levels: Levels, factor: float) -> Levels:
     return levels
 
 
-def _posterized(planes: Planes, bits: int) -> Planes:
-    return planes & np.uint8(256 - (1 << (8 - bits)))
-
-
 def _solarized(planes: Planes, threshold: float) -> Planes:
     return planes ^ np.multiply(planes >= np.uint8(math.ceil(threshold)), np.uint8(255))
 
@@ -658,7 +654,7 @@ _CHANGES: dict[str, Callable[[Planes, float, Manner], Planes]] = {
         _contrast(_levels(planes), 1 + by, manner.arithmetic)
     ),
     "Sharpness": lambda planes, by, _: _bytes(_sharpness(_levels(planes), 1 + by)),
-    "Posterize": lambda planes, bits, _: _posterized(planes, int(bits)),
+    "Posterize": lambda planes, bits, _: planes & np.uint8(256 - (1 << (8 - int(bits)))),
     "Solarize": lambda planes, share, _: _solarized(planes, 255 * share),
     "AutoContrast": lambda planes, _, manner: _autocontrast(planes, manner.arithmetic),
     "Equalize": lambda planes, _, __: _equalized(planes),
