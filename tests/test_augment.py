@@ -5,9 +5,9 @@ import pytest
 import torch
 from photos import photograph
 from PIL import Image
+from reference_transforms import evaluation_transform
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision_transforms import evaluation_transform
 
 from fieldguide.photos.augment import (
     SECOND_SCALE,

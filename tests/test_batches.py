@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from photos import save
 from PIL import Image
+from reference_transforms import evaluation_transform
 from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UsageError

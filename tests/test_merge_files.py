@@ -11,10 +11,10 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from reference_transforms import evaluation_transform
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision_transforms import evaluation_transform
 
 from fieldguide.errors import DataError, UsageError
 from fieldguide.network.heads import HEADS

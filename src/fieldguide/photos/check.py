@@ -122,7 +122,7 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
     frames = enumerate(facts.column("frames"))
     several = [catalog.photos[row].path for row, count in frames if count > 1]
     if several:
-        message = f"files with several pictures, of which the first is used: {listed(several)}"
+        message = f"files with several pictures; the first is used: {listed(several)}"
         yield Finding("several-frames", several[0], message)
 
 
