@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.photos import batches as module
-from fieldguide.photos.augment import Augmentation, evaluation_transform
+from fieldguide.photos.augment import Augmentation
 from fieldguide.photos.batches import (
     AHEAD,
     Batch,
