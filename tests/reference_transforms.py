@@ -6,7 +6,7 @@ Ours are compared with them: draws, then pixels. Draws are from torch's global g
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.photos.augment import Augmentation, Policy
+from fieldguide.photos.augment import Augmentation, Interpolation, Policy, _shortened
 
 
 def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:
@@ -31,6 +31,18 @@ def training_transform(settings: Augmentation, mean: tuple[float, float, float])
         fill = [255 * channel for channel in mean]
         steps.append(v2.RandomErasing(settings.erasing, value=fill))
     return v2.Compose(steps)
+
+
+def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -> v2.Compose:
+    """Shorter side to `resize` pixels, then the centre: a picture → uint8 (3, size, size)."""
+    return v2.Compose(
+        [
+            v2.Lambda(_shortened),
+            v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True),
+            v2.CenterCrop(size),
+            v2.PILToTensor(),
+        ]
+    )
 
 
 def _policy(policy: Policy, interpolation: InterpolationMode) -> list[nn.Module]:

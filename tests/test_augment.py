@@ -5,6 +5,7 @@ import pytest
 import torch
 from photos import photograph
 from PIL import Image
+from reference_transforms import evaluation_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -12,7 +13,6 @@ from fieldguide.photos.augment import (
     SECOND_SCALE,
     View,
     decoded_side,
-    evaluation_transform,
     mix_batch,
     normalise,
     view_transform,

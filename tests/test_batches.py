@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from photos import save
 from PIL import Image
+from reference_transforms import evaluation_transform
 from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.photos import batches as module
-from fieldguide.photos.augment import Augmentation, evaluation_transform
+from fieldguide.photos.augment import Augmentation
 from fieldguide.photos.batches import (
     AHEAD,
     Batch,

@@ -308,7 +308,7 @@ def test_bad_files_are_reported_and_the_run_goes_on(tmp_path: Path) -> None:
         (
             "several-frames",
             "b/film.gif",
-            "files with several pictures, of which the first is used: `b/film.gif`",
+            "files with several pictures; the first is used: `b/film.gif`",
         ),
     }
     assert not any(f.fatal for f in found)

@@ -172,7 +172,7 @@ def test_a_run_that_was_not_sent_stays(root: Path) -> None:
     copy = run()
     end_of_processes()
     (copy.path / "run" / "weights").write_bytes(b"trained while nobody answered")
-    assert copies.remove(copy) == "1 files of the run were not sent yet: `fit` sends them"
+    assert copies.remove(copy) == "1 file of the run not sent yet: `fit` sends them"
     with mirror.mirrored(RUN):
         pass
     end_of_processes()
@@ -211,7 +211,7 @@ def test_the_command_lists_verifies_and_clears(
     next(root.glob("runs/*/run/weights")).write_bytes(b"trained since")
     assert cli.run(["cache", "--clear"]) == 0
     said = capsys.readouterr()
-    assert f"of `{RUN}`: 1 files of the run were not sent yet" in said.err
+    assert f"of `{RUN}`: 1 file of the run not sent yet" in said.err
     assert [copy.kind for copy in copies.copies(root)] == ["run"]
 
 

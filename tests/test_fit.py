@@ -345,7 +345,7 @@ def test_a_run_folder_that_is_away_is_not_begun_anew(
 
     with pytest.raises(ResourceError, match=r"`.*` is gone") as caught:
         small_fit(discs, place, watcher=Watcher(on_step=vanish), **EVERY_STEP)
-    assert "goes on from the last checkpoint" in caught.value.hint
+    assert "resumes from the last checkpoint" in caught.value.hint
     assert not place.exists()
     away.rename(place)
     assert results(small_fit(discs, place)) == results(undisturbed)

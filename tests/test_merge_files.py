@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from reference_transforms import evaluation_transform
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from fieldguide.errors import DataError, UsageError
 from fieldguide.network.heads import HEADS
 from fieldguide.network.network import build, weights_of
-from fieldguide.photos.augment import evaluation_transform, normalise
+from fieldguide.photos.augment import normalise
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan, scan_unlabelled
 from fieldguide.predict import inference, merge_files

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from photos import photograph
 from PIL import Image
-from reference_transforms import training_transform
+from reference_transforms import evaluation_transform, training_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from fieldguide.photos import transforms
-from fieldguide.photos.augment import LONGEST, Augmentation, evaluation_transform, view_transform
+from fieldguide.photos.augment import LONGEST, Augmentation, view_transform
 
 MEAN = (0.485, 0.456, 0.406)
 MODES = ["nearest", "bilinear", "bicubic"]

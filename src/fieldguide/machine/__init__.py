@@ -1,1 +1,1 @@
-"""The machine that computes: devices, processes, ranks, Ray. Knows nothing of what is computed."""
+"""The hardware of a run: devices, processes, ranks, Ray. Knows nothing of what is computed."""

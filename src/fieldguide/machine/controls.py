@@ -1,4 +1,4 @@
-"""How the outside world follows and steers a fold's training. Knows nothing of how it is done."""
+"""The hooks of a fold's training for the outside world. Knows nothing of how folds are trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ TrainFold = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Controls:
-    """How the outside world follows and steers a fold's training."""
+    """Hooks by which the outside world follows and steers a fold's training."""
 
     on_resume: Callable[[int], None] = lambda steps: None  # steps that a checkpoint holds
     on_step: Callable[[], None] = lambda: None
@@ -19,7 +19,7 @@ class Controls:
 
 
 def relayed(tell: Callable[[str], Callable[..., None]], check_stop: Callable[[], None]) -> Controls:
-    """Controls of another process: `tell` gives, by name, what passes its arguments on."""
+    """Return controls for another process: `tell` gives, by name, a function that sends."""
     return Controls(
         on_resume=tell("on_resume"),
         on_step=tell("on_step"),
@@ -29,12 +29,12 @@ def relayed(tell: Callable[[str], Callable[..., None]], check_stop: Callable[[],
     )
 
 
-# What makes a process ready to train folds, given what it may tell.
+# A function that prepares a process to train folds, given its controls.
 Make = Callable[[Controls], TrainFold]
 
 
 def asked_to_stop(controls: Controls) -> BaseException | None:
-    """What the outside world wants to stop with, if it does."""
+    """Return the error with which the outside world wants to stop, if it does."""
     try:
         controls.check_stop()
     except BaseException as error:

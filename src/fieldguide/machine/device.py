@@ -1,4 +1,4 @@
-"""Which device and which precision a fit runs in. Knows nothing of the rest."""
+"""The device and the precision of a fit. Knows nothing of the rest."""
 
 import ctypes
 import os
@@ -13,28 +13,30 @@ from typing import Literal, get_args
 import torch
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.words import first_line
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 
-
-# Of glibc's malloc.h: how many blocks are mapped one by one, and how much may be free at the end.
+# From glibc's malloc.h: the most blocks to map one by one, and the most free memory at the end.
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name, the first if it names several; `auto` is a GPU, or else the CPU."""
+    """Return the device of a name, the first of several; `auto` is a GPU, or else the CPU."""
     return choose_devices(name)[0]
 
 
 def choose_devices(name: str) -> tuple[torch.device, ...]:
-    """The devices of a name: `auto` is every GPU, or else the CPU.
+    """Return the devices of a name: `auto` is every GPU, or else the CPU.
 
     `0,1` are the GPUs of these numbers, `cpu:2` is the CPU twice. Raises `ResourceError` for one
     that cannot be used, `UsageError` for a GPU that is named twice.
     """
     if name == "auto":
-        return _best_devices()
+        if torch.cuda.is_available():
+            return tuple(torch.device("cuda", n) for n in range(torch.cuda.device_count()))
+        return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
     cpus = re.fullmatch(r"cpu:([1-9]\d*)", name)
     if cpus:
         return (torch.device("cpu"),) * int(cpus[1])
@@ -51,25 +53,29 @@ def choose_devices(name: str) -> tuple[torch.device, ...]:
 
 
 def _usable(name: str) -> torch.device:
-    """The device of a name as torch has it, or of a GPU's number."""
+    """Return the device of a name of torch's, or of a GPU's number."""
     try:
         device = torch.device(f"cuda:{name}" if name.isdecimal() else name)
         torch.zeros((), device=device).item()  # some devices exist in name only: `meta`
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(
-            f"device `{name}` cannot be used: {str(error).splitlines()[0]}",
+            f"device `{name}` cannot be used: {first_line(error)}",
             hint="leave out --device, or set it to `cpu`",
         ) from error
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """What `auto` stands for on this device, or the precision asked for if the device has it.
+    """Return the precision asked for, or for `auto` the device's best.
 
-    `auto` is bfloat16 where the hardware multiplies it, float16 on older GPUs, float32 elsewhere.
+    `auto` is bfloat16 if the hardware multiplies it, float16 on older GPUs, else float32. Raises
+    UsageError for an unknown name and for float16 on a CPU.
     """
     if name == "auto":
-        return _best_precision(device)
+        if device.type == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return "bfloat16" if fast else "float32"
     if name == "float16" and device.type == "cpu":
         raise UsageError(
             "`precision` = 'float16' works on a GPU only",
@@ -83,23 +89,23 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def memory_format(layout: Layout) -> torch.memory_format:
-    """Torch's name of the layout, for a network's and a batch's `to`."""
+    """Return torch's name of the layout, for a network's and a batch's `to`."""
     return torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
 
 def count_cores() -> int:
-    """Processor cores that this process may use: its part of them, beside other ranks."""
+    """Return the processor cores for this process: its share of them among ranks."""
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")  # as torchrun tells
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun
     return max(cores // int(beside), 1) if beside.isdecimal() and int(beside) else cores
 
 
 def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> int:
-    """How much goes on at the same time: folds on a CPU, threads that prepare photos on a GPU.
+    """Return the number of folds at a time on a CPU, or of threads that prepare photos for a GPU.
 
-    `auto` is a fold for each core; each of `devices` GPUs is fed by its share of the cores, less
-    one, up to 16 (taste).
+    `auto` is a fold for each core, or for each of `devices` GPUs its share of the cores less one,
+    up to 16 (taste).
     """
     if isinstance(asked, int):
         return asked
@@ -108,9 +114,9 @@ def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> i
 
 
 def fold_places(name: str, workers: int | str) -> tuple[torch.device, ...]:
-    """Return the devices that train folds at the same time, one each, by their name (see above).
+    """Return a device, by name as above, for each fold that is trained at the same time.
 
-    The CPU is as many places as it has workers, if its name does not say how many.
+    The CPU comes once for each worker if its name gives no number.
     """
     devices = choose_devices(name)
     if devices[0].type == "cpu" and not name.startswith("cpu:"):
@@ -119,15 +125,15 @@ def fold_places(name: str, workers: int | str) -> tuple[torch.device, ...]:
 
 
 def count_threads(jobs: int) -> int:
-    """Torch's threads for each of so many processes; OMP_NUM_THREADS may set fewer.
+    """Return torch's threads for each of n processes; OMP_NUM_THREADS may set fewer.
 
-    Threads of one step wait for each other, so one that has to share its core slows all of them.
+    Threads of one step wait for each other: one that shares its core slows all.
     """
     return max(min(torch.get_num_threads(), count_cores() // max(jobs, 1)), 1)
 
 
 def count_readers(asked: int | str, device: torch.device) -> int:
-    """Threads that read photos for prediction; `auto`: all cores but one for a GPU, up to 16.
+    """Return the threads that read photos for prediction; `auto` for a GPU as `count_workers`.
 
     On a CPU the network is the bottleneck: one thread for four cores keeps up with it (a forward
     pass of resnet18 at 128 px takes 4 ms a photo and core, reading one 0.4 ms).
@@ -138,13 +144,13 @@ def count_readers(asked: int | str, device: torch.device) -> int:
 
 
 def count_threads_beside(readers: int) -> int:
-    """Torch's threads that leave a core to each reader; OMP_NUM_THREADS may set fewer."""
+    """Return the torch threads that leave each reader a core; OMP_NUM_THREADS may set fewer."""
     return max(min(torch.get_num_threads(), count_cores() - readers), 1)
 
 
 @contextmanager
 def training_threads(threads: int) -> Iterator[None]:
-    """Set torch's threads while it is entered; on a CPU the last bits depend on them."""
+    """Set the number of torch's threads in the block; on a CPU the last bits depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -155,10 +161,10 @@ def training_threads(threads: int) -> Iterator[None]:
 
 @cache
 def keep_freed_memory() -> None:
-    """Change the process: memory that was freed is used again, not given back to the system.
+    """Change the process: freed memory is used again, not given back to the system.
 
-    Otherwise glibc maps every large tensor anew at every step, and the system fills it with zeros
-    page by page: 10 % of a training step on a CPU. Does nothing where the C library is another.
+    Otherwise glibc maps every large tensor again at every step, and the system fills it with zeros
+    page by page: 10 % of a training step on a CPU. Other C libraries are left alone.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -167,14 +173,11 @@ def keep_freed_memory() -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the device's model; of a processor, from Linux's own file or else from Python."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor() if device.type == "cpu" else device.type
-
-
-def _processor() -> str:
-    """The processor's model: Linux tells it in a file, other systems through Python."""
+    if device.type != "cpu":
+        return device.type
     information = Path("/proc/cpuinfo")
     text = information.read_text("utf-8") if information.is_file() else ""
     found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
@@ -182,7 +185,7 @@ def _processor() -> str:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Mixed precision while it is entered; nothing for float32."""
+    """Return a context of mixed precision, or one that does nothing for float32."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
@@ -191,17 +194,3 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether torch could not allocate, on a GPU or in main memory."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _best_devices() -> tuple[torch.device, ...]:
-    if torch.cuda.is_available():
-        return tuple(torch.device("cuda", n) for n in range(torch.cuda.device_count()))
-    return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
-
-
-def _best_precision(device: torch.device) -> Precision:
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bfloat16"
-    return "float32"

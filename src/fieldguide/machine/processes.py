@@ -1,9 +1,9 @@
-"""Folds trained at the same time on one machine, each by a process of its own, on its device.
+"""Folds trained at the same time on one machine, each by its own process on its own device.
 
-On a CPU two processes of one thread each are far faster than one process of two threads, whose
-threads wait for each other at every layer. A process is started once and trains one fold after
-another; what it has to tell comes through a pipe of its own, so that one that dies hurts no other.
-Knows nothing of run folders: what a fold's training is, the caller says.
+On a CPU two processes of one thread each are far faster than one process of two threads, which wait
+for each other at every layer. A process is started once and trains one fold after another. It
+reports through its own pipe, so that one that dies hurts no other. Knows nothing of run folders:
+the caller supplies a fold's training.
 """
 
 import multiprocessing
@@ -24,11 +24,11 @@ PATIENCE = 0.2
 
 
 def train_side_by_side(makes: Sequence[Make], folds: Sequence[int], controls: Controls) -> None:
-    """Train folds in a process for each of `makes`, in order of their numbers as one comes free.
+    """Train folds in a process for each of `makes`, in order of their numbers as one is free.
 
-    Each can be pickled and is called once in its process, with what it may tell. The first error
-    stops the others, which save a checkpoint, and is raised; so is what `controls.check_stop`
-    raises. A process that dies is a `ResourceError`.
+    Each of `makes` can be pickled and is called once in its process, with its controls. The first
+    error stops the others, which save a checkpoint, and is raised; so is an error of
+    `controls.check_stop`. A process that dies is a `ResourceError`.
     """
     waiting = deque(folds)
     workers = [_Worker(make) for make, _ in zip(makes, folds, strict=False)]
@@ -37,7 +37,8 @@ def train_side_by_side(makes: Sequence[Make], folds: Sequence[int], controls: Co
             worker.begin(waiting.popleft())
         while busy := [worker for worker in workers if worker.fold is not None]:
             controls.check_stop()
-            for worker in _with_news(busy):
+            news = wait([worker.connection for worker in busy], PATIENCE)
+            for worker in (worker for worker in busy if worker.connection in news):
                 worker.hear(controls)
                 if worker.fold is None and waiting:
                     worker.begin(waiting.popleft())
@@ -48,13 +49,8 @@ def train_side_by_side(makes: Sequence[Make], folds: Sequence[int], controls: Co
             worker.join(controls)
 
 
-def _with_news(workers: Sequence["_Worker"]) -> list["_Worker"]:
-    found = wait([worker.connection for worker in workers], PATIENCE)
-    return [worker for worker in workers if worker.connection in found]
-
-
 class _Worker:
-    """A process that trains folds, as its parent sees it. `fold` is the one it is at."""
+    """A process that trains folds, as its parent sees it. `fold` is the current one."""
 
     def __init__(self, make: Make) -> None:
         context = multiprocessing.get_context("spawn")
@@ -72,7 +68,7 @@ class _Worker:
             self.connection.send(fold)
 
     def hear(self, controls: Controls) -> None:
-        """Pass on one thing that the process tells; raise what went wrong in it."""
+        """Pass on one message of the process; raise what went wrong in it."""
         try:
             kind, value = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -88,12 +84,12 @@ class _Worker:
             getattr(controls, kind)(*value)
 
     def ask_to_stop(self) -> None:
-        """The process saves a checkpoint and ends, or ends at once if it is at nothing."""
+        """Ask the process to save a checkpoint and end, or to end at once if it is idle."""
         with suppress(OSError):
             self.connection.send(None)
 
     def join(self, controls: Controls) -> None:
-        """Wait for the end, and pass on what the process still has to tell."""
+        """Wait for the end, and pass on the process's last messages."""
         while self.fold is not None:
             try:
                 self.hear(controls)
@@ -109,17 +105,17 @@ class _Worker:
         fold, self.fold = self.fold, None
         return ResourceError(
             f"the process that trained fold {fold} ended {how}",
-            hint="often memory ran out; the same command goes on from the last checkpoint,"
+            hint="often memory ran out; the same command resumes from the last checkpoint,"
             " with --workers 1 one fold at a time",
         )
 
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """What is started meanwhile ignores them from its first instruction on.
+    """Let a process that the block starts ignore signals from its first instruction on.
 
-    Ctrl-C reaches the whole process group, and so do schedulers' signals; the parent decides. It
-    hears them too late only if they come in these milliseconds: then they have to be sent again.
+    Ctrl-C and schedulers' signals reach the whole process group; the parent decides. Signals within
+    the milliseconds of the block are lost and have to be sent again.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone may set them
         yield
@@ -135,9 +131,9 @@ def _signals_ignored() -> Iterator[None]:
 
 @contextmanager
 def _no_script_of_the_caller() -> Iterator[None]:
-    """Hide the main module, which a new process would otherwise import.
+    """Hide the main module, which a new process would otherwise import without need.
 
-    It needs nothing of it, and a script without `if __name__ == "__main__"` would start anew.
+    A script without `if __name__ == "__main__"` would start again.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -148,7 +144,7 @@ def _no_script_of_the_caller() -> Iterator[None]:
 
 
 def _work(make: Make, connection: Connection) -> None:
-    """The process: folds come in, what happens goes out. Nothing, or the parent's end, ends it."""
+    """Train the folds that come in and report; None, or the parent's end, ends the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     controls = _telling(connection)
@@ -165,7 +161,7 @@ def _work(make: Make, connection: Connection) -> None:
 
 
 def _telling(connection: Connection) -> Controls:
-    """Controls that pass on what they hear; threads that read photos have notices too."""
+    """Return controls that send; threads that read photos have notices too."""
     lock = threading.Lock()
 
     def tell(kind: str) -> Callable[..., None]:
@@ -176,9 +172,7 @@ def _telling(connection: Connection) -> Controls:
         return send
 
     def check_stop() -> None:
-        if (
-            connection.poll()
-        ):  # while a fold is trained, a word from the parent, or its end, is stop
+        if connection.poll():  # a message from the parent meanwhile, or its end, means stop
             raise Stopped(signal.SIGTERM)
 
     return relayed(tell, check_stop)

@@ -2,18 +2,17 @@
 
     torchrun --nproc-per-node 2 -m fieldguide fit PHOTOS --out RUN        # on one machine
 
-Ranks go through a fit in step. Whatever they have to agree on, or know of each other, is one call
-that all of them make at the same place: `agree`, `exchange`, `gather` … A process that is alone has
-the same calls, which then return what they were given. Weights go over NCCL between GPUs that each
-belong to one rank, everything else over gloo.
+Ranks go through a fit in step. Whatever they agree on, or know of each other, is one call that all
+of them make at the same point: `agree`, `exchange`, `gather` … A process alone has the same calls,
+which then return their arguments. Weights go over NCCL between GPUs that each belong to one rank,
+everything else over gloo.
 
-Ranks come in teams: those of one train the same replicas and share each of their batches. `team`
-are the ranks of its own, `peers` one of each team, who have all replicas between them; both are
-reached by the same calls.
+Ranks come in teams: the ranks of a team train the same replicas and share each of their batches.
+`team` are the ranks of the own team, `peers` one of each team, with all replicas between them; both
+have the same calls.
 
-A rank that fails leaves its error in the store where they met, and ends. The others then find a
-connection closed, look there, and end with the same error. Knows nothing of networks, replicas or
-run folders.
+A rank that fails leaves its error in the common store, and ends. The others find a connection
+closed, look there, and end with the same error. Knows nothing of networks, replicas or run folders.
 """
 
 import os
@@ -34,19 +33,19 @@ from torch.distributed.rendezvous import rendezvous
 
 from fieldguide.errors import FieldguideError, ResourceError, Stopped, UsageError
 from fieldguide.machine.torchrun import Launch, launch
+from fieldguide.words import first_line
 
 T = TypeVar("T")
 Weights = Mapping[str, Tensor]
 
-# How long ranks wait for each other to appear.
+# The wait for the other ranks to appear.
 JOIN = timedelta(seconds=45)
-# How long one waits for the others in training: more than a step, an evaluation or a first
-# compilation takes. A process that ends is noticed at once, only a machine that vanishes is not.
+# The wait for the others in training: more than a step, an evaluation or a first compilation takes.
+# A process that ends is noticed at once, only a machine that vanishes is not.
 STEP = timedelta(minutes=30)
-# How long the others wait while the first checks the photos (a million take hours) and tries steps.
+# The wait for the first, which checks the photos (a million take hours) and tries steps.
 SETUP = timedelta(hours=12)
-# How long the first waits at an error until all others have read it, where torchrun does not hold
-# the store.
+# The first's wait at an error until all others have read it, if torchrun does not hold the store.
 HEARD = timedelta(seconds=5)
 
 _ERROR = "fieldguide/error"
@@ -54,7 +53,7 @@ _ERROR = "fieldguide/error"
 
 @dataclass
 class _Groups:
-    """Ways to reach the other ranks, and what they left for each other."""
+    """The channels to the other ranks, and the store of what they left for each other."""
 
     store: Store
     training: ProcessGroup
@@ -63,7 +62,7 @@ class _Groups:
 
 
 class Ranks:
-    """This process's place among those that train together, and how it talks with the others."""
+    """This process's rank among those that train together, and its calls to the others."""
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class Ranks:
         team: "Ranks | None" = None,
         peers: "Ranks | None" = None,
     ) -> None:
-        """Alone, unless it has joined others (`joined`); in a team of its own unless told."""
+        """Start alone unless there are `groups`, and as a team of one unless there is a `team`."""
         self.rank, self.world = place.rank, place.world
         self._groups, self._team, self._peers = groups, team, peers
 
@@ -88,23 +87,23 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and tells the user."""
+        """Return whether this rank writes files and messages."""
         return self.rank == 0
 
     def agree(self, stop: BaseException | None, due: bool) -> tuple[BaseException | None, bool]:
-        """What to stop with, if any rank has to, and whether something is due for any of them."""
+        """Return the error to stop with, if any rank has one, and whether any has something due."""
         if self._groups is None:
             return stop, due
         number = 0 if stop is None else signal.SIGTERM.value
         number = stop.exit_code - 128 if isinstance(stop, Stopped) else number
-        told = torch.tensor([number, int(due)])
+        largest = torch.tensor([number, int(due)])
         with self._reaching() as groups:
-            dist.all_reduce(told, dist.ReduceOp.MAX, groups.training)
-        number, anywhere = told.tolist()
+            dist.all_reduce(largest, dist.ReduceOp.MAX, groups.training)
+        number, anywhere = largest.tolist()
         return stop or (Stopped(number) if number else None), bool(anywhere)
 
     def exchange(self, value: T) -> list[T]:
-        """Every rank's value, in order of the ranks."""
+        """Return every rank's value, in order of the ranks."""
         if self._groups is None:
             return [value]
         values: list[Any] = [None] * self.world
@@ -113,7 +112,7 @@ class Ranks:
         return values
 
     def collect(self, value: T) -> list[T]:
-        """Every rank's value for the first one, in their order; nothing for the others."""
+        """Return every rank's value, in order, to the first rank; nothing to the others."""
         if self._groups is None:
             return [value]
         values: list[Any] | None = [None] * self.world if self.first else None
@@ -122,7 +121,7 @@ class Ranks:
         return values or []
 
     def announce(self, value: T) -> T:
-        """The first one's value, for which the others may wait for hours."""
+        """Return the first rank's value, for which the others may wait for hours."""
         if self._groups is None:
             return value
         values = [value]
@@ -131,7 +130,7 @@ class Ranks:
         return values[0]
 
     def gather(self, weights: Weights) -> list[dict[str, Tensor]]:
-        """Every rank's weights, alike in names, shapes and types; one message for each type."""
+        """Return every rank's weights, alike in names, shapes and types; a message a type."""
         if self._groups is None:
             return [dict(weights)]
         copies: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
@@ -145,36 +144,36 @@ class Ranks:
         return [{name: copy[name] for name in weights} for copy in copies]
 
     def same(self, weights: Weights) -> dict[str, Tensor]:
-        """The first one's weights."""
-        return self._told(
+        """Return the first rank's weights."""
+        return self._received(
             weights, lambda flat, group: dist.broadcast(flat, group=group, group_src=0)
         )
 
     def total(self, tensors: Weights) -> dict[str, Tensor]:
-        """Every rank's tensors added up; alike in names, shapes and types, as is the sum."""
-        return self._told(tensors, lambda flat, group: dist.all_reduce(flat, group=group))
+        """Return the sum of every rank's tensors, alike in names, shapes and types."""
+        return self._received(tensors, lambda flat, group: dist.all_reduce(flat, group=group))
 
-    def _told(
-        self, tensors: Weights, tell: Callable[[Tensor, ProcessGroup], object]
+    def _received(
+        self, tensors: Weights, send: Callable[[Tensor, ProcessGroup], object]
     ) -> dict[str, Tensor]:
-        """What `tell` makes of the tensors, in one message for each type, which it changes."""
+        """Return the tensors after `send`, which changes one message for each type."""
         if self._groups is None:
             return dict(tensors)
         received: dict[str, Tensor] = {}
         for flat, names in _flattened(tensors):
             wire = self._sendable(flat)
             with self._reaching() as groups:
-                tell(wire, self._group(groups, wire))
+                send(wire, self._group(groups, wire))
             received |= _cut(wire.to(flat.device), names, tensors)
         return {name: received[name] for name in tensors}
 
     def _sendable(self, flat: Tensor) -> Tensor:
-        """Return the tensor as it can be sent: without NCCL, in main memory."""
+        """Return the tensor as it is sent: without NCCL from main memory."""
         assert self._groups is not None
         return flat if self._groups.nccl is not None and flat.is_cuda else flat.cpu()
 
     def _group(self, groups: _Groups, flat: Tensor) -> ProcessGroup:
-        """The group for a tensor. Before NCCL, which would wait for a dead rank, gloo is asked."""
+        """Return the group for a tensor; first ask gloo, as NCCL would wait for a dead rank."""
         if groups.nccl is None or not flat.is_cuda:
             return groups.training
         dist.barrier(groups.training)
@@ -182,7 +181,7 @@ class Ranks:
 
     @contextmanager
     def _reaching(self) -> Iterator[_Groups]:
-        """An error of the connection in the block becomes that of the rank that caused it."""
+        """Turn an error of the connection in the block into that of the rank that caused it."""
         assert self._groups is not None
         try:
             yield self._groups
@@ -190,36 +189,33 @@ class Ranks:
             raise self._lost(self._groups.store, error) from error
 
     def _lost(self, store: Store, error: RuntimeError) -> FieldguideError:
-        """What another rank ended with, or that it did not say."""
+        """Return the error that another rank ended with, or one that says it left none."""
         with suppress(RuntimeError):  # the store may have gone too
             if store.check([_ERROR]):
                 found: FieldguideError = pickle.loads(bytes.fromhex(store.get(_ERROR).decode()))
                 return found
         return ResourceError(
             f"another rank has ended without a word, or does not answer: {_reason(error)}",
-            hint="often memory ran out; the same command goes on from the last checkpoint",
+            hint="often memory ran out; the same command resumes from the last checkpoint",
         )
 
     def leave(self, error: BaseException | None = None) -> None:
-        """End the connections; what went wrong here is left for the others to find."""
+        """End the connections; leave an error of this rank for the others to find."""
         assert self._groups is not None
         store = self._groups.store
         self._groups = None
         if error is not None:
             with suppress(RuntimeError):
-                store.compare_set(_ERROR, "", pickle.dumps(self._portable(error)).hex())
-        dist.destroy_process_group()  # from here on the others know
+                if not isinstance(error, FieldguideError):
+                    text = f"rank {self.rank} ended with {type(error).__name__}: {error}"
+                    error = ResourceError(text)
+                store.compare_set(_ERROR, "", pickle.dumps(error).hex())
+        dist.destroy_process_group()  # from here on the others notice
         if error is not None:
             with suppress(RuntimeError):
                 store.set(_heard(self.rank), "")
                 if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                     store.wait([_heard(rank) for rank in range(self.world)], HEARD)
-
-    def _portable(self, error: BaseException) -> FieldguideError:
-        """The error as another process can raise it."""
-        if isinstance(error, FieldguideError):
-            return error
-        return ResourceError(f"rank {self.rank} ended with {type(error).__name__}: {error}")
 
 
 ALONE = Ranks(Launch())
@@ -227,12 +223,11 @@ ALONE = Ranks(Launch())
 
 @contextmanager
 def joined(device: str, replicas: int, batch_ranks: int = 1) -> Iterator[Ranks]:
-    """This process together with those that torchrun started beside it, while entered; else alone.
+    """Join the processes that torchrun started with this one, for the block; else stay alone.
 
-    `device` is a recipe's; its GPU is that of its LOCAL_RANK. Each `batch_ranks` that follow each
-    other are a team. Raises `UsageError` where ranks, teams and replicas do not fit, and
-    `ResourceError` where the others are not found in 45 seconds. Whatever goes wrong in the block
-    ends the other ranks with the same error.
+    `device` is a recipe's; its GPU is that of its LOCAL_RANK. Each `batch_ranks` consecutive ranks
+    are a team. Raises `UsageError` if ranks, teams and replicas do not fit, and `ResourceError` if
+    the others are not found in 45 seconds. An error in the block ends the other ranks with it.
     """
     place = launch()
     _require_shares(place.world, replicas, batch_ranks)
@@ -268,9 +263,9 @@ def _require_shares(world: int, replicas: int, batch_ranks: int) -> None:
 
 
 def _take_gpu(device: str, place: Launch) -> bool:
-    """Change the process: `cuda` is from now on the GPU of its local rank. Whether there is one.
+    """Change the process: `cuda` becomes the GPU of its local rank. Return whether there is one.
 
-    Raises `UsageError` for a device that all ranks would share, and `ResourceError` for too few.
+    Raises `UsageError` for a device that all ranks would share, `ResourceError` for too few GPUs.
     """
     if device not in {"auto", "cpu", "cuda", "mps"}:
         raise UsageError(
@@ -290,7 +285,7 @@ def _take_gpu(device: str, place: Launch) -> bool:
 
 
 def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
-    """Meet the other ranks where MASTER_ADDR and MASTER_PORT say."""
+    """Meet the other ranks at MASTER_ADDR and MASTER_PORT."""
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
         store, rank, world = next(rendezvous("env://", timeout=JOIN))
@@ -316,7 +311,7 @@ def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
 
 
 def _among(place: Launch, store: Store, parts: Sequence[range], on_gpu: bool) -> Ranks:
-    """Its part of all ranks, as ranks of their own. All call this, with the same parts."""
+    """Return this rank's part of all as ranks of their own. All call this, with equal parts."""
     made = [_groups(store, part, on_gpu) for part in parts if len(part) > 1]
     mine = next(number for number, part in enumerate(parts) if place.rank in part)
     if not made:
@@ -325,7 +320,7 @@ def _among(place: Launch, store: Store, parts: Sequence[range], on_gpu: bool) ->
 
 
 def _groups(store: Store, members: range, on_gpu: bool) -> _Groups | None:
-    """The groups of some ranks; all ranks have to make them, and those that are not in get None."""
+    """Return the groups of some ranks, None to others; all ranks have to call this."""
     training, setup = (_group("gloo", timeout, members) for timeout in (STEP, SETUP))
     nccl = _group("nccl", STEP, members) if on_gpu else None
     return _Groups(store, training, setup, nccl) if training and setup else None
@@ -337,9 +332,8 @@ def _group(backend: str, timeout: timedelta, members: range) -> ProcessGroup | N
 
 
 def _reason(error: Exception) -> str:
-    """What torch or gloo says, without the place in its source and what it advises."""
-    line = str(error).strip().partition("\n")[0]
-    return re.sub(r"^\[[^]]*\] ", "", line).partition(". ")[0]
+    """Return the reason that torch or gloo gives, without source position and advice."""
+    return re.sub(r"^\[[^]]*\] ", "", first_line(error)).partition(". ")[0]
 
 
 def _heard(rank: int) -> str:
@@ -347,7 +341,7 @@ def _heard(rank: int) -> str:
 
 
 def _flattened(weights: Weights) -> Iterator[tuple[Tensor, Sequence[str]]]:
-    """All tensors of a type as a new one, and their names; one after another for each type."""
+    """Yield all tensors of a type as a new one with their names, for each type."""
     names: dict[torch.dtype, list[str]] = {}
     for name in sorted(weights):  # the order in a checkpoint is not that in a network
         names.setdefault(weights[name].dtype, []).append(name)
@@ -356,7 +350,7 @@ def _flattened(weights: Weights) -> Iterator[tuple[Tensor, Sequence[str]]]:
 
 
 def _cut(flat: Tensor, names: Sequence[str], like: Weights) -> dict[str, Tensor]:
-    """The tensors that were flattened, with the shapes of those in `like`."""
+    """Return the tensors that were flattened, with the shapes of those in `like`."""
     pieces = torch.split(flat, [like[name].numel() for name in names])
     return {
         name: piece.clone().view(like[name].shape)

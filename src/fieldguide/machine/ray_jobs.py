@@ -1,8 +1,8 @@
 """Folds trained on a Ray cluster: each is one job, started where there is room for it.
 
-Ray does the scheduling and starts a job anew, from its own checkpoint, when its process or machine
-has died. What is here: how a cluster is found, what a job tells whoever waits for it, and how it is
-stopped. Knows nothing of run folders: what a fold's training is, the caller says.
+Ray does the scheduling and restarts a job, from its own checkpoint, if its process or machine dies.
+This module finds the cluster, passes on the jobs' messages, and stops them. Knows nothing of run
+folders: the caller supplies a fold's training.
 """
 
 import os
@@ -19,14 +19,15 @@ from typing import Any
 
 from fieldguide.errors import ResourceError, Stopped, UsageError, portable
 from fieldguide.machine.controls import Controls, Make, relayed
+from fieldguide.words import first_line
 
 LOCAL = "local"  # a cluster of this machine alone, for as long as it is needed
 
-# Starts of a job after its process or machine has died (taste).
+# Restarts of a job after its process or machine has died (taste).
 RETRIES = 3
 
-# Seconds: between two looks at what has happened; between a job's looks at whether it shall stop;
-# that jobs have for a last checkpoint; until an address counts as one that does not answer.
+# Seconds: between two looks at what has happened; between a job's looks at whether to stop;
+# for the jobs' last checkpoints; until an address counts as one that does not answer.
 PATIENCE, LOOK, GRACE = 0.2, 1.0, 60.0
 ANSWER, JOIN = 5.0, 40.0
 
@@ -36,10 +37,10 @@ Message = tuple[int, str, tuple[Any, ...]]  # fold, name of the control, its arg
 def train_on_cluster(
     make: Make, folds: Sequence[int], address: str, needs: dict[str, float], controls: Controls
 ) -> None:
-    """Train each fold as a job that `needs` so much of a machine (`num_cpus`, `num_gpus`).
+    """Train each fold as a job that `needs` a part of a machine (`num_cpus`, `num_gpus`).
 
     `make` is called in each job. The first error stops the others, which save a checkpoint, and is
-    raised; so is what `controls.check_stop` raises. Raises `ResourceError` for a cluster that does
+    raised; so is an error of `controls.check_stop`. Raises `ResourceError` for a cluster that does
     not answer or has no such machine, and for a job that died too often.
     """
     with connected(address) as ray:
@@ -61,7 +62,7 @@ def train_on_cluster(
 
 
 def _hear(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> None:
-    """Pass on what jobs have reported, and take those that ended out of `waiting`."""
+    """Pass on the jobs' messages, and remove ended jobs from `waiting`."""
     ended, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=PATIENCE)
     heard.pass_on(ray.get(mailbox.take.remote()))
     for result in ended:
@@ -76,15 +77,15 @@ def _hear(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> N
             ) from problem
         except ray.exceptions.RayError as problem:
             raise ResourceError(
-                f"what trained fold {fold} died {RETRIES + 1} times: {_first_line(problem)}",
-                hint="the same command goes on from the last checkpoint",
+                f"what trained fold {fold} died {RETRIES + 1} times: {first_line(problem)}",
+                hint="the same command resumes from the last checkpoint",
             ) from problem
         if error is not None:
             raise error
 
 
 def _end(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> None:
-    """Wait until jobs that were asked to stop have saved, and end those that do not hear."""
+    """Wait until jobs that were asked to stop have saved, and kill those that do not answer."""
     until = time.monotonic() + GRACE
     while waiting and time.monotonic() < until:
         try:
@@ -96,7 +97,7 @@ def _end(ray: Any, waiting: dict[Any, int], mailbox: Any, heard: "_Heard") -> No
 
 
 class _Heard:
-    """What is passed on: steps and rows that a job does again, after it was started anew, once."""
+    """A filter of messages: steps and rows that a restarted job repeats are passed on once."""
 
     def __init__(self, controls: Controls) -> None:
         self.controls = controls
@@ -105,12 +106,15 @@ class _Heard:
         self.rows: set[tuple[Any, ...]] = set()
 
     def pass_on(self, messages: Sequence[Message]) -> None:
-        """Tell the controls."""
+        """Call the controls."""
         for fold, kind, values in messages:
             if kind == "on_resume":
                 self._resumed(fold, *values)
+            elif kind == "on_step" and self.behind[fold]:
+                self.behind[fold] -= 1
             elif kind == "on_step":
-                self._stepped(fold)
+                self.steps[fold] += 1
+                self.controls.on_step()
             elif kind == "on_row":
                 row = values[0]
                 key = (fold, row.get("epoch"), row.get("model"))
@@ -125,23 +129,16 @@ class _Heard:
         self.behind[fold] = max(done - steps, 0)
         if done:
             self.controls.notice(
-                f"fold {fold} was started anew after its process or machine had died:"
+                f"fold {fold} was restarted after its process or machine had died:"
                 f" {self.behind[fold]} steps are trained again"
             )
         if steps > done:
             self.steps[fold] = steps
             self.controls.on_resume(steps - done)
 
-    def _stepped(self, fold: int) -> None:
-        if self.behind[fold]:
-            self.behind[fold] -= 1
-        else:
-            self.steps[fold] += 1
-            self.controls.on_step()
-
 
 class _Mailbox:
-    """The messages of jobs, and whether they are to stop: an actor beside whoever waits."""
+    """An actor on the command's machine: jobs leave messages and learn whether to stop."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -152,21 +149,21 @@ class _Mailbox:
         self.messages.append(message)
 
     def take(self) -> list[Message]:
-        """All messages that were not taken yet."""
+        """Return all messages that were not taken yet."""
         taken, self.messages = self.messages, []
         return taken
 
     def ask_to_stop(self) -> None:
-        """All jobs shall save a checkpoint and end."""
+        """Ask all jobs to save a checkpoint and end."""
         self.stop = True
 
     def stopped(self) -> bool:
-        """Return whether jobs shall end."""
+        """Return whether jobs are to end."""
         return self.stop
 
 
 def _train(make: Make, fold: int, mailbox: Any) -> Exception | None:
-    """The job: returns what went wrong, as an error of its own would be taken for a machine's."""
+    """Train in a job; return an error, as a raised one would be taken for a machine's."""
     import ray
 
     try:
@@ -176,11 +173,11 @@ def _train(make: Make, fold: int, mailbox: Any) -> Exception | None:
     except Exception as error:
         return portable(error)
     finally:
-        ray.get(mailbox.stopped.remote())  # answered after all that was told before
+        ray.get(mailbox.stopped.remote())  # answered after all earlier messages
 
 
 def _telling(fold: int, mailbox: Any) -> Controls:
-    """Controls that pass on what they hear."""
+    """Return controls that send messages to the mailbox."""
     import ray
 
     looked = time.monotonic()
@@ -203,7 +200,7 @@ def _telling(fold: int, mailbox: Any) -> Controls:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to the cluster; one that this process is connected to already stays so.
+    """Give the block Ray, connected to the cluster; an earlier connection is used and stays.
 
     Raises `UsageError` without Ray and `ResourceError` for a cluster that does not answer.
     """
@@ -222,7 +219,7 @@ def connected(address: str) -> Iterator[Any]:
                 logging_level="ERROR",
             )
     except Exception as error:  # whatever Ray's many layers raise
-        raise _no_cluster(address, _first_line(error)) from error
+        raise _no_cluster(address, first_line(error)) from error
     try:
         yield ray
     finally:
@@ -246,7 +243,7 @@ def _imported() -> Any:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """What a signal does stays as it was: Ray has its own ideas of that."""
+    """Restore the handlers of signals after the block: Ray sets its own."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [(number, signal.getsignal(number)) for number in numbers]
     try:
@@ -258,7 +255,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def require_address(address: str) -> None:
-    """Refuse, in seconds, an address that is none or where nobody listens, and a missing Ray."""
+    """Refuse, in seconds, a bad address, one where nobody listens, and a missing Ray."""
     _imported()
     if address in {LOCAL, "auto"}:
         return
@@ -275,7 +272,7 @@ def require_address(address: str) -> None:
 
 
 def _require_cluster(address: str) -> None:
-    """Refuse what does not answer as a cluster does, by another process: Ray itself may hang."""
+    """Refuse an address without a cluster, by another process: Ray itself may hang."""
     join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
     command = [sys.executable, "-c", join]
     try:
@@ -290,33 +287,29 @@ def _require_cluster(address: str) -> None:
 def _no_cluster(address: str, reason: str) -> ResourceError:
     return ResourceError(
         f"there is no Ray cluster at `{address}`: {reason}",
-        hint="`ray status` on its first machine tells whether it runs;"
+        hint="`ray status` on its first machine says whether it runs;"
         " `--cluster local` uses this machine alone",
     )
 
 
 def jobs_at_once(ray: Any, needs: dict[str, float]) -> int:
-    """How many jobs of such needs all machines of the cluster take together when they are free."""
+    """Return the number of jobs of these needs that the whole cluster takes when it is free."""
     wanted = _by_resource(needs)
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(m.get(k, 0) // n) for k, n in wanted.items()) for m in machines)
 
 
 def _require_room(ray: Any, needs: dict[str, float], address: str) -> None:
-    """Refuse a cluster of which no machine could ever take a job."""
+    """Refuse a cluster with no machine that could ever take a job."""
     if not jobs_at_once(ray, needs):
-        told = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
+        needed = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
         raise ResourceError(
-            f"no machine of the cluster at `{address}` has what a fold needs: {told}",
+            f"no machine of the cluster at `{address}` has what a fold needs: {needed}",
             hint="`ray status` lists what there is",
         )
 
 
 def _by_resource(needs: dict[str, float]) -> dict[str, float]:
-    """The needs by the names that machines tell their resources by."""
+    """Return the needs by Ray's names of resources."""
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
     return {names[name]: count for name, count in needs.items() if count}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
 """Batch norm over the ranks that share a batch, on any device.
 
-Torch's own SyncBatchNorm needs a GPU, and layers of its own in place of the network's. Here the
-network stays as it is: what changes is `torch.nn.functional.batch_norm` while a step is computed.
+Torch's own SyncBatchNorm needs a GPU, and its own layers in place of the network's. Here the
+network stays as it is: `torch.nn.functional.batch_norm` is replaced while a step is computed.
 Knows nothing of networks, losses or optimisers.
 """
 
@@ -17,14 +17,14 @@ from fieldguide.machine.ranks import Ranks
 
 
 class Synchronised(TorchFunctionMode):
-    """While it is entered, batch norms in training normalise by the photos of all `ranks`.
+    """A context in which batch norms in training normalise by the photos of all `ranks`.
 
     All of them compute the same network at the same time, each of some photos. The result is that
     of one process with all photos, but for rounding.
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        """For the ranks that share a batch."""
+        """Take the ranks that share a batch."""
         super().__init__()
         self.ranks = ranks
 
@@ -35,7 +35,7 @@ class Synchronised(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The function's result; that of batch norm is computed here."""
+        """Return the function's result; that of batch norm is computed here."""
         if func is nn.functional.batch_norm:
             return self.batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -51,7 +51,7 @@ class Synchronised(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Float[Tensor, "n channels *places"]:
-        """Return what torch's function does; change the running statistics in training."""
+        """Return torch's result for its arguments; change the running statistics in training."""
         if not training:
             return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
         result, mean, variance = _Normalised.apply(input, weight, bias, eps, self.ranks)
@@ -64,7 +64,7 @@ class Synchronised(TorchFunctionMode):
 
 
 class _Normalised(torch.autograd.Function):
-    """Inputs of all ranks, less their mean, over their deviation; one message each way.
+    """The inputs of all ranks, less their mean, over their deviation; one message each way.
 
     With x the normalised input, g the gradient of the result and m(.) the mean over all ranks'
     photos and places, the input's gradient is weight / deviation · (g - m(g) - x · m(g x)).
@@ -82,7 +82,7 @@ class _Normalised(torch.autograd.Function):
         eps: float,
         ranks: Ranks,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The result, and the mean and unbiased variance, which have no gradient."""
+        """Return the result, and the mean and unbiased variance, which have no gradient."""
         wide, dims, shape = inputs.float(), _all_but_channels(inputs), _as_channels(inputs)
         count = wide.numel() // wide.shape[1]
         mean = wide.mean(dims)
@@ -103,7 +103,7 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of input, weight and bias; the last two are sums over the own photos."""
+        """Return gradients of input, weight and bias, the last two summed over the own photos."""
         inputs, weight, mean, scale, total = ctx.saved_tensors
         dims, shape = _all_but_channels(inputs), _as_channels(inputs)
         gradient = gradients[0].float()
@@ -121,5 +121,5 @@ def _all_but_channels(inputs: Tensor) -> list[int]:
 
 
 def _as_channels(inputs: Tensor) -> list[int]:
-    """The shape of one number a channel beside the inputs."""
+    """Return the shape of one number a channel, to broadcast with the inputs."""
     return [1, -1, *[1] * (inputs.ndim - 2)]

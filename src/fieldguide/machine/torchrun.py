@@ -1,6 +1,6 @@
 """This process's rank and world size, from torchrun's environment.
 
-Read without torch, so that what cannot work is told at once. Knows nothing of what ranks do.
+Read without torch, so that faults are reported at once. Knows nothing of what ranks do.
 """
 
 import os
@@ -23,10 +23,10 @@ class Launch:
 
 
 def launch() -> Launch:
-    """Return this process's rank and world size; raise `UsageError` if they make no sense.
+    """Return this process's rank and world size; UsageError for an inconsistent environment.
 
-    Whoever starts ranks in another way than torchrun's sets RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT, and LOCAL_RANK and LOCAL_WORLD_SIZE where they are on several machines.
+    To start ranks without torchrun, set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and on
+    several machines LOCAL_RANK and LOCAL_WORLD_SIZE.
     """
     world = _number("WORLD_SIZE", 1)
     if world == 1 or "RANK" not in os.environ:

@@ -1,1 +1,1 @@
-"""From files to batches: catalogs, checks, folds, transforms. Knows nothing of networks."""
+"""The way from files to batches: catalogs, checks, folds, transforms. Knows nothing of networks."""

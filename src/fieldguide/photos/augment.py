@@ -1,9 +1,8 @@
-"""What photos go through on their way to the network: settings of the training transforms, views,
-normalising, and the mixing of batches by torchvision's `transforms.v2`.
+"""Settings of the training transforms, views, normalising, and the mixing of batches.
 
-Photos come in as upright RGB pictures and leave as uint8 tensors (3, size, size): `normalise` is
-left to the device. CutMix and MixUp draw from torch's global generator; callers seed that per
-batch. Knows nothing of files, networks or training.
+Photos come in as upright RGB pictures and leave as uint8 tensors (3, size, size), to be normalised
+on the device. CutMix and MixUp draw from torch's global generator; callers seed that per batch.
+Knows nothing of files, networks or training.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +20,12 @@ Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
 Mix = Literal["none", "cutmix", "mixup", "either"]
 View = Literal["flips", "crops", "scales"]
 
-# A large JPEG may be decoded at a fraction of its size, down to so many times the resized side: the
-# resize that follows still halves what it gets, so that it smooths what the decoder left rough.
+# A large JPEG may be decoded at a fraction of its size, down to this many times the resized side:
+# the resize that follows still halves it, and so smooths what the decoder left rough.
 DECODED_SIDES = 2
 
-# How much larger the second scale of `scales` shows a photo: about as much as the usual crop of
-# 7/8 leaves out, so that its centre fills the input.
+# Enlargement of the second scale of `scales`: about what the usual crop of 7/8 leaves out, so that
+# its centre fills the input.
 SECOND_SCALE = 1.15
 
 # Longer pictures are cut before they are resized. Taste: far from any photograph.
@@ -35,7 +34,7 @@ LONGEST = 16
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Settings of the training transforms. Probabilities and shares lie in [0, 1]."""
+    """The settings of the training transforms. Probabilities and shares lie in [0, 1]."""
 
     size: int
     interpolation: Interpolation
@@ -48,39 +47,28 @@ class Augmentation:
     erasing: float
 
 
-def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -> v2.Compose:
-    """Shorter side to `resize` pixels, then the centre: a picture → uint8 (3, size, size)."""
-    return v2.Compose(
-        [
-            _Shortened(),
-            v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True),
-            v2.CenterCrop(size),
-            v2.PILToTensor(),
-        ]
-    )
-
-
 def view_transform(
     size: int, resize: int, interpolation: Interpolation, views: Sequence[View]
-) -> v2.Compose:
-    """Several views of a picture → uint8 (views, 3, size, size), the first as in evaluation.
+) -> nn.Module:
+    """Return the transform of a picture to views, uint8 (views, 3, size, size).
 
     `scales` adds the picture enlarged by `SECOND_SCALE`, `crops` the four corners of each scale,
     `flips` the mirror image of each of these: 1, 2, 5 or 10 views, or twice as many with flips.
+    The first view is that of evaluation.
     """
     resizes = [resize, round(SECOND_SCALE * resize)] if "scales" in views else [resize]
     mode = InterpolationMode(interpolation)
     scales = [v2.Resize(side, interpolation=mode, antialias=True) for side in resizes]
-    return v2.Compose([_Shortened(), _Views(size, scales, "crops" in views, "flips" in views)])
+    return _Views(size, scales, "crops" in views, "flips" in views)
 
 
 def decoded_side(side: int) -> int:
-    """Pixels of the shorter side that a decoder must leave where `side` are made of them."""
+    """Return the shorter side (pixels) that a decoder must leave for a resize to `side`."""
     return DECODED_SIDES * side
 
 
 def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:
-    """A picture as it is kept: `side` pixels on the shorter side at most, very long ones cut."""
+    """Return a picture with at most `side` pixels on the shorter side, very long ones cut."""
     picture = _shortened(picture)
     if min(picture.size) <= side:
         return picture
@@ -91,11 +79,11 @@ def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:
 
 
 class Normaliser:
-    """Pictures of 8 bits as a network expects them: less `mean`, over `std` (both in [0, 1]).
+    """A function from pictures of 8 bits to a network's input: less `mean`, over `std` (in [0, 1]).
 
-    What it returns lies in memory that its next call uses again: three passes over it are 28 times
-    faster than expressions that make new tensors (9 against 256 µs a picture of 128 pixels). The
-    layout in memory is the one asked for.
+    The next call reuses the memory of its result: three passes over it are 28 times faster than
+    expressions that make new tensors (9 against 256 µs a picture of 128 pixels). The layout in
+    memory is the one asked for.
     """
 
     def __init__(
@@ -115,7 +103,7 @@ class Normaliser:
     def __call__(
         self, images: UInt8[Tensor, "*n 3 height width"]
     ) -> Float[Tensor, "*n 3 height width"]:
-        """The same pictures on the normaliser's device."""
+        """Return the pictures, normalised, on the normaliser's device."""
         images = images.to(self.centre.device, non_blocking=True)
         if self.kept.shape[1:] != images.shape[1:] or len(self.kept) < len(images):
             self._make_room(images)
@@ -123,7 +111,7 @@ class Normaliser:
         return normalised.sub_(self.centre).mul_(self.factor)
 
     def _make_room(self, images: Tensor) -> None:
-        """Memory for so many pictures, and the constants once for each pixel.
+        """Make memory for n pictures, and repeat the constants for each pixel.
 
         With channels last, three constants that are repeated for each pixel take six times as long.
         """
@@ -144,7 +132,7 @@ def normalise(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Float[Tensor, "*n 3 height width"]:
-    """What a `Normaliser` makes of pictures on their own device, in memory of its own."""
+    """Return normalised pictures on their own device, in new memory."""
     return Normaliser(mean, std, images.device)(images)
 
 
@@ -157,7 +145,7 @@ def mix_batch(
     mix: Mix,
     alpha: float,
 ) -> tuple[Float[Tensor, "n 3 height width"], Float[Tensor, "n classes"]]:
-    """A batch mixed with itself and normalised, and its targets as shares of the classes.
+    """Mix a batch with itself; return it normalised, with its targets as shares of the classes.
 
     `cutmix` pastes a box of another photo (Yun et al., ICCV 2019), `mixup` blends two photos
     (Zhang et al., ICLR 2018), `either` tosses a coin for each batch. Shares are Beta(alpha, alpha).
@@ -175,7 +163,7 @@ def mix_batch(
 
 
 def _shortened(picture: Image) -> Image:
-    """The centre of the picture, at most `LONGEST` times as long as wide.
+    """Return the centre of a picture, at most `LONGEST` times as long as wide.
 
     Otherwise a photo of 1 × 5000 pixels would be enlarged to 512 × 2,560,000: 6 GB and 27 s.
     """
@@ -187,16 +175,8 @@ def _shortened(picture: Image) -> Image:
     return shortened
 
 
-class _Shortened(nn.Module):
-    """Cuts off the ends of very long pictures, of which the central square shows nothing."""
-
-    def forward(self, picture: Image) -> Image:
-        """The centre of the picture."""
-        return _shortened(picture)
-
-
 class _Views(nn.Module):
-    """A picture at several scales, cut at the centre and perhaps the corners, perhaps mirrored."""
+    """A transform to several scales, cut at the centre and perhaps the corners, or mirrored."""
 
     def __init__(self, size: int, scales: Sequence[nn.Module], corners: bool, flips: bool) -> None:
         super().__init__()
@@ -204,7 +184,8 @@ class _Views(nn.Module):
         self.corners, self.flips = corners, flips
 
     def forward(self, picture: Image) -> UInt8[Tensor, "views 3 size size"]:
-        """All views, the plain one first."""
+        """Return all views, the plain one first."""
+        picture = _shortened(picture)
         views = [cut for scale in self.scales for cut in self._cuts(scale(picture))]
         if self.flips:
             views += [v2.functional.horizontal_flip(view) for view in views]

@@ -1,18 +1,18 @@
-"""Batches of photos whose content depends on what is asked for alone.
+"""Batches of photos whose content depends only on the request.
 
-A `Draw` names a photo and the seed of its random changes. Whoever asks for a batch says which draws
-it consists of; threads turn draws into pixels and know nothing of epochs, replicas or folds. So any
-number of threads and any resume give the same pixels.
+A `Draw` names a photo and the seed of its random changes. The caller lists the draws of a batch;
+threads turn draws into pixels and know nothing of epochs, replicas or folds. So any number of
+threads and any resume give the same pixels.
 """
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from fieldguide.photos.augment import Interpolation, decoded_side, shrink
 from fieldguide.photos.transforms import Picture
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
+from fieldguide.storage.columns import Column
 from fieldguide.storage.decoded import Store
 
 # Batches that each thread may be ahead of their use.
@@ -37,7 +38,7 @@ _NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
 class Draw(NamedTuple):
     """A photo by its number in the collection, and the seed of its random changes.
 
-    No seed: it is looked at for evaluation, without any.
+    Without a seed it is for evaluation, and not changed.
     """
 
     photo: int
@@ -46,10 +47,10 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How files become pictures: all that decides the pixels that a store keeps.
+    """The way from files to pictures: all that decides the pixels that a store keeps.
 
-    `side`: pixels that the shorter side has at most; None: as in the file, or what the decoder
-    leaves of `decoded` (see `pixels.decode`).
+    `side`: the most pixels of the shorter side; None: as in the file, or what the decoder leaves of
+    `decoded` (see `pixels.decode`).
     """
 
     decoded: int
@@ -65,12 +66,12 @@ class Decoding:
         interpolation: Interpolation,
         truncated: pixels.Truncated,
     ) -> "Decoding":
-        """Return the decoding that training, evaluation and prediction share, by settings."""
+        """Return the decoding for a recipe's training, evaluation and prediction."""
         decoded = max(stored_side, decoded_side(eval_resize))
         return cls(decoded, stored_side or None, interpolation, truncated)
 
     def __call__(self, path: Path) -> Picture:
-        """The picture, upright; raises `UnreadablePhoto`."""
+        """Return the picture, upright; raise `UnreadablePhoto`."""
         picture = pixels.load(path, shorter_side=self.decoded, truncated=self.truncated)
         if self.side is not None:
             picture = shrink(picture, self.side, self.interpolation)
@@ -79,11 +80,11 @@ class Decoding:
 
 @dataclass
 class Batch:
-    """Photos of one step, in the order they were asked for.
+    """The photos of one step, in the order of the request.
 
-    `photos`: numbers in the collection; `missing` counts training photos that could not be read any
-    more and were replaced by another of the batch; `unreadable` are photos that were left out, with
-    the reason, where that is allowed.
+    `photos`: numbers in the collection; `missing`: the number of training photos that have become
+    unreadable and were replaced by another of the batch; `unreadable`: photos left out, if that is
+    allowed, each with the reason.
     """
 
     images: UInt8[Tensor, "n *views 3 size size"]
@@ -96,11 +97,10 @@ class Batch:
 class Pictures:
     """The photos of a collection as batches of pixels: `pictures[draws]`.
 
-    `training` makes a picture and a seed into what the network is shown, `evaluation` a picture
-    alone. `lenient`: photos that cannot be read are left out of their batch and named in it. A
-    `store` keeps decoded photos under their `keys`, one for each file; it changes no pixel. Where
-    `folder`, in which all lie, is gone, it is waited for, and `notice` is told; then it is a
-    `ResourceError`.
+    `training` turns a picture and a seed into the network's view, `evaluation` a picture alone.
+    `lenient`: unreadable photos are left out of their batch and named in it. A `store` keeps
+    decoded photos under their `keys`, one for each file; it changes no pixel. If `folder`, which
+    holds all photos, is gone, readers call `notice` and wait, then raise `ResourceError`.
     """
 
     files: Sequence[Path]
@@ -114,11 +114,11 @@ class Pictures:
     notice: Callable[[str], None] = lambda message: None
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
-        """One batch, of what can be read or of what was asked for."""
+        """Return one batch, of all draws or, if lenient, of the readable ones."""
         return self._readable(draws) if self.lenient else self._complete(draws)
 
     def _readable(self, draws: Sequence[Draw]) -> Batch:
-        """A batch without the photos that cannot be read."""
+        """Return a batch without the photos that cannot be read."""
         images, photos, unreadable = [], [], []
         for draw in draws:
             try:
@@ -130,7 +130,7 @@ class Pictures:
         return Batch(stacked, torch.tensor(photos, dtype=torch.int64), unreadable=tuple(unreadable))
 
     def _complete(self, draws: Sequence[Draw]) -> Batch:
-        """A batch of all draws. A vanished training photo is replaced by its successor in it."""
+        """Return a batch of all draws; a lost training photo is replaced by its successor."""
         if not draws:
             return Batch(_NO_IMAGES, torch.empty(0, dtype=torch.int64))
         images, photos, missing = [], [], 0
@@ -152,7 +152,7 @@ class Pictures:
                     break
         raise DataError(
             f"a photo cannot be read any more: {reasons[0]}",
-            hint="bring the photos back; the same command then goes on from the last checkpoint",
+            hint="bring the photos back; the same command then resumes from the last checkpoint",
         )
 
     def _image(self, draw: Draw) -> Tensor:
@@ -160,7 +160,7 @@ class Pictures:
         return self.evaluation(picture) if draw.seed is None else self.training(picture, draw.seed)
 
     def _decoded(self, photo: int) -> Picture:
-        """The photo's pixels, from the store if it has them."""
+        """Return the photo's pixels, from the store if it has them."""
         if self.store is None:
             return self._read(self.files[photo])
         kept = self.store.get(self.keys[photo])
@@ -170,7 +170,7 @@ class Pictures:
         return kept
 
     def _read(self, path: Path) -> Picture:
-        """The photo's pixels, once its folder is there."""
+        """Return the photo's pixels; wait for its folder if that is gone."""
         for wait in (*files.WAITS, None):
             try:
                 return self.decoding(path)
@@ -180,8 +180,8 @@ class Pictures:
                 if wait is None:
                     raise ResourceError(
                         f"the photos' folder `{self.folder}` is gone",
-                        hint="bring it back; the same command then goes on"
-                        " from the last checkpoint",
+                        hint="bring it back; the same command then resumes from the last"
+                        " checkpoint",
                     ) from error
                 self.notice(f"`{self.folder}` is gone: looking again in {wait:g} s")
                 time.sleep(wait)
@@ -189,7 +189,7 @@ class Pictures:
 
 
 def _is_gone(folder: Path) -> bool:
-    """Return whether it is not there, or as empty as where a disk is mounted when that is away."""
+    """Return whether a folder is missing, or empty as a mount point without its disk."""
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None
@@ -199,10 +199,10 @@ def _is_gone(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Loader:
-    """Turns lists of draws into batches, ahead of their use.
+    """A maker of batches from lists of draws, ahead of their use.
 
-    `workers` threads do it (what takes time in it lets go of Python's lock), each a batch at a
-    time; with none, whoever asks. `pin_memory`: copies to a GPU run beside its work.
+    `workers` threads each make a batch at a time (the slow parts release Python's lock); with none,
+    the caller's thread does. `pin_memory`: copies to a GPU run in parallel with its work.
     """
 
     pictures: Pictures
@@ -210,7 +210,7 @@ class Loader:
     pin_memory: bool = False
 
     def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
-        """One batch for each list of draws, in order; `DataError` for a photo that is gone."""
+        """Yield one batch for each list of draws, in order; `DataError` for a lost photo."""
         if not self.workers:
             yield from map(self._batch, plan)
             return
@@ -233,7 +233,7 @@ class Loader:
 
 
 def _as_the_caller(gpu: int | None) -> None:
-    """Memory is pinned for the caller's GPU, and pictures are made by one thread each."""
+    """Pin memory for the caller's GPU, and make each picture by one thread."""
     if gpu is not None:  # a new thread would pin for the first one, which may be another rank's
         torch.cuda.set_device(gpu)
     # Torch's own threads would wait for each other over single pictures.
@@ -241,8 +241,8 @@ def _as_the_caller(gpu: int | None) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan(Sequence[list[Draw]]):
-    """Batches as lists of draws, which are made when they are asked for.
+class Plan(Column[list[Draw]]):
+    """A sequence of batches as lists of draws, made on demand.
 
     `parts` are the rows of each batch; `seed_of` gives the seed of a row's random changes.
     """
@@ -254,30 +254,24 @@ class Plan(Sequence[list[Draw]]):
         """The number of batches."""
         return len(self.parts)
 
-    @overload
-    def __getitem__(self, which: int) -> list[Draw]: ...
+    def take(self, rows: Iterable[int]) -> "Plan":
+        """Return the plan of some batches, by number."""
+        return Plan([self.parts[row] for row in rows], self.seed_of)
 
-    @overload
-    def __getitem__(self, which: slice) -> "Plan": ...
-
-    def __getitem__(self, which: int | slice) -> "list[Draw] | Plan":
-        """The draws of one batch, or the plan of several."""
-        if isinstance(which, slice):
-            return Plan(self.parts[which], self.seed_of)
-        return [Draw(row, self.seed_of(row)) for row in self.parts[which].tolist()]
+    def _at(self, row: int) -> list[Draw]:
+        return [Draw(photo, self.seed_of(photo)) for photo in self.parts[row].tolist()]
 
     def shared(self, rank: int, ranks: int, least: int = 2) -> "Plan":
-        """What one of `ranks` has of each batch: as much as the others, as far as can be.
+        """Return one rank's share of each batch, in size as equal as can be.
 
-        Where a batch has fewer than `least` photos for each, the last ranks have none. A single
-        one would have no variance for a batch norm of its own.
+        If a batch has fewer than `least` photos for each, the last ranks have none. A single photo
+        would have no variance for a batch norm of its own.
         """
-        return Plan([_share(part, rank, ranks, least) for part in self.parts], self.seed_of)
-
-
-def _share(part: NDArray[np.int64], rank: int, ranks: int, least: int) -> NDArray[np.int64]:
-    shares = np.array_split(part, max(min(ranks, len(part) // least), 1))
-    return shares[rank] if rank < len(shares) else part[:0]
+        shared = []
+        for part in self.parts:
+            shares = np.array_split(part, max(min(ranks, len(part) // least), 1))
+            shared.append(shares[rank] if rank < len(shares) else part[:0])
+        return Plan(shared, self.seed_of)
 
 
 def training_plan(
@@ -290,11 +284,11 @@ def training_plan(
     places: NDArray[np.int64] | None = None,
     buffer: int = 1,
 ) -> Plan:
-    """An epoch's draws: every row once, in an order of its own for each (seed, replica, epoch).
+    """Return an epoch's draws: every row once, in a random order by (seed, replica, epoch).
 
-    Any order is as probable as any other; with `places`, the shard and offset of every photo of the
-    collection, (n, 2), it is that of `streamed`. Batches are `steps_in_epoch` in number and as
-    equal as can be.
+    All orders are equally probable; with `places`, the shard and offset of every photo of the
+    collection, (n, 2), the order is that of `streamed`. Batches are `steps_in_epoch` in number and
+    as equal as can be.
     """
     generator = np.random.default_rng(derive_seed(seed, "order", replica, epoch))
     if places is None:
@@ -313,11 +307,11 @@ def streamed(
     buffer: int,
     generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Rows shard after shard, as they lie in them, mixed within a buffer.
+    """Return the rows shard after shard, mixed within a buffer.
 
-    The shards, `places[:, 0]`, come in a random order, and each is read from its start to its end
-    by offset, `places[:, 1]`. Each next row is drawn from `buffer` rows, where the one after them
-    takes its place: 1 leaves the order as it is, `len(rows)` mixes all. As in A. Aizman, G. Maltby,
+    The shards, `places[:, 0]`, come in a random order, and each is read from start to end by
+    offset, `places[:, 1]`. Each next row is drawn from `buffer` rows, and the following row takes
+    its place: 1 leaves the order as it is, `len(rows)` mixes all. Source: A. Aizman, G. Maltby,
     T. Breuel, "High Performance I/O For Large Scale Deep Learning", IEEE Big Data 2019.
     """
     rank = generator.permutation(places[:, 0].max(initial=0) + 1)  # of each shard
@@ -334,10 +328,10 @@ def streamed(
 
 
 def steps_in_epoch(photos: int, batch_size: int) -> int:
-    """How many batches an epoch has.
+    """Return the number of batches in an epoch.
 
-    None is left with a single photo, whose batch norm would have no variance, unless singles were
-    asked for: with `batch_size` = 2 and an odd number of photos, one batch holds three.
+    No batch has a single photo, without variance for batch norm, unless `batch_size` is 1: with
+    `batch_size` = 2 and an odd number of photos, one batch holds three.
     """
     steps = -(-photos // batch_size)
     return steps if batch_size == 1 else max(min(steps, photos // 2), 1)
@@ -352,13 +346,12 @@ def share_of(
     replicas: int,
     epoch: int,
 ) -> NDArray[np.int64]:
-    """The rows that a replica trains on in an epoch where each has a part of them.
+    """Return the rows that a replica trains on in an epoch if replicas share the photos.
 
-    The replicas' parts are disjoint and make up the whole; in size, and in the number of each
-    class, they differ by one at most: photos are dealt out class by class, in an order drawn anew
-    for each epoch. So replicas together see every photo once an epoch, as in training with one
-    message an epoch (Stich, "Local SGD converges fast and communicates little", ICLR 2019), and in
-    time each sees all. `targets` are class numbers by row.
+    The shares partition the rows; in size, and in the number of each class, they differ by one at
+    most: photos are dealt out class by class, in a new order each epoch. So replicas together see
+    every photo once an epoch (Stich, "Local SGD converges fast and communicates little", ICLR
+    2019), and in time each sees all. `targets` are class numbers by row.
     """
     generator = np.random.default_rng(derive_seed(seed, "shares", epoch))
     shuffled = generator.permutation(rows)
@@ -368,9 +361,9 @@ def share_of(
 
 
 def epoch_steps(photos: int, batch_size: int, *, replicas: int, shares: bool) -> list[int]:
-    """How many batches the epoch of each replica has, on all photos or on `shares` of them.
+    """Return the number of batches in each replica's epoch, on all photos or on `shares` of them.
 
-    Raises `UsageError` where a share would have fewer than two photos.
+    Raises `UsageError` if a share would have fewer than two photos.
     """
     if not shares:
         return [steps_in_epoch(photos, batch_size)] * replicas
@@ -385,9 +378,9 @@ def epoch_steps(photos: int, batch_size: int, *, replicas: int, shares: bool) ->
 
 
 def evaluation_plan(rows: NDArray[np.int64], batch_size: int) -> Plan:
-    """Every row once, in order, without random changes; batches as equal as in training.
+    """Return every row once, in order, without random changes; batches as equal as in training.
 
-    Batch norm is measured on such batches too, and a last one of a single photo would fail it.
+    Batch norm is re-estimated on such batches too, and fails on one of a single photo.
     """
     parts = np.array_split(rows, steps_in_epoch(len(rows), batch_size)) if len(rows) else []
     return Plan(parts, lambda row: None)

@@ -1,8 +1,8 @@
-"""Which photographs there are and what they are called: one row a photo.
+"""The table of photographs: one row a photo, with its labels.
 
-What is odd while a catalog is read becomes a `Note` and is not lost; what makes the rest unusable
-is a DataError. Knows nothing of where the rows come from, nor of pixels: whether a file holds a
-picture is found out by `inspect`.
+Oddities found while reading become `Note`s; faults that make the rest unusable are DataErrors.
+Knows nothing of where the rows come from, nor of pixels: `inspect` finds out whether a file holds a
+picture.
 """
 
 import csv
@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 from fieldguide.errors import DataError
 from fieldguide.storage import columns, files
-from fieldguide.storage.columns import Records, Shared
+from fieldguide.storage.columns import Column, Records, Shared
+from fieldguide.words import counted as counted
+from fieldguide.words import listed as listed
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -38,12 +40,10 @@ SPLIT_FOLDERS: Mapping[str, Split] = {
     "testing": "test",
 }
 
-SHOWN = 5  # names that a message gives before it counts the rest (taste)
-
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photograph."""
+    """A photograph."""
 
     path: str  # POSIX, relative to the catalog's root where it lies below it, else absolute
     label: str | None  # the exact string; None where unlabelled
@@ -54,7 +54,7 @@ class Photo:
 
 
 def in_columns(photos: Iterable[Photo] = ()) -> Records[Photo]:
-    """Photos as catalogs hold them: a sequence of about 110 bytes a photo, hash included."""
+    """Return photos as catalogs hold them: about 110 bytes a photo, hash included."""
     return Records(
         Photo,
         {
@@ -70,27 +70,28 @@ def in_columns(photos: Iterable[Photo] = ()) -> Records[Photo]:
 
 
 def group_names(photos: Records[Photo]) -> list[str]:
-    """The group of each photo; its path where it stands alone."""
+    """Return the group of each photo, or its path if it stands alone."""
     pairs = zip(photos.column("group"), photos.column("path"), strict=True)
     return [group or path for group, path in pairs]
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something noticed while reading. `kind` is a short slug such as `empty-class`."""
+    """An oddity for the user to know. `kind` is a short slug such as `empty-class`."""
 
     kind: str
     path: str
     message: str
     hint: str = ""
-    fatal: bool = False  # nothing can be trained before this is put right
+    fatal: bool = False  # it stops a fit
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Photos in an order that does not depend on the file system, and what was noticed about them.
+    """Photos in an order that does not depend on the file system, and notes about them.
 
-    From folders: by split, label and path in code-point order. From a table: in its order.
+    Photos of folders are ordered by split, label and path in code-point order, those of a table as
+    there.
     """
 
     root: Path
@@ -112,71 +113,63 @@ class Catalog:
         return tuple(sorted(_labels(self, "train")))
 
     def part(self, split: Split) -> "Catalog":
-        """The photos of one split, in the same order, without the notes."""
+        """Return the photos of one split, in the same order, without the notes."""
         splits = enumerate(self.table.column("split"))
         return Catalog(self.root, self.table.take(row for row, its in splits if its == split))
 
     def file(self, photo: Photo) -> Path:
-        """Return the photo's file."""
+        """Return the path of a photo's file."""
         return self.root / photo.path
 
     @property
     def files(self) -> "Files":
-        """The photos' files, in catalog order."""
+        """The paths of all photos' files, in catalog order."""
         return Files(self.root, self.table.column("path"))
 
 
-@dataclass(frozen=True)
-class Files(Sequence[Path]):
-    """The files of photos. A `Path` takes more room than a text: each is made when asked for."""
+@dataclass(frozen=True, eq=False)
+class Files(Column[Path]):
+    """The paths of photos' files, made on demand: a `Path` takes much more room than a text."""
 
     root: Path
-    paths: Sequence[str]  # as in `Photo.path`
+    paths: Column[str]  # as in `Photo.path`
 
     def __len__(self) -> int:
         """The number of photos."""
         return len(self.paths)
 
-    @overload
-    def __getitem__(self, which: int) -> Path: ...
+    def take(self, rows: Iterable[int]) -> "Files":
+        """Return the paths of some photos, by row."""
+        return Files(self.root, self.paths.take(rows))
 
-    @overload
-    def __getitem__(self, which: slice) -> "Files": ...
-
-    def __getitem__(self, which: int | slice) -> "Path | Files":
-        """The path of one photo, or those of several."""
-        if isinstance(which, slice):
-            return Files(self.root, self.paths[which])
-        return self.root / self.paths[which]
+    def _at(self, row: int) -> Path:
+        return self.root / self.paths[row]
 
 
 def require_trainable(catalog: Catalog) -> None:
-    """Raise DataError where nothing can be learned: no photos, one class, a class not in train."""
+    """Raise DataError if nothing can be learned: no photos, one class, a class not in train."""
     for note in trainable_notes(catalog):
         raise DataError(note.message, hint=note.hint)
 
 
 def trainable_notes(catalog: Catalog) -> list[Note]:
-    """What stops a fit whatever the pixels are; all notes are fatal."""
+    """Return fatal notes of what stops a fit whatever the pixels are."""
     found = []
     classes = _labels(catalog, "train")
     if "train" not in catalog.table.column("split"):
         found.append(_fatal("no-photos", "no photographs to train on"))
     elif not classes:
-        found.append(
-            _fatal("one-class", "at least two classes are needed, and no photo has a label")
-        )
+        message = "at least two classes are needed, and no photo has a label"
+        found.append(_fatal("one-class", message))
     elif len(classes) == 1:
         message = f"at least two classes are needed, found one: `{next(iter(classes))}`"
-        found.append(
-            _fatal("one-class", message, "put the photos of each class into a folder of its own")
-        )
+        hint = "put the photos of each class into a folder of its own"
+        found.append(_fatal("one-class", message, hint))
     unknown = sorted(_labels(catalog, "val") - classes) if classes else []
     if unknown:
         message = f"classes in the validation part that the training part lacks: {listed(unknown)}"
-        found.append(
-            _fatal("unknown-class", message, "add photos of them to train, or leave them out")
-        )
+        hint = "add photos of them to train, or leave them out"
+        found.append(_fatal("unknown-class", message, hint))
     return found
 
 
@@ -184,24 +177,13 @@ def _fatal(kind: str, message: str, hint: str = "") -> Note:
     return Note(kind, "", message, hint, fatal=True)
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first five names in backticks and the count of the others."""
-    shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
-
-
 def _labels(catalog: Catalog, split: Split) -> set[str]:
     pairs = zip(catalog.table.column("label"), catalog.table.column("split"), strict=True)
     return {label for label, its in pairs if its == split and label is not None}
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and its noun, such as `1 photo` or `1,200 photos`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def similar_classes(labels: Iterable[str]) -> Iterator[Note]:
-    """A note for each set of labels that look the same."""
+    """Yield a note for each set of labels that look the same."""
 
     def look(label: str) -> str:
         return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
@@ -212,7 +194,7 @@ def similar_classes(labels: Iterable[str]) -> Iterator[Note]:
 
 
 def looking_alike(names: Sequence[str], look: Callable[[str], str]) -> Iterator[list[str]]:
-    """The names that look the same, two or more at a time."""
+    """Yield names that look the same, two or more at a time."""
     if all(name.isascii() and name.islower() and " " not in name for name in names):
         return  # the usual case: nothing to normalise
     seen = defaultdict(list)
@@ -221,8 +203,8 @@ def looking_alike(names: Sequence[str], look: Callable[[str], str]) -> Iterator[
     yield from (alike for alike in seen.values() if len(alike) > 1)
 
 
-# Column names without case, blanks, `_` and `-`, the best first. Groups decide folds, so only a
-# column that is called so is taken for one.
+# Column names without case, blanks, `_` and `-`, the best first. Groups decide folds, so only an
+# explicit name counts as one.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "path": (
         *("path", "filepath", "imagepath", "photopath", "file", "filename", "imagefile"),
@@ -244,7 +226,7 @@ def write_rows(path: Path, catalog: Catalog) -> None:
 
 
 def read_rows(path: Path, root: Path) -> Catalog:
-    """The catalog that `write_rows` wrote; raises DataError where the file is not one."""
+    """Read a catalog that `write_rows` wrote; DataError if the file is not one."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file, strict=True)
@@ -258,16 +240,10 @@ def read_rows(path: Path, root: Path) -> Catalog:
 
 def _photo_of(row: Sequence[str]) -> Photo:
     path, label, group, split, fold, sha256 = row
-    return Photo(
-        path,
-        label or None,
-        group or None,
-        SPLIT_FOLDERS[split],
-        int(fold) if fold else None,
-        sha256,
-    )
+    number = int(fold) if fold else None
+    return Photo(path, label or None, group or None, SPLIT_FOLDERS[split], number, sha256)
 
 
 def with_hashes(catalog: Catalog, hashes: Sequence[str]) -> Catalog:
-    """The catalog with the SHA-256 of each photo filled in, in catalog order."""
+    """Return the catalog with the SHA-256 of each photo filled in, in catalog order."""
     return replace(catalog, photos=catalog.table.with_column("sha256", hashes))

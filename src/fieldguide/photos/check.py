@@ -1,35 +1,28 @@
-"""What is wrong with a collection of photographs, found before anything is trained on it.
+"""The faults of a collection of photographs, found before anything is trained on it.
 
-Computed from the facts that `inspect` keeps and the copies that `near_copies` finds. Knows nothing
-of how folds are made, of training or of how findings are shown.
+They come from the facts of `inspect` and the copies of `near_copies`. Knows nothing of how folds
+are made, of training or of how findings are shown.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from fieldguide.photos.catalog import Catalog, Photo, listed, trainable_notes
+from fieldguide.photos.catalog import Catalog, Note, Photo, trainable_notes
 from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
 from fieldguide.storage import files
 from fieldguide.storage.columns import Records
+from fieldguide.words import listed
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to tell the user. `kind` is a short slug; a fatal finding stops a fit."""
-
-    kind: str
-    path: str
-    message: str
-    hint: str = ""
-    fatal: bool = False
+Finding = Note  # faults of photos have the same fields as oddities of their names
 
 
 def usable(
@@ -39,20 +32,24 @@ def usable(
     clusters: Clusters | None = None,
     conflicts: Literal["keep", "drop"] = "keep",
 ) -> tuple[Catalog, Clusters]:
-    """The photos that can be read, with their SHA-256 filled in, and the clusters among them.
+    """Return the readable photos, with their SHA-256 filled in, and the clusters among them.
 
     `clusters` are those that `duplicates` found in `catalog`. `conflicts="drop"` also leaves out
-    every training photo whose very file stands there under another label too.
+    every training photo whose file has another label there too.
     """
     table = as_records(facts)
     clusters = duplicates(catalog, table) if clusters is None else clusters
-    dropped = set(_conflicting(catalog, table)) if conflicts == "drop" else set()
+    dropped: set[int] = set()
+    for rows in _same_files(table) if conflicts == "drop" else ():
+        training = [row for row in rows if catalog.photos[row].split == "train"]
+        if len({catalog.photos[row].label for row in training}) > 1:
+            dropped.update(training)
     kept = [row for row in _readable(table) if row not in dropped]
     photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
     used = replace(catalog, photos=photos)
     if dropped:  # one that is gone may have linked two that stay
         return used, duplicates(used, table.take(kept))
-    # What cannot be read is in no cluster: all their photos stay, under other numbers.
+    # Unreadable photos are in no cluster: all members stay, under other numbers.
     numbers = np.array(kept, dtype=np.int64)
     return used, [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
 
@@ -61,15 +58,8 @@ def _readable(facts: Records[Facts]) -> Iterator[int]:
     return (row for row, problem in enumerate(facts.column("problem")) if not problem)
 
 
-def _conflicting(catalog: Catalog, facts: Records[Facts]) -> Iterator[int]:
-    for rows in _same_files(facts):
-        training = [row for row in rows if catalog.photos[row].split == "train"]
-        if len({catalog.photos[row].label for row in training}) > 1:
-            yield from training
-
-
 def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
-    """Rows of files with the same bytes, of those that show something."""
+    """Yield the rows of pictures whose files have the same bytes."""
     first_of: dict[str, int] = {}
     rows_of: dict[int, list[int]] = {}
     hashes = facts.column("sha256")
@@ -91,26 +81,28 @@ def findings(
     min_size: int = 16,
     clusters: Clusters | None = None,
 ) -> list[Finding]:
-    """All there is to tell, fatal findings first.
+    """Return all findings, fatal ones first.
 
     Fatal, so that a fit stops: fewer than two classes; a class that `val` has and `train` lacks; a
-    class of which more than half cannot be read; one file under two labels in `train`; a class
-    whose photos all lie in one group. Told and left to the user: files that cannot be read (they
-    are left out), damaged and small pictures, copies (they stay in one fold), look-alikes under two
-    labels, copies of `val` or `test` photos in `train`, thin classes, an imbalance beyond 1:100.
+    class with more than half unreadable; one file under two labels in `train`; a class whose photos
+    all lie in one group. Left to the user: unreadable files (they are left out), damaged and small
+    pictures, copies (they stay in one fold), look-alikes under two labels, copies of `val` or
+    `test` photos in `train`, thin classes, an imbalance beyond 1:100.
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels.
     """
     table = as_records(facts)
     found_clusters = duplicates(catalog, table) if clusters is None else clusters
-    found = [Finding(n.kind, n.path, n.message, n.hint, n.fatal) for n in catalog.notes]
     readable = replace(catalog, photos=catalog.table.take(_readable(table)))
-    for note in trainable_notes(readable):
-        found.append(Finding(note.kind, note.path, note.message, note.hint, note.fatal))
+    found = [*catalog.notes, *trainable_notes(readable)]
     found += _file_findings(catalog, table, min_size)
     found += _lost_classes(catalog, table)
     for cluster in found_clusters:
-        found += _cluster_findings(catalog, table, cluster)
+        photos = [catalog.photos[row] for row in cluster]
+        hashes = [table[row].sha256 for row in cluster]
+        found += _copies(photos, hashes)
+        found += _leaks(photos, hashes)
+        found += _conflicts(photos, hashes)
     groups = joined_groups(catalog, found_clusters)
     found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)
@@ -130,7 +122,7 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
     frames = enumerate(facts.column("frames"))
     several = [catalog.photos[row].path for row, count in frames if count > 1]
     if several:
-        message = f"files with several pictures, of which the first is used: {listed(several)}"
+        message = f"files with several pictures; the first is used: {listed(several)}"
         yield Finding("several-frames", several[0], message)
 
 
@@ -143,8 +135,9 @@ def _odd_rows(facts: Records[Facts], min_size: int) -> Iterator[int]:
 
 
 def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
-    total = Counter(label for label, _ in _training(catalog, facts.column("problem")))
-    lost = Counter(label for label, fault in _training(catalog, facts.column("problem")) if fault)
+    training = list(_training(catalog, facts.column("problem")))
+    total = Counter(label for label, _ in training)
+    lost = Counter(label for label, fault in training if fault)
     for label in sorted(lost):
         if 2 * lost[label] > total[label]:
             message = f"class `{label}`: {lost[label]} of {total[label]} photos cannot be read"
@@ -153,25 +146,15 @@ def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
 
 
 def _training(catalog: Catalog, values: Iterable[T]) -> Iterator[tuple[str, T]]:
-    """(label, value) of the labelled photos of the training part, of a value for every photo."""
+    """Yield (label, value) of labelled training photos, given a value for every photo."""
     labels, splits = (catalog.table.column(name) for name in ("label", "split"))
     for label, split, value in zip(labels, splits, values, strict=True):
         if split == "train" and label is not None:
             yield label, value
 
 
-def _cluster_findings(
-    catalog: Catalog, facts: Records[Facts], cluster: tuple[int, ...]
-) -> Iterator[Finding]:
-    photos = [catalog.photos[row] for row in cluster]
-    hashes = [facts[row].sha256 for row in cluster]
-    yield from _copies(photos, hashes)
-    yield from _leaks(photos, hashes)
-    yield from _conflicts(photos, hashes)
-
-
 def _copies(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
-    """One finding for each photo but the first of each split."""
+    """Yield a finding for each photo but the first of each split."""
     first: dict[str, int] = {}
     for row, photo in enumerate(photos):
         other = first.setdefault(photo.split, row)
@@ -196,7 +179,7 @@ def _leaks(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
 
 
 def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]:
-    """One finding where labels differ: fatal where it is one file, in the training part."""
+    """Yield a finding if labels differ: fatal for one file in the training part."""
     labelled = [(p, h) for p, h in zip(photos, hashes, strict=True) if p.label is not None]
     if len({p.label for p, _ in labelled}) < 2:
         return
@@ -205,13 +188,8 @@ def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Findi
     where = ", ".join(f"`{p.label}` ({p.path})" for p, _ in labelled)
     what = "one picture" if fatal else "pictures that look the same"
     hint = "remove the wrong one, or drop all photos in conflict" if fatal else "look at both"
-    yield Finding(
-        "conflicting-labels",
-        labelled[0][0].path,
-        f"{what} under several labels: {where}",
-        hint,
-        fatal,
-    )
+    message = f"{what} under several labels: {where}"
+    yield Finding("conflicting-labels", labelled[0][0].path, message, hint, fatal)
 
 
 def _class_findings(
@@ -242,16 +220,12 @@ def _thin(label: str, photos: int, groups: Sequence[str], folds: int) -> Iterato
         message = f"class `{label}`: all {photos} photos lie in one group, that of {groups[0]}"
         hint = "add photos of another specimen or site, or take the class out"
         yield Finding("single-group", "", message, hint, fatal=True)
-    elif photos < folds:
-        message = f"class `{label}` has {photos} photos, fewer than folds = {folds}"
-        hint = f"lower folds to {photos} or add photos"
-        yield Finding("thin-class", "", message, hint)
     elif len(groups) < folds:
-        message = (
-            f"class `{label}` has {photos} photos in {len(groups)} groups,"
-            f" fewer than folds = {folds}"
-        )
-        hint = f"lower folds to {len(groups)} or add photos of other groups"
+        few = photos < folds
+        where = "" if few else f" in {len(groups)} groups"
+        message = f"class `{label}` has {photos} photos{where}, fewer than folds = {folds}"
+        hint = f"lower folds to {photos if few else len(groups)} or add photos"
+        hint += "" if few else " of other groups"
         yield Finding("thin-class", "", message, hint)
 
 

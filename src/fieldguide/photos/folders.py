@@ -12,42 +12,41 @@ from pathlib import Path
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import (
     EXTENSIONS,
-    SHOWN,
     SPLIT_FOLDERS,
     SPLITS,
     Catalog,
     Note,
     Photo,
     Split,
-    counted,
     in_columns,
-    listed,
     looking_alike,
     similar_classes,
 )
 from fieldguide.photos.sharded import index_of, left_out, read_shards
 from fieldguide.storage import addresses
+from fieldguide.words import SHOWN, counted, listed, os_reason
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 def scan(folder: str | Path) -> Catalog:
-    """The labelled photos of a folder that holds one folder a class.
+    """Return the labelled photos of a folder that holds one folder a class.
 
-    Or that holds `train`, and perhaps `val` (`valid`, `validation`) and `test`, each with one
+    Or the folder holds `train`, and perhaps `val` (`valid`, `validation`) and `test`, each with one
     folder a class; `test` may also hold unlabelled photos directly. Photos deeper down belong to
-    the class folder above them. Links are followed, hidden files are not looked at.
+    the class folder above them. Links are followed, hidden files ignored.
 
-    Or that holds shards (see `shards`), whose catalog is that of the photos that were packed.
+    Or the folder holds shards (see `shards`) of packed photos.
 
-    Raises DataError where there is no such folder, no photo, or no class folder.
+    Raises DataError if there is no such folder, no photo, or no class folder.
     """
     root = _existing_folder(folder)
     index = index_of(root)
     if index:
         return read_shards(index)
     walk = _Walk(root)
-    splits = _split_folders(walk)
+    names = walk.folders("")
+    splits = {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
     if "train" in splits.values():
         photos = [photo for name, split in splits.items() for photo in _tree(walk, name, split)]
         _note_beside_splits(walk, splits)
@@ -61,9 +60,9 @@ def scan(folder: str | Path) -> Catalog:
 
 
 def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
-    """All photos of a folder, without labels, as a test part: what a model is to predict.
+    """Return all photos of a folder, without labels, as a test part for a model to predict.
 
-    Raises DataError where there is no such folder or no photo in it.
+    Raises DataError if there is no such folder or no photo in it.
     """
     root = _existing_folder(folder)
     index = index_of(root)
@@ -79,11 +78,11 @@ def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
 
 
 def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dict[str, str]]:
-    """The folder, and all that is called like a picture in it: path to what is wrong with it.
+    """Return the folder, and each path with a picture's name in it, with its fault if any.
 
-    The paths are those of `scan_unlabelled` in the same order, and with them what it leaves out:
-    links to nothing ("file not found") and folders that cannot be listed. Raises DataError where
-    there is no such folder, it cannot be listed, or nothing is found in it.
+    The paths are those of `scan_unlabelled` in the same order, with links to nothing ("file not
+    found") and folders that cannot be listed. Raises DataError if there is no such folder, it
+    cannot be listed, or nothing is found in it.
     """
     root = _existing_folder(folder)
     index = index_of(root)
@@ -108,9 +107,9 @@ def _existing_folder(folder: str | Path) -> Path:
 
 
 class _Walk:
-    """Lists folders below a root once each, in name order, and notes what is odd.
+    """A reader of the folders below a root, once each and in name order, that notes oddities.
 
-    Folders are named by their POSIX path relative to the root, the root by the empty string.
+    Folders have their POSIX path relative to the root, the root the empty string.
     """
 
     def __init__(self, root: Path) -> None:
@@ -121,15 +120,15 @@ class _Walk:
         self._listed: dict[str, tuple[list[str], list[str]]] = {}
 
     def folders(self, folder: str) -> list[str]:
-        """The visible folders in a folder."""
+        """Return the visible folders in a folder."""
         return self._list(folder)[0]
 
     def images(self, folder: str) -> list[str]:
-        """The files in a folder that are called like pictures."""
+        """Return the files in a folder with names of pictures."""
         return self._list(folder)[1]
 
     def below(self, folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-        """The pictures in a folder and in all folders below it; a loop of links is entered once."""
+        """Yield the pictures in and below a folder; a loop of links is entered once."""
         here = self._identity(folder)
         if here in above:
             self.notes.append(Note("link-loop", folder, "a link leads back to a folder above it"))
@@ -139,14 +138,14 @@ class _Walk:
             yield from self.below(name, (*above, here))
 
     def all_notes(self) -> list[Note]:
-        """The notes so far and one about the files that were left out."""
+        """Return the notes so far and one about the files that were left out."""
         if not self.endings:
             return self.notes
         message = f"files that are not photographs by their names: {self.endings_found()}"
         return [*self.notes, Note("other-files", "", message)]
 
     def endings_found(self) -> str:
-        """Such as "12 .nef, 1 .txt", the most frequent first."""
+        """Return the five most frequent endings, such as "12 .nef, 1 .txt"."""
         ranked = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(
             f"{count} {ending or 'without ending'}" for ending, count in ranked[:SHOWN]
@@ -177,7 +176,10 @@ class _Walk:
                 images.append(path)
             else:
                 self.endings[Path(entry.name).suffix.lower()] += 1
-        self.notes += _unicode_twins(images)
+        for twins in looking_alike(images, lambda path: unicodedata.normalize("NFC", path)):
+            message = f"{len(twins)} files whose names look the same, in different Unicode forms"
+            hint = "keep one of them if they are copies"
+            self.notes.append(Note("unicode-twins", twins[0], message, hint))
         return folders, images
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -185,7 +187,7 @@ class _Walk:
             with os.scandir(self.root / folder) as entries:
                 visible = [e for e in entries if not is_hidden(e.name)]
         except OSError as error:
-            reason = f"the folder cannot be read: {(error.strerror or str(error)).lower()}"
+            reason = f"the folder cannot be read: {os_reason(error).lower()}"
             self.notes.append(Note("unreadable-folder", folder, reason))
             self.lost[folder] = reason
             return []
@@ -193,7 +195,7 @@ class _Walk:
 
 
 def answer_of(question: Callable[[], bool]) -> bool:
-    """What a look at a file says; no where one may not or cannot look, such as a name too long."""
+    """Return the answer of a look at a file; no if looking fails, as at too long a name."""
     try:
         return question()
     except OSError:
@@ -205,13 +207,8 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
-def _split_folders(walk: _Walk) -> dict[str, Split]:
-    names = walk.folders("")
-    return {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
-
-
 def _tree(walk: _Walk, top: str, split: Split) -> Iterator[Photo]:
-    """The photos of one tree of class folders; unlabelled ones too where it is the test part."""
+    """Yield the photos of one tree of class folders, in the test part unlabelled ones too."""
     loose = walk.images(top)
     if split == "test":
         yield from (Photo(path, None, split=split) for path in loose)
@@ -269,9 +266,3 @@ def _nothing_found(walk: _Walk) -> DataError:
         + (f"found: {found}" if found else "the folders are empty"),
         hint="looked for " + " ".join(sorted(EXTENSIONS)),
     )
-
-
-def _unicode_twins(paths: Sequence[str]) -> Iterator[Note]:
-    for twins in looking_alike(paths, lambda path: unicodedata.normalize("NFC", path)):
-        message = f"{len(twins)} files whose names look the same, in different Unicode forms"
-        yield Note("unicode-twins", twins[0], message, "keep one of them if they are copies")

@@ -1,8 +1,8 @@
-"""Folds: which photos each part of a cross-validation tests and trains on, as row numbers.
+"""Folds: the photos that each part of a cross-validation tests and trains on, as row numbers.
 
 The test parts are stratified (every class is spread evenly), keep groups whole (photos of one
-specimen, or copies of one photo, are never on both sides) and are stable: they depend on the seed
-and on the names of photos, classes and groups alone, not on the order of rows, and one photo more
+specimen, or copies of one photo, are never on both sides) and are stable: they depend only on the
+seed and on the names of photos, classes and groups, not on the order of rows, and one photo more
 moves few others. Knows nothing of files, catalogs or training.
 """
 
@@ -18,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldguide.errors import DataError, UsageError
+from fieldguide.words import counted, listed, some_of
 
 IntArray: TypeAlias = NDArray[np.int64]
 _Draws: TypeAlias = NDArray[np.uint64]
 
-_SHOWN = 5  # classes or groups that a message names before it counts the rest (taste)
 _DRAWS_PER_HASH = 8  # a blake2b digest of 64 bytes holds eight draws
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Fold:
-    """One part of a cross-validation: row numbers, ascending, each row in one of the two arrays."""
+    """A part of a cross-validation: ascending row numbers, each row in one of the two arrays."""
 
     index: int
     train: IntArray
@@ -39,8 +39,8 @@ class Fold:
 class _Photos:
     """The rows of a collection in the order of their keys, with classes and groups as numbers.
 
-    Numbers follow the sorted names, so all that is computed from them is the same for every order
-    of the rows. A photo alone is a group of its own.
+    Numbers follow the sorted names, so that the order of the rows does not matter. A photo alone is
+    a group of its own.
     """
 
     rows: IntArray  # the row numbers of the caller
@@ -54,26 +54,24 @@ class _Photos:
 def make_folds(
     labels: Sequence[str], keys: Sequence[str], groups: Sequence[str], *, folds: int, seed: int
 ) -> tuple[Fold, ...]:
-    """Stratified folds that keep groups whole: their test parts partition the rows.
+    """Return stratified folds that keep groups whole: their test parts partition the rows.
 
     Groups of several photos come first, the largest first, each into the fold where it leaves the
     shares of its classes most even. Then the single photos of each class complete the class as
-    evenly as can be: without groups, two folds differ by at most one photo of it. Which fold a
-    photo goes to is settled by rendezvous hashing with capacities: the pairs of photo and fold are
-    gone through in the order of their hash, and a pair whose photo is free and whose fold has a
-    seat is joined. It is the one stable matching if both sides rank by that hash. A new photo
-    displaces at most one photo in each fold, and its new seat draws at most one from each, hence
-    it moves at most 2 · (folds - 1) photos of its class and none of the others. (Where a
-    collection is so small that a fold would test nothing, that fold is given one photo or group,
-    and this promise ends.)
+    evenly as can be: without groups, two folds differ by at most one photo of it. A photo's fold
+    comes from rendezvous hashing with capacities: pairs of photo and fold are visited in the order
+    of their hash, and a pair whose photo is free and whose fold has a seat is joined. It is the one
+    stable matching if both sides rank by that hash. A new photo displaces at most one photo in each
+    fold, and its new seat draws at most one from each, hence it moves at most 2 · (folds - 1)
+    photos of its class and none of the others. (In a collection so small that a fold would test
+    nothing, that fold gets one photo or group, and this promise ends.)
 
     `keys` name the photos, stable and unique (path or content hash); `groups` name one group a
     photo, of its own if it stands alone. Every integer is a seed, 0 too.
 
-    Raises UsageError for fewer than two folds. Raises DataError for fewer groups than folds, for
-    two groups with a photo of one key, and for a class that would be missing from the training
-    part of a fold: because it lies whole in one group, or because groups of several classes leave
-    no way out.
+    Raises UsageError for fewer than two folds, DataError for fewer groups than folds, for two
+    groups with a photo of one key, and for a class that a fold could not train on: because it lies
+    whole in one group, or because groups of several classes leave no way out.
 
     Differs from scikit-learn's StratifiedGroupKFold in that its result survives additions, and
     from StratifiedKFold in that it lets fold sizes differ by more than one (each class chooses by
@@ -84,7 +82,7 @@ def make_folds(
     photos = _sorted_photos(labels, keys, groups, np.arange(len(labels)))
     if len(photos.groups) < folds:
         raise DataError(
-            f"{_count(len(photos.keys), 'photo')} in {_count(len(photos.groups), 'group')}"
+            f"{counted(len(photos.keys), 'photo')} in {counted(len(photos.groups), 'group')}"
             f" cannot make {folds} folds",
             hint="lower folds or add photos",
         )
@@ -100,12 +98,12 @@ def make_folds(
 def given_folds(
     numbers: Sequence[int | None], groups: Sequence[str], *, labels: Sequence[str] | None = None
 ) -> tuple[Fold, ...]:
-    """The folds of a column that the user wrote: photos with one number are tested together.
+    """Return the folds of a user's column: photos with one number are tested together.
 
-    Numbers are any integers, counted from 0 or 1 or with gaps; the folds follow them in ascending
-    order and are themselves counted from 0. Raises DataError for a row without a number, for fewer
-    than two numbers, for a group with several, and, where `labels` are given, for a class that the
-    training part of a fold lacks. Rows in messages are counted from 1.
+    Numbers are any integers; the folds follow them in ascending order and are counted from 0.
+    Raises DataError for a row without a number, for fewer than two numbers, for a group with
+    several, and, given `labels`, for a class that the training part of a fold lacks. Rows in
+    messages are counted from 1.
     """
     assert len(numbers) == len(groups), "one number and one group a photo"
     given = _all_numbers(numbers)
@@ -128,17 +126,17 @@ def inner_split(
     share: float,
     seed: int,
 ) -> tuple[IntArray, IntArray]:
-    """Row numbers to train on and row numbers set aside: to stop by, or to score by.
+    """Return row numbers to train on and row numbers set aside, to stop by or to score by.
 
     Splits `rows` (row numbers into the three sequences, as in `make_folds`) so that about `share`
-    of each class is set aside, groups stay whole and every class keeps photos to train on. The
-    photos set aside of a class of n are share · n, rounded up or down by a draw of the class:
-    small classes give some at the right rate together. At least one photo is set aside. Both
-    results are ascending. Neither the order of `rows` nor that of the sequences matters, and
-    another photo changes the part of its own class by one photo at most, where no group interferes.
+    of each class is set aside, groups stay whole and every class keeps photos to train on. Of a
+    class of n, share · n photos are set aside, rounded up or down by a draw of the class: small
+    classes give some at the right rate together. At least one photo is set aside. Both results are
+    ascending. No order of rows matters, and one photo more changes the part of its own class by at
+    most one photo, if no group interferes.
 
-    Raises UsageError for a share outside 0 … 1 (both excluded), and DataError if no group can be
-    spared because every class has only one.
+    Raises UsageError for a share outside 0 … 1 (both excluded), DataError if every class has only
+    one group.
     """
     if not 0 < share < 1:
         raise UsageError(f"the share to set aside must lie between 0 and 1: {share}")
@@ -171,18 +169,12 @@ def _sorted_photos(
             )
     class_of, classes = _numbered([labels[row] for row in order])
     group_of, group_names = _numbered(sorted_groups)
-    return _Photos(
-        rows=np.array(order, dtype=np.int64),
-        keys=sorted_keys,
-        class_of=class_of,
-        classes=classes,
-        group_of=group_of,
-        groups=group_names,
-    )
+    ordered = np.array(order, dtype=np.int64)
+    return _Photos(ordered, sorted_keys, class_of, classes, group_of, group_names)
 
 
 def _numbered(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
-    """Each name's place among the sorted different names, and these."""
+    """Return each name's number among the sorted different names, and these."""
     # Not np.unique: numpy's text drops NULs at the end and takes as much room as the longest name.
     numbers = np.empty(len(names), dtype=np.int64)
     different: list[str] = []
@@ -194,7 +186,7 @@ def _numbered(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
 
 
 def _draws(seed: int, kind: str, name: str, count: int) -> _Draws:
-    """`count` random 64-bit numbers that depend on seed, kind and name alone, on every system."""
+    """Return random 64-bit numbers that depend only on seed, kind and name, on every system."""
     blocks = range(-(-count // _DRAWS_PER_HASH))
     # The name comes last: the other parts hold no NUL, so no two triples make one text.
     # Lone surrogates stand for the bytes of a file name that is not UTF-8.
@@ -209,7 +201,7 @@ def _draws(seed: int, kind: str, name: str, count: int) -> _Draws:
 
 
 def _members(photos: _Photos) -> Iterator[IntArray]:
-    """The photos (places in key order) of each group, by group number."""
+    """Yield the photos (positions in key order) of each group, by group number."""
     order = np.argsort(photos.group_of, kind="stable")
     ends = np.cumsum(np.bincount(photos.group_of, minlength=len(photos.groups)))
     for begin, end in pairwise([0, *ends.tolist()]):
@@ -217,17 +209,17 @@ def _members(photos: _Photos) -> Iterator[IntArray]:
 
 
 def _group_draw(photos: _Photos, members: IntArray, kind: str, seed: int) -> int:
-    """A draw of a group; for a single photo, of its key: what its group is called is no matter."""
+    """Return a draw of a group, or of a single photo's key: its group's name does not matter."""
     first = members[0]
     name = photos.groups[photos.group_of[first]] if len(members) > 1 else photos.keys[first]
     return int(_draws(seed, kind, name, 1)[0])
 
 
 def _place_groups(photos: _Photos, folds: int, seed: int) -> IntArray:
-    """The fold of every photo in a group of several, -1 for single photos.
+    """Return the fold of every photo in a group of several, -1 for single photos.
 
     A group goes where the sum of squared class shares over the folds, Σ (count / class size)²,
-    grows least: the sum of all shares being fixed, their variance is then smallest.
+    grows least: as the sum of all shares is fixed, their variance is then smallest.
     """
     sizes = np.bincount(photos.class_of, minlength=len(photos.classes))
     waiting = _groups_per_class(photos)
@@ -256,7 +248,7 @@ def _groups_per_class(photos: _Photos) -> IntArray:
 
 
 def _closing(held: IntArray, waiting: IntArray) -> NDArray[np.bool_]:
-    """Folds that would hold a class whole, and train without it, if its last group came there."""
+    """Return the folds that would hold a class whole if its last group came there."""
     last = held[waiting == 1]
     alone = (last > 0) & (last == last.sum(axis=1, keepdims=True))
     closing: NDArray[np.bool_] = alone.any(axis=0)
@@ -279,10 +271,10 @@ def _place_singles(photos: _Photos, fold_of: IntArray, folds: int, seed: int) ->
 
 
 def _seats(held: IntArray, photos: int, draws: _Draws) -> list[int]:
-    """How many of the single photos each fold takes, so that the class ends as even as it can.
+    """Return the number of single photos for each fold that leaves the class most even.
 
-    One seat after the other goes to the fold with the fewest photos of the class, and among
-    several to the one with the lowest draw: one photo more adds one seat and moves none.
+    Each seat goes to the fold with the fewest photos of the class, and among several to the lowest
+    draw: one photo more adds one seat and moves none.
     """
     seats = [0] * len(held)
     heap = list(zip(held.tolist(), draws.tolist(), range(len(held)), strict=True))
@@ -295,7 +287,7 @@ def _seats(held: IntArray, photos: int, draws: _Draws) -> list[int]:
 
 
 def _matched(keys: Sequence[str], seats: Sequence[int], seed: int) -> IntArray:
-    """The fold of each key: rendezvous hashing with exactly as many seats as keys."""
+    """Return the fold of each key: rendezvous hashing with exactly as many seats as keys."""
     folds = len(seats)
     fold_of = [-1] * len(keys)
     if not keys:
@@ -316,32 +308,29 @@ def _matched(keys: Sequence[str], seats: Sequence[int], seed: int) -> IntArray:
 def _fill_empty_folds(photos: _Photos, fold_of: IntArray, folds: int, seed: int) -> None:
     """Give each fold that tests nothing, in `fold_of`, a group of a fold that has several.
 
-    The smallest group, and among several one from the fold with the most photos. A single photo
-    taken leaves its class as even as before: the empty fold had none of it.
+    It is the smallest group, and among several one from the fold with the most photos. A single
+    photo taken leaves its class as even as before: the empty fold had none of it.
     """
     for empty in np.flatnonzero(np.bincount(fold_of, minlength=folds) == 0):
         load = np.bincount(fold_of, minlength=folds)
         members = list(_members(photos))
         homes = [int(fold_of[each[0]]) for each in members]
-        chosen = min(
-            (each for each, home in zip(members, homes, strict=True) if homes.count(home) > 1),
-            key=lambda each: (
-                len(each),
-                -load[fold_of[each[0]]],
-                _group_draw(photos, each, "spare", seed),
-            ),
-        )
-        fold_of[chosen] = empty
+        spare = [each for each, home in zip(members, homes, strict=True) if homes.count(home) > 1]
+        ranks = [
+            (len(each), -load[fold_of[each[0]]], _group_draw(photos, each, "spare", seed))
+            for each in spare
+        ]
+        fold_of[spare[ranks.index(min(ranks))]] = empty
 
 
 # --- a part for early stopping ---------------------------------------------------------------
 
 
 def _set_aside(photos: _Photos, wanted: Sequence[int], seed: int) -> NDArray[np.bool_]:
-    """Which photos (in key order) are set aside to come near the `wanted` number of each class.
+    """Return a mask of photos (in key order) set aside, near the `wanted` number of each class.
 
-    Groups are gone through in the order of their draws; one is taken if that brings the counts of
-    its classes nearer (in sum, each by its class's size) and leaves each class a photo.
+    Groups are visited in the order of their draws; one is taken if that brings the counts of its
+    classes nearer (in sum, each by its class's size) and leaves each class a photo.
     """
     sizes = np.bincount(photos.class_of).tolist()
     kept, short = list(sizes), list(wanted)
@@ -372,12 +361,12 @@ def _leaves_some(counts: Counter[int], kept: Sequence[int]) -> bool:
 
 
 def _first_spare(photos: _Photos, members: Sequence[IntArray], sizes: Sequence[int]) -> IntArray:
-    """The first group that no class needs: in a very small collection none may have been wanted."""
+    """Return the first group that no class needs: very small collections may want none."""
     for each in members:
         if _leaves_some(Counter(photos.class_of[each].tolist()), sizes):
             return each
     raise DataError(
-        f"none of {_count(len(photos.keys), 'photo')} can be set aside:"
+        f"none of {counted(len(photos.keys), 'photo')} can be set aside:"
         " every group holds a whole class",
         hint="add photos, or set none aside",
     )
@@ -387,11 +376,10 @@ def _first_spare(photos: _Photos, members: Sequence[IntArray], sizes: Sequence[i
 
 
 def _from_numbers(numbers: IntArray) -> tuple[Fold, ...]:
-    """Folds from the fold number of every row; all numbers from 0 on occur."""
-    count = int(numbers.max()) + 1
+    """Return folds from the fold number of every row; all numbers from 0 on occur."""
     return tuple(
         Fold(index, np.flatnonzero(numbers != index), np.flatnonzero(numbers == index))
-        for index in range(count)
+        for index in range(int(numbers.max()) + 1)
     )
 
 
@@ -399,8 +387,8 @@ def _all_numbers(numbers: Sequence[int | None]) -> IntArray:
     missing = [row for row, number in enumerate(numbers, start=1) if number is None]
     if missing:
         raise DataError(
-            f"{len(missing)} of {_count(len(numbers), 'row')} have no fold number:"
-            f" {_listed([f'row {row}' for row in missing])}",
+            f"{len(missing)} of {counted(len(numbers), 'row')} have no fold number:"
+            f" {some_of([f'row {row}' for row in missing])}",
             hint="give every row a number, or leave the fold column out",
         )
     return np.array(numbers, dtype=np.int64)
@@ -421,15 +409,15 @@ def _refuse_split_groups(given: IntArray, groups: Sequence[str]) -> None:
 def _refuse_untrained_classes(
     labels: Sequence[str], fold_of: IntArray, folds: Sequence[str]
 ) -> None:
-    """Refuse classes that lie whole in one fold, as the training part of that fold lacks them."""
+    """Refuse classes that lie whole in one fold, which then trains without them."""
     homes: dict[str, set[int]] = {}
     for label, fold in zip(labels, fold_of.tolist(), strict=True):
         homes.setdefault(label, set()).add(fold)
     whole = sorted((label, min(home)) for label, home in homes.items() if len(home) == 1)
     if whole:
-        listed = _listed([f"class `{label}` in {folds[home]}" for label, home in whole])
+        shown = some_of([f"class `{label}` in {folds[home]}" for label, home in whole])
         raise DataError(
-            f"a class must not lie whole in one fold, which then trains without it: {listed}",
+            f"a class must not lie whole in one fold, which then trains without it: {shown}",
             hint="add photos of it, or move some to another fold",
         )
 
@@ -441,7 +429,7 @@ def _refuse_classes_in_one_group(photos: _Photos) -> None:
     shown = [_whole_class(photos, number) for number in whole.tolist()]
     raise DataError(
         "a class of one photo or one group would be missing where a fold trains without it:"
-        f" {_listed(shown)}",
+        f" {some_of(shown)}",
         hint="add photos from other groups, merge the class with another, or leave it out",
     )
 
@@ -454,18 +442,8 @@ def _whole_class(photos: _Photos, number: int) -> str:
 
 
 def _refuse_no_way_out(group: str, classes: Sequence[str]) -> None:
-    listed = _listed([f"`{name}`" for name in classes])
     raise DataError(
         f"group `{group}` fits in no fold: in each, a class would lie whole and could not be"
-        f" trained: {listed}",
+        f" trained: {listed(classes)}",
         hint="add photos of these classes, split the group, or change the number of folds",
     )
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

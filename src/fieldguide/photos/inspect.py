@@ -1,4 +1,4 @@
-"""What one look at each file tells: every file is read once and decoded once.
+"""The facts of each file, from one read and one decode.
 
 Nothing here changes a photo. Knows nothing of what follows from the facts.
 """
@@ -20,7 +20,7 @@ from fieldguide.photos.catalog import Catalog
 from fieldguide.storage import columns
 from fieldguide.storage.columns import Packed, Records, Shared
 
-# The fingerprint is a thumbnail: 16 × 16 values of gray, then 4 × 4 of each of two colours.
+# A fingerprint is a thumbnail: 16 × 16 values of gray, then 4 × 4 of each of two colours.
 SIDE = 16
 COLOUR_SIDE = 4
 GRAY = SIDE * SIDE
@@ -31,7 +31,7 @@ _DECODED_SIDE = 128
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one look at a file told. Sizes are upright; `problem` is empty if it can be read."""
+    """The facts of a file. Sizes are upright; `problem` is empty if it can be read."""
 
     sha256: str = ""  # of the file's bytes; empty where not even they could be read
     width: int = 0  # pixels; 0 where there is no picture
@@ -44,7 +44,7 @@ class Facts:
 
 
 def in_columns(facts: Iterable[Facts] = ()) -> Records[Facts]:
-    """Facts as `inspect` gives them: a sequence of about 380 bytes a photo."""
+    """Return facts as `inspect` does: about 380 bytes a photo."""
     return Records(
         Facts,
         {
@@ -62,7 +62,7 @@ def in_columns(facts: Iterable[Facts] = ()) -> Records[Facts]:
 
 
 def as_records(facts: Sequence[Facts]) -> Records[Facts]:
-    """The facts in columns, as `inspect` gives them."""
+    """Return the facts in columns, as `inspect` does."""
     return facts if isinstance(facts, Records) else in_columns(facts)
 
 
@@ -73,21 +73,18 @@ def inspect(
     truncated: pixels.Truncated = "refuse",
     progress: Callable[[int], None] | None = None,
 ) -> Records[Facts]:
-    """The facts of every photo in catalog order, from one read and one decode each.
+    """Return the facts of every photo in catalog order, from one read and one decode each.
 
-    Threads, as decoding and hashing release the interpreter's lock: processes would have to be
-    started, and to import, first. `progress` is called in the caller's thread with the number of
-    photos done so far. The result does not depend on `workers`.
+    `workers` are threads, as decoding and hashing release the interpreter's lock; the result does
+    not depend on them. `progress` is called in the caller's thread with the number of photos done.
     """
     paths = catalog.files
     # one future a photo would cost as much as decoding a small one
-    batches = [range(len(paths))[start : start + 32] for start in range(0, len(paths), 32)]
+    batches = (paths[start : start + 32] for start in range(0, len(paths), 32))
     facts = in_columns()
     with ThreadPoolExecutor(workers or _cores()) as pool:
         try:
-            for done in pool.map(
-                lambda rows: [look(paths[row], truncated) for row in rows], batches
-            ):
+            for done in pool.map(lambda batch: [look(path, truncated) for path in batch], batches):
                 for each in done:
                     facts.append(each)
                 if progress:
@@ -99,7 +96,7 @@ def inspect(
 
 
 def look(path: Path, truncated: pixels.Truncated = "refuse") -> Facts:
-    """The facts of one file; what is wrong with it is in them, nothing is raised."""
+    """Return the facts of one file, its faults included; nothing is raised."""
     sha256 = ""
     try:
         data = pixels.read(path)

@@ -1,7 +1,6 @@
-"""Which photos are copies of each other, and must stay on one side of a fold.
+"""Clusters of photos that are copies of each other, and must stay on one side of a fold.
 
-Computed from the fingerprints that `inspect` keeps. Knows nothing of files, nor of how folds are
-made.
+Computed from the fingerprints of `inspect`. Knows nothing of files, nor of how folds are made.
 """
 
 import itertools
@@ -42,13 +41,13 @@ _NEIGHBOURS = 64  # compared at most for each photo in each table; only look-ali
 
 
 def duplicates(catalog: Catalog, facts: Sequence[Facts]) -> tuple[tuple[int, ...], ...]:
-    """Clusters of two photos or more that show one picture, as ascending row numbers.
+    """Return clusters of two photos or more that show one picture, as ascending row numbers.
 
-    Copies are found if they are equal, re-encoded, resized, stretched, slightly brightened or
-    mirrored; crops and turned pictures are not looked for. First, hashes of 64 bits (is a cell
-    brighter than the one to its left? N. Krawetz, "Kind of Like That", 2013) are compared through
-    tables keyed by three of their eight bytes, for pictures and mirror images; then thumbnails
-    must agree. The time grows about as fast as the number of photos.
+    Copies are found if equal, re-encoded, resized, stretched, slightly brightened or mirrored, but
+    not if cropped or turned. First, hashes of 64 bits (is a cell brighter than the one to its left?
+    N. Krawetz, "Kind of Like That", 2013) are compared through tables keyed by three of their eight
+    bytes, for pictures and mirror images; then thumbnails must agree. The time is about linear in
+    the number of photos.
     """
     table = as_records(facts)
     rows = np.flatnonzero(table.column("width"))
@@ -64,7 +63,7 @@ def duplicates(catalog: Catalog, facts: Sequence[Facts]) -> tuple[tuple[int, ...
 
 
 def _equal_pairs(fingerprints: _Bytes) -> tuple[_Pairs, _Numbers]:
-    """Pairs that join all equal rows, and the first of each set of equal rows, ascending."""
+    """Return pairs that join all equal rows, and the first of each set of equals, ascending."""
     whole = np.ascontiguousarray(fingerprints).view(f"V{fingerprints.shape[1]}").ravel()
     order = np.argsort(whole, kind="stable")
     again = np.zeros(len(order), np.bool_)  # whether a row equals the one before it
@@ -76,7 +75,7 @@ def _equal_pairs(fingerprints: _Bytes) -> tuple[_Pairs, _Numbers]:
 
 
 class _Join:
-    """Sets of row numbers that are united two rows at a time; each is named by its smallest row."""
+    """Sets of rows, united two rows at a time; each is named by its smallest row."""
 
     def __init__(self, size: int) -> None:
         self._above = array("q", range(size))
@@ -92,7 +91,7 @@ class _Join:
         self._above[high] = low
 
     def clusters(self) -> tuple[tuple[int, ...], ...]:
-        """The sets of several rows, by their smallest; rows ascending."""
+        """Return the sets of several rows, by their smallest; rows ascending."""
         roots = np.fromiter(map(self.root, range(len(self._above))), np.int64, len(self._above))
         several = np.flatnonzero((np.bincount(roots) > 1)[roots])
         rows = several[np.argsort(roots[several], kind="stable")]
@@ -101,22 +100,19 @@ class _Join:
 
 
 def _near_pairs(fingerprints: _Bytes, rows: _Numbers) -> _Pairs:
-    """The pairs of these rows of (n, 288) that are copies or mirrored copies of each other."""
+    """Return the pairs of these rows of (n, 288) that are copies or mirrored copies."""
     gray = fingerprints[:, :GRAY].reshape(-1, SIDE, SIDE)
     colour = fingerprints[:, GRAY:].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE)
     mirrored, mirrored_colour = gray[..., ::-1], colour[..., ::-1]
     hashes = np.concatenate([_hashes(gray, rows), _hashes(mirrored, rows)])
     straight, swapped = _candidates(hashes, (colour, mirrored_colour), rows)
-    return np.concatenate(
-        [
-            straight[_agreeing(_same_gray, gray, gray, straight)],
-            swapped[_agreeing(_same_gray, gray, mirrored, swapped)],
-        ]
-    )
+    straight = straight[_agreeing(_same_gray, gray, gray, straight)]
+    swapped = swapped[_agreeing(_same_gray, gray, mirrored, swapped)]
+    return np.concatenate([straight, swapped])
 
 
 def _hashes(thumbnails: _Bytes, rows: _Numbers) -> _Hashes:
-    """A bit for each of 8 × 8 neighbours in 8 rows of 9 cells, cells being averages over areas."""
+    """Return a bit for each of 8 × 8 neighbours in 8 rows of 9 cells, averages over areas."""
     hashes = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), _AT_ONCE):
         some = thumbnails[rows[start : start + _AT_ONCE]].astype(np.float64)
@@ -128,7 +124,7 @@ def _hashes(thumbnails: _Bytes, rows: _Numbers) -> _Hashes:
 
 
 def _areas(cells: int) -> NDArray[np.float64]:
-    """Weights (cells, 16) by which 16 pixels average to fewer cells."""
+    """Return weights (cells, 16) by which 16 pixels average to fewer cells."""
     edges = np.linspace(0, SIDE, cells + 1)
     pixel = np.arange(SIDE)
     low = np.maximum(edges[:-1, None], pixel)
@@ -140,11 +136,11 @@ def _areas(cells: int) -> NDArray[np.float64]:
 def _candidates(
     hashes: _Hashes, colours: tuple[_Bytes, _Bytes], rows: _Numbers
 ) -> tuple[_Pairs, _Pairs]:
-    """Pairs of rows that differ by few bits and agree in colour: (straight, with mirrored).
+    """Return pairs of rows that differ by few bits and agree in colour: (straight, mirrored).
 
     `hashes` holds those of the rows' pictures and then of their mirror images; `colours` are all
     pictures' and all mirror images'. Five flipped bits leave at least three of eight bytes alone,
-    so each such pair meets in one of the 56 tables; of pairs with seven flipped bits, about nine in
+    so each such pair meets in one of the 56 tables; with seven flipped bits, about nine pairs in
     ten do. Of 200,000 drawn photos 8 million pairs met, nearly all of other colours: not kept.
     """
     count = len(rows)
@@ -155,26 +151,21 @@ def _candidates(
         for one, other in _meetings(hashes, bytes_kept):
             low, high = np.minimum(one, other), np.maximum(one, other)
             both = high < count
-            pairs = np.stack([low[both], high[both]], axis=1)
-            straight.append(
-                _codes(pairs[_agreeing(_same_colour, colour, colour, rows[pairs])], count)
-            )
             mixed = (low < count) & (high >= count) & (low != high - count)
-            pairs = np.stack([low[mixed], high[mixed] - count], axis=1)
-            swapped.append(
-                _codes(pairs[_agreeing(_same_colour, colour, mirrored, rows[pairs])], count)
-            )
+            for kept, high_row, other_colour, found in (
+                (both, high, colour, straight),
+                (mixed, high - count, mirrored, swapped),
+            ):
+                pairs = np.stack([low[kept], high_row[kept]], axis=1)
+                pairs = pairs[_agreeing(_same_colour, colour, other_colour, rows[pairs])]
+                found.append(pairs[:, 0] * count + pairs[:, 1])
         if table % 8 == 0:  # most pairs meet in several tables: keep each once
             straight, swapped = [_different(straight)], [_different(swapped)]
     return rows[_pairs(straight, count)], rows[_pairs(swapped, count)]
 
 
-def _codes(pairs: _Pairs, count: int) -> _Numbers:
-    return pairs[:, 0] * count + pairs[:, 1]
-
-
 def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Numbers, _Numbers]]:
-    """Places of hashes that have these bytes in common and differ by few bits.
+    """Yield positions of hashes with these bytes in common that differ by few bits.
 
     Hashes of one key are compared in their order, each with the next few.
     """
@@ -185,7 +176,7 @@ def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Num
     order = np.argsort(turned, kind="stable")
     turned = turned[order]
     keys = turned >> np.uint64(8 * len(others))
-    # Only rows whose key the next one has too go on: most keys are had once.
+    # Only rows whose key the next one has too: most keys occur once.
     same = np.flatnonzero(keys[1:] == keys[:-1])
     for step in range(1, _NEIGHBOURS + 1):
         same = same[same < len(order) - step]
@@ -201,7 +192,7 @@ def _pairs(codes: Sequence[_Numbers], count: int) -> _Pairs:
 
 
 def _different(codes: Sequence[_Numbers]) -> _Numbers:
-    """Each number once, ascending: by sorting, which takes a fraction of numpy's hash tables."""
+    """Return each number once, ascending: sorting is far faster than numpy's hash tables."""
     found = np.sort(np.concatenate([np.empty(0, np.int64), *codes]))
     return found[np.diff(found, prepend=-1) > 0]
 
@@ -209,7 +200,7 @@ def _different(codes: Sequence[_Numbers]) -> _Numbers:
 def _agreeing(
     agree: Callable[[_Bytes, _Bytes], NDArray[np.bool_]], one: _Bytes, other: _Bytes, pairs: _Pairs
 ) -> NDArray[np.bool_]:
-    """Return whether the thumbnails of each pair, one row of `one` and one of `other`, agree."""
+    """Return whether the thumbnails of each pair, a row of `one` and of `other`, agree."""
     answers = [np.empty(0, np.bool_)]
     for start in range(0, len(pairs), _AT_ONCE):
         a, b = pairs[start : start + _AT_ONCE].T
@@ -218,7 +209,7 @@ def _agreeing(
 
 
 def _same_gray(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
-    """Whether they correlate and differ nowhere much; flat ones must also be equally bright."""
+    """Return whether they correlate and nowhere differ much; flat ones must be equally bright."""
     a, mean_a, deviation_a = _normalised(one)
     b, mean_b, deviation_b = _normalised(other)
     apart = np.abs(a - b)
@@ -231,7 +222,7 @@ def _same_gray(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
 
 
 def _same_colour(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
-    """Return whether no place differs much in either colour."""
+    """Return whether no pixel differs much in either colour."""
     apart = np.abs(one.astype(np.int16) - other).reshape(len(one), -1)
     same: NDArray[np.bool_] = apart.max(axis=1) <= _MOST_COLOUR
     return same
@@ -241,7 +232,7 @@ _Floats: TypeAlias = NDArray[np.float32]
 
 
 def _normalised(thumbnails: _Bytes) -> tuple[_Floats, _Floats, _Floats]:
-    """Rows of mean 0 and deviation 1 (less where flat), and the means and deviations before."""
+    """Return rows of mean 0 and deviation 1 (less if flat), and the means and deviations before."""
     values = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     mean = values.mean(axis=1)
     values -= mean[:, None]
@@ -250,10 +241,10 @@ def _normalised(thumbnails: _Bytes) -> tuple[_Floats, _Floats, _Floats]:
 
 
 def joined_groups(catalog: Catalog, clusters: Clusters) -> Column[str]:
-    """One group name a photo, in catalog order: copies and photos of one user's group share it.
+    """Return a group name for each photo: copies and photos of one user's group share it.
 
-    `clusters` are those that `duplicates` found. A photo alone is a group of its own. A group is
-    named by the smallest path in it, so the names do not depend on the order of the photos.
+    `clusters` are those that `duplicates` found. A photo alone is a group of its own. A group's
+    name is the smallest path in it, so names do not depend on the order of the photos.
     """
     join = _Join(len(catalog))
     for cluster in clusters:

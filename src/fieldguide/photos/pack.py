@@ -1,9 +1,9 @@
-"""Packs the photos of a catalog into shards: a few large files where there were many small ones.
+"""The photos of a catalog packed into shards: a few large files instead of many small ones.
 
-Every photo goes into a tar file with its bytes as they are, as `KEY.jpg`, and what is known of it
-as `KEY.json`, so that other readers of WebDataset's format understand it too; see `shards` for the
-index beside them. The photos are mixed, in an order that their paths decide: each shard is a sample
-of the whole collection. The same catalog gives the same bytes. Knows nothing of what pictures hold.
+Every photo goes into a tar file with its bytes as they are, as `KEY.jpg`, and its labels as
+`KEY.json`, for all readers of WebDataset's format; see `shards` for the index beside them. The
+photos are mixed in an order that their paths decide: each shard is a sample of the collection. The
+same catalog gives the same bytes. Knows nothing of what pictures hold.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from fieldguide.storage.shards import INDEX, Entry, Shard, write_index
 
 SHARD_BYTES = 256_000_000  # WebDataset's authors advise 256 MB to 1 GB
 
-# Where a photo went; shard -1: it could not be read.
+# The position of a photo; shard -1: it could not be read.
 _PLACE = np.dtype([("shard", "i4"), ("offset", "i8"), ("size", "i8"), ("sha256", "S64")])
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed. `left_out` are photos that could not be read, each with the reason."""
+    """The result of packing. `left_out` are unreadable photos, each with the reason."""
 
     photos: int
     shards: int
@@ -51,13 +51,13 @@ def pack(
     """Write the photos of a catalog as shards into the new folder `out`.
 
     A shard ends before the photo that would make it larger than `shard_bytes`. Photos outside the
-    catalog's root are packed under their path without its leading `/`. The folder has its name
-    when all is written; until then it is `OUT.part`, which the next attempt begins anew.
-    `progress` is called with the number of photos done so far.
+    catalog's root are packed under their path without its leading `/`. The folder is `OUT.part`
+    until all is written; the next attempt replaces that. `progress` is called with the number of
+    photos done.
 
-    Memory: the catalog, some 100 bytes for each photo, and one photo. Raises UsageError where there
-    is an `out` already, DataError where two photos would get one path or none can be read,
-    ResourceError where nothing can be written.
+    Memory: the catalog, some 100 bytes for each photo, and one photo. Raises UsageError if there is
+    an `out` already, DataError if two photos would get one path or none can be read, ResourceError
+    if nothing can be written.
     """
     files.require_new(out)
     part = out.with_name(f"{out.name}.part")
@@ -111,7 +111,7 @@ def _write(
 def _dealt(
     catalog: Catalog, shard_bytes: int, left_out: list[tuple[str, str]]
 ) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """(shard, row, the photo's bytes, what is known of it), mixed; changes `left_out`."""
+    """Yield (shard, row, the photo's bytes, its labels), mixed; change `left_out`."""
     shard, filled = 0, 0
     for row in _mixed(catalog.photos):
         photo = catalog.photos[row]
@@ -120,7 +120,8 @@ def _dealt(
         except UnreadablePhoto as error:
             left_out.append((photo.path, error.message))
             continue
-        about = _about(photo)
+        known = {name: getattr(photo, name) for name in ("label", "group", "split", "fold")}
+        about = json.dumps({"path": _packed_path(photo.path), **known}).encode()
         room = 2 * tarfile.BLOCKSIZE + len(_padded(data)) + len(_padded(about))
         if filled and filled + room > shard_bytes:
             shard, filled = shard + 1, 0
@@ -129,7 +130,7 @@ def _dealt(
 
 
 def _mixed(photos: Sequence[Photo]) -> NDArray[np.int64]:
-    """Rows in the order of their paths' hashes: the same whatever the order of the catalog."""
+    """Return rows in the order of their paths' hashes, whatever the order of the catalog."""
     keys = np.empty(len(photos), np.uint64)
     for row, photo in enumerate(photos):
         path = photo.path.encode("utf-8", "surrogateescape")
@@ -137,19 +138,8 @@ def _mixed(photos: Sequence[Photo]) -> NDArray[np.int64]:
     return np.argsort(keys, kind="stable")
 
 
-def _about(photo: Photo) -> bytes:
-    known = {
-        "path": _packed_path(photo.path),
-        "label": photo.label,
-        "group": photo.group,
-        "split": photo.split,
-        "fold": photo.fold,
-    }
-    return json.dumps(known).encode()
-
-
 def _header(name: str, size: int) -> bytes:
-    """A file's header, without owner or time."""
+    """Return a file's header, without owner or time."""
     member = tarfile.TarInfo(name)
     member.size = size
     return member.tobuf(tarfile.USTAR_FORMAT)
@@ -165,7 +155,7 @@ def _packed_path(path: str) -> str:
 
 
 def _entries(photos: Sequence[Photo], places: NDArray[Any]) -> Iterator[Entry]:
-    """What was packed, by path; DataError where two photos have one."""
+    """Yield the packed photos by path; DataError if two photos have the same."""
     rows = [row for row in range(len(photos)) if places[row]["shard"] >= 0]
     rows.sort(key=lambda row: _packed_path(photos[row].path))
     for one, other in pairwise(rows):
@@ -176,16 +166,6 @@ def _entries(photos: Sequence[Photo], places: NDArray[Any]) -> Iterator[Entry]:
                 hint="give a `root` that all photos lie below",
             )
     for row in rows:
-        photo, place = photos[row], places[row]
-        yield Entry(
-            _packed_path(photo.path),
-            photo.label,
-            photo.group,
-            photo.split,
-            photo.fold,
-            row,
-            int(place["shard"]),
-            int(place["offset"]),
-            int(place["size"]),
-            place["sha256"].decode(),
-        )
+        photo, (shard, offset, size, sha256) = photos[row], places[row].item()
+        path, place = _packed_path(photo.path), (shard, offset, size, sha256.decode())
+        yield Entry(path, photo.label, photo.group, photo.split, photo.fold, row, *place)

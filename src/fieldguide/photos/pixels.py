@@ -1,10 +1,10 @@
-"""From a picture file to upright RGB pixels: the one definition that the whole package uses.
+"""The way from a picture file to upright RGB pixels: one definition for the whole package.
 
-Every picture leaves here in mode RGB with 8 bits a channel, turned as its EXIF says, first frame
+Every picture leaves here in mode RGB with 8 bits a channel, turned upright by its EXIF, first frame
 only, on white where it was transparent. Embedded colour profiles are not applied, as in the
-training of the public backbones. JPEG and PNG are stripped of their metadata before Pillow sees
-them, so that a broken profile, a huge comment or a corrupt EXIF block can neither stop, slow nor
-warn; Pillow's process-wide settings are not changed. Safe to call from many threads.
+training of the public backbones. JPEG and PNG lose their metadata before Pillow sees them, so that
+a broken profile, a huge comment or a corrupt EXIF block cannot stop, slow or warn; Pillow's
+process-wide settings are not changed. Safe to call from many threads.
 
 Knows nothing of labels, folders, augmentation or tensors.
 """
@@ -19,7 +19,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from fieldguide.errors import UnreadablePhoto
 from fieldguide.storage import files, shards
+from fieldguide.words import os_reason
 
 Truncated = Literal["refuse", "keep"]
 
@@ -41,7 +42,7 @@ JPEG_LIMIT = 1_000_000_000
 # Bytes of a file: 100 megapixels of 16-bit RGB without compression, rounded up (taste).
 FILE_LIMIT = 1 << 30
 
-# What Pillow's readers raise on broken or crafted files, found by feeding them damaged ones.
+# Errors of Pillow's readers on broken or crafted files, found by feeding them damaged ones.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -62,10 +63,10 @@ _DECODER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded picture and what was seen while decoding it.
+    """A decoded picture and the facts of its decoding.
 
     `width` and `height` are those of the upright picture in the file, in pixels; `image` is smaller
-    where reduced decoding was asked for or needed. `warning` is empty or a short reason.
+    after reduced decoding. `warning` is empty or a short reason.
     """
 
     image: Image.Image
@@ -78,12 +79,12 @@ class Frame:
 def load(
     path: Path, *, shorter_side: int | None = None, truncated: Truncated = "refuse"
 ) -> Image.Image:
-    """The picture in a file, upright, RGB, 8 bits; see `decode`."""
+    """Return the picture in a file, upright, RGB, 8 bits; see `decode`."""
     return decode(read(path), shorter_side=shorter_side, truncated=truncated).image
 
 
 def read(path: Path) -> bytes:
-    """All bytes of a photo's file; raises `UnreadablePhoto` where there is nothing to decode."""
+    """Return all bytes of a photo's file; raise `UnreadablePhoto` if there are none."""
     try:
         data = _bytes_of(path)
     except OSError as error:
@@ -94,7 +95,7 @@ def read(path: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a photo's bytes in hexadecimal; OSError if they cannot be read."""
+    """Return the SHA-256 of a photo's bytes in hexadecimal; OSError if they cannot be read."""
     try:
         return files.sha256(path)
     except (NotADirectoryError, FileNotFoundError):  # perhaps in a shard
@@ -117,12 +118,12 @@ def _bytes_of(path: Path) -> bytes:
 def decode(
     data: bytes, *, shorter_side: int | None = None, truncated: Truncated = "refuse"
 ) -> Frame:
-    """The picture in the bytes of a file.
+    """Return the picture in the bytes of a file.
 
-    `shorter_side` (pixels) allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, which is
-    faster, as long as its shorter side keeps at least that many pixels; other formats ignore it.
-    `truncated="keep"` accepts a picture whose data end early or are damaged: the rest stays grey or
-    black. A JPEG that lacks only its last bytes is accepted always, with a warning.
+    `shorter_side` (pixels) allows faster decoding of a JPEG at 1/2, 1/4 or 1/8 of its size, as long
+    as its shorter side keeps at least that many pixels. `truncated="keep"` accepts a picture whose
+    data end early or are damaged: the rest stays grey or black. A JPEG that lacks only its last
+    bytes is always accepted, with a warning.
 
     Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF,
     JPEG 2000, PPM; HEIC with the extra `heic`.
@@ -140,7 +141,7 @@ def decode(
         raise UnreadablePhoto(_decoder_reason(error)) from error
 
 
-# --- what it is -----------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 _MAGIC = (
@@ -181,7 +182,7 @@ _NOT_IMAGES = (
 
 
 def _kind(data: bytes) -> str:
-    """The format by content, whatever the file is called."""
+    """Return the format by content, whatever the file's name."""
     head = data[:512]
     for pattern, kind in _MAGIC:
         if pattern.match(head):
@@ -206,7 +207,7 @@ def _system_reason(error: OSError) -> str:
         return "file not found"
     if isinstance(error, PermissionError):
         return "permission denied"
-    return (error.strerror or str(error)).lower()
+    return os_reason(error).lower()
 
 
 def _decoder_reason(error: BaseException) -> str:
@@ -259,17 +260,13 @@ def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) ->
     image, early, complete = _decode_rows(jpeg, reduction)
     if truncated == "refuse" and not complete:
         raise UnreadablePhoto(_shortage(jpeg))
-    image = _upright(_rgb(image), jpeg.orientation)
-    width, height = _upright_size(jpeg.width, jpeg.height, jpeg.orientation)
-    return Frame(image, width, height, 1, _jpeg_warning(jpeg, early, complete))
-
-
-def _jpeg_warning(jpeg: _Jpeg, early: bool, complete: bool) -> str:
     if not complete:
-        return _shortage(jpeg)
-    if not jpeg.closed:
-        return "the last bytes are missing"
-    return "damaged: data are left over after the last row" if early else ""
+        warning = _shortage(jpeg)
+    elif not jpeg.closed:
+        warning = "the last bytes are missing"
+    else:
+        warning = "damaged: data are left over after the last row" if early else ""
+    return _frame(image, (jpeg.width, jpeg.height), jpeg.orientation, 1, warning)
 
 
 def _shortage(jpeg: _Jpeg) -> str:
@@ -277,7 +274,7 @@ def _shortage(jpeg: _Jpeg) -> str:
 
 
 def _take_apart(data: bytes) -> _Jpeg:
-    """Walk the segments of a JPEG file; raises `UnreadablePhoto` for incomplete headers."""
+    """Read the segments of a JPEG file; raise `UnreadablePhoto` for incomplete headers."""
     kept = [data[:2]]
     orientation, frame, start = 0, b"", 0
     for code, segment, start in _segments(data):  # noqa: B007 - used below: where the data begin
@@ -298,7 +295,7 @@ def _take_apart(data: bytes) -> _Jpeg:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """(marker, segment with its marker, end) up to and with the header of the first scan."""
+    """Yield (marker, segment with its marker, end) up to and with the first scan's header."""
     position = 2
     while (position := data.find(b"\xff", position)) >= 0:
         code = data[position + 1] if position + 1 < len(data) else 0xD9
@@ -317,7 +314,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _picture_end(data: bytes, start: int) -> tuple[int, bool, bool]:
-    """Return the end of the picture data, whether the closing marker is there, and a stray one."""
+    """Return the end of the picture data, and whether a closing or a stray marker ends them."""
     position = start
     while found := _MARKER.search(data, position):
         code = data[found.end() - 1]
@@ -330,7 +327,7 @@ def _picture_end(data: bytes, start: int) -> tuple[int, bool, bool]:
 
 
 def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:
-    """1, 2, 4 or 8: by how much to shrink while decoding."""
+    """Return the factor by which to shrink while decoding: 1, 2, 4 or 8."""
     _refuse_size(jpeg.width, jpeg.height, JPEG_LIMIT if jpeg.one_pass else DECODED_LIMIT)
     shortest = min(jpeg.width, jpeg.height)
     wanted = [s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side]
@@ -342,12 +339,12 @@ def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:
 
 
 def _decode_rows(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
-    """The stored picture; whether it was finished before its data; whether the data sufficed.
+    """Return the stored picture, whether it ended before its data, and whether these sufficed.
 
     Pillow hides libjpeg's complaints: a picture that runs out of data is silently filled with grey.
-    But it stops reading as soon as it has painted the last row. So the data come in three portions
-    (all but the last byte; that byte and a filler; the closing marker), and an intact picture takes
-    exactly two. Single flipped bits of 300 small photographs: see `tests/test_pixels.py`.
+    But it stops reading after the last row. So the data come in three portions (all but the last
+    byte; that byte and a filler; the closing marker), and an intact picture takes exactly two.
+    Single flipped bits of 300 small photographs: see `tests/test_pixels.py`.
     """
     if not jpeg.one_pass:  # nothing is painted before all scans have come
         return _decode_scans(jpeg, reduction)
@@ -357,10 +354,10 @@ def _decode_rows(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
 
 
 def _decode_scans(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
-    """A JPEG of several scans. Where the closing marker is missing, data behind decide.
+    """Decode a JPEG of several scans. Without a closing marker, bytes behind the data decide.
 
-    If the last scan is complete, what follows it cannot change a pixel; if not, the decoder takes
-    it for more of the picture.
+    After a complete last scan they cannot change a pixel; otherwise the decoder takes them for more
+    of the picture.
     """
     whole = jpeg.head + jpeg.body
     picture = _fed(jpeg, reduction, _Portions((whole + _CLOSE,)))
@@ -380,7 +377,7 @@ def _fed(jpeg: _Jpeg, reduction: int, portions: "_Portions") -> Image.Image:
 
 
 class _Portions(io.BytesIO):
-    """A file that hands out the next of its portions at each read, whatever size is asked for."""
+    """A file that returns its next portion at each read, whatever the size asked for."""
 
     def __init__(self, portions: tuple[bytes, ...]) -> None:
         super().__init__()
@@ -388,7 +385,7 @@ class _Portions(io.BytesIO):
         self.taken = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next portion; empty after the last."""
+        """Return the next portion; empty after the last."""
         self.taken += 1
         return self._portions[self.taken - 1] if self.taken <= len(self._portions) else b""
 
@@ -419,8 +416,7 @@ def _decode_png(data: bytes, truncated: Truncated) -> Frame:
     warning = _load_pixels(picture, truncated)
     if not warning and not png.closed:
         warning = "the last bytes are missing"
-    width, height = _upright_size(*picture.size, png.orientation)
-    return Frame(_upright(_rgb(picture), png.orientation), width, height, png.frames, warning)
+    return _frame(picture, picture.size, png.orientation, png.frames, warning)
 
 
 def _strip_png(data: bytes) -> _Png:
@@ -442,7 +438,7 @@ def _strip_png(data: bytes) -> _Png:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
-    """(name, content, checksum) of each chunk; no checksum where the file ends before it."""
+    """Yield (name, content, checksum) of each chunk; no checksum if the file ends before it."""
     position = 8
     while position + 8 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -472,7 +468,7 @@ _warnings_lock = threading.Lock()
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow's warnings about odd tags are dropped; one thread at a time, as filters are global."""
+    """Drop Pillow's warnings about odd tags; one thread at a time, as filters are global."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -481,17 +477,13 @@ def _quiet() -> Iterator[None]:
 def _decode_other(kind: str, data: bytes, truncated: Truncated) -> Frame:
     picture = _open(kind, data)
     _refuse_size(*picture.size, DECODED_LIMIT)
-    if kind == "TIFF":  # reads more tags while loading, and turns the picture upright itself
-        with _quiet():
-            warning = _load_pixels(picture, truncated)
-    else:
+    # A TIFF reads more tags while loading, and turns the picture upright itself.
+    with _quiet() if kind == "TIFF" else nullcontext():
         warning = _load_pixels(picture, truncated)
     exif = picture.info.get("exif", b"") if kind in ("WEBP", "AVIF") else b""
     orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0")) or 1
-    width, height = _upright_size(*picture.size, orientation)
-    return Frame(
-        _upright(_rgb(picture), orientation), width, height, _frames(kind, data, picture), warning
-    )
+    image = _rgb(picture)  # before frames are counted, which moves through the file
+    return _frame(image, picture.size, orientation, _frames(kind, data, picture), warning)
 
 
 def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
@@ -504,7 +496,7 @@ def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
 
 
 def _frames(kind: str, data: bytes, picture: ImageFile.ImageFile) -> int:
-    """How many pictures the file holds; a damaged later one does not matter to the first."""
+    """Return the number of pictures in the file; a damaged later one does not matter."""
     if not getattr(picture, "is_animated", False):
         return 1
     if kind not in ("GIF", "TIFF"):
@@ -518,7 +510,7 @@ def _frames(kind: str, data: bytes, picture: ImageFile.ImageFile) -> int:
 
 
 def _load_pixels(picture: ImageFile.ImageFile, truncated: Truncated) -> str:
-    """Decode in place; the warning, which is empty unless a part was missing and was to be kept."""
+    """Decode in place; return a warning if a part is missing and kept, else an empty text."""
     try:
         picture.load()
     except _DECODER_ERRORS as error:
@@ -560,7 +552,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """1 to 8 from the bytes of an EXIF block (a small TIFF file), 0 where it has none.
+    """Return 1 to 8 from the bytes of an EXIF block (a small TIFF file), 0 if it has none.
 
     Source: CIPA DC-008 (Exif 2.32), section 4.6.
     """
@@ -576,32 +568,32 @@ def _exif_orientation(exif: bytes) -> int:
     return 0
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def _upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    return (height, width) if orientation >= 5 else (width, height)
+def _frame(
+    image: Image.Image, size: tuple[int, int], orientation: int, frames: int, warning: str
+) -> Frame:
+    """Return the picture in RGB and upright, with its upright size from that in the file."""
+    image = _rgb(image)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+    width, height = size[::-1] if orientation >= 5 else size
+    return Frame(image, width, height, frames, warning)
 
 
 # --- colours --------------------------------------------------------------------------------------
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode that Pillow decodes to, as a viewer shows it."""
+    """Return a picture of any of Pillow's modes as a viewer shows it."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _gray8(image)
     if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image, mask=image.getchannel("A"))
+        return canvas
     if image.mode == "LAB":
         return _from_lab(image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    canvas = Image.new("RGB", image.size, "white")
-    canvas.paste(image, mask=image.getchannel("A"))
-    return canvas
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
@@ -614,7 +606,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _gray8(image: Image.Image) -> Image.Image:
-    """Gray of 16 or 32 bits in 8: 16-bit values by 1/257, all else by the range that it uses."""
+    """Return gray of 16 or 32 bits in 8: 16-bit values by 1/257, others by their range."""
     values = np.asarray(image).astype(np.float64)
     transparent = image.info.get("transparency") if image.mode.startswith("I;16") else None
     if transparent is not None:

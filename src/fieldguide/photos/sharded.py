@@ -1,9 +1,8 @@
-"""The catalog of a folder of shards: that of the folder or table that was packed.
+"""The catalog of a folder of shards: the catalog that was packed.
 
 Knows nothing of pixels, nor of how photos are packed.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fieldguide.errors import DataError
@@ -22,18 +21,18 @@ from fieldguide.storage import shards
 
 
 def root_of(place: Path) -> Path:
-    """What photos' paths are relative to: the folder itself, or the index of its shards."""
+    """Return the root of photos' paths: the folder itself, or the index of its shards."""
     index = index_of(place.resolve()) if place.is_dir() else None
     return index.path if index else place
 
 
 def index_of(root: Path) -> shards.Index | None:
-    """The index of a folder of shards; None for other folders."""
+    """Return the index of a folder of shards; None for other folders."""
     return shards.find_index(root, EXTENSIONS, SPLIT_FOLDERS, USUAL_NAMES)
 
 
 def read_shards(index: shards.Index) -> Catalog:
-    """Photos in the order of the packed catalog; where there was none, as from folders."""
+    """Return the photos in the order of the packed catalog, or else as from folders."""
     notes = [*left_out(index)]
     found = in_columns()
     rows: list[int | None] = []
@@ -50,18 +49,18 @@ def read_shards(index: shards.Index) -> Catalog:
             hint="tar files label them by folders, KEY.json or KEY.cls, Parquet files by a column"
             " such as `label`",
         )
-    photos = found.take(sorted(range(len(rows)), key=lambda n: _place(rows[n], found, n)))
+
+    def turn(number: int) -> tuple[int, int, str, str]:
+        if (row := rows[number]) is not None:
+            return row, 0, "", ""
+        photo = found[number]
+        return 0, SPLITS.index(photo.split), photo.label or "", photo.path
+
+    photos = found.take(sorted(range(len(rows)), key=turn))
     notes += similar_classes({each for each in photos.column("label") if each is not None})
     return Catalog(index.path, photos, tuple(notes))
 
 
-def _place(row: int | None, photos: Sequence[Photo], number: int) -> tuple[int, int, str, str]:
-    if row is not None:
-        return row, 0, "", ""
-    photo = photos[number]
-    return 0, SPLITS.index(photo.split), photo.label or "", photo.path
-
-
 def left_out(index: shards.Index) -> tuple[Note, ...]:
-    """A note for each thing in the shards that is no photo."""
+    """Return a note for each thing in the shards that is no photo."""
     return tuple(Note("left-out", "", f"left out: {what}") for what in index.notes)

@@ -1,4 +1,4 @@
-"""The catalog of whatever holds photos: a folder, a table, or an address of either.
+"""The catalog of photos in a folder, a table, or an address of either.
 
 Knows nothing of how folders and tables are read.
 """
@@ -23,27 +23,17 @@ def read(
     root: str | Path | None = None,
     encoding: str | None = None,
 ) -> Catalog:
-    """The catalog of a folder (`scan`) or of a table (`read_table`, for which the options are).
+    """Return the catalog of a folder (`scan`) or of a table (`read_table`, with its options).
 
-    What is at an address, such as `s3://bucket/photos`, is fetched first: see `addresses.local`.
-    Raises DataError, also where an option for tables is given with a folder.
+    The content of an address, such as `s3://bucket/photos`, is fetched first: see
+    `addresses.local`. Raises DataError, also for an option of tables given with a folder.
     """
     place = addresses.local(source)
+    names = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
     if not place.is_dir():
-        return read_table(
-            place,
-            path=path,
-            label=label,
-            group=group,
-            split=split,
-            fold=fold,
-            root=root,
-            encoding=encoding,
-        )
-    options = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
-    given = [
-        name for name, value in {**options, "root": root, "encoding": encoding}.items() if value
-    ]
+        return read_table(place, **names, root=root, encoding=encoding, labelled=True)
+    options = {**names, "root": root, "encoding": encoding}
+    given = [name for name, value in options.items() if value]
     if given:
         raise DataError(
             f"`{given[0]}` is for tables, and this is a folder: {place}",

@@ -23,13 +23,12 @@ from fieldguide.photos.catalog import (
     Note,
     Photo,
     Split,
-    counted,
     in_columns,
-    listed,
     similar_classes,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.storage import addresses, parquet
+from fieldguide.words import counted, listed
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".tab"})
 
@@ -38,7 +37,7 @@ _REQUIRED = ("path", "label")
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: `rows` are (number, cells), the header having the number 1."""
+    """A table as text: `rows` are (number, cells), and the header has the number 1."""
 
     name: str
     header: tuple[str, ...]
@@ -58,17 +57,16 @@ def read_table(
     encoding: str | None = None,
     labelled: bool = True,
 ) -> Catalog:
-    """The photos that a CSV or TSV file lists, in its order.
+    """Return the photos that a CSV or TSV file lists, in its order.
 
     `path` to `fold` name its columns; without them the usual names are recognised (path, file,
     image, ...; label, class, species, ...; group; split; fold). Separators `,` `;` tab and `|` are
-    detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` says otherwise. Paths are
-    absolute, relative to `root`, or to the table's folder; the ending of a file may be left out,
-    and a backslash may stand for `/`. `labelled=False` reads a list of photos to predict: no label
-    is needed or read.
+    detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is given. Paths are absolute,
+    relative to `root`, or to the table's folder; a file's ending may be left out, and a backslash
+    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels.
 
-    Rows without a label or without a file are left out and noted. Raises DataError with the row
-    for a table that cannot be read, and with the nearest name for a column that is missing.
+    Rows without a label or a file are left out and noted. Raises DataError with the row for a
+    table that cannot be read, and with the nearest name for a missing column.
     """
     place = addresses.local(csv)
     table = read_cells(place, encoding)
@@ -94,10 +92,7 @@ def read_table(
 
 
 def read_cells(place: Path, encoding: str | None = None) -> Table:
-    """A table in plain text, as `read_table` reads it; there may be no rows.
-
-    Raises DataError with the row for what is no table.
-    """
+    """Return a table in plain text, perhaps without rows; DataError with the row of a fault."""
     if place.suffix == parquet.ENDING:
         raise DataError(
             f"not a table in plain text: {place}",
@@ -123,7 +118,7 @@ def read_cells(place: Path, encoding: str | None = None) -> Table:
 
 
 def content_of(place: Path) -> bytes:
-    """The bytes of a table or list; DataError where it cannot be read."""
+    """Return the bytes of a table or list; DataError if it cannot be read."""
     try:
         return place.read_bytes()
     except OSError as error:
@@ -132,10 +127,10 @@ def content_of(place: Path) -> bytes:
 
 
 def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
-    """The text of a table or list called `name`, without a mark at its start.
+    """Return the text of a table or list called `name`, without a mark at its start.
 
-    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` says otherwise; `errors` is
-    that of `bytes.decode`. Raises DataError with the row for what is not such text.
+    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` is given; `errors` is that of
+    `bytes.decode`. Raises DataError with the row for anything else.
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     codec = encoding or ("utf-16" if utf16 else "utf-8-sig")
@@ -152,23 +147,19 @@ def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "
             f"{name}, row {row}: not text in {codec.removesuffix('-sig').upper()}",
             hint="give the encoding: `latin-1` for many older tables",
         ) from error
-    _refuse_nul(name, text)
-    return text
-
-
-def _refuse_nul(name: str, text: str) -> None:
-    position = text.find("\0")
-    if position >= 0:
-        row = text.count("\n", 0, position) + 1
+    before, nul, _ = text.partition("\0")
+    if nul:
+        row = before.count("\n") + 1
         raise DataError(
             f"{name}, row {row}: a NUL byte, so this is not a table in plain text",
             hint="save it as CSV in UTF-8",
         )
+    return text
 
 
 def _separator(text: str) -> str:
-    """The separator that cuts the header into most cells; a comma where none cuts it."""
-    header = text[: text.find("\n")] if "\n" in text else text
+    """Return the separator that cuts the header into most cells; a comma if none cuts it."""
+    header = text.partition("\n")[0]
     counts = {s: len(next(csv.reader([header], delimiter=s), [])) for s in ",;\t|"}
     return max(counts, key=lambda s: counts[s])
 
@@ -185,17 +176,14 @@ def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple
 
 
 def path_column(table: Table, name: str | None = None) -> int:
-    """The number of the column that holds paths: the one of that name, or found by usual names.
-
-    Raises DataError where there is none.
-    """
+    """Return the number of the column of that name, or of paths by usual names; else DataError."""
     return _find_columns(table, {"path": name}, required=("path",))["path"]
 
 
 def _find_columns(
     table: Table, wanted: Mapping[str, str | None], required: Sequence[str]
 ) -> dict[str, int]:
-    """Role to column number: as the user says, by the usual names, or the only sensible one."""
+    """Map roles to column numbers: by the user's names, usual names, or as the only choice."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
     for role in USUAL_NAMES:
         if role not in columns:
@@ -235,7 +223,7 @@ def _usual(table: Table, role: str, taken: set[int]) -> dict[str, int]:
 
 
 def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
-    """The one column that can be meant: of file names, or for the label the only one left."""
+    """Return the only possible column: of file names, or for the label the only one left."""
     free = [column for column in range(len(table.header)) if column not in taken]
     if role == "path":
         sample = [cells for _, cells in table.rows[:100]]
@@ -248,7 +236,7 @@ def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
 def _photos_of_rows(
     table: Table, columns: Mapping[str, int], finder: "Finder", notes: list[Note], labelled: bool
 ) -> list[Photo]:
-    """The usable rows; the others go to `notes`, which is changed."""
+    """Return the photos of usable rows; add the others to `notes`."""
     photos: dict[tuple[str, str | None], Photo] = {}
     for number, cells in table.rows:
         row = {role: cells[column] for role, column in columns.items()}
@@ -261,9 +249,8 @@ def _photos_of_rows(
         elif label is None and split != "test":
             notes.append(Note("empty-label", path, f"row {number}: no label, left out"))
         elif (path, label) in photos:
-            notes.append(
-                Note("repeated-row", path, f"row {number}: the same photo again, left out")
-            )
+            message = f"row {number}: the same photo again, left out"
+            notes.append(Note("repeated-row", path, message))
         else:
             fold = _fold_of(row, split, where)
             photos[path, label] = Photo(path, label, row.get("group") or None, split, fold)
@@ -303,7 +290,7 @@ def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataErro
 
 
 class Finder:
-    """Find the files that a table means, listing each folder at most once.
+    """A finder of the files that a table names; it lists each folder at most once.
 
     Paths are absolute or relative to `base`, an absolute path.
     """
@@ -314,7 +301,7 @@ class Finder:
         self._found: set[Path] = set()
 
     def find(self, text: str) -> str | None:
-        """The photo's path as the catalog keeps it, or None where there is no such file."""
+        """Return the photo's path as the catalog keeps it, or None if there is no such file."""
         place = self.file(text)
         if place is None:
             return None
@@ -322,14 +309,14 @@ class Finder:
         return _relative(place, self._base)
 
     def file(self, text: str) -> Path | None:
-        """Return the file, or None where there is none."""
+        """Return the path of the file, or None if there is none."""
         for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
             if spelling and (place := self._existing(spelling)) is not None:
                 return place
         return None
 
     def without_row(self) -> list[Note]:
-        """One note about photos that lie beside those found and that no row names."""
+        """Return a note about photos beside those found that no row names."""
         others = [
             _relative(folder / name, self._base)
             for folder in sorted({place.parent for place in self._found})
@@ -351,7 +338,7 @@ class Finder:
         return place.with_name(alike[0]) if len(alike) == 1 else None
 
     def _names_in(self, folder: Path) -> dict[str, list[str]]:
-        """What a name may mean in a folder: another Unicode form, or a photo without its ending."""
+        """Map names to photos in a folder: by another Unicode form, or without the ending."""
         if folder not in self._names:
             names: dict[str, list[str]] = defaultdict(list)
             for name in _names_of(folder):

@@ -1,13 +1,12 @@
 """The transforms of torchvision's v2, draw for draw, from arrays and without their overhead.
 
-`training(settings, mean)(picture, seed)` makes the draws that the transforms of
-tests/reference_transforms.py make after `torch.manual_seed(seed)`, in the same order, and changes
-the same pixels by the same formulas; `evaluation` is `augment.evaluation_transform`. What differs
-is how: one copy and one resize of the crop, colours as arithmetic on planes, shears as one gather,
-and a generator of its own for each photo. Nothing global is touched, so that any number of threads
-may share a transform; the time goes into loops of numpy, torch and Pillow that let other threads
-run. torch splits large arrays over its own threads: a pool that runs many transforms wants one of
-them each.
+`training(settings, mean)(picture, seed)` makes the draws of tests/reference_transforms.py after
+`torch.manual_seed(seed)`, in the same order, and changes the same pixels by the same formulas;
+`evaluation` is the plain resize and centre crop. The differences: one copy and one resize of the
+crop, colours as arithmetic on planes, shears as one gather, and a generator for each photo. Nothing
+global is touched, so that many threads may share a transform; the loops of numpy, torch and Pillow
+let other threads run. torch splits large arrays over its own threads: a pool that runs many
+transforms wants one of them each.
 
 A picture is upright RGB of shape (height, width, 3), read-only or not; `Planes` below are its three
 channels. Knows nothing of files, batches or training.
@@ -16,7 +15,7 @@ channels. Knows nothing of files, batches or training.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -51,32 +50,35 @@ _ROUNDING = 1e-3
 
 
 class Manner(NamedTuple):
-    """How pixels between pixels are found, and whose formulas hold."""
+    """The interpolation between pixels, and the library whose formulas hold."""
 
     interpolation: Interpolation
     arithmetic: Arithmetic
 
 
 class Operation(NamedTuple):
-    """One change of a policy: its magnitudes, weakest first, and whether a coin gives the sign."""
+    """A change of a policy: its magnitudes, weakest first, and whether a coin gives the sign."""
 
     name: str
     magnitudes: tuple[float, ...] = ()
     signed: bool = False
 
 
+Operations: TypeAlias = tuple[Operation, ...]
+
+
 @dataclass(frozen=True)
 class TrainingTransform:
-    """Random crop, mirror image, colours, policy, erasing; made by `training`."""
+    """A random crop, mirror image, colours, policy, erasing; made by `training`."""
 
     settings: Augmentation
     fill: tuple[int, int, int]  # of what is erased, in levels
-    operations: tuple[Operation, ...]  # that the policy chooses from
+    operations: Operations  # for the policy's choice
 
     def __call__(self, picture: Picture, seed: int) -> UInt8[Tensor, "3 size size"]:
-        """The picture changed by the draws of a seed, in new memory.
+        """Return the picture changed by the draws of a seed, in new memory.
 
-        Channels lie last in memory where neither colours nor a policy changed it, else first.
+        Channels lie last in memory if neither colours nor a policy changed it, else first.
         """
         settings, generator = self.settings, Generator().manual_seed(seed)
         crop = _drawn_crop(picture, settings.crop_scale, generator)
@@ -96,51 +98,47 @@ class TrainingTransform:
             planes = _jittered(planes, settings.jitter, generator)
         if settings.grayscale and not _misses(generator, settings.grayscale):
             planes = _grey(planes)
-        policy = _POLICIES[settings.policy]
-        return torch.from_numpy(policy(planes, self.operations, settings.interpolation, generator))
+        if settings.policy != "none":
+            policy = _POLICIES[settings.policy]
+            planes = policy(planes, self.operations, settings.interpolation, generator)
+        return torch.from_numpy(planes)
 
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """Shorter side to `resize` pixels, then the centre; made by `evaluation`."""
+    """A resize of the shorter side to `resize` pixels, then the centre; made by `evaluation`."""
 
     size: int
     resize: int
     interpolation: Interpolation
 
     def __call__(self, picture: Picture) -> UInt8[Tensor, "3 size size"]:
-        """The centre, with its channels last in memory. Draws nothing."""
+        """Return the centre, with its channels last in memory. Draw nothing."""
         longest = LONGEST * min(picture.shape[:2])
         picture = _centre(picture, min(picture.shape[0], longest), min(picture.shape[1], longest))
         height, width = picture.shape[:2]
-        shorter = min(height, width)
-        image = _resized(
-            picture,
-            self.resize * height // shorter,
-            self.resize * width // shorter,
-            self.interpolation,
-        )
+        down, across = (self.resize * side // min(height, width) for side in (height, width))
+        image = _resized(picture, down, across, self.interpolation)
         centre = _centre(image.numpy(), self.size, self.size)
         return torch.from_numpy(np.ascontiguousarray(centre)).permute(2, 0, 1)
 
 
 def training(settings: Augmentation, mean: tuple[float, float, float]) -> TrainingTransform:
-    """What torchvision's transforms of these settings do, of a picture and a seed.
+    """Return the counterpart of torchvision's transforms of these settings.
 
-    The draws are equal. Pixels are too, but for the resampling (torch's integers against Pillow's:
-    at most 1 level, bicubic 4), sums in float32 and, one pixel in a hundred, the hue of a jitter
-    (one of Pillow's 255 steps). A policy may spread such a level, as equalising does.
+    The draws are equal. So are the pixels, but for the resampling (torch's integers against
+    Pillow's: at most 1 level, bicubic 4), sums in float32 and, one pixel in a hundred, the hue of a
+    jitter (one of Pillow's 255 steps). A policy may spread such a level, as equalising does.
     """
     red, green, blue = (int(np.float32(255 * channel)) for channel in mean)
-    return TrainingTransform(
-        settings, (red, green, blue), _operations(settings.policy, settings.size)
-    )
+    operations = _operations(settings.policy, settings.size)
+    return TrainingTransform(settings, (red, green, blue), operations)
 
 
 def evaluation(size: int, resize: int, interpolation: Interpolation) -> EvaluationTransform:
-    """What `augment.evaluation_transform(size, resize, interpolation)` does, of a picture.
+    """Return the counterpart of torchvision's resize and centre crop.
 
-    Equal where the shorter side is `resize` already: nothing is resampled then. Else as many levels
+    Equal if the shorter side is `resize` already: nothing is resampled then. Else as many levels
     off as in `training`.
     """
     return EvaluationTransform(size, resize, interpolation)
@@ -150,7 +148,7 @@ def evaluation(size: int, resize: int, interpolation: Interpolation) -> Evaluati
 
 
 def _misses(generator: Generator, probability: float) -> bool:
-    """Whether something of that probability does not happen; compared in float32, by torch."""
+    """Draw whether an event of a probability does not happen; compared in float32, by torch."""
     return bool(torch.rand(1, generator=generator) >= probability)
 
 
@@ -159,7 +157,7 @@ def _uniform(generator: Generator, low: float, high: float) -> float:
 
 
 def _ratio(generator: Generator, low: float, high: float) -> float:
-    """A ratio between e^low and e^high whose logarithm is uniform."""
+    """Draw a ratio between e^low and e^high whose logarithm is uniform."""
     return torch.empty(1).uniform_(low, high, generator=generator).exp_().item()
 
 
@@ -171,7 +169,7 @@ def _below(generator: Generator, count: int) -> int:
 
 
 def _drawn_crop(picture: Picture, scale: tuple[float, float], generator: Generator) -> Part:
-    """A view of a box with a share of the area in `scale` and a side ratio of 3/4 to 4/3."""
+    """Return a view of a box with a share of the area in `scale` and a side ratio of 3/4 to 4/3."""
     height, width = picture.shape[:2]
     for _ in range(_TRIES):
         area = height * width * _uniform(generator, *scale)
@@ -181,13 +179,7 @@ def _drawn_crop(picture: Picture, scale: tuple[float, float], generator: Generat
             top = _below(generator, height - down + 1)
             left = _below(generator, width - across + 1)
             return picture[top : top + down, left : left + across]
-    return _central(picture)
-
-
-def _central(picture: Picture) -> Part:
-    """The largest box around the centre whose ratio is allowed."""
-    height, width = picture.shape[:2]
-    low, high = _CROP_RATIOS
+    low, high = _CROP_RATIOS  # none fits: the largest box around the centre of an allowed ratio
     down = round(width / low) if width / height < low else height
     across = round(height * high) if width / height > high else width
     top, left = (height - down) // 2, (width - across) // 2
@@ -212,7 +204,7 @@ def _erase(
 
 
 def _centre(picture: Picture, height: int, width: int) -> Part:
-    """The centre as a view, on black where the picture is smaller than that."""
+    """Return the centre as a view, on black if the picture is smaller."""
     down, across = picture.shape[:2]
     if down < height or across < width:
         more = [max(height - down, 0), max(width - across, 0)]
@@ -225,7 +217,7 @@ def _centre(picture: Picture, height: int, width: int) -> Part:
 def _resized(
     picture: Picture, height: int, width: int, interpolation: Interpolation
 ) -> UInt8[Tensor, "height2 width2 3"]:
-    """A smoothed resize into new memory."""
+    """Return a smoothed resize in new memory."""
     down, across = picture.shape[:2]
     if (down, across) == (height, width):
         return torch.from_numpy(picture.copy())
@@ -243,7 +235,7 @@ def _resized(
 
 
 def _nearest(before: int, after: int) -> Int64[np.ndarray, " after"]:
-    """Pixels that Pillow picks: it adds up steps in float64, with their rounding."""
+    """Return the pixels that Pillow picks: it adds up steps in float64, with their rounding."""
     steps = np.full(after, before / after)
     steps[0] /= 2
     return np.minimum(steps.cumsum().astype(np.int64), before - 1)
@@ -262,7 +254,7 @@ def _bytes(levels: Levels) -> Planes:
 
 
 def _whole(levels: Levels) -> Levels:
-    """Cut to 0 … 255 and rounded down."""
+    """Cut to 0 … 255 and round down."""
     np.clip(levels, 0, 255, out=levels)
     np.floor(levels, out=levels)
     return levels
@@ -271,7 +263,7 @@ def _whole(levels: Levels) -> Levels:
 def _jittered(
     planes: Planes, strengths: tuple[float, float, float, float], generator: Generator
 ) -> Planes:
-    """Brightness, contrast, saturation and hue in random order, each by a random factor."""
+    """Change brightness, contrast, saturation and hue in random order, by random factors."""
     order = torch.randperm(4, generator=generator).tolist()
     ranges = [(max(0.0, 1 - each), 1 + each) for each in strengths[:3]]
     ranges.append((-strengths[3], strengths[3]))
@@ -282,8 +274,7 @@ def _jittered(
     changes = (_brightness, _contrast, _saturation, _hue)
     levels = _levels(planes)
     for number in order:
-        factor = factors[number]
-        if factor is not None:
+        if (factor := factors[number]) is not None:
             levels = changes[number](levels, factor)
     return _bytes(levels)
 
@@ -294,7 +285,7 @@ def _brightness(levels: Levels, factor: float) -> Levels:
 
 
 def _contrast(levels: Levels, factor: float, arithmetic: Arithmetic = "pillow") -> Levels:
-    """Away from the mean of grey, which Pillow rounds."""
+    """Stretch away from the mean of grey, which Pillow rounds."""
     mean = float(_luma(levels, arithmetic).mean(dtype=np.float64))
     return _blended(levels, np.float32(int(mean + 0.5) if arithmetic == "pillow" else mean), factor)
 
@@ -304,7 +295,7 @@ def _saturation(levels: Levels, factor: float, arithmetic: Arithmetic = "pillow"
 
 
 def _blended(levels: Levels, other: Levels | Plane | np.float32, factor: float) -> Levels:
-    """other + factor · (levels - other)."""
+    """Return other + factor · (levels - other)."""
     levels -= other
     levels *= np.float32(factor)
     levels += other
@@ -312,7 +303,7 @@ def _blended(levels: Levels, other: Levels | Plane | np.float32, factor: float) 
 
 
 def _luma(levels: Levels, arithmetic: Arithmetic) -> Plane:
-    """Grey by ITU-R 601-2. Pillow's weights are 65,536ths: float32 holds those sums exactly."""
+    """Return grey by ITU-R 601-2. Pillow's weights are 65,536ths: float32 sums them exactly."""
     pillow = arithmetic == "pillow"
     weights = (19595, 38470, 7471) if pillow else (0.2989, 0.587, 0.114)
     red, green, blue = (
@@ -333,7 +324,7 @@ def _grey(planes: Planes) -> Planes:
 
 
 def _hue(levels: Levels, turn: float) -> Levels:
-    """Hue turned by `turn` of a full circle, through Pillow's HSV of 8 bits a channel.
+    """Turn the hue by `turn` of a full circle, through Pillow's HSV of 8 bits a channel.
 
     With hue h in sixths, value v and saturation s, a channel is v · (1 - s · (1 - k)), where k, cut
     to 0 … 1, is |h - 3| - 1 for red, 2 - |h - 2| for green and 2 - |h - 4| for blue.
@@ -366,7 +357,7 @@ _CENTRES, _SLOPES, _HEIGHTS = (
 
 
 def _hue_of(levels: Levels, value: Plane, chroma: Plane) -> Int32[np.ndarray, "height width"]:
-    """Hue from 0 to 255, int32: Pillow's, which is rounded down. 0 where there is none."""
+    """Return Pillow's hue from 0 to 255, rounded down; 0 if there is none."""
     red, green, blue = levels
     # Differences of whole numbers, cut to 1, are the comparisons: faster than masks of booleans.
     others = np.minimum(value - levels, 1)
@@ -387,7 +378,7 @@ def _hue_of(levels: Levels, value: Plane, chroma: Plane) -> Int32[np.ndarray, "h
 
 
 def _sharpness(levels: Levels, factor: float) -> Levels:
-    """Away from the picture smoothed by 3 × 3 pixels, of which the middle counts 5 of 13."""
+    """Stretch away from the picture smoothed by 3 × 3 pixels; the middle counts 5 of 13."""
     if min(levels.shape[1:]) < 3:
         return levels
     inner = levels[:, 1:-1, 1:-1]
@@ -402,16 +393,12 @@ def _sharpness(levels: Levels, factor: float) -> Levels:
     return levels
 
 
-def _posterized(planes: Planes, bits: int) -> Planes:
-    return planes & np.uint8(256 - (1 << (8 - bits)))
-
-
 def _solarized(planes: Planes, threshold: float) -> Planes:
     return planes ^ np.multiply(planes >= np.uint8(math.ceil(threshold)), np.uint8(255))
 
 
 def _autocontrast(planes: Planes, arithmetic: Arithmetic) -> Planes:
-    """Each channel from 0 to 255."""
+    """Stretch each channel from 0 to 255."""
     lows, highs = planes.min(axis=(1, 2)).tolist(), planes.max(axis=(1, 2)).tolist()
     ends = zip(lows, highs, strict=True)
     return _looked_up(planes, [_stretch(low, high, arithmetic) for low, high in ends])
@@ -431,7 +418,7 @@ def _stretch(low: int, high: int, arithmetic: Arithmetic) -> list[int] | None:
 
 
 def _equalized(planes: Planes) -> Planes:
-    """Each channel with about as many pixels of every level."""
+    """Give each channel about as many pixels of every level."""
     return _looked_up(planes, [_equalizer(_grey_picture(plane).histogram()) for plane in planes])
 
 
@@ -446,7 +433,7 @@ def _equalizer(histogram: list[int]) -> list[int] | None:
 
 
 def _looked_up(planes: Planes, tables: list[list[int] | None]) -> Planes:
-    """Each channel through its table; without one it stays as it is."""
+    """Map each channel through its table, if it has one."""
     changed = planes.copy()
     for plane, table in zip(changed, tables, strict=True):
         if table is not None:
@@ -455,16 +442,16 @@ def _looked_up(planes: Planes, tables: list[list[int] | None]) -> Planes:
 
 
 def _grey_picture(plane: UInt8[np.ndarray, "height width"]) -> Image.Image:
-    """A channel as a picture that shares its memory."""
+    """Return a channel as a picture that shares its memory."""
     return Image.frombuffer("L", plane.shape[::-1], plane, "raw", "L", 0, 1)
 
 
 # --- places ---------------------------------------------------------------------------------------
-# What lies outside of the picture is black.
+# Outside of the picture all is black.
 
 
 def _moved(planes: Planes, right: int, down: int) -> Planes:
-    """Shifted by whole pixels, which needs no interpolation."""
+    """Shift by whole pixels, without interpolation."""
     height, width = planes.shape[1:]
     right, down = max(-width, min(right, width)), max(-height, min(down, height))
     moved = np.zeros(planes.shape, np.uint8)
@@ -475,9 +462,9 @@ def _moved(planes: Planes, right: int, down: int) -> Planes:
 
 
 def _sheared(planes: Planes, slope: float, axis: Literal[1, 2], manner: Manner) -> Planes:
-    """Rows (axis 2) or columns (axis 1) slid along themselves by `slope` times their place.
+    """Slide rows (axis 2) or columns (axis 1) along themselves by `slope` times their position.
 
-    All pixels of a line are slid by the same distance, so that each has the same weights.
+    All pixels of a line slide by the same distance, with the same weights.
     """
     height, width = planes.shape[1:]
     length, lines = (width, height) if axis == 2 else (height, width)
@@ -497,14 +484,14 @@ def _sheared(planes: Planes, slope: float, axis: Literal[1, 2], manner: Manner) 
 
 
 def _across(table: np.ndarray, axis: Literal[1, 2]) -> np.ndarray:
-    """A table of (line, place in it) as (row, column)."""
+    """Return a table of (line, position in it) as (row, column)."""
     return table if axis == 2 else table.T
 
 
 def _gathered(
     planes: Planes, place: Int64[np.ndarray, "lines places"], axis: Literal[1, 2]
 ) -> Neighbours:
-    """Pixels at places of each line of `axis`."""
+    """Return the pixels at positions of each line of `axis`."""
     height, width = planes.shape[1:]
     if axis == 2:
         index = place + width * np.arange(height)[:, None]
@@ -515,7 +502,7 @@ def _gathered(
 
 
 def _weighed(found: Neighbours, weights: list[np.ndarray], axis: Literal[1, 2]) -> Levels:
-    """Sum of as many neighbours along `axis` as there are weights."""
+    """Return the weighted sum of neighbours along `axis`, one for each weight."""
     levels = found.astype(np.float32)
     length = found.shape[axis] - len(weights) + 1
     windows = [
@@ -531,7 +518,7 @@ def _weighed(found: Neighbours, weights: list[np.ndarray], axis: Literal[1, 2]) 
 def _taps(
     offsets: np.ndarray, interpolation: Interpolation
 ) -> tuple[Int64[np.ndarray, " lines"], list[Float32[np.ndarray, " lines"]]]:
-    """Which pixel of a line is the first neighbour of its pixel 0, and weights of all neighbours.
+    """Return the first neighbour of pixel 0 of each line, and the weights of all neighbours.
 
     Bicubic: Keys' kernel (Cubic convolution interpolation, 1981) with a = -1, as Pillow has it.
     """
@@ -542,17 +529,12 @@ def _taps(
     first = floor.astype(np.int64)
     if interpolation == "bilinear":
         return first, [each.astype(np.float32) for each in (1 - t, t)]
-    weights = (
-        -t + 2 * t**2 - t**3,
-        1 - 2 * t**2 + t**3,
-        t + t**2 - t**3,
-        -(t**2) + t**3,
-    )
+    weights = (-t + 2 * t**2 - t**3, 1 - 2 * t**2 + t**3, t + t**2 - t**3, -(t**2) + t**3)
     return first - 1, [each.astype(np.float32) for each in weights]
 
 
 def _rotated(planes: Planes, degrees: float, manner: Manner) -> Planes:
-    """Turned around the centre, against the clock."""
+    """Turn around the centre, counterclockwise."""
     if manner.interpolation == "bilinear":
         return _sampled(planes, math.radians(degrees), manner.arithmetic)
     resample = Image.Resampling[manner.interpolation.upper()]
@@ -562,7 +544,7 @@ def _rotated(planes: Planes, degrees: float, manner: Manner) -> Planes:
 
 
 def _sampled(planes: Planes, angle: float, arithmetic: Arithmetic) -> Planes:
-    """Turned by torch, which is three times as fast as Pillow."""
+    """Turn by torch, which is three times as fast as Pillow."""
     x, y = _turned_places(planes.shape[1], planes.shape[2], angle)
     grid = torch.from_numpy(np.stack([x, y], axis=-1))[None]
     padding = "border" if arithmetic == "pillow" else "zeros"
@@ -578,7 +560,7 @@ def _sampled(planes: Planes, angle: float, arithmetic: Arithmetic) -> Planes:
 
 
 def _turned_places(height: int, width: int, angle: float) -> tuple[Plane, Plane]:
-    """Return the source of each pixel of a turned picture, with edges at -1 and 1."""
+    """Return the origin of each pixel of a turned picture, with edges at -1 and 1."""
     across = np.arange(width) + 0.5 - width / 2
     down = (np.arange(height) + 0.5 - height / 2)[:, None]
     sine, cosine = math.sin(angle), math.cos(angle)
@@ -592,19 +574,10 @@ def _turned_places(height: int, width: int, angle: float) -> tuple[Plane, Plane]
 # --- policies -------------------------------------------------------------------------------------
 
 
-def _unchanged(
-    planes: Planes, _: tuple[Operation, ...], __: Interpolation, ___: Generator
-) -> Planes:
-    return planes
-
-
 def _randaugment(
-    planes: Planes,
-    operations: tuple[Operation, ...],
-    interpolation: Interpolation,
-    generator: Generator,
+    planes: Planes, operations: Operations, interpolation: Interpolation, generator: Generator
 ) -> Planes:
-    """Two operations of fixed magnitude (Cubuk et al., RandAugment, 2020)."""
+    """Apply two operations of fixed magnitude (Cubuk et al., RandAugment, 2020)."""
     manner = Manner(interpolation, "pillow")
     for _ in range(2):
         operation = operations[_below(generator, len(operations))]
@@ -615,23 +588,17 @@ def _randaugment(
 
 
 def _trivialaugment(
-    planes: Planes,
-    operations: tuple[Operation, ...],
-    interpolation: Interpolation,
-    generator: Generator,
+    planes: Planes, operations: Operations, interpolation: Interpolation, generator: Generator
 ) -> Planes:
-    """One operation of any magnitude (Müller and Hutter, TrivialAugment, 2021)."""
+    """Apply one operation of any magnitude (Müller and Hutter, TrivialAugment, 2021)."""
     name, magnitude = _drawn(operations, generator)
     return _changed(planes, name, magnitude, Manner(interpolation, "pillow"))
 
 
 def _augmix(
-    planes: Planes,
-    operations: tuple[Operation, ...],
-    interpolation: Interpolation,
-    generator: Generator,
+    planes: Planes, operations: Operations, interpolation: Interpolation, generator: Generator
 ) -> Planes:
-    """Three chains of one to three operations, mixed with the picture (Hendrycks et al., AugMix,
+    """Mix three chains of one to three operations with the picture (Hendrycks et al., AugMix,
     2020). Works on tensors, which torchvision cannot rotate bicubically.
     """
     manner = Manner("bilinear" if interpolation == "bicubic" else interpolation, "torch")
@@ -647,18 +614,15 @@ def _augmix(
     return _bytes(mixed)
 
 
-_POLICIES: dict[
-    Policy, Callable[[Planes, tuple[Operation, ...], Interpolation, Generator], Planes]
-] = {
-    "none": _unchanged,
+_POLICIES: dict[Policy, Callable[[Planes, Operations, Interpolation, Generator], Planes]] = {
     "randaugment": _randaugment,
     "trivialaugment": _trivialaugment,
     "augmix": _augmix,
 }
 
 
-def _drawn(operations: tuple[Operation, ...], generator: Generator) -> tuple[str, float]:
-    """An operation's name and one of its magnitudes, with its sign."""
+def _drawn(operations: Operations, generator: Generator) -> tuple[str, float]:
+    """Draw an operation's name and one of its magnitudes, with its sign."""
     operation = operations[_below(generator, len(operations))]
     if not operation.magnitudes:
         return operation.name, 0.0
@@ -690,15 +654,15 @@ _CHANGES: dict[str, Callable[[Planes, float, Manner], Planes]] = {
         _contrast(_levels(planes), 1 + by, manner.arithmetic)
     ),
     "Sharpness": lambda planes, by, _: _bytes(_sharpness(_levels(planes), 1 + by)),
-    "Posterize": lambda planes, bits, _: _posterized(planes, int(bits)),
+    "Posterize": lambda planes, bits, _: planes & np.uint8(256 - (1 << (8 - int(bits)))),
     "Solarize": lambda planes, share, _: _solarized(planes, 255 * share),
     "AutoContrast": lambda planes, _, manner: _autocontrast(planes, manner.arithmetic),
     "Equalize": lambda planes, _, __: _equalized(planes),
 }
 
 
-def _operations(policy: Policy, size: int) -> tuple[Operation, ...]:
-    """What a policy chooses from, in torchvision's order, with the magnitudes it can draw.
+def _operations(policy: Policy, size: int) -> Operations:
+    """Return a policy's operations, in torchvision's order, with the magnitudes it can draw.
 
     Magnitudes are those of the papers' tables; RandAugment's is the one of index 9.
     """
@@ -742,5 +706,5 @@ def _tables(bits: int, fewer: int, count: int) -> list[Operation]:
 
 
 def _spread(first: float, last: float, count: int) -> tuple[float, ...]:
-    """Evenly from first to last, in torch's float32 as torchvision has them."""
+    """Return even steps from first to last, in torch's float32 as in torchvision."""
     return tuple(torch.linspace(first, last, count).tolist())

@@ -1,1 +1,1 @@
-"""Bytes that lie somewhere: files, caches, copies, addresses. Knows nothing of photos."""
+"""The storage of bytes: files, caches, copies, addresses. Knows nothing of photos."""

@@ -1,11 +1,11 @@
 """Folders at an address (`s3://bucket/photos`, any that fsspec knows) as folders of this machine.
 
-Photos are fetched once, into the user's cache folder, and everything else works on files. What was
-fetched is known by size and by etag, checksum or time, whichever the store tells.
+Photos are fetched once, into the user's cache folder; everything else works on files. Fetched files
+are identified by size and by etag, checksum or time, whichever the store has.
 
-A store that does not answer is asked again, after growing waits; one that cannot be reached at all
-is told of in less than a minute. fsspec is imported when an address is given. Knows nothing
-of what the files hold.
+A store that does not answer is asked again after growing waits; one that cannot be reached is
+reported in less than a minute. fsspec is imported when an address is given. Knows nothing of what
+the files hold.
 """
 
 import errno
@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from fieldguide.errors import DataError, FieldguideError, ResourceError, UsageError
 from fieldguide.storage import cache_folder, files
+from fieldguide.words import first_line
 
 REACH_SECONDS = 45.0  # for a first answer; fsspec's own limits may be minutes
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between tries, once it has answered (taste)
@@ -41,11 +42,11 @@ _T = TypeVar("_T")
 
 
 def silent(message: str) -> None:
-    """Tell nobody."""
+    """Ignore the message."""
 
 
 def is_address(text: str | Path) -> bool:
-    """Return whether it is an address, and no path of this machine."""
+    """Return whether this is an address and not a path of this machine."""
     return isinstance(text, str) and _ADDRESS.match(text) is not None
 
 
@@ -59,7 +60,7 @@ class Place:
     notice: Callable[[str], None] = silent
 
     def tokens(self) -> dict[str, tuple[int, str]]:
-        """Size in bytes and mark of every file below, by relative path."""
+        """Return size in bytes and mark of every file below, by relative path."""
         found = self.patiently(partial(self.system.find, self.path, detail=True))
         start = len(self.path.rstrip("/")) + 1
         return {
@@ -69,17 +70,17 @@ class Place:
         }
 
     def info(self, tries: int = 1 + len(WAITS)) -> Mapping[str, Any] | None:
-        """What the store says of it; None where nothing is there."""
+        """Return the store's description of this place; None if nothing is there."""
         return self.patiently(partial(_info, self.system, self.path), tries)
 
     def below(self, name: str) -> str:
-        """The path of a file there."""
+        """Return the path of a file there."""
         return f"{self.path.rstrip('/')}/{name}" if name else self.path
 
     def patiently(self, action: Callable[[], _T], tries: int = 1 + len(WAITS)) -> _T:
-        """What the action gives, tried again after growing waits; ResourceError in the end.
+        """Return the action's result, tried again after growing waits; ResourceError in the end.
 
-        What is not there, or may not be looked at, will not be there later: it is told at once.
+        A file that is missing or forbidden will be so later: that error is raised at once.
         """
         for wait in (*WAITS[: tries - 1], None):
             try:
@@ -93,7 +94,7 @@ class Place:
                 if wait is None:
                     raise _unreachable(self.address, error) from error
                 self.notice(
-                    f"`{self.address}` does not answer ({_reason(error)}):"
+                    f"`{self.address}` does not answer ({first_line(error)}):"
                     f" trying again in {wait:g} s"
                 )
                 time.sleep(wait)
@@ -101,7 +102,7 @@ class Place:
 
 
 def token_of(info: Mapping[str, Any]) -> tuple[int, str]:
-    """Size and mark of a file, as its store describes it."""
+    """Return size and mark of a file from its store's description."""
     name = next((name for name in (*_MARKS, *_TIMES) if info.get(name)), "")
     mark = info.get(name)
     if isinstance(mark, datetime):  # where a list of the same file may have seconds
@@ -110,9 +111,9 @@ def token_of(info: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
-    """The place at an address, whether something is there or not.
+    """Return the place at an address, whether something is there or not.
 
-    Raises UsageError for an address that nothing here can read, ResourceError where no answer comes
+    Raises UsageError for an address that nothing here can read, ResourceError if no answer comes
     within `REACH_SECONDS`.
     """
     try:
@@ -133,16 +134,14 @@ def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
 
 
 def _info(system: Any, path: str) -> Mapping[str, Any] | None:
-    """fsspec's `exists` would answer no where the store does not answer."""
-    try:
+    with suppress(FileNotFoundError):  # fsspec's `exists` is also false if the store is silent
         found: Mapping[str, Any] = system.info(path)
         return found
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
-    """Does it in a thread of its own, which may hang: no library's time limit can be relied on."""
+    """Act in a separate thread, which may hang: no library's time limit is reliable."""
     errors: list[BaseException] = []
 
     def act() -> None:
@@ -164,16 +163,12 @@ def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
 
 
 def _unreachable(address: str, error: BaseException) -> ResourceError:
+    gone = isinstance(error, FileNotFoundError)
+    reason = "there is no such file or folder" if gone else first_line(error)
     return ResourceError(
-        f"`{address}` cannot be reached: {_reason(error)}",
+        f"`{address}` cannot be reached: {reason}",
         hint="check the address, the network and the credentials",
     )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file or folder"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 # --- photos ---------------------------------------------------------------------------------------
@@ -185,14 +180,14 @@ def local(
     notice: Callable[[str], None] = silent,
     progress: Callable[[int, int], None] = lambda done, files: None,
 ) -> Path:
-    """A path of this machine for photos, a table or shards; what is at an address is fetched first.
+    """Return a local path for photos, a table or shards; fetch what is at an address first.
 
-    Of a table or list the whole folder is fetched: the photos lie there. What was fetched before is
-    fetched again only where it has changed, and goes where it is gone. `progress` is called with
-    the files fetched so far and how many there are to fetch.
+    For a table or list the whole folder is fetched, as the photos lie there. Files that are here
+    already are fetched again only if they have changed, and removed if they are gone there.
+    `progress` is called with the number of files fetched and the number to fetch.
 
-    Raises DataError where there is nothing at the address, UsageError and ResourceError as
-    `opened`, and ResourceError where the cache folder has no room.
+    Raises DataError if there is nothing at the address, UsageError and ResourceError as `opened`,
+    and ResourceError if the cache folder has no room.
     """
     if not is_address(source):
         return Path(source)
@@ -212,20 +207,20 @@ def local(
 
 
 def _fetched_file(place: Place, name: str) -> Path:
-    """A single file, in a folder of its own for each of its contents."""
+    """Return the local copy of a single file, in a folder of its own for each of its contents."""
     size, mark = token_of(place.patiently(partial(place.system.info, place.path)))
     path = cache_folder.folder_of("remote", f"{place.address} {size} {mark}") / name
-    if not _has_size(path, size):
+    if files.size_of(path) != size:
         fetch(place, "", path, size)
     cache_folder.use(path.parent, place.address)
     return path
 
 
 def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
-    """All files of a folder. A killed fetch is gone on with: a file that is there is whole.
+    """Return the local copy of a folder. A killed fetch is resumed: a file that is there is whole.
 
-    What is recorded are the marks of the files that are, or will be, in the folder; what has
-    another mark now is removed before it is recorded.
+    The record holds the marks of the files that are, or will be, in the folder. A file whose mark
+    has changed is removed before the new mark is recorded.
     """
     there = place.tokens()
     if not there:
@@ -238,17 +233,17 @@ def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
         if before != there:
             _remove_others(folder / "files", {n for n in there if before.get(n) == there[n]})
         files.write_json(folder / "files.json", there)
-        missing = [
-            name
+        missing = {
+            name: size
             for name, (size, _) in there.items()
-            if not _has_size(folder / "files" / name, size)
-        ]
-        _fetch_all(place, folder / "files", {name: there[name][0] for name in missing}, progress)
+            if files.size_of(folder / "files" / name) != size
+        }
+        _fetch_all(place, folder / "files", missing, progress)
     return folder / "files"
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Remove all other files, and the folders that are then empty: they would be empty classes."""
+    """Remove all other files and then-empty folders, which would be empty classes."""
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
         if path.is_dir():
             with suppress(OSError):  # it is not empty
@@ -266,13 +261,6 @@ def _recorded(path: Path) -> dict[str, tuple[int, str]]:
         return {}  # all is fetched again
 
 
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
-
-
 def _fetch_all(
     place: Place, folder: Path, sizes: Mapping[str, int], progress: Callable[[int, int], None]
 ) -> None:
@@ -287,7 +275,7 @@ def _fetch_all(
 
 
 def fetch(place: Place, name: str, path: Path, size: int) -> None:
-    """One file, whole or not at all."""
+    """Fetch one file, whole or not at all."""
     files.make_folder(path.parent)
     temporary = path.with_name(f"{path.name[:200]}.part")
 

@@ -1,7 +1,7 @@
-"""The user's cache folder, for what can always be made or fetched again.
+"""The user's cache folder, for data that can always be made or fetched again.
 
-A folder in it that holds a copy says of what, in a file that is locked by the processes which use
-the copy. Knows nothing of how what is kept there is read.
+A copy's folder names its source in a file, which the processes that use the copy lock. Knows
+nothing of how kept data are read.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fieldguide.errors import ResourceError
+from fieldguide.words import shown_bytes as shown_bytes
 
 if sys.platform != "win32":
     import fcntl
@@ -25,11 +26,10 @@ _in_use: dict[Path, int] = {}  # descriptors, which stay open, and with them the
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept in the cache folder: a shard of decoded photos, or a folder of copies.
+    """A thing kept in the cache folder: a shard of decoded photos, or a folder of copies.
 
-    `name` is that of the shard's store, or the address or folder that was copied, if that is known.
-    `count` is the number of photos or files, `used` when a process last began to use it, in seconds
-    since 1970.
+    `name` is that of the shard's store, or the copied address or folder if known. `count` is the
+    number of photos or files, `used` the start of its last use in seconds since 1970.
     """
 
     path: Path
@@ -40,13 +40,8 @@ class Kept:
     used: float
 
 
-def shown_bytes(count: int) -> str:
-    """Such as `12.3 GB`, `4.0 MB`."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
 def root() -> Path:
-    """The folder of all stores: FIELDGUIDE_CACHE, else the usual place of the platform.
+    """Return the folder of all stores: FIELDGUIDE_CACHE, else the platform's usual folder.
 
     It need not exist. ResourceError if the user has no home and FIELDGUIDE_CACHE is not set.
     """
@@ -62,20 +57,20 @@ def root() -> Path:
 
 
 def root_of(name: str) -> Path:
-    """The folder of that name; `auto` is the user's, see `root`."""
+    """Return the folder of that name; `auto` is the user's, see `root`."""
     return root() if name in {"", "auto"} else Path(name).expanduser().absolute()
 
 
 def folder_of(kind: str, source: str) -> Path:
-    """Return the folder in the user's cache folder for a copy of an address or a folder."""
+    """Return the folder for a copy of what is at an address, or in a folder."""
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return root() / kind / name
 
 
 def use(folder: Path, source: str) -> None:
-    """Say what a folder holds a copy of, and that this process uses it, from now to its end.
+    """Record a folder's source, and that this process uses the copy until it ends.
 
-    Nothing happens where that cannot be written; on Windows it is said but holds nobody up.
+    Does nothing if that cannot be written. On Windows the record stops nobody.
     """
     path = folder / _SOURCE
     with suppress(OSError):
@@ -87,7 +82,7 @@ def use(folder: Path, source: str) -> None:
 
 
 def source_of(folder: Path) -> tuple[str, float]:
-    """What a folder holds a copy of, if it says so, and when that was last used, since 1970."""
+    """Return a copy's source, empty if unknown, and its last use in seconds since 1970."""
     path = folder / _SOURCE
     with suppress(OSError):
         return path.read_text("utf-8", "surrogateescape"), path.stat().st_mtime
@@ -96,7 +91,7 @@ def source_of(folder: Path) -> tuple[str, float]:
 
 @contextmanager
 def unused(folder: Path) -> Iterator[None]:
-    """No process begins to use the copy in the block; BlockingIOError where one does already."""
+    """Keep other processes from a copy in the block; BlockingIOError if one uses it already."""
     path = folder / _SOURCE
     if sys.platform == "win32" or not path.exists():
         yield
@@ -107,9 +102,9 @@ def unused(folder: Path) -> Iterator[None]:
 
 
 def lock_shared(descriptor: int) -> None:
-    """Tell others that the file is in use, until it and all maps of it are closed.
+    """Mark the file as in use until it and all maps of it are closed.
 
-    Nothing happens where the file system has no locks: whoever removes finds none to take either.
+    Does nothing on a file system without locks, where none can be taken to remove it either.
     """
     if sys.platform != "win32":
         with suppress(OSError):
@@ -117,7 +112,7 @@ def lock_shared(descriptor: int) -> None:
 
 
 def lock_alone(descriptor: int) -> None:
-    """Take the file for this process; BlockingIOError if it is in use, OSError without locks."""
+    """Lock the file for this process; BlockingIOError if it is in use, OSError without locks."""
     if sys.platform == "win32":
         raise OSError("open files are the locks there")
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

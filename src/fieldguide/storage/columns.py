@@ -1,8 +1,7 @@
 """Tables in memory, column by column: some tens of bytes a row, where objects take many hundreds.
 
-The columns of a table are plain arrays of numbers, lists that hold equal values once, and `Packed`
-bytes for values that differ. A record is made when it is asked for, and none is kept. Knows nothing
-of what the values mean.
+Columns are arrays of numbers, lists that hold equal values once, and `Packed` bytes for values that
+differ. Records are made on demand and not kept. Knows nothing of what the values mean.
 """
 
 from abc import abstractmethod
@@ -18,7 +17,7 @@ H = TypeVar("H", bound=Hashable)
 
 
 class Column(Sequence[T], Generic[T]):
-    """A sequence whose values are made when asked for. Equal to any sequence of equal values."""
+    """A sequence whose values are made on demand. It equals any sequence of equal values."""
 
     @abstractmethod
     def take(self, rows: Iterable[int]) -> "Column[T]":
@@ -34,7 +33,7 @@ class Column(Sequence[T], Generic[T]):
     def __getitem__(self, which: slice) -> "Column[T]": ...
 
     def __getitem__(self, which: SupportsIndex | slice) -> "T | Column[T]":
-        """One value, or a new column of several."""
+        """Return one value, or a new column of several."""
         rows = range(len(self))[which]
         return self.take(rows) if isinstance(rows, range) else self._at(rows)
 
@@ -50,9 +49,9 @@ class Column(Sequence[T], Generic[T]):
 
 
 class Packed(Column[T]):
-    """Values that differ much, as bytes in one buffer: 8 bytes a row beside them.
+    """A column of mostly different values, as bytes in one buffer and 8 bytes a row.
 
-    `pack` makes bytes of a value, and `unpack` an equal value of these.
+    `pack` turns a value into bytes, and `unpack` bytes into an equal value.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Packed(Column[T]):
         return taken
 
     def matrix(self, width: int) -> NDArray[np.uint8]:
-        """A view of the bytes, (n, width), where every value takes `width` bytes or none.
+        """Return a view of the bytes, (n, width), where every value takes `width` bytes or none.
 
         Values of no bytes have no row. While the view lives, nothing can be added to the column.
         """
@@ -96,7 +95,7 @@ _NONE = b"\xff"  # no text in UTF-8 holds this byte
 
 
 def texts(values: Iterable[str | None] = ()) -> Packed[str | None]:
-    """A column of texts, of any Unicode (file names hold lone surrogates), or None."""
+    """Return a column of None or texts of any Unicode (file names hold lone surrogates)."""
     return Packed(_encoded, _decoded, values)
 
 
@@ -109,12 +108,12 @@ def _decoded(content: bytearray) -> str | None:
 
 
 def digests(values: Iterable[str] = ()) -> Packed[str]:
-    """A column of hash values in lower-case hexadecimal digits; ValueError for what is none."""
+    """Return a column of hash values in lower-case hexadecimal; ValueError for other texts."""
     return Packed(bytes.fromhex, bytearray.hex, values)
 
 
 class Shared(list[H]):
-    """Values of which few differ, 8 bytes a row: of equal ones the first is kept for all."""
+    """A list of few different values, 8 bytes a row: equal values are kept once."""
 
     def __init__(self, values: Iterable[H] = ()) -> None:
         self._first: dict[H, H] = {}
@@ -126,9 +125,9 @@ class Shared(list[H]):
 
 
 class Records(Column[T]):
-    """Records of one class, each field a column. A record is made when it is asked for.
+    """A sequence of records of one class, each field a column.
 
-    `fields` says how the column of each field is made, in the order in which `kind` takes them.
+    `fields` maps each field to the maker of its column, in the order of the arguments of `kind`.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class Records(Column[T]):
             column.append(getattr(record, name))
 
     def take(self, rows: Iterable[int]) -> "Records[T]":
-        """New records: those in these rows, counted from 0, in their order."""
+        """Return new records: those in these rows, counted from 0, in their order."""
         chosen = array("q", rows)
         return self._of(
             {
@@ -168,13 +167,13 @@ class Records(Column[T]):
         )
 
     def column(self, name: str) -> Any:
-        """The column of a field. Nothing may be added to it alone."""
+        """Return the column of a field. Do not append to it alone."""
         return self._columns[name]
 
     def with_column(self, name: str, values: Iterable[Any]) -> "Records[T]":
-        """New records with other values of a field, one a record.
+        """Return new records with other values of a field, one a record, else ValueError.
 
-        They share the columns of the other fields: add to neither. ValueError for another number.
+        The columns of the other fields are shared: append to neither.
         """
         column = self._fields[name](values)
         if len(column) != len(self):

@@ -1,7 +1,7 @@
-"""What the cache folder keeps: decoded photos, copies of photos and runs at addresses, of shards.
+"""The contents of the cache folder, listed, verified and removed.
 
-Lists, verifies and removes it. Photos are decoded or fetched again when they are needed, runs are
-fetched too, and shards are read through again. Knows nothing of how any of it is used.
+It keeps decoded photos, and copies of photos, of runs and of shards. Each is decoded, fetched or
+read again when it is needed. Knows nothing of how they are used.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Literal
 from fieldguide.errors import FieldguideError, ResourceError
 from fieldguide.storage import cache_folder, decoded, files, mirror, shards
 from fieldguide.storage.cache_folder import Kept
+from fieldguide.words import counted, os_reason
 
 _KINDS: dict[str, Literal["photos", "run", "shards"]] = {  # by folder
     "remote": "photos",
@@ -25,37 +26,31 @@ _NAME = re.compile(r"[0-9a-f]{32}(\.gone)?")  # the latter: its removal was inte
 
 
 def kept(root: Path) -> list[Kept]:
-    """All that a cache folder keeps: decoded photos by store, then copies."""
+    """Return all that a cache folder keeps: decoded photos by store, then copies."""
     return decoded.kept(root) + copies(root)
 
 
 def copies(root: Path) -> list[Kept]:
-    """The copies in a cache folder, by kind and source. Links are none, nor what is named else."""
+    """Return the copies in a cache folder by kind and source; links and other names are none."""
     found = []
     for name, kind in _KINDS.items():
         with suppress(OSError):
             for folder in (root / name).iterdir():
                 if _NAME.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir():
-                    sizes = [
-                        size for path in folder.rglob("*") if (size := _size(path)) is not None
-                    ]
-                    source, used = cache_folder.source_of(folder)
-                    named = source or folder.name
-                    found.append(Kept(folder, kind, named, len(sizes), sum(sizes), used))
+                    found.append(_copy(folder, kind))
     return sorted(found, key=lambda copy: (copy.kind, copy.name, copy.path))
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None of what is none, or of what another process has just removed."""
-    with suppress(OSError):
-        return None if path.is_dir() else path.lstat().st_size
-    return None
+def _copy(folder: Path, kind: Literal["photos", "run", "shards"]) -> Kept:
+    sizes = [size for path in folder.rglob("*") if (size := files.size_of(path)) is not None]
+    source, used = cache_folder.source_of(folder)
+    return Kept(folder, kind, source or folder.name, len(sizes), sum(sizes), used)
 
 
 def faults(copy: Kept) -> list[str]:
-    """What is damaged: the files of photos by size, runs and photos of Parquet files by SHA-256.
+    """Return what is damaged: photos by size, runs and photos of Parquet files by SHA-256.
 
-    Nothing of decoded photos: whoever reads them compares their checksums.
+    Decoded photos have no faults here: their readers compare checksums.
     """
     find = {"photos": _faults_of_photos, "run": _faults_of_run, "shards": _faults_of_shards}
     try:
@@ -73,7 +68,7 @@ def _faults_of_photos(folder: Path) -> Iterator[str]:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ResourceError(f"{record.name} cannot be read: {error}") from error
     for name, size in recorded.items():
-        found = _size(folder / "files" / name)
+        found = files.size_of(folder / "files" / name)
         if found != size:
             yield f"{name}: missing" if found is None else f"{name}: {found:,} of {size:,} bytes"
 
@@ -99,9 +94,9 @@ def _faults_of_shards(folder: Path) -> Iterator[str]:
 
 
 def remove(each: Kept) -> str:
-    """Remove what is kept; say why it stays, nothing if it is gone.
+    """Remove a kept thing; return the reason if it stays, an empty text if it is gone.
 
-    It stays if a process uses it, and a run while its address has not all of it.
+    It stays while a process uses it, and a run also while its address lacks files of it.
     """
     try:
         if each.kind == "decoded":
@@ -110,18 +105,14 @@ def remove(each: Kept) -> str:
         with cache_folder.unused(each.path), files.lock(each.path):
             missing = mirror.unsent(each.path) if each.kind == "run" else []
             if missing:
-                return f"{len(missing):,} files of the run were not sent yet: `fit` sends them"
-            _remove_folder(each.path)
+                return f"{counted(len(missing), 'file')} of the run not sent yet: `fit` sends them"
+            gone = each.path.with_suffix(".gone")
+            if each.path != gone:
+                shutil.rmtree(gone, ignore_errors=True)  # of a removal that was interrupted
+                each.path.rename(gone)  # else half a copy might be found
+            shutil.rmtree(gone)
     except (BlockingIOError, ResourceError):
         return "a process uses it"
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return os_reason(error).lower()
     return ""
-
-
-def _remove_folder(folder: Path) -> None:
-    gone = folder.with_suffix(".gone")
-    if folder != gone:
-        shutil.rmtree(gone, ignore_errors=True)  # of a removal that was interrupted
-        folder.rename(gone)  # else half a copy might be found
-    shutil.rmtree(gone)

@@ -5,13 +5,13 @@
         0f3c….pixels             a shard: RGB pictures, 8 bits a channel, one behind the other
         0f3c….index              its records: key, offset, height, width, two checksums
 
-Every writing process appends to a shard of its own, the pixels first and the record after them;
-whoever reads maps shards into memory, and looks from time to time for what others have appended.
-It is a pure cache. What was torn by a crash, has rotted, was removed or never got in is a picture
-not found: its reader decodes the photo and has the same pixels. So nothing is ever forced to disk.
+Every writing process appends to its own shard, first the pixels, then the record. Readers map
+shards into memory and look from time to time for new records. It is a pure cache: a picture that
+is torn, rotted, removed or never written is not found; its reader decodes the photo and has the
+same pixels. So nothing is ever forced to disk.
 
-Who uses a shard holds a shared lock on it (`flock`; on Windows an open file cannot be removed, and
-that is the lock). What nobody holds may be removed: `make_room`, `remove`.
+Users of a shard hold a shared lock on it (`flock`; on Windows an open file cannot be removed, and
+that is the lock). `make_room` and `remove` take only shards that nobody holds.
 
 Knows nothing of how photos are decoded, of labels or of tensors.
 """
@@ -39,13 +39,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from fieldguide.storage.cache_folder import Kept, lock_alone, lock_shared, shown_bytes
+from fieldguide.storage.cache_folder import Kept, lock_alone, lock_shared
 from fieldguide.storage.files import write_whole
+from fieldguide.words import os_reason, shown_bytes
 
-# Of our decoding and of this file's layout: to be raised when the same photo gives other bytes.
+# The version of our decoding and of this layout: raise it when the same photo gives other bytes.
 VERSION = 1
 
-# What the disk keeps free: other programs fail in ugly ways on a full one (taste).
+# Bytes to leave free on the disk: other programs fail in ugly ways on a full one (taste).
 FREE_BYTES = 1 << 30
 FREE_SHARE = 0.05
 # Bytes that a process writes before it looks at the disk again: 16 of them overshoot by a GiB.
@@ -53,7 +54,7 @@ STRIDE = 64 << 20
 # A shard that nobody writes is continued up to this size, so that hundreds of short runs leave few
 # files: every shard in use takes one of the 1,024 files that a process may usually open (taste).
 CONTINUED_BELOW = 256 << 20
-# Of the own store, only what was unused for so long makes room: it may be of the same photos.
+# Shards of the own store make room only after so long without use: they may be of the same photos.
 OWN_KEPT_SECONDS = 24 * 3600.0
 # How often a process looks for what others have appended. A look took 0.02 ms, a decode takes 3.
 LOOK_SECONDS = 0.25
@@ -74,18 +75,15 @@ Picture = UInt8[np.ndarray, "height width 3"]
 
 
 def folder_of(root: Path, *, side: int | None, interpolation: str, truncated: str) -> Path:
-    """The store of one definition of pixels; its name tells them apart.
+    """Return the store of one definition of pixels; its name tells them apart.
 
     `side`: pixels of the shorter side that pictures are shrunk to, None for full size;
     `interpolation`: how; `truncated`: `refuse` or `keep`, see `pixels.decode`. Versions of the
     libraries that decode and shrink are part of the name.
     """
-    name = "-".join(
-        (
-            f"pixels-{VERSION}-{'full' if side is None else side}-{interpolation}-{truncated}",
-            f"pillow-{metadata.version('pillow')}",
-            f"torchvision-{metadata.version('torchvision')}",
-        )
+    name = (
+        f"pixels-{VERSION}-{'full' if side is None else side}-{interpolation}-{truncated}"
+        f"-pillow-{metadata.version('pillow')}-torchvision-{metadata.version('torchvision')}"
     )
     assert _STORE_NAME.fullmatch(name), f"not a definition of pixels: {name}"
     return root / name
@@ -95,7 +93,7 @@ def folder_of(root: Path, *, side: int | None, interpolation: str, truncated: st
 
 
 def kept(root: Path) -> list[Kept]:
-    """The shards of all stores below `root`. Links, and what has another name, are no stores."""
+    """Return the shards of all stores below `root`. Links and other names are no stores."""
     with suppress(OSError):
         return [
             piece
@@ -107,16 +105,16 @@ def kept(root: Path) -> list[Kept]:
 
 
 def pieces(folder: Path) -> list[Kept]:
-    """The shards of one store, by name; also those of which one file is missing.
+    """Return the shards of one store by name, also those that lack a file.
 
-    Records are counted, a few of which may be of the same photo.
+    Their count is that of records; a few may be of the same photo.
     """
     stems = dict.fromkeys(match[1] for match in _shard_files(folder))
     return [_piece(folder / f"{stem}.pixels") for stem in stems]
 
 
 def _shard_files(folder: Path) -> list[re.Match[str]]:
-    """The names of a store's files; none where there is no folder, or where it is a file."""
+    """Return the matched names of a store's files; none if there is no such folder."""
     with suppress(OSError):
         with os.scandir(folder) as entries:
             names = sorted(each.name for each in entries if each.is_file(follow_symlinks=False))
@@ -131,7 +129,7 @@ def _piece(path: Path) -> Kept:
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
-    """Zeros where another process has just removed the file."""
+    """Return size and time, zeros if another process has just removed the file."""
     with suppress(OSError):
         status = path.stat()
         return status.st_size, status.st_mtime
@@ -157,11 +155,10 @@ def remove(path: Path) -> None:
 def make_room(own: Path, wanted: int) -> None:
     """Remove shards that no process uses, least recently used first, for `wanted` bytes more.
 
-    Of the store `own` only what was not used for a day. None at all if they would not suffice.
+    Shards of the store `own` stay if used within a day. All stay if they would not suffice.
     """
     latest = time.time() - OWN_KEPT_SECONDS
-    shards = kept(own.parent)
-    found = [piece for piece in shards if piece.path.parent != own or piece.used < latest]
+    found = [each for each in kept(own.parent) if each.path.parent != own or each.used < latest]
     if sum(piece.bytes for piece in found) < wanted:
         return
     for piece in sorted(found, key=lambda piece: piece.used):
@@ -173,12 +170,12 @@ def make_room(own: Path, wanted: int) -> None:
 
 
 def taken(own: Path) -> int:
-    """Bytes of all stores beside `own` and of `own`, whatever it is called."""
+    """Return the bytes of all stores beside `own` and of `own`, whatever its name."""
     return sum({piece.path: piece.bytes for piece in (*kept(own.parent), *pieces(own))}.values())
 
 
 def _room(own: Path, limit: int | None) -> tuple[int, str]:
-    """How many bytes more may be written, below 0 if too many were, and what the bound is."""
+    """Return the bytes that may still be written, negative beyond the bound, and that bound."""
     own.parent.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(own.parent)  # `own` itself goes with the last shard of it
     kept = max(FREE_BYTES, int(FREE_SHARE * disk.total))
@@ -211,7 +208,7 @@ class _Shard:
         return len(self.mapped) >= end
 
     def news(self) -> bytes:
-        """Whole records that were appended since the last call; opens the index only for some."""
+        """Return whole records appended since the last call; open the index only if there are."""
         with suppress(OSError):
             if self.index.stat().st_size < self.indexed + RECORD_BYTES:
                 return b""
@@ -225,7 +222,7 @@ class _Shard:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """The whole file as memory. The map keeps the file's lock, as it keeps it open."""
+    """Map the whole file. The map keeps the file open and so its lock."""
     with path.open("rb", buffering=0) as file:
         lock_shared(file.fileno())
         with suppress(OSError):  # of another user
@@ -235,7 +232,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """The place of a picture. `checked`: this process has seen that its bytes are as written."""
+    """The position of a picture. `checked`: this process has compared its checksum."""
 
     shard: _Shard
     offset: int
@@ -262,7 +259,7 @@ class _Writer:
     index: io.FileIO
 
     def append(self, digest: bytes, picture: Picture, checksum: int) -> bytes:
-        """Write a picture, then its record, which is returned; OSError leaves no half record."""
+        """Write a picture, then its record, and return that; OSError leaves no half record."""
         offset = self.pixels.seek(0, os.SEEK_END)
         write_whole(self.pixels, picture.data.cast("B"), offset)
         body = _BODY.pack(digest, offset, *picture.shape[:2], checksum)
@@ -278,7 +275,7 @@ class _Writer:
 
 
 def _new_writer(folder: Path) -> _Writer:
-    """A shard of this process's own; OSError if it cannot be created."""
+    """Create a shard for this process; OSError if that fails."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{secrets.token_hex(8)}.pixels"
     with ExitStack() as files:
@@ -292,7 +289,7 @@ def _new_writer(folder: Path) -> _Writer:
 
 
 def _continued(shard: _Shard) -> _Writer | None:
-    """Take over a small shard that nobody writes any more, a killed process's too."""
+    """Take over a small shard that nobody writes any more, such as a killed process's."""
     with suppress(OSError), ExitStack() as files:
         if shard.pixels.stat().st_size >= CONTINUED_BELOW:
             return None
@@ -306,7 +303,7 @@ def _continued(shard: _Shard) -> _Writer | None:
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, int, int, int, int]]:
-    """Digest, offset, height, width, checksum of each record that is as it was written."""
+    """Yield digest, offset, height, width, checksum of each intact record."""
     for start in range(0, len(data), RECORD_BYTES):
         middle = start + _BODY.size
         if zlib.crc32(data[start:middle]) == _CHECK.unpack_from(data, middle)[0]:
@@ -317,14 +314,14 @@ def _records(data: bytes) -> Iterator[tuple[bytes, int, int, int, int]]:
 
 
 class Store:
-    """Decoded pictures by the SHA-256 of their files, shared with all processes on this folder.
+    """Decoded pictures by the SHA-256 of their files, shared by all processes on this folder.
 
-    `folder`: see `folder_of`; it is created when there is something to write. `limit`: bytes that
-    all stores beside it may take together with it. `notice` is told once, when this process stops
-    to write: then everything is as before, but what is not there yet is decoded every time.
+    `folder`: see `folder_of`; it is created at the first write. `limit`: bytes for this store and
+    all beside it. `notice` is called once if this process stops writing; missing pictures are then
+    decoded every time.
 
-    Any number of threads may call it at once. A forked child goes on with what its parent knows and
-    writes to another shard; a pickled copy opens the folder anew, and is silent.
+    Safe to call from many threads. A forked child keeps what its parent knows and writes to another
+    shard; a pickled copy opens the folder itself and gives no notice.
     """
 
     def __init__(
@@ -347,9 +344,12 @@ class Store:
         _after_fork(self)
 
     def _in_child(self) -> None:
-        """Forgets what belongs to the parent: its shard, and locks that its threads hold."""
+        """Forget what belongs to the parent: its shard, and locks that its threads hold."""
         self._reading, self._writing = threading.Lock(), threading.Lock()
         self._allowed = 0
+        self._close_writer()
+
+    def _close_writer(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -358,16 +358,14 @@ class Store:
         return partial(Store, self._folder, limit=self._limit), ()
 
     def close(self) -> None:
-        """Give files and maps back. Pictures that were got stay; none is found or kept any more.
+        """Release files and maps. Pictures in use stay; none is found or kept any more.
 
-        Maps stay as long as a picture of theirs is in use, and with them the shards' locks.
+        A map, and with it its shard's lock, stays as long as a picture of it is in use.
         """
         with self._writing, self._reading:
             self._writes, self._next_look = False, float("inf")
             self._places, self._shards = {}, {}
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            self._close_writer()
 
     def __del__(self) -> None:  # a loader that goes with its owner closes nothing
         self.close()
@@ -375,10 +373,10 @@ class Store:
     # --- reading ----------------------------------------------------------------------------------
 
     def get(self, key: str) -> Picture | None:
-        """The picture of the file with this SHA-256 (hex), or None if it is not there.
+        """Return the picture of the file with this SHA-256 (hex), or None if there is none.
 
-        A read-only view of the mapped file, without a copy. Its checksum is compared at the first
-        get in each process; what has another one is not there.
+        It is a read-only view of the mapped file, without a copy. The first get in each process
+        compares the checksum; a damaged picture counts as none.
         """
         digest = bytes.fromhex(key)
         place = self._places.get(digest)
@@ -406,7 +404,7 @@ class Store:
         return there and zlib.crc32(place.view().data) == place.checksum
 
     def _look(self) -> None:
-        """Learns what other processes have appended, at most every `LOOK_SECONDS`."""
+        """Learn what other processes have appended, at most every `LOOK_SECONDS`."""
         if time.monotonic() < self._next_look:
             return
         with self._reading:
@@ -451,21 +449,21 @@ class Store:
             self._notice(_told(self._folder, reason))
 
     def _keep(self, digest: bytes, picture: Picture, checksum: int) -> str:
-        """Appends a picture; the reason if that cannot be."""
+        """Append a picture; return the reason if that fails, else an empty text."""
         try:
             if shortage := self._shortage(picture.nbytes + RECORD_BYTES):
                 return shortage
             writer = self._writer or self._open_writer()
             record = writer.append(digest, picture, checksum)
         except OSError as error:
-            return (error.strerror or str(error)).lower()
+            return os_reason(error).lower()
         with self._reading:
             self._learn(writer.shard, record)
             writer.shard.indexed += len(record)
         return ""
 
     def _shortage(self, size: int) -> str:
-        """Why `size` bytes more must not be written; nothing if they may."""
+        """Return why `size` bytes more must not be written, or an empty text."""
         if size > self._allowed:
             room, bound = _room(self._folder, self._limit)
             if room < size:
@@ -496,7 +494,7 @@ def _told(folder: Path, reason: str) -> str:
 
 
 def _after_fork(store: Store) -> None:
-    """Lets every forked child tell its copy of the store so, as long as there is one.
+    """Reset the store's copy in every forked child, as long as there is one.
 
     The system keeps the registration for ever; a weak reference does not keep the store.
     """

@@ -1,8 +1,8 @@
 """Files that are written whole or not at all, manifests of their SHA-256, and the lock of a folder.
 
-A reader, or the same command after a crash, finds the old file or the new one and never half of
-either: a file is written beside its place under a temporary name, forced to disk, and renamed.
-Knows nothing of what the files hold, nor of the layout of a run folder.
+A reader, or the same command after a crash, finds the old file or the new one, never half of one:
+a file is written under a temporary name, forced to disk, and renamed. Knows nothing of what the
+files hold, nor of the layout of a run folder.
 """
 
 import csv
@@ -26,6 +26,7 @@ from typing import BinaryIO
 import filelock
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.words import os_reason
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -42,7 +43,7 @@ _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _CRLF = "\r\n"
 
-# What a file system answers that has no way, or no permission, to force a folder to disk.
+# Errors of a file system that cannot, or may not, force a folder to disk.
 _CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 _HINTS = {
@@ -61,12 +62,11 @@ _HINTS = {
 
 @contextmanager
 def replacing(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of `path` when the block ends well.
+    """Open a file for writing that replaces `path` when the block ends well.
 
-    Whatever goes wrong, in the block too, `path` is left as it was and no temporary file stays;
-    only a killed process leaves one (`remove_temporaries`). Permissions follow the umask. An
-    OSError, in the block too, becomes a ResourceError naming `path` and, where `size` gives it,
-    the number of bytes needed.
+    After an error, in the block too, `path` is as before and no temporary file stays; only a killed
+    process leaves one (`remove_temporaries`). Permissions follow the umask. An OSError, in the
+    block too, becomes a ResourceError naming `path` and the bytes needed if `size` gives them.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may fill 255 bytes
     try:
@@ -79,7 +79,7 @@ def replacing(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
     except OSError as error:
         raise _unwritable(path, size, error) from error
     finally:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
 
 
@@ -92,16 +92,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with its line ends as they are, whole or not at all.
 
-    A file name that is not UTF-8 reaches Python as lone surrogates; its own bytes are written.
+    Lone surrogates, Python's form of file names that are not UTF-8, become their own bytes.
     """
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all; ValueError for NaN and infinity.
-
-    Those two are no JSON, and other readers refuse the whole file for one of them.
-    """
+    """Write `value` as indented JSON, whole or not at all; ValueError for NaN and infinity."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # What UTF-8 cannot hold, a lone surrogate, becomes `\\udcff`: JSON's own way to write it.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
@@ -110,10 +107,9 @@ def write_json(path: Path, value: object) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     r"""Write a table as CSV (RFC 4180, but lines end in `\n`), whole or not at all.
 
-    Rows are taken one at a time, so a table need not fit in memory. Text reads back exactly with
-    `csv.reader` from a file opened with `newline=""`; floats keep all their digits, None is empty.
-    Cells that a spreadsheet takes for formulas are not changed. ValueError for a row whose length
-    is not the header's.
+    A table need not fit in memory. Text reads back exactly with `csv.reader` from a file opened
+    with `newline=""`; floats keep all digits, None is empty. Cells that a spreadsheet takes for
+    formulas are not changed. ValueError for a row whose length is not the header's.
     """
     with replacing(path) as file:
         for line in csv_lines(chain([header], rows)):
@@ -121,7 +117,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def csv_lines(rows: Iterable[Sequence[object]], separator: str = ",") -> Iterator[bytes]:
-    """The lines of a table as `write_csv` writes them; ValueError for rows of unequal length."""
+    """Yield the lines that `write_csv` writes; ValueError for rows of unequal length."""
     buffer = io.StringIO(newline="")
     # Before Python 3.13 a lone `\r` in a cell is quoted only if the line end holds one.
     writer = csv.writer(buffer, delimiter=separator, lineterminator="\r\n")
@@ -137,18 +133,18 @@ def csv_lines(rows: Iterable[Sequence[object]], separator: str = ",") -> Iterato
 
 
 def no_formula(cell: str) -> str:
-    """The cell with a `'` in front where a spreadsheet would take it for a formula."""
+    """Return the cell, with a `'` in front if a spreadsheet would take it for a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 @contextmanager
 def growing(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A function that adds bytes to the file `PATH.part`, which becomes `path` when all went well.
+    """Give the block a function that adds bytes to `PATH.part`, which becomes `path` at the end.
 
-    For what takes hours to make: whatever goes wrong in the block, `PATH.part` stays and holds
-    exactly the pieces that were added whole. It is removed where nothing was added. What an earlier
-    attempt left there is replaced. ResourceError if a file cannot be written, or if somebody else
-    began to write the same one meanwhile; errors of the block pass through as they are.
+    For files that take hours to make: after an error in the block, `PATH.part` stays and holds
+    exactly the pieces that were added whole, or is removed if there are none. An earlier one is
+    replaced. ResourceError if a file cannot be written, or if another process began to write the
+    same one; errors of the block pass through as they are.
     """
     part = path.with_name(f"{path.name}.part")
     with _telling(path):
@@ -166,22 +162,18 @@ def growing(path: Path) -> Iterator[Callable[[bytes], None]]:
         yield add
         with _telling(path):
             os.fsync(file.fileno())
-        if not _leads_to(part, file):
+        if not (part.exists() and os.path.samestat(part.stat(), os.fstat(file.fileno()))):
             raise ResourceError(f"cannot write {path}: another process writes {part.name} too")
     except BaseException:
         file.close()
         if not added:
-            with suppress(OSError):  # the first error is the one to tell
+            with suppress(OSError):  # the first error is the one to report
                 part.unlink()
         raise
     file.close()
     with _telling(path):
         part.replace(path)
         _sync_folder(path.parent)
-
-
-def _leads_to(path: Path, file: io.FileIO) -> bool:
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def write_whole(file: io.FileIO, data: bytes | memoryview, start: int) -> None:
@@ -199,7 +191,7 @@ def write_whole(file: io.FileIO, data: bytes | memoryview, start: int) -> None:
 
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """An OSError in the block becomes a ResourceError naming `path`."""
+    """Turn an OSError in the block into a ResourceError naming `path`."""
     try:
         yield
     except OSError as error:
@@ -207,7 +199,7 @@ def _telling(path: Path) -> Iterator[None]:
 
 
 def require_new(*paths: Path, hint: str = "name a new folder with --out") -> None:
-    """Raise `UsageError` where something lies at one of `paths`, if only a broken link."""
+    """Raise `UsageError` if something lies at one of `paths`, even a broken link."""
     for path in paths:
         if path.exists() or path.is_symlink():
             raise UsageError(f"`{path}` is there already", hint=hint)
@@ -224,9 +216,9 @@ def make_folder(folder: Path) -> None:
 
 
 def make_folder_within(folder: Path) -> None:
-    """Create a folder in one that is there, and not that one: a disk may have been unmounted.
+    """Create a folder, but not the one above it: its disk may be unmounted.
 
-    A folder above it that is gone is waited for half a minute; then it is a ResourceError.
+    If that one is gone, wait half a minute for it, then raise ResourceError.
     """
     for wait in (*WAITS, None):
         try:
@@ -236,7 +228,7 @@ def make_folder_within(folder: Path) -> None:
             if wait is None:
                 raise ResourceError(
                     f"`{folder.parent}` is gone",
-                    hint="bring it back; the same command then goes on from the last checkpoint",
+                    hint="bring it back; the same command then resumes from the last checkpoint",
                 ) from error
             time.sleep(wait)
         except OSError as error:
@@ -244,15 +236,22 @@ def make_folder_within(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file of that name is one that a killed process left half written."""
+    """Return whether a name is that of a temporary file, which a killed process leaves."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Remove what killed processes left half-written in `folder` and say how many files it was.
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a file or link itself; None for a folder, or if nothing can be found."""
+    with suppress(OSError):
+        return None if path.is_dir() else path.lstat().st_size
+    return None
 
-    Not in folders below it. To be called by who holds the folder: it would take the temporary
-    file of a living writer as well. ResourceError if one cannot be removed.
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove temporary files directly in `folder` and return their number.
+
+    Only the holder of the folder may call it: a living writer's file goes too. ResourceError if
+    one cannot be removed.
     """
     try:
         found = [path for path in folder.iterdir() if is_temporary(path.name)]
@@ -264,7 +263,7 @@ def remove_temporaries(folder: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force a rename in `folder` to disk, where the system can."""
+    """Force a rename in `folder` to disk if the system can."""
     if os.name == "nt":  # a folder cannot be opened there
         return
     try:
@@ -281,7 +280,7 @@ def _sync_folder(folder: Path) -> None:
 def _unwritable(path: Path, size: int | None, error: OSError) -> ResourceError:
     needed = "" if size is None else f" ({size:,} bytes needed)"
     return ResourceError(
-        f"cannot write {path}{needed}: {error.strerror or error}",
+        f"cannot write {path}{needed}: {os_reason(error)}",
         hint=_HINTS.get(error.errno or 0, ""),
     )
 
@@ -291,14 +290,14 @@ def _unwritable(path: Path, size: int | None, error: OSError) -> ResourceError:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a manifest says of one file: its SHA-256 in hexadecimal and its size in bytes."""
+    """A file's entry in a manifest: its SHA-256 in hexadecimal and its size in bytes."""
 
     sha256: str
     bytes: int
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content in hexadecimal; OSError if it cannot be read."""
+    """Return the SHA-256 of a file's content in hexadecimal; OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -306,8 +305,8 @@ def sha256(path: Path) -> str:
 def write_manifest(folder: Path, names: Iterable[str], *, name: str = MANIFEST) -> None:
     """Record size and SHA-256 of the files `names` of `folder` in its file `name`.
 
-    Write it last: a folder with a manifest is complete. Names are relative to the folder, with
-    `/` on every system. ResourceError names a file that is missing or cannot be read.
+    Write it last: a folder with a manifest is complete. Names are relative, with `/` on every
+    system. ResourceError names a file that is missing or cannot be read.
     """
     files = {each: asdict(_record(folder, each)) for each in sorted(set(names))}
     assert name not in files, f"a manifest cannot record itself: {name}"
@@ -315,7 +314,7 @@ def write_manifest(folder: Path, names: Iterable[str], *, name: str = MANIFEST) 
 
 
 def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
-    """What the manifest of `folder` records, by relative name; ResourceError if it cannot be read.
+    """Return the entries of a folder's manifest by relative name; ResourceError if unreadable.
 
     The files themselves are not looked at: `verify` does that.
     """
@@ -325,7 +324,7 @@ def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
     except FileNotFoundError as error:
         raise ResourceError(f"no {name} in {folder}: it was not finished") from error
     except OSError as error:
-        raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise ResourceError(f"{path} is damaged: {error}") from error
     return _parsed(content, path)
@@ -334,8 +333,8 @@ def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
 def verify(folder: Path, names: Iterable[str] | None = None, *, name: str = MANIFEST) -> None:
     """Compare files with the manifest of `folder`: those of `names`, or all that it records.
 
-    Raises ResourceError naming every file that is missing, has another size or another SHA-256
-    than recorded, or is not recorded. Files that are neither recorded nor named are not looked at.
+    Raises ResourceError naming every file that is missing, not recorded, or of another size or
+    SHA-256 than recorded. Other files are not looked at.
     """
     recorded = read_manifest(folder, name=name)
     wanted = sorted(recorded) if names is None else sorted(set(names))
@@ -355,11 +354,15 @@ def _record(folder: Path, name: str) -> Recorded:
     try:
         return Recorded(sha256(path), path.stat().st_size)
     except OSError as error:
-        raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"cannot read {path}: {os_reason(error)}")
 
 
 def _fault(folder: Path, name: str, expected: Recorded | None) -> str:
-    """What is wrong with a file, or nothing."""
+    """Return what is wrong with a file, or an empty text."""
     if expected is None:
         return "not in the manifest"
     path = folder / name
@@ -371,14 +374,14 @@ def _fault(folder: Path, name: str, expected: Recorded | None) -> str:
     except FileNotFoundError:
         return "missing"
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return f"cannot be read: {os_reason(error)}"
     if found != expected.sha256:
         return f"SHA-256 {found[:12]}…, recorded {expected.sha256[:12]}…"
     return ""
 
 
 def _parsed(content: object, path: Path) -> dict[str, Recorded]:
-    """The files of a manifest that was read as JSON: it may hold anything."""
+    """Return the files of a manifest that was read as JSON: it may hold anything."""
     if not isinstance(content, dict):
         raise ResourceError(f"{path} is no manifest: it holds no JSON object")
     if content.get("format") != MANIFEST_FORMAT:
@@ -416,12 +419,11 @@ def lock(
 ) -> Iterator[None]:
     """Hold `folder` for this process alone while the block runs.
 
-    ResourceError, naming host and process of the holder, if another one has it and keeps it for
-    `wait` seconds; until then `meanwhile` is called with that reason again and again, and may raise
-    to end the wait.
-    The system frees the lock when its holder ends in any way, a crash of the machine included, so
-    a dead process blocks nobody. The file `.lock` stays in the folder: it is the lock on it that
-    counts. (On a file system without locks filelock warns and goes by the file's existence.)
+    ResourceError, naming host and process of the holder, if another one keeps it for `wait`
+    seconds. Meanwhile `meanwhile` is called repeatedly with that reason, and may raise to end the
+    wait. The system frees the lock when its holder ends in any way, so a dead process blocks
+    nobody. The file `.lock` stays in the folder: the lock on it counts. (On a file system without
+    locks filelock warns and goes by the file's existence.)
     """
     if not folder.is_dir():  # filelock would make it
         raise ResourceError(f"not a folder: {folder}")
@@ -444,7 +446,7 @@ def lock(
 
 
 def _taken(held: filelock.BaseFileLock, path: Path) -> bool:
-    """Return whether the lock was free, and is now held; ResourceError where there can be none."""
+    """Take the lock if it is free; return whether it was. ResourceError if there can be none."""
     try:
         held.acquire(timeout=0)
     except filelock.Timeout:
@@ -468,7 +470,7 @@ def _this_process() -> str:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, if anybody does, in words."""
+    """Return the holder of the lock in words."""
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):  # no one, someone who has just begun, or no reading on Windows

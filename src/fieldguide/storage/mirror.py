@@ -1,8 +1,8 @@
 """A run's folder at an address: trained in a folder of this machine, and sent as it grows.
 
-What is finished is sent first, manifests last, so that what has a manifest there is whole. What was
-sent or fetched before is known by size and time here, and by size and mark there. Knows nothing of
-what runs hold but for the names of manifests.
+Manifests are sent last, so that a folder with a manifest there is whole. Files that were sent or
+fetched are known by size and time here, and by size and mark there. Knows nothing of what runs hold
+but the names of manifests.
 """
 
 import json
@@ -25,20 +25,19 @@ PERIOD = 30.0  # seconds between two looks at what a run has finished (taste)
 # Written when what they list is there; the run's own after those of its folds.
 _LAST = {"manifest.json": 1, "setup.json": 2}
 _PROBE = ".probe"
-# They need no folders, and their `makedirs` would make a bucket of a misspelt name.
+# These stores need no folders, and their `makedirs` would make a bucket of a misspelt name.
 _WITH_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss"})
 
 
 @contextmanager
 def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[Path]:
-    """A folder of this machine that stands for a run's folder at an address, while the block runs.
+    """Give the block a local folder that stands for a run's folder at an address.
 
-    What is at the address is fetched first. What the block writes is sent every `PERIOD` seconds,
-    and at its end, however it ends. While the address does not answer, the block goes on.
+    The content of the address is fetched first. What the block writes is sent every `PERIOD`
+    seconds, and at its end, however it ends. If the address does not answer, the block continues.
 
-    Raises ResourceError where the address cannot be reached at the start, or, naming the folder of
-    this machine where all is kept, at the end of a block that went well; UsageError on several
-    ranks, which write into one folder.
+    Raises ResourceError if the address cannot be reached at the start, or, naming the local folder,
+    at the end of a block that went well; UsageError on several ranks, which write into one folder.
     """
     if launch().world > 1:
         raise UsageError(
@@ -53,7 +52,7 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
 
 @contextmanager
 def _pulled(address: str, notice: Callable[[str], None]) -> Iterator["Mirror"]:
-    """All that an address has, fetched, and for this process alone while the block runs."""
+    """Fetch all that an address has, and hold it for this process alone in the block."""
     address = address.rstrip("/")
     parent = cache_folder.folder_of("runs", address)
     files.make_folder(parent)
@@ -66,7 +65,12 @@ def _pulled(address: str, notice: Callable[[str], None]) -> Iterator["Mirror"]:
 
 def _sending(mirror: "Mirror") -> Iterator[Path]:
     over = threading.Event()
-    sender = threading.Thread(target=_keep_sending, args=(mirror, over), daemon=True)
+
+    def keep_sending() -> None:
+        while not over.wait(PERIOD):
+            mirror.push_or_tell()
+
+    sender = threading.Thread(target=keep_sending, daemon=True)
     sender.start()
     try:
         try:
@@ -87,7 +91,7 @@ def _sending(mirror: "Mirror") -> Iterator[Path]:
 
 
 def run_folder(source: str | Path, notice: Callable[[str], None] = silent) -> Path:
-    """A run's folder to read: what is at an address is fetched first. Errors as `opened`."""
+    """Return a run's folder to read, fetched first if it is at an address. Errors as `opened`."""
     if not is_address(source):
         return Path(source)
     with _pulled(str(source), notice) as mirror:
@@ -95,7 +99,7 @@ def run_folder(source: str | Path, notice: Callable[[str], None] = silent) -> Pa
 
 
 def unsent(parent: Path) -> list[str]:
-    """The files of a run's copy, `parent` / run, that its address has not as they are now."""
+    """Return the files of a run's copy, `parent` / run, that have changed since they were sent."""
     mirror = Mirror(Place("", None, ""), parent)  # no address is asked
     return [
         name
@@ -104,17 +108,12 @@ def unsent(parent: Path) -> list[str]:
     ]
 
 
-def _keep_sending(mirror: "Mirror", over: threading.Event) -> None:
-    while not over.wait(PERIOD):
-        mirror.push_or_tell()
-
-
 @dataclass
 class Mirror:
     """A folder of this machine and one at an address, kept alike.
 
-    `synced` is, for each file, how it was on both sides when it was last sent or fetched: local
-    size and modification time (nanoseconds), size and mark there. It lies beside the folder.
+    `synced` is the state of each file when it was last sent or fetched: local size and modification
+    time (nanoseconds), size and mark there. It lies beside the folder.
     """
 
     place: Place
@@ -132,9 +131,9 @@ class Mirror:
         return self.parent / "run"
 
     def pull(self) -> None:
-        """Fetch what was changed at the address since the last time, and remove what went there.
+        """Fetch what has changed at the address since the last time; remove what is gone there.
 
-        The address is right where both sides changed: another machine went on with the run.
+        The address wins if both sides changed: another machine has continued the run.
         """
         there = self.place.tokens() if self.place.info() else {}
         if "setup.json" in self.synced and "setup.json" not in there:  # the run was removed
@@ -149,15 +148,20 @@ class Mirror:
             state = self.synced.get(name)
             if state is None or state[2:] != token or not path.is_file():
                 fetch(self.place, name, path, token[0])
-                self._record(name, path, token)
+                self.synced[name] = (*_state(path), *token)
         self._save()
 
     def push(self) -> None:
-        """Send what was written since, manifests last, and remove what went here."""
-        # Looked for first: all that they list is there before them.
+        """Send what was written since, manifests last; remove what is gone here."""
+        # Manifests are listed first: all that they name is there before them.
         ready = {name for name in self.names() if PurePosixPath(name).name in _LAST}
         others = {name for name in self.names() if PurePosixPath(name).name not in _LAST}
-        for name in sorted(others) + sorted(ready, key=_turn):
+
+        def turn(name: str) -> tuple[int, int, str]:
+            """Manifests of folds, the mark of a run, and the manifest of the whole run."""
+            return -name.count("/"), -_LAST[PurePosixPath(name).name], name
+
+        for name in sorted(others) + sorted(ready, key=turn):
             self._send(name)
         for name in sorted(self.synced.keys() - others - ready):
             if not (self.folder / name).exists():
@@ -166,14 +170,14 @@ class Mirror:
         self._save()
 
     def push_or_tell(self) -> None:
-        """Push; report what goes wrong and no more: the next time may be better."""
+        """Push; only report what goes wrong: the next time may be better."""
         try:
             self.push()
         except FieldguideError as error:
             self.place.notice(f"{error.message}; what was trained is kept in {self.folder}")
 
     def names(self) -> list[str]:
-        """The whole files of the folder of this machine."""
+        """Return the whole files of the folder of this machine."""
         return [
             (Path(folder) / name).relative_to(self.folder).as_posix()
             for folder, _, names in os.walk(self.folder)  # pathlib's stumbles where one vanishes
@@ -200,7 +204,7 @@ class Mirror:
         self._save()  # a killed command must not fetch what it sent: it has gone on since
 
     def require_writable(self) -> None:
-        """Raise ResourceError where nothing can be written: better now than after training."""
+        """Raise ResourceError if nothing can be written: better now than after training."""
         probe = self.parent / "sending"
         files.write_bytes(probe, b"to see whether a run can be written here")
         self.place.patiently(partial(self._put, probe, self.place.below(_PROBE)))
@@ -221,9 +225,6 @@ class Mirror:
         with suppress(FileNotFoundError):
             self.place.system.rm_file(self.place.below(name))
 
-    def _record(self, name: str, path: Path, token: tuple[int, str]) -> None:
-        self.synced[name] = (*_state(path), *token)
-
     def _save(self) -> None:
         files.write_json(self.parent / "synced.json", self.synced)
 
@@ -232,8 +233,3 @@ def _state(path: Path) -> tuple[int, int]:
     """Return size and modification time (nanoseconds), to detect a changed file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _turn(name: str) -> tuple[int, int, str]:
-    """Manifests of folds, what says that there is a run, and the manifest of the whole run."""
-    return -name.count("/"), -_LAST[PurePosixPath(name).name], name

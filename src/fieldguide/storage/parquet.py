@@ -1,9 +1,9 @@
 """Photos inside Parquet files, one a row, as the Hugging Face Hub has them.
 
-A column holds the bytes of the pictures, as `struct<bytes, path>` or plainly; others may say what
-they show. Numbers of classes get the names that the schema's metadata have for them: `ClassLabel`
-of Hugging Face's `datasets`. Rows are read in order, a few at a time. pyarrow is imported where
-there is a file to read. Knows nothing of indexes and catalogs.
+A column holds the bytes of the pictures, as `struct<bytes, path>` or plainly; others may hold their
+labels. Numbers of classes get their names from the schema's metadata: `ClassLabel` of Hugging
+Face's `datasets`. Rows are read in order, a few at a time. pyarrow is imported with the first file.
+Knows nothing of indexes and catalogs.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError, UsageError
+from fieldguide.words import first_line
 
 ENDING = ".parquet"
 
@@ -24,7 +25,7 @@ _KINDS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}  # by the first
 
 
 class Row(NamedTuple):
-    """A photo: its name within the file, and what the file says of it."""
+    """A photo: its name within the file, and its values of other columns."""
 
     name: str
     label: str | None
@@ -43,14 +44,14 @@ class _Columns(NamedTuple):
 
 
 def rows(path: Path, usual: Mapping[str, Sequence[str]], left_out: Counter[str]) -> Iterator[Row]:
-    """The photos of a Parquet file in the order of its rows; changes `left_out`.
+    """Yield the photos of a Parquet file in the order of its rows; change `left_out`.
 
     `usual` are names of the columns for `label`, `group` and `split`, lower case, letters and
-    digits alone. A photo is called as the file says where that gives each of its rows a relative
-    name of its own, else by the number of its row. A label that is the number of no class is none.
+    digits alone. Photos have the file's names for them if those are relative and different, else
+    the numbers of their rows. A label that is the number of no class is None.
 
     Memory: a page of the file, which others write as large as a row group, and a few photos. Raises
-    UsageError where pyarrow is not there, DataError for a file that is damaged or has no pictures.
+    UsageError without pyarrow, DataError for a file that is damaged or has no pictures.
     """
     try:
         from pyarrow import parquet
@@ -88,12 +89,8 @@ def _telling_damage(path: Path) -> Iterator[None]:
         yield
     except (ArrowException, OSError, EOFError) as error:
         raise DataError(
-            f"the Parquet file cannot be read: {path}: {_first_line(error)}", hint="copy it anew"
+            f"the Parquet file cannot be read: {path}: {first_line(error)}", hint="copy it again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -167,14 +164,14 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Return whether its values are numbers or text, and no bytes, lists or structs."""
+    """Return whether values are numbers or text, and no bytes, lists or structs."""
     from pyarrow import types
 
     return not (types.is_nested(kind) or _is_bytes(kind))
 
 
 def _classes(schema: Any, column: str) -> list[str] | None:
-    """The names of the classes in the metadata of Hugging Face; None where there are none."""
+    """Return the class names in the metadata of Hugging Face; None if there are none."""
     from pyarrow import types
 
     try:
@@ -186,7 +183,7 @@ def _classes(schema: Any, column: str) -> list[str] | None:
 
 
 def _own_names(file: Any, columns: _Columns) -> list[str] | None:
-    """What the file calls its photos; None unless each has a relative path of its own."""
+    """Return the file's names of its photos; None unless each has its own relative path."""
     if columns.path is None:
         return None
     names = [_at(row, columns.path) for row in _rows(file, [".".join(columns.path)])]
@@ -195,6 +192,6 @@ def _own_names(file: Any, columns: _Columns) -> list[str] | None:
 
 
 def _is_relative(name: str) -> bool:
-    """Return whether it is a relative path as it would be written, so without `./` and `//`."""
+    """Return whether a name is a relative path as it would be written, without `./` and `//`."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name

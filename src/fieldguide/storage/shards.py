@@ -1,14 +1,14 @@
 """Photos inside large files: an index of where each lies, and reading any of them by it.
 
 A sharded collection is a folder of tar files as WebDataset has them: for each photo a file
-`KEY.jpg` and beside it `KEY.json` or `KEY.cls`, which says what it shows. Or it is one of Parquet
-files. No photo in such can be read without its row group, often 100 MB, and an epoch reads photos
-in any order: so they are copied out once, into the user's cache folder, and read there.
+`KEY.jpg`, and `KEY.json` or `KEY.cls` with its label. Or it is a folder of Parquet files. Their
+photos cannot be read without a whole row group, often 100 MB, and an epoch reads photos in any
+order: so they are copied once into the user's cache folder, and read there.
 
 The index has one line a photo, sorted by path, so that a photo is found by bisecting the file: no
-process holds the index in memory. A photo's place is written `INDEX/PATH`, as if the index were a
-folder; `read` understands that. The index of our own shards lies beside them (`pack` writes it),
-that of others' in the user's cache folder: nothing is written among the photos of others.
+process holds the index in memory. A photo's path is `INDEX/PATH`, as if the index were a folder;
+`read` understands that. The index of our own shards lies beside them (`pack` writes it), that of
+others' in the user's cache folder: nothing is written among the photos of others.
 
 Format of the tar files: A. Aizman, G. Maltby, T. Breuel, "High Performance I/O For Large Scale Deep
 Learning", IEEE Big Data 2019. Knows nothing of catalogs, nor of what pictures hold.
@@ -44,7 +44,7 @@ _SHARDS = frozenset({".tar", parquet.ENDING})
 
 
 class Entry(NamedTuple):
-    """One photo of an index: what is known of it, and where its bytes are."""
+    """A photo of an index: its labels and the position of its bytes."""
 
     path: str
     label: str | None
@@ -79,7 +79,7 @@ class Index:
     start: int  # of the first photo's line, in bytes
 
     def entries(self) -> Iterator[Entry]:
-        """Every photo by path in code-point order; DataError where the index is damaged."""
+        """Yield every photo by path in code-point order; DataError if the index is damaged."""
         found, position = 0, self.start
         while position < len(self.lines):
             end = self.lines.find(b"\n", position) + 1
@@ -91,7 +91,7 @@ class Index:
             raise _damaged(self.path, f"{found:,} of {self.photos:,} photos")
 
     def find(self, path: str) -> Entry | None:
-        """The photo of that path, or None; takes about log2(photos) looks at the index."""
+        """Return the photo of that path, or None, in about log2(photos) looks at the index."""
         low, high = self.start, len(self.lines)
         while low < high:
             line = self.lines.rfind(b"\n", low - 1, (low + high) // 2) + 1
@@ -103,7 +103,7 @@ class Index:
         return entry if entry and entry.path == path else None
 
     def read(self, path: str) -> bytes:
-        """The bytes of a photo; OSError, saying why, where they are not those that were indexed."""
+        """Return the bytes of a photo; OSError with the reason if they are not as indexed."""
         entry = self.find(path)
         if entry is None:
             raise FileNotFoundError(errno.ENOENT, "No such photo", path)
@@ -118,12 +118,12 @@ class Index:
         return data
 
     def holder(self, shard: int) -> Path:
-        """The file with the bytes of a shard's photos: a tar file itself, of Parquet the copy."""
+        """Return the file with the bytes of a shard's photos: the tar file, or a Parquet's copy."""
         name = self.shards[shard].name
         return _copy(self.path, shard) if name.endswith(parquet.ENDING) else self.folder / name
 
     def places(self, paths: Sequence[str]) -> NDArray[np.int64]:
-        """Shard and offset of each photo, (n, 2); DataError for one that is not in the index."""
+        """Return shard and offset of each photo, (n, 2); DataError for one not in the index."""
         found = np.empty((len(paths), 2), np.int64)
         entries = self.entries()
         entry = next(entries, None)
@@ -137,18 +137,17 @@ class Index:
         return found
 
     def require_shards(self) -> None:
-        """Raise DataError where a shard is gone or has another size than when it was indexed."""
+        """Raise DataError if a shard is gone or has another size than when it was indexed."""
         faults = [
-            f"`{shard.name}`: {fault}"
+            f"  `{shard.name}`: {fault}"
             for shard in self.shards
             if (fault := _fault(self.folder / shard.name, shard))
         ]
         if faults:
-            shown = "\n".join(f"  {fault}" for fault in faults[:5])
+            count = f"{len(faults)} of {len(self.shards)} shards in {self.folder}"
             raise DataError(
-                f"{len(faults)} of {len(self.shards)} shards in {self.folder} cannot be used:\n"
-                + shown,
-                hint="copy these shards anew",
+                "\n".join([f"{count} cannot be used:", *faults[:5]]),
+                hint="copy these shards again",
             )
 
     def _entry(self, position: int) -> Entry:
@@ -168,11 +167,13 @@ def _fault(path: Path, shard: Shard) -> str:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"the index of shards is damaged: {path}: {what}", hint="pack the photos anew")
+    return DataError(
+        f"the index of shards is damaged: {path}: {what}", hint="pack the photos again"
+    )
 
 
 def read(path: Path) -> bytes:
-    """The bytes of the photo at `INDEX/PATH`; OSError where there is no such photo, or no index."""
+    """Return the bytes of the photo at `INDEX/PATH`; OSError without such a photo or index."""
     for parent in path.parents:
         if parent.name == INDEX and parent.is_file():
             return opened(parent).read(path.relative_to(parent).as_posix())
@@ -180,7 +181,7 @@ def read(path: Path) -> bytes:
 
 
 def opened(path: Path) -> Index:
-    """The index in a file, kept open; DataError where it is none."""
+    """Return the index in a file, kept open; DataError if it is none."""
     status = path.stat()
     return _opened(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
@@ -218,7 +219,7 @@ def write_index(
 ) -> None:
     """Write an index, whole or not at all; the `entries` come sorted by path.
 
-    `folder` is where the shards lie, relative to the index or absolute.
+    `folder` holds the shards; it is relative to the index or absolute.
     """
     header = {
         "format": FORMAT,
@@ -242,17 +243,17 @@ def find_index(
     splits: Mapping[str, str],
     columns: Mapping[str, Sequence[str]],
 ) -> Index | None:
-    """The index of a sharded collection; None where the folder is none.
+    """Return the index of a sharded collection; None if the folder is none.
 
-    Tar and Parquet files without an index are read through once, and again when they have changed;
-    their index, and copies of the photos in Parquet files, are kept in the cache folder. `pictures`
-    are endings of photos' names, `splits` is what the words of a file's path (`train-0001.tar`,
-    `val/1.parquet`) say of its photos. Labels come from `KEY.json` (`label`, `group`, `split`),
-    from `KEY.cls`, or from the folder within the tar file; in Parquet files from `columns` of usual
-    names, see `parquet.rows`.
+    Tar and Parquet files without an index are read once, and again when they have changed; their
+    index, and copies of the photos in Parquet files, are kept in the cache folder. `pictures` are
+    endings of photos' names, `splits` maps words of a file's path (`train-0001.tar`,
+    `val/1.parquet`) to the split of its photos. Labels come from `KEY.json` (`label`, `group`,
+    `split`), from `KEY.cls`, or from the folder within the tar file; in Parquet files from
+    `columns` of usual names, see `parquet.rows`.
 
-    Raises DataError for a damaged file, an index that does not fit, or shards that are gone,
-    UsageError where Parquet files cannot be read here, ResourceError where copies find no room.
+    Raises DataError for a damaged file, an index that does not fit, or missing shards, UsageError
+    without a reader of Parquet files, ResourceError if there is no room for copies.
     """
     if (folder / INDEX).is_file():
         index = opened(folder / INDEX)
@@ -300,12 +301,12 @@ def _index_anew(
 
 
 def _copy(index: Path, shard: int) -> Path:
-    """The photos of a Parquet file, one after the other."""
+    """Return the file for the photos of a Parquet file, one after the other."""
     return index.with_name(f"{shard}.photos")
 
 
 def _fits(index: Index, shards: Sequence[Shard]) -> bool:
-    """Whether it is the index of these shards as they are now, and their photos can be read."""
+    """Return whether this is the index of the shards as they are, with all photos in place."""
     return index.shards == tuple(shards) and all(
         index.holder(number).is_file() for number in range(len(shards))
     )
@@ -317,7 +318,7 @@ def _as_it_is(folder: Path, path: Path) -> Shard:
 
 
 def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
-    """The shards in a folder that holds nothing but such, itself or in its folders."""
+    """Return the shards of a folder that holds only shards, itself or in its folders."""
     try:
         visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:  # whoever reads it as a folder of photos will say so
@@ -352,7 +353,7 @@ def _photos_of(
     splits: Mapping[str, str],
     left_out: Counter[str],
 ) -> Iterator[Entry]:
-    """The photos of one tar file; changes `left_out`."""
+    """Yield the photos of one tar file; change `left_out`."""
     above, split = _above(name, splits)
     seen: set[str] = set()
     for sample in _samples(path, pictures, left_out):
@@ -363,23 +364,15 @@ def _photos_of(
                 continue
             seen.add(inner)
             label = sample.says.get("label", PurePosixPath(inner).parent.name or None)
-            said = str(sample.says.get("split", "")).lower()
-            yield Entry(
-                f"{above}/{inner}",
-                None if label is None else str(label),
-                None if sample.says.get("group") is None else str(sample.says["group"]),
-                splits.get(said, split),
-                None,
-                None,
-                number,
-                offset,
-                size,
-                sha256,
-            )
+            label = None if label is None else str(label)
+            group = None if sample.says.get("group") is None else str(sample.says["group"])
+            said = splits.get(str(sample.says.get("split", "")).lower(), split)
+            place = (number, offset, size, sha256)
+            yield Entry(f"{above}/{inner}", label, group, said, None, None, *place)
 
 
 def _above(name: str, splits: Mapping[str, str]) -> tuple[str, str]:
-    """What the paths of a shard's photos begin with, and the split that its name tells of."""
+    """Return the beginning of the paths of a shard's photos, and the split in its name."""
     words = re.split(r"[^a-z]+", name.lower())
     split = next((splits[word] for word in words if word in splits), "train")
     return name.rpartition(".")[0], split
@@ -394,7 +387,7 @@ def _copied(
     columns: Mapping[str, Sequence[str]],
     left_out: Counter[str],
 ) -> Iterator[Entry]:
-    """The photos of a Parquet file, whose bytes are written to `copy`; changes `left_out`."""
+    """Yield the photos of a Parquet file and write their bytes to `copy`; change `left_out`."""
     above, split = _above(name, splits)
     with files.replacing(copy) as file:
         for row in parquet.rows(path, columns, left_out):
@@ -406,7 +399,7 @@ def _copied(
 
 
 def _samples(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> Iterator[_Sample]:
-    """What lies under one key after the other; a key ends at the first dot of a file's name."""
+    """Yield the files of one key after the other; a key ends at the first dot of a name."""
     sample = _Sample("")
     for member, data in _members(path, left_out):
         folder, _, base = member.name.removeprefix("./").rpartition("/")
@@ -427,7 +420,7 @@ def _samples(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> It
 def _members(
     path: Path, left_out: Counter[str]
 ) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-    """The regular files of a tar file, each with what reads it; never more than one in memory."""
+    """Yield the regular files of a tar file, each with its reader; one at a time in memory."""
     with _telling_damage(path), tarfile.open(path, "r:") as tar, path.open("rb") as file:
         size = path.stat().st_size
         for member in tar:
@@ -461,12 +454,12 @@ def _telling_damage(path: Path) -> Iterator[None]:
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
             f"the tar file cannot be read: {path}: {error}",
-            hint="copy it anew; it must not be compressed",
+            hint="copy it again; it must not be compressed",
         ) from error
 
 
 def _said(ending: str, data: bytes) -> dict[str, Any]:
-    """What the file beside a photo says of it; nothing where it cannot be understood."""
+    """Return the label, group and split in the file beside a photo, if it can be read."""
     try:
         text = data.decode("utf-8").strip()
         said = {"label": text} if ending == ".cls" else json.loads(text)
