@@ -1,38 +1,55 @@
-"""Numbers and names in words, for messages and pages. Knows nothing of the rest of the package."""
+"""Numbers, names and reasons in words, for messages and pages.
+
+Knows nothing of what they are about.
+"""
 
 from collections.abc import Sequence
 
 SHOWN = 5  # names that a message gives before it counts the rest (taste)
 
-from collections.abc import Sequence
-
 
 def duration(seconds: float) -> str:
-    """Return a time in words, such as `3 h 5 min`, `12 min`, `40 s`."""
+    """Return a time such as `3 h 5 min`, `12 min`, `40 s`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number and its noun, such as `1 photo` or `1,200 photos`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share such as `92.8 %`, with a space at which no line is broken."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def some_of(items: Sequence[str]) -> str:
-    """Return the first five items and the number of the others."""
-    shown = ", ".join(items[:SHOWN])
-    return shown if len(items) <= SHOWN else f"{shown} and {len(items) - SHOWN:,} more"
+def count(number: int, noun: str) -> str:
+    """Return a number of things: `1 photo`, `1,200 photos`, `2 classes`, `3 copies`."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{number:,} {noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}s"
 
 
 def listed(names: Sequence[str]) -> str:
+    """Return `a`, `a and b`, or `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names and the number of the others: `a, b, c and 5 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def quoted(names: Sequence[str]) -> str:
     """Return the first five names in backticks and the number of the others."""
-    return some_of([f"`{name}`" for name in names])
+    return some([f"`{name}`" for name in names], SHOWN)
 
 
 def shown_bytes(count: int) -> str:
-    """Return a size in words, such as `12.3 GB` or `4.0 MB`."""
+    """Return a size such as `12.3 GB` or `4.0 MB`."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 

@@ -12,7 +12,8 @@ from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.storage import cache_folder
-from fieldguide.storage.cache_folder import Kept, shown_bytes
+from fieldguide.storage.cache_folder import Kept
+from fieldguide.words import shown_bytes
 
 DAY = 24 * 3600.0
 

@@ -17,8 +17,7 @@ from typing import Literal
 from fieldguide.errors import DataError
 from fieldguide.storage import columns, files
 from fieldguide.storage.columns import Column, Records, Shared
-from fieldguide.words import counted as counted
-from fieldguide.words import listed as listed
+from fieldguide.words import quoted
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -167,7 +166,7 @@ def trainable_notes(catalog: Catalog) -> list[Note]:
         found.append(_fatal("one-class", message, hint))
     unknown = sorted(_labels(catalog, "val") - classes) if classes else []
     if unknown:
-        message = f"classes in the validation part that the training part lacks: {listed(unknown)}"
+        message = f"classes in the validation part that the training part lacks: {quoted(unknown)}"
         hint = "add photos of them to train, or leave them out"
         found.append(_fatal("unknown-class", message, hint))
     return found
@@ -189,7 +188,7 @@ def similar_classes(labels: Iterable[str]) -> Iterator[Note]:
         return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
 
     for names in looking_alike(sorted(labels), look):
-        message = f"classes that differ only by case, blanks or Unicode form: {listed(names)}"
+        message = f"classes that differ only by case, blanks or Unicode form: {quoted(names)}"
         yield Note("similar-classes", "", message, "if they are one class, give them one name")
 
 

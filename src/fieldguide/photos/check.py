@@ -17,7 +17,7 @@ from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
 from fieldguide.storage import files
 from fieldguide.storage.columns import Records
-from fieldguide.words import listed
+from fieldguide.words import quoted
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
     frames = enumerate(facts.column("frames"))
     several = [catalog.photos[row].path for row, count in frames if count > 1]
     if several:
-        message = f"files with several pictures; the first is used: {listed(several)}"
+        message = f"files with several pictures; the first is used: {quoted(several)}"
         yield Finding("several-frames", several[0], message)
 
 

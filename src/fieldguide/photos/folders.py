@@ -24,7 +24,7 @@ from fieldguide.photos.catalog import (
 )
 from fieldguide.photos.sharded import index_of, left_out, read_shards
 from fieldguide.storage import addresses
-from fieldguide.words import SHOWN, counted, listed, os_reason
+from fieldguide.words import SHOWN, count, os_reason, quoted
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
@@ -224,7 +224,7 @@ def _tree(walk: _Walk, top: str, split: Split) -> Iterator[Photo]:
 
 def _note_loose(walk: _Walk, top: str, loose: Sequence[str]) -> None:
     where = f"`{top}`" if top else "the folder itself"
-    message = f"{counted(len(loose), 'photo')} in {where}, outside the class folders, left out"
+    message = f"{count(len(loose), 'photo')} in {where}, outside the class folders, left out"
     hint = "move them into class folders, or describe all photos in a CSV file"
     walk.notes.append(Note("loose-photos", loose[0], message, hint))
 
@@ -237,8 +237,8 @@ def _note_class(walk: _Walk, folder: str, label: str, paths: Sequence[str]) -> N
     deep = sum(path.count("/") > folder.count("/") + 1 for path in paths)
     if deep:
         message = (
-            f"class `{label}` has {counted(len(inner), 'folder')} inside;"
-            f" their {counted(deep, 'photo')} count as `{label}`"
+            f"class `{label}` has {count(len(inner), 'folder')} inside;"
+            f" their {count(deep, 'photo')} count as `{label}`"
         )
         hint = "if the inner folders are the classes, give the folder above them"
         walk.notes.append(Note("nested-folders", folder, message, hint))
@@ -247,7 +247,7 @@ def _note_class(walk: _Walk, folder: str, label: str, paths: Sequence[str]) -> N
 def _note_beside_splits(walk: _Walk, splits: Mapping[str, Split]) -> None:
     beside = [name for name in walk.folders("") if name not in splits]
     if beside:
-        message = f"folders beside the split folders, left out: {listed(beside)}"
+        message = f"folders beside the split folders, left out: {quoted(beside)}"
         walk.notes.append(Note("beside-splits", beside[0], message))
     if walk.images(""):
         _note_loose(walk, "", walk.images(""))
@@ -257,7 +257,7 @@ def _nothing_found(walk: _Walk) -> DataError:
     loose = walk.images("")
     if loose:
         return DataError(
-            f"no class folders: {walk.root} holds {counted(len(loose), 'photo')} directly",
+            f"no class folders: {walk.root} holds {count(len(loose), 'photo')} directly",
             hint="put each class into a folder of its own, or describe the photos in a CSV file",
         )
     found = walk.endings_found()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldguide.errors import DataError, UsageError
-from fieldguide.words import counted, listed, some_of
+from fieldguide.words import SHOWN, count, quoted, some
 
 IntArray: TypeAlias = NDArray[np.int64]
 _Draws: TypeAlias = NDArray[np.uint64]
@@ -82,7 +82,7 @@ def make_folds(
     photos = _sorted_photos(labels, keys, groups, np.arange(len(labels)))
     if len(photos.groups) < folds:
         raise DataError(
-            f"{counted(len(photos.keys), 'photo')} in {counted(len(photos.groups), 'group')}"
+            f"{count(len(photos.keys), 'photo')} in {count(len(photos.groups), 'group')}"
             f" cannot make {folds} folds",
             hint="lower folds or add photos",
         )
@@ -366,7 +366,7 @@ def _first_spare(photos: _Photos, members: Sequence[IntArray], sizes: Sequence[i
         if _leaves_some(Counter(photos.class_of[each].tolist()), sizes):
             return each
     raise DataError(
-        f"none of {counted(len(photos.keys), 'photo')} can be set aside:"
+        f"none of {count(len(photos.keys), 'photo')} can be set aside:"
         " every group holds a whole class",
         hint="add photos, or set none aside",
     )
@@ -387,8 +387,8 @@ def _all_numbers(numbers: Sequence[int | None]) -> IntArray:
     missing = [row for row, number in enumerate(numbers, start=1) if number is None]
     if missing:
         raise DataError(
-            f"{len(missing)} of {counted(len(numbers), 'row')} have no fold number:"
-            f" {some_of([f'row {row}' for row in missing])}",
+            f"{len(missing)} of {count(len(numbers), 'row')} have no fold number:"
+            f" {some([f'row {row}' for row in missing], SHOWN)}",
             hint="give every row a number, or leave the fold column out",
         )
     return np.array(numbers, dtype=np.int64)
@@ -415,7 +415,7 @@ def _refuse_untrained_classes(
         homes.setdefault(label, set()).add(fold)
     whole = sorted((label, min(home)) for label, home in homes.items() if len(home) == 1)
     if whole:
-        shown = some_of([f"class `{label}` in {folds[home]}" for label, home in whole])
+        shown = some([f"class `{label}` in {folds[home]}" for label, home in whole], SHOWN)
         raise DataError(
             f"a class must not lie whole in one fold, which then trains without it: {shown}",
             hint="add photos of it, or move some to another fold",
@@ -429,7 +429,7 @@ def _refuse_classes_in_one_group(photos: _Photos) -> None:
     shown = [_whole_class(photos, number) for number in whole.tolist()]
     raise DataError(
         "a class of one photo or one group would be missing where a fold trains without it:"
-        f" {some_of(shown)}",
+        f" {some(shown, SHOWN)}",
         hint="add photos from other groups, merge the class with another, or leave it out",
     )
 
@@ -444,6 +444,6 @@ def _whole_class(photos: _Photos, number: int) -> str:
 def _refuse_no_way_out(group: str, classes: Sequence[str]) -> None:
     raise DataError(
         f"group `{group}` fits in no fold: in each, a class would lie whole and could not be"
-        f" trained: {listed(classes)}",
+        f" trained: {quoted(classes)}",
         hint="add photos of these classes, split the group, or change the number of folds",
     )

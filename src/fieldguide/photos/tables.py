@@ -28,7 +28,7 @@ from fieldguide.photos.catalog import (
 )
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.storage import addresses, parquet
-from fieldguide.words import counted, listed
+from fieldguide.words import count, quoted
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".tab"})
 
@@ -110,7 +110,7 @@ def read_cells(place: Path, encoding: str | None = None) -> Table:
     for number, cells in rows[1:]:
         if len(cells) != len(header):
             raise DataError(
-                f"{place.name}, row {number}: {counted(len(cells), 'cell')},"
+                f"{place.name}, row {number}: {count(len(cells), 'cell')},"
                 f" the header has {len(header)}",
                 hint="put cells that hold the separator into double quotes",
             )
@@ -283,8 +283,8 @@ def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataErro
     if not missing:
         return DataError(f"{table.name}: no row has a label")
     return DataError(
-        f"{table.name}: none of the {counted(len(missing), 'file')} was found below {base}:"
-        f" {listed(missing)}",
+        f"{table.name}: none of the {count(len(missing), 'file')} was found below {base}:"
+        f" {quoted(missing)}",
         hint="give the folder that the paths start from as `root`",
     )
 
@@ -326,7 +326,7 @@ class Finder:
         ]
         if not others:
             return []
-        message = f"{counted(len(others), 'photo')} without a row in the table: {listed(others)}"
+        message = f"{count(len(others), 'photo')} without a row in the table: {quoted(others)}"
         return [Note("file-without-row", others[0], message)]
 
     def _existing(self, spelling: str) -> Path | None:

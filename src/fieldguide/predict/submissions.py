@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from fieldguide.errors import DataError, UsageError
-from fieldguide.photos.catalog import listed
 from fieldguide.photos.tables import Table, read_cells
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions, digits
+from fieldguide.words import quoted
 
 Id = Literal["auto", "path", "name", "stem"]
 
@@ -88,7 +88,7 @@ def _as_named(
     inputs: Sequence[Input], columns: tuple[str, str], id: Id
 ) -> tuple[Submission, list[Input]]:
     if columns[0] == columns[1] or not all(columns):
-        raise UsageError(f"two different names are needed for the columns: {listed(columns)}")
+        raise UsageError(f"two different names are needed for the columns: {quoted(columns)}")
     kind = "name" if id == "auto" else id
     _rows_of(inputs, kind)  # refuses what stands twice
     ids = tuple(_IDS[kind](each) for each in inputs)
@@ -119,8 +119,8 @@ def _wants_probabilities(table: Table, classes: Sequence[str]) -> bool:
     missing = [name for name in classes if name not in shown]
     unknown = [name for name in others if name not in known]
     odd = [
-        *([f"no column for {listed(missing)}"] if missing else []),
-        *([f"no class is called {listed(unknown)}"] if unknown else []),
+        *([f"no column for {quoted(missing)}"] if missing else []),
+        *([f"no class is called {quoted(unknown)}"] if unknown else []),
     ]
     if odd:
         raise DataError(
@@ -177,8 +177,8 @@ def _refuse_unmatched(
     missing = [key for key in keys if key not in rows]
     extra = [inputs[row].name for key, row in rows.items() if key not in known]
     odd = [
-        *([f"{len(missing):,} without a photo: {listed(missing)}"] if missing else []),
-        *([f"{_count(extra)} without an id: {listed(extra)}"] if extra else []),
+        *([f"{len(missing):,} without a photo: {quoted(missing)}"] if missing else []),
+        *([f"{_count(extra)} without an id: {quoted(extra)}"] if extra else []),
     ]
     if odd:
         raise DataError(

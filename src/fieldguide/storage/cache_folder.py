@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from fieldguide.errors import ResourceError
-from fieldguide.words import shown_bytes as shown_bytes
 
 if sys.platform != "win32":
     import fcntl

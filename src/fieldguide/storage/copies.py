@@ -15,7 +15,7 @@ from typing import Literal
 from fieldguide.errors import FieldguideError, ResourceError
 from fieldguide.storage import cache_folder, decoded, files, mirror, shards
 from fieldguide.storage.cache_folder import Kept
-from fieldguide.words import counted, os_reason
+from fieldguide.words import count, os_reason
 
 _KINDS: dict[str, Literal["photos", "run", "shards"]] = {  # by folder
     "remote": "photos",
@@ -105,7 +105,7 @@ def remove(each: Kept) -> str:
         with cache_folder.unused(each.path), files.lock(each.path):
             missing = mirror.unsent(each.path) if each.kind == "run" else []
             if missing:
-                return f"{counted(len(missing), 'file')} of the run not sent yet: `fit` sends them"
+                return f"{count(len(missing), 'file')} of the run not sent yet: `fit` sends them"
             gone = each.path.with_suffix(".gone")
             if each.path != gone:
                 shutil.rmtree(gone, ignore_errors=True)  # of a removal that was interrupted

@@ -24,7 +24,7 @@ from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.machine.device import choose_device, device_name
 from fieldguide.photos import pixels
-from fieldguide.photos.catalog import Catalog, Photo, listed
+from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.near_copies import duplicates
 from fieldguide.predict import combine, inference
@@ -33,6 +33,7 @@ from fieldguide.predict.combine import BatchNorm, Ingredients, Outside, Rule
 from fieldguide.predict.inference import Machine
 from fieldguide.runs.run import MODELS, Run
 from fieldguide.storage import files
+from fieldguide.words import quoted
 
 SCORES = "scores.json"  # of the run: the table of its own outside photos
 
@@ -211,7 +212,7 @@ def unseen(
     unknown = sorted({str(photo.label) for photo in photos} - numbers.keys())
     if unknown:
         raise DataError(
-            f"labels that are none of the run's {len(numbers)} classes: {listed(unknown)}",
+            f"labels that are none of the run's {len(numbers)} classes: {quoted(unknown)}",
             hint="leave these photos out: no answer could be right",
         )
     labelled = replace(catalog, photos=tuple(photos))
@@ -281,7 +282,7 @@ def _refuse_known(run: Run, catalog: Catalog, hashes: Sequence[str]) -> None:
     if seen:
         raise DataError(
             f"{len(seen)} of {len(hashes)} photos were used by the folds in training:"
-            f" {listed([path for path, _ in seen])}, the first as `{seen[0][1]}`",
+            f" {quoted([path for path, _ in seen])}, the first as `{seen[0][1]}`",
             hint="leave them out: a score on them would flatter. Without PHOTOS, each photo of the"
             " folds is judged by the fold that did not see it",
         )
