@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d
 from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
 
-from fieldguide.network.batch_norm import Folded, Pair, fold, folded_pair, has_batch_norm
+from fieldguide.network.batch_norm import Absorbed, Pair, absorb, absorbed_pair, has_batch_norm
 from fieldguide.network.heads import HEADS
 from fieldguide.network.network import Network, build, weights_of
 
@@ -81,28 +81,28 @@ def run(network: nn.Module, seen: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_folded_logits_are_those_of_evaluation(backbone: str) -> None:
+def test_absorbed_logits_are_those_of_evaluation(backbone: str) -> None:
     network = make(backbone)
-    folded = fold(network)
+    absorbed = absorb(network)
     stir(network)
-    folded.network.load_state_dict(folded.weights(weights_of(network)))
-    assert apart(run(folded.network), run(network)) < 1e-4
-    assert has_batch_norm(folded.network) <= (not FAMILIES[backbone])
-    assert len(folded.pairs) + len(norms(folded.network)) == len(norms(network))
+    absorbed.network.load_state_dict(absorbed.weights(weights_of(network)))
+    assert apart(run(absorbed.network), run(network)) < 1e-4
+    assert has_batch_norm(absorbed.network) <= (not FAMILIES[backbone])
+    assert len(absorbed.pairs) + len(norms(absorbed.network)) == len(norms(network))
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_any_head_may_stand_on_top(head: str) -> None:
     network = stir(make(head=head))
-    assert apart(run(fold(network).network), run(network)) < 1e-4
+    assert apart(run(absorb(network).network), run(network)) < 1e-4
 
 
 def test_a_memory_layout_stays_what_it_is() -> None:
     network = stir(make()).to(memory_format=torch.channels_last)
-    folded = fold(network).network
+    absorbed = absorb(network).network
     seen = images().contiguous(memory_format=torch.channels_last)
-    assert apart(run(folded, seen), run(network, seen)) < 1e-4
-    kernel = folded.get_submodule("backbone.layer1.0.conv1").weight
+    assert apart(run(absorbed, seen), run(network, seen)) < 1e-4
+    kernel = absorbed.get_submodule("backbone.layer1.0.conv1").weight
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -115,18 +115,18 @@ def test_the_arithmetic_of_one_channel() -> None:
         "n.running_mean": torch.tensor([1.5]),
         "n.running_var": torch.tensor([3.0]),
     }
-    folded = folded_pair(weights, Pair("c", "n", eps=1.0))
+    absorbed = absorbed_pair(weights, Pair("c", "n", eps=1.0))
     gain = -2 / (3 + 1) ** 0.5
-    assert folded["c.weight"].item() == 3 * gain
-    assert folded["c.bias"].item() == 7 + (0.5 - 1.5) * gain
+    assert absorbed["c.weight"].item() == 3 * gain
+    assert absorbed["c.bias"].item() == 7 + (0.5 - 1.5) * gain
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_what_is_folded_is_float32_whatever_was_given(dtype: torch.dtype) -> None:
-    folded = fold(make())
+def test_what_is_absorbed_is_float32_whatever_was_given(dtype: torch.dtype) -> None:
+    absorbed = absorb(make())
     given = {name: tensor.to(dtype) for name, tensor in weights_of(make()).items()}
-    weights = folded.weights(given)
-    for pair in folded.pairs:
+    weights = absorbed.weights(given)
+    for pair in absorbed.pairs:
         assert weights[f"{pair.convolution}.weight"].dtype == torch.float32
         assert weights[f"{pair.convolution}.bias"].dtype == torch.float32
 
@@ -139,7 +139,7 @@ def test_the_network_its_mode_and_its_weights_are_left_as_they_were() -> None:
     before, modules = weights_of(network), [id(module) for module in network.modules()]
     run_state = torch.get_rng_state()
     weights = weights_of(network)
-    fold(network).weights(weights)
+    absorb(network).weights(weights)
     assert [id(module) for module in network.modules()] == modules
     assert all(module.training for module in network.modules())
     assert all(tensor.requires_grad for tensor in network.parameters())
@@ -148,25 +148,25 @@ def test_the_network_its_mode_and_its_weights_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), run_state)
 
 
-def test_the_folded_network_evaluates_and_learns_nothing() -> None:
-    folded = fold(make().train()).network
-    assert not any(module.training for module in folded.modules())
-    assert not any(tensor.requires_grad for tensor in folded.parameters())
+def test_the_absorbed_network_evaluates_and_learns_nothing() -> None:
+    absorbed = absorb(make().train()).network
+    assert not any(module.training for module in absorbed.modules())
+    assert not any(tensor.requires_grad for tensor in absorbed.parameters())
 
 
 def test_tensors_of_no_pair_are_the_same_objects() -> None:
-    folded, given = fold(make()), weights_of(make())
-    assert folded.weights(given)["head.linear.weight"] is given["head.linear.weight"]
+    absorbed, given = absorb(make()), weights_of(make())
+    assert absorbed.weights(given)["head.linear.weight"] is given["head.linear.weight"]
 
 
 @pytest.mark.parametrize("name", ["backbone.bn1.weight", "backbone.bn1.running_mean", "other"])
 def test_weights_of_another_network_are_refused(name: str) -> None:
     """A norm whose gain is missing would else be taken for one that has none."""
-    folded, given = fold(make()), weights_of(make())
+    absorbed, given = absorb(make()), weights_of(make())
     odd = {key: tensor for key, tensor in given.items() if key != name}
     odd |= {} if name in given else {name: torch.zeros(1)}
     with pytest.raises(RuntimeError, match=f"among the weights: {name}$"):
-        folded.weights(odd)
+        absorbed.weights(odd)
 
 
 # --- what is a pair, and what is not --------------------------------------------------------------
@@ -234,31 +234,31 @@ UNFOLDABLE = [
 ]
 
 
-def checked(network: nn.Module) -> Folded:
-    """The network folded, after a look at whether it still says the same."""
-    folded = fold(stir(network.eval()))
-    assert apart(run(folded.network), run(network)) < 1e-4
-    return folded
+def checked(network: nn.Module) -> Absorbed:
+    """The network absorbed, after a look at whether it still says the same."""
+    absorbed = absorb(stir(network.eval()))
+    assert apart(run(absorbed.network), run(network)) < 1e-4
+    return absorbed
 
 
 @pytest.mark.parametrize("wire", UNFOLDABLE, ids=lambda wire: wire.__name__)
-def test_what_others_read_or_what_runs_twice_is_not_folded(
+def test_what_others_read_or_what_runs_twice_is_not_absorbed(
     wire: Callable[[Wired, Tensor], Tensor],
 ) -> None:
     assert checked(Wired(wire)).pairs == ()
 
 
-def test_what_the_network_returns_is_not_folded() -> None:
+def test_what_the_network_returns_is_not_absorbed() -> None:
     class Both(nn.Sequential):
         def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
             made = self[0](seen)
             return made, self[1](made)
 
-    assert fold(Both(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).pairs == ()
-    assert len(fold(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).pairs) == 1
+    assert absorb(Both(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).pairs == ()
+    assert len(absorb(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).pairs) == 1
 
 
-def test_a_chain_is_folded_by_what_runs_and_not_by_names() -> None:
+def test_a_chain_is_absorbed_by_what_runs_and_not_by_names() -> None:
     def crossed(net: Wired, seen: Tensor) -> Tensor:
         return net.norm(net.again(net.other(net.first(seen)).relu()))
 
@@ -276,7 +276,7 @@ def test_modules_that_do_not_run_are_no_pairs() -> None:
     assert [pair.convolution for pair in checked(Wired(straight)).pairs] == ["first"]
 
 
-def test_standardised_weights_are_not_folded() -> None:
+def test_standardised_weights_are_not_absorbed() -> None:
     network = nn.Sequential(StdConv2d(3, 6, 3), nn.BatchNorm2d(6))
     assert checked(network).pairs == ()
 
@@ -290,12 +290,12 @@ def test_weights_that_only_multiply_are_no_convolution() -> None:
     assert checked(network).pairs == ()
 
 
-def test_a_norm_that_knows_no_statistics_is_not_folded() -> None:
+def test_a_norm_that_knows_no_statistics_is_not_absorbed() -> None:
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False))
-    assert fold(network.eval()).pairs == ()
+    assert absorb(network.eval()).pairs == ()
 
 
-def test_transposed_convolutions_are_not_folded() -> None:
+def test_transposed_convolutions_are_not_absorbed() -> None:
     assert checked(nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.BatchNorm2d(6))).pairs == ()
 
 
@@ -306,9 +306,9 @@ def test_a_norm_without_gain_and_a_convolution_without_bias_are_a_pair() -> None
     with torch.no_grad():
         network[1].running_mean.fill_(0.5)  # type: ignore[union-attr,operator]
         network[1].running_var.fill_(2.0)  # type: ignore[union-attr,operator]
-    folded = fold(network)
-    assert len(folded.pairs) == 1
-    assert apart(run(folded.network), run(network)) < 1e-4
+    absorbed = absorb(network)
+    assert len(absorbed.pairs) == 1
+    assert apart(run(absorbed.network), run(network)) < 1e-4
 
 
 def test_a_norm_keeps_its_activation_and_that_its_weights() -> None:
@@ -317,12 +317,12 @@ def test_a_norm_keeps_its_activation_and_that_its_weights() -> None:
     ).eval()
     with torch.no_grad():
         network[1].act.weight.fill_(-0.7)  # type: ignore[union-attr,operator]
-    folded = checked(network)
-    assert len(folded.pairs) == 1 and not norms(folded.network)
-    assert "1.act.weight" in folded.network.state_dict()
+    absorbed = checked(network)
+    assert len(absorbed.pairs) == 1 and not norms(absorbed.network)
+    assert "1.act.weight" in absorbed.network.state_dict()
 
 
-def test_heads_with_batch_norm_are_folded_as_far_as_they_can_be() -> None:
+def test_heads_with_batch_norm_are_absorbed_as_far_as_they_can_be() -> None:
     head = nn.Sequential(
         OrderedDict(
             project=nn.Conv2d(96, 32, 1),
@@ -334,9 +334,9 @@ def test_heads_with_batch_norm_are_folded_as_far_as_they_can_be() -> None:
             logits=nn.Linear(16, 5),
         )
     )
-    folded = checked(Network(make().backbone, head))
-    assert "head.norm" in [pair.norm for pair in folded.pairs]
-    assert [type(module) for module in folded.network.head.children()][5] is nn.BatchNorm1d  # type: ignore[union-attr]
+    absorbed = checked(Network(make().backbone, head))
+    assert "head.norm" in [pair.norm for pair in absorbed.pairs]
+    assert [type(module) for module in absorbed.network.head.children()][5] is nn.BatchNorm1d  # type: ignore[union-attr]
 
 
 def test_a_pair_knows_the_eps_of_its_norm() -> None:
@@ -346,5 +346,5 @@ def test_a_pair_knows_the_eps_of_its_norm() -> None:
     wrong = replace(pair, eps=1e-5)
     given = weights_of(network)
     assert not torch.equal(
-        folded_pair(given, pair)["0.weight"], folded_pair(given, wrong)["0.weight"]
+        absorbed_pair(given, pair)["0.weight"], absorbed_pair(given, wrong)["0.weight"]
     )

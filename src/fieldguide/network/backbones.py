@@ -1,4 +1,4 @@
-"""Names of the backbones: the ResNet family in the installed timm, read from its source text.
+"""The names of the backbones: the ResNet family in the installed timm, read from its source text.
 
 Importing timm costs ten CPU-seconds with torch; a misspelt name is answered without it. Knows
 nothing of networks.
@@ -18,7 +18,7 @@ FAMILIES = ("res2net", "resnest", "resnet", "resnetv2", "senet", "sknet", "tresn
 
 @cache
 def backbone_names() -> tuple[str, ...]:
-    """Names with and without the tag of their weights, sorted: `resnet18`, `resnet18.a1_in1k`."""
+    """Return names with and without their weights' tag, sorted: `resnet18`, `resnet18.a1_in1k`."""
     specification = importlib.util.find_spec("timm")
     if specification is None or not specification.submodule_search_locations:
         raise ResourceError(
@@ -32,7 +32,7 @@ def backbone_names() -> tuple[str, ...]:
 
 
 def require_backbone(name: str) -> None:
-    """Raises `UsageError` with the nearest names if timm has no such ResNet-family network."""
+    """Raise `UsageError` with the nearest names if timm has no such ResNet-family network."""
     if name in backbone_names():
         return
     nearest = difflib.get_close_matches(name, backbone_names(), n=4, cutoff=0.4)
