@@ -88,7 +88,7 @@ class _Pool:
     def add(
         self, norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], _output: Tensor
     ) -> None:
-        """Add a batch, as a forward hook: at momentum 1, running statistics are those of the batch."""
+        """Add a batch, as a forward hook; at momentum 1, running statistics are its own."""
         assert norm.running_mean is not None and norm.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
         before, self.count = self.count, self.count + count

@@ -47,13 +47,18 @@ _BROKEN = (
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return tensors by name from a .safetensors, .pth, .pt or .bin file, floats as float32."""
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_tensors(path).items()
+    }
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return tensors by name, without the wrappers' prefixes, of the types in the file."""
     if not path.is_file():
         raise UsageError(f"weights `{path}`: there is no such file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return {
-        unwrapped(name): tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
+    return {_unwrapped(name): tensor for name, tensor in tensors.items()}
 
 
 def download(backbone: str, config: Mapping[str, Any]) -> Path:
@@ -153,7 +158,7 @@ def _require_pickle(path: Path) -> None:
         )
 
 
-def unwrapped(name: str) -> str:
+def _unwrapped(name: str) -> str:
     """Return the name without the wrappers' prefixes, in whatever order they come."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]

@@ -65,7 +65,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device and its use; no result changes beyond rounding. `auto` precision: the network's."""
+    """The device and its use, which change no result beyond rounding; `auto` is the network's."""
 
     device: str = "auto"
     workers: int | Literal["auto"] = "auto"
@@ -244,7 +244,7 @@ def _normaliser(architecture: Architecture, device: torch.device) -> Normaliser:
 
 
 def precision_used(architecture: Architecture, machine: Machine) -> Precision:
-    """Return the precision asked for, else the network's if the device supports it, else float32."""
+    """Return the precision asked for, else the network's if the device has it, else float32."""
     device = choose_device(machine.device)
     if machine.precision != "auto":
         return choose_precision(machine.precision, device)
@@ -273,7 +273,7 @@ def pictures(
 def _all_views(
     architecture: Architecture, views: Sequence[View]
 ) -> Callable[[Picture], UInt8[Tensor, "views 3 size size"]]:
-    """Return the transform to several views of a picture; the first equals the plain one exactly."""
+    """Return the transform to several views, of which the first equals the plain one exactly."""
     settings = (architecture.size, architecture.eval_resize, architecture.interpolation)
     plain, several = evaluation(*settings), view_transform(*settings, views)
 
