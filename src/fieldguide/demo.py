@@ -153,7 +153,7 @@ class Pen:
     down: Point
 
     def at(self, where: Point, turn: Real = 0, wide: Real = 1, high: Real = 1) -> "Pen":
-        """Return a pen at `where`, turned clockwise, its units stretched; below 0 they are mirrored."""
+        """Return a pen at `where`, turned clockwise, its units stretched; below 0 mirrored."""
         right, down = rect(1, turn) * wide, rect(1, turn) * high * 1j
         return Pen(self.sheet, self.origin + self.step(where), self.step(right), self.step(down))
 

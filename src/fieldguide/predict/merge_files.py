@@ -100,12 +100,12 @@ class Merged:
 
     @property
     def angle(self) -> float:
-        """The mean angle over tensors between the copies' moves from the anchor; NaN without one."""
+        """The mean angle over tensors between the copies' moves from the anchor, or NaN."""
         return _mean_or_nan([move.angle for move in self.moves.values()])
 
     @property
     def ratio(self) -> float:
-        """The mean share, over tensors, of the copies' mean against the anchor; NaN without one."""
+        """The mean share over tensors of the copies' mean against the anchor, or NaN."""
         return _mean_or_nan([move.ratio for move in self.moves.values()])
 
 
