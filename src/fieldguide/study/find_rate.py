@@ -221,7 +221,7 @@ def find_rates(job: FoldJob, *, steps: int = STEPS, controls: Controls | None = 
 def _sweep(
     job: FoldJob, part: Part, beside: list[dict[str, Any]], steps: int, controls: Controls
 ) -> Sweep:
-    """Change the network and return the sweep; `beside` are groups that learn at their own rates."""
+    """Change the network and return the sweep; groups `beside` learn at rates of their own."""
     load_weights(job.network, job.start)
     swept = _groups(job, part, 1.0)
     optimizer = make_optimizer([*swept, *beside])

@@ -139,7 +139,7 @@ def write(path: Path, found: Doubts) -> None:
 def _judged(run: Run) -> _Judged:
     if not run.done:
         raise ResourceError(
-            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command resumes it"
         )
     tests = {fold: run.folds[fold].test for fold in run.judged}
     rows = np.concatenate(list(tests.values()))
