@@ -68,7 +68,7 @@ def compare(
     """Train what is not done of the trials, the base first, and compare them.
 
     The same call resumes. A trial whose training diverges is recorded and not tried again while its
-    folder is there; the others go on. With a budget, trials that would take longer than what
+    folder is there; the others continue. With a budget, trials that would take longer than what
     is left of it are left out, in order. Table, record and page are written before the first trial
     and again after each, so that a killed comparison's trials are known (`results.rebuilt`).
     Raises `UsageError` where `out` holds something else, or other trials under the same
@@ -209,7 +209,7 @@ class _Fits:
         return found
 
     def train(self, todo: Sequence[Trial], budget: float, watcher: Watcher) -> None:
-        """Train what fits so many seconds: in sequence, or at the same time on a cluster."""
+        """Train what fits the budget in seconds: in sequence, or at the same time on a cluster."""
         costs = forecast(self.folder, todo, self.used, watcher)
         self.left_out.update(over_budget(costs, budget, self.trials[0].name))
         for note in self.left_out.values():
