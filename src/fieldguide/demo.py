@@ -186,7 +186,7 @@ class Pen:
 
 
 def smooth(*knots: Point) -> Points:
-    """A closed outline through the knots: a Catmull-Rom spline with eight points a knot."""
+    """Return a closed outline through the knots: a Catmull-Rom spline with eight points a knot."""
     here = np.array(knots, dtype=np.complex128)[:, None]
     before, after, beyond = (np.roll(here, shift, axis=0) for shift in (1, -1, -2))
     t = np.arange(8) / 8
@@ -196,7 +196,7 @@ def smooth(*knots: Point) -> Points:
 
 
 def traced(knots: str) -> Points:
-    """A closed outline through the knots of a text such as `0,0 1,0 1,1`."""
+    """Return a closed outline through the knots of a text such as `0,0 1,0 1,1`."""
     pairs = (knot.split(",") for knot in knots.split())
     return smooth(*(complex(float(x), float(y)) for x, y in pairs))
 
@@ -207,14 +207,14 @@ def mirrored(*half: Point) -> Points:
 
 
 def bow(start: Point, by_way_of: Point, end: Point) -> Points:
-    """Twelve points along a quadratic Bézier curve."""
+    """Return twelve points along a quadratic Bézier curve."""
     t = np.linspace(0, 1, 12, dtype=np.complex128)
     points: Points = (1 - t) ** 2 * start + 2 * t * (1 - t) * by_way_of + t**2 * end
     return points
 
 
 def near(rng: Generator, where: Point, spread: Real) -> Point:
-    """A point near another."""
+    """Return a point near another."""
     return where + complex(*rng.normal(0, spread, 2))
 
 
@@ -237,7 +237,7 @@ def shaded(colour: Colour, light: Real) -> Colour:
 
 
 def picked(rng: Generator, palette: Palette) -> Colour:
-    """A colour between two of the palette, somewhat lighter or darker."""
+    """Return a colour between two of the palette, somewhat lighter or darker."""
     one, other = rng.choice(len(palette), 2, replace=False)
     return shaded(mixed(palette[one], palette[other], rng.uniform(0, 0.5)), rng.uniform(0.85, 1.1))
 
@@ -529,13 +529,13 @@ def draw_blade(pen: Pen, rng: Generator, root: Point, light: Real) -> None:
 
 
 def pen_on(picture: Image.Image) -> Pen:
-    """A pen from the upper left corner, with the shorter side as its unit."""
+    """Return a pen from the upper left corner, with the shorter side as its unit."""
     unit = min(picture.size)
     return Pen(ImageDraw.Draw(picture), 0, unit, 1j * unit)
 
 
 def anywhere(rng: Generator) -> Point:
-    """A point of the picture, or a little outside it."""
+    """Return a point of the picture, or a little outside it."""
     return complex(*rng.uniform(-0.1, 1.4, 2))
 
 
@@ -557,7 +557,7 @@ def blended(one: Colour, other: Colour, part: Pixels) -> Image.Image:
 
 
 def as_picture(pixels: Pixels) -> Image.Image:
-    """Pixels rounded and clipped to RGB."""
+    """Return pixels rounded and clipped to RGB."""
     return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
 
 
@@ -568,14 +568,14 @@ def over(layer: Image.Image, picture: Pixels, light: Pixels | Real = 1) -> Image
 
 
 def softened(mask: Image.Image, radius: Real) -> Pixels:
-    """A mask out of focus, 0 to 1, one channel."""
+    """Return a mask out of focus, 0 to 1, one channel."""
     return np.asarray(mask.filter(ImageFilter.GaussianBlur(radius)))[..., None] / 255
 
 
 def laid_on(
     rng: Generator, picture: Image.Image, specimen: Image.Image, light: Point
 ) -> Image.Image:
-    """The specimen, lit from one side, over the picture that carries its shadow."""
+    """Return the specimen, lit from one side, over the picture that carries its shadow."""
     mask = specimen.getchannel(3)
     behind = np.asarray(picture) * (1 - rng.uniform(0.1, 0.6) * shadow(rng, mask, light))
     texture = 0.9 + 0.2 * clouded(rng, picture.size, 24, 60)
@@ -599,7 +599,7 @@ def relief(mask: Image.Image, light: Point) -> Pixels:
 
 
 def behind_blades(rng: Generator, picture: Image.Image) -> Image.Image:
-    """The picture behind up to three blades of grass that are close to the lens."""
+    """Return the picture behind up to three blades of grass that are close to the lens."""
     front = Image.new("RGBA", picture.size)
     for _ in range(rng.integers(4)):
         draw_blade(pen_on(front), rng, rng.uniform(0, 1.2) + 1.3j, rng.uniform(0.7, 1.3))
@@ -608,7 +608,7 @@ def behind_blades(rng: Generator, picture: Image.Image) -> Image.Image:
 
 
 def taken(rng: Generator, scene: Image.Image, light: Point) -> bytes:
-    """The JPEG of a camera: focus, uneven light, exposure, colour cast, grain."""
+    """Return the JPEG of a camera: focus, uneven light, exposure, colour cast, grain."""
     seen = np.asarray(scene.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.1))))
     down, right = (np.linspace(-1, 1, side) for side in seen.shape[:2])
     uneven = 1 + rng.uniform(0, 0.25) * (right * light.real + down[:, None] * light.imag)

@@ -105,7 +105,7 @@ class Ingredients:
         return calibration.fit_temperature(logits, np.concatenate(list(self.targets.values())))
 
     def fold_weights(self, folds: Sequence[int]) -> list[Weights]:
-        """Each fold's weights as tensors."""
+        """Return each fold's weights as tensors."""
         return [as_tensors(self.weights(fold)) for fold in folds]
 
 
