@@ -114,7 +114,9 @@ def answered(
     falling = confidence[order].astype(np.float64)
     right = np.cumsum(correct[order])
     last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    kept = _evenly(last_of_equals, points)
+    kept = last_of_equals
+    if len(kept) > points:  # evenly spaced by rank, with the last
+        kept = kept[np.linspace(len(kept) - 1, 0, points).round().astype(np.int64)[::-1]]
     return Answered(
         share=(kept + 1) / len(falling),
         accuracy=right[kept] / (kept + 1),
@@ -125,10 +127,3 @@ def answered(
 def _own(values: NDArray, targets: NDArray[np.int64]) -> NDArray:  # type: ignore[type-arg]
     """Return each row's value in the column of its class, whatever its type."""
     return np.take_along_axis(values, targets[:, None], axis=1)[:, 0]
-
-
-def _evenly(values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
-    """Return at most `points` of the values, evenly spaced by rank, the last among them."""
-    if len(values) <= points:
-        return values
-    return values[np.linspace(len(values) - 1, 0, points).round().astype(np.int64)[::-1]]

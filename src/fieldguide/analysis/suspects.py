@@ -263,7 +263,11 @@ def unsteady_classes(
         UnsteadyClass(
             label,
             int(photos[label].sum()),
-            _recalls(folds, photos[label], right[label]),
+            {
+                int(fold): int(found) / int(total)
+                for fold, found, total in zip(folds, right[label], photos[label], strict=True)
+                if total
+            },
             float(p_value),
             float(adjusted),
         )
@@ -319,14 +323,6 @@ def _adjusted(p_values: _Floats) -> _Floats:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return adjusted
-
-
-def _recalls(folds: _Numbers, photos: _Numbers, right: _Numbers) -> dict[int, float]:
-    return {
-        int(fold): int(found) / int(total)
-        for fold, found, total in zip(folds, right, photos, strict=True)
-        if total
-    }
 
 
 def _check(probabilities: Scores, targets: Targets) -> None:

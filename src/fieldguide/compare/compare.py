@@ -92,7 +92,13 @@ def compare(
         used = _prepared(folder, catalog, trials[0].recipe, watcher)
         trials = _different_here(trials, watcher)
         _require_same_recipes(folder, trials)
-        todo = [trial for trial in trials if not _is_over(folder / trial.folder)]
+        todo = [
+            trial
+            for trial in trials  # without those that are complete, or failed for good
+            if not any(
+                (folder / trial.folder / name).is_file() for name in (files.MANIFEST, FAILED)
+            )
+        ]
         if begun and todo:
             crossval.require_same_photos(used, catalog, folder)
         fits = _Fits(folder, trials, used, command)
@@ -182,11 +188,6 @@ def _require_same_recipes(folder: Path, trials: Sequence[Trial]) -> None:
             found = recipes.differences(recipe, Run(place).recipe)
             pairs = {name: found[name] for name in sorted(found.keys() - {"folds", "weights"})}
             _require_equal(pairs, f"`{place}` holds a run of another recipe: ", ", ")
-
-
-def _is_over(place: Path) -> bool:
-    """Return whether nothing is left to do there: the run is complete, or failed for good."""
-    return (place / files.MANIFEST).is_file() or (place / FAILED).is_file()
 
 
 # --- the training ---------------------------------------------------------------------------------

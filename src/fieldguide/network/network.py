@@ -64,7 +64,10 @@ def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
     """Return a backbone with `weights`: `pretrained` (timm's), `none` (drawn) or a file."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "first backbone"))
-        body = _create_backbone(backbone)
+        require_backbone(backbone)
+        body: nn.Module = timm.create_model(
+            backbone, pretrained=False, num_classes=0, global_pool=""
+        )
     if weights == "pretrained":
         _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
     elif weights != "none":
@@ -140,12 +143,6 @@ def train_mode(network: Network) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and is_frozen(module):
             module.eval()
-
-
-def _create_backbone(name: str) -> nn.Module:
-    require_backbone(name)
-    body: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
-    return body
 
 
 def _config(backbone: nn.Module) -> Mapping[str, Any]:

@@ -31,17 +31,8 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 # What torch's reader raises on damaged files, found by cutting and changing small ones.
 _BROKEN = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
+    *(RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(AssertionError, ArithmeticError, MemoryError, struct.error),
 )
 
 

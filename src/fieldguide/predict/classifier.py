@@ -117,7 +117,7 @@ class Classifier:
         calibrated: bool = True,
         machine: Machine = Machine(),
     ) -> Predictions:
-        """Return predictions, in memory, for a folder, a table, files, several of these, or a catalog.
+        """Return predictions, in memory, for a folder, a table, files, several, or a catalog.
 
         There is one row for every photo, in the order of `inputs.read`; one that cannot be read has
         the reason in place of a result. See `stream` for the rest.

@@ -137,7 +137,10 @@ class Layout:
 
     def header(self, classes: Sequence[str]) -> list[str]:
         """Return the names of the columns."""
-        ranks = [_rank(number) for number in range(2, min(self.top, len(classes)) + 1)]
+        ranks = [
+            _ORDINALS[n - 2] if n < len(_ORDINALS) + 2 else f"top{n}"
+            for n in range(2, min(self.top, len(classes)) + 1)
+        ]
         names = ["path", "label", "confidence"]
         names += [name for rank in ranks for name in (rank, f"{rank}_confidence")]
         names += ["status", *(("set", "unsure") if self.sets else ())]
@@ -151,7 +154,9 @@ class Layout:
         between = set_separator(predictions.classes) if self.sets else ""
         names = zip(predictions.names, predictions.problems, predictions.status, strict=True)
         for row, (name, problem, status) in enumerate(names):
-            ranked = _ranked(predictions, row, best[row])
+            first = [predictions.classes[number] for number in best[row]]
+            shown = digits(predictions.probabilities[row, best[row]])
+            ranked = [cell for pair in zip(first, shown, strict=True) for cell in pair]
             more = _set_cells(predictions, row, between) if self.sets else []
             more += digits(predictions.probabilities[row]) if self.probabilities else []
             if problem:
@@ -172,21 +177,10 @@ def set_separator(classes: Iterable[str]) -> str:
     return next(separator for separator in candidates if separator not in text)
 
 
-def _rank(number: int) -> str:
-    return _ORDINALS[number - 2] if number < len(_ORDINALS) + 2 else f"top{number}"
-
-
 def _by_rank(probabilities: Float[np.ndarray, "*n classes"]) -> NDArray[np.intp]:
     """Return class numbers by falling probability; of equal ones the first comes first."""
     order: NDArray[np.intp] = np.argsort(-probabilities, axis=-1, kind="stable")
     return order
-
-
-def _ranked(predictions: Predictions, row: int, best: NDArray[np.intp]) -> list[str]:
-    """Return names and probabilities of the classes `best` in turn."""
-    shown = digits(predictions.probabilities[row, best])
-    named = zip((predictions.classes[number] for number in best), shown, strict=True)
-    return list(itertools.chain.from_iterable(named))
 
 
 def _set_cells(predictions: Predictions, row: int, between: str) -> list[str]:

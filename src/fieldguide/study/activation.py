@@ -55,16 +55,12 @@ class Activation:
         for draws in evaluation_plan(np.arange(len(files)), _BATCH):
             batch = shown[draws]
             if len(batch.photos):
-                found = self._heat(batch.images, known[batch.photos]).cpu().numpy()
+                images = batch.images.to(self.device)
+                ready = normalise(images, self.architecture.mean, self.architecture.std)
+                own = known[batch.photos].to(self.device)
+                found = scaled(grad_cam(self.network, ready, own)).cpu().numpy()
                 pixels = batch.images.permute(0, 2, 3, 1).numpy()
                 yield from map(Heat, batch.photos.tolist(), pixels, found)
-
-    def _heat(
-        self, images: UInt8[Tensor, "n 3 size size"], classes: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n rows columns"]:
-        architecture = self.architecture
-        ready = normalise(images.to(self.device), architecture.mean, architecture.std)
-        return scaled(grad_cam(self.network, ready, classes.to(self.device)))
 
 
 def grad_cam(

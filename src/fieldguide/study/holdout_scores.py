@@ -100,7 +100,9 @@ def _merged(run: Run, name: str, rule: Rule, batch_norm: BatchNorm, machine: Mac
     greedy = combine.greedy(ingredients, batch_norm=batch_norm, machine=machine)
     model = combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine, chosen=greedy)
     worth = _worth(name, model, greedy.logits[None], ingredients.outside)
-    return _with_record(model, {"cross_fitted": asdict(worth)})
+    made = {**model.card.provenance["made"], "cross_fitted": asdict(worth)}
+    provenance = {**model.card.provenance, "made": made}
+    return replace(model, card=replace(model.card, provenance=provenance))
 
 
 def worths(run: Run, machine: Machine = Machine()) -> Worths:
@@ -162,7 +164,10 @@ def _rows(
     machine: Machine,
 ) -> Iterator[Worth]:
     """Yield folds, their mean and the ensemble from members' logits; then each merged model."""
-    folds = _one_by_one(ensemble)
+    folds = [
+        replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
+        for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
+    ]
     one, all_of_them = (speed(model, photos.files, machine) for model in (folds[0], ensemble))
     rows = [
         _worth(model.card.members[0], model, logits[[n]], photos, one)
@@ -181,14 +186,6 @@ def _rows(
             found = combine.outside_logits(ingredients, model.members, photos, machine)
             row = _worth(name, model, found, photos, one)
             yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
-
-
-def _one_by_one(ensemble: Classifier) -> list[Classifier]:
-    """Return each member alone, with the ensemble's temperature."""
-    return [
-        replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
-        for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
-    ]
 
 
 def unseen(
@@ -363,12 +360,6 @@ def _mean(
 
 def _numbers(outside: Outside) -> NDArray[np.int64]:
     return np.unique(outside.groups, return_inverse=True)[1].astype(np.int64)
-
-
-def _with_record(model: Classifier, record: Mapping[str, Any]) -> Classifier:
-    provenance = dict(model.card.provenance)
-    provenance["made"] = {**provenance["made"], **record}
-    return replace(model, card=replace(model.card, provenance=provenance))
 
 
 def key_of(run: Run, machine: Machine) -> str:

@@ -23,7 +23,7 @@ from fieldguide.analysis.suspects import (
     unsteady_classes,
 )
 from fieldguide.errors import ResourceError
-from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.inspect import Facts, inspect
 from fieldguide.photos.near_copies import duplicates
 from fieldguide.runs.run import Run
@@ -174,22 +174,14 @@ def _look_alikes(judged: _Judged, facts: Sequence[Facts]) -> Iterator[Doubt]:
     ]
     for cluster in sorted(clusters, key=lambda rows: (own[rows[0]], rows[0])):
         for row in cluster:
-            yield _look_alike(judged, facts, row, _opposite(photos, facts, row, cluster))
-
-
-def _opposite(
-    photos: Sequence[Photo], facts: Sequence[Facts], row: int, cluster: Sequence[int]
-) -> int:
-    """Return the photo of the cluster that contradicts a label: a copy, if there is one."""
-    others = [other for other in cluster if photos[other].label != photos[row].label]
-    return min(others, key=lambda other: (facts[other].sha256 != facts[row].sha256, other))
-
-
-def _look_alike(judged: _Judged, facts: Sequence[Facts], row: int, other: int) -> Doubt:
-    path, label = judged.catalog.photos[other].path, int(judged.targets[other])
-    likeness = "is the same file as" if facts[row].sha256 == facts[other].sha256 else "looks like"
-    reason = f"{likeness} {path}, which is labelled `{judged.classes[label]}`"
-    return _doubt(judged, row, label, reason, path)
+            others = [each for each in cluster if photos[each].label != photos[row].label]
+            copies = [each for each in others if facts[each].sha256 == facts[row].sha256]
+            likeness, other = (
+                ("is the same file as", min(copies)) if copies else ("looks like", min(others))
+            )
+            path, label = photos[other].path, int(judged.targets[other])
+            reason = f"{likeness} {path}, which is labelled `{judged.classes[label]}`"
+            yield _doubt(judged, row, label, reason, path)
 
 
 # --- suspects -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
@@ -174,15 +174,19 @@ def _replicas(run: Run, fold: int) -> _Ends:
 
 
 def _folds(run: Run, fold: int) -> _Ends:
+    from fieldguide import merge
+    from fieldguide.predict.classifier import as_tensors
+
     _require_done(run, fold)
     done = run.done
     if len(done) < 2:
         raise UsageError(f"only fold {fold} of `{run.folder}` is done: a line needs two folds")
     other = done[(done.index(fold) + 1) % len(done)]
+    mean = merge.average([as_tensors(run.weights(each)) for each in done])
     return _Ends(
         run.weights(fold),
         run.weights(other),
-        _soup([run.weights(each) for each in done]),
+        {name: tensor.numpy() for name, tensor in mean.items()},
         f"fold {fold}",
         f"fold {other}",
         f"the plain soup of all {len(done)} folds",
@@ -195,14 +199,6 @@ def _require_done(run: Run, fold: int) -> None:
             f"fold {fold} of `{run.folder}` is not trained",
             hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
         )
-
-
-def _soup(copies: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
-    from fieldguide import merge
-    from fieldguide.predict.classifier import as_tensors
-
-    mean = merge.average([as_tensors(copy) for copy in copies])
-    return {name: tensor.numpy() for name, tensor in mean.items()}
 
 
 def _mixed(name: str, one: NDArray[Any], other: NDArray[Any], t: float) -> NDArray[Any]:
@@ -311,19 +307,13 @@ def _judged(
     if not len(rows):
         raise DataError(f"none of {len(view.judged)} photos can be read")
     targets = view.targets[rows]
-    points = [
-        _point(t, norm, own, targets) for (t, norm, _), own in zip(variants, logits, strict=True)
-    ]
+    points = []
+    for (t, norm, _), own in zip(variants, logits, strict=True):
+        finite = np.isfinite(own).all(axis=1)
+        right = (own.argmax(axis=1) == targets) & finite
+        loss = metrics.log_loss(metrics.softmax(own), targets) if finite.all() else None
+        points.append(Point(t, norm, loss, float(right.mean())))
     return points, len(rows)
-
-
-def _point(
-    t: float, norm: Norm, logits: Float[np.ndarray, "n classes"], targets: Int[np.ndarray, " n"]
-) -> Point:
-    finite = np.isfinite(logits).all(axis=1)
-    right = (logits.argmax(axis=1) == targets) & finite
-    loss = metrics.log_loss(metrics.softmax(logits), targets) if finite.all() else None
-    return Point(t, norm, loss, float(right.mean()))
 
 
 def _key(run: Run, fold: int) -> str:

@@ -181,7 +181,9 @@ def sheet(title: Sequence[str], bands: Sequence[Band]) -> Image.Image:
     """Return the title's lines and the bands below each other."""
     columns = max(len(band.cells) for band in bands)
     width = GAP + columns * (CELL + GAP)
-    heights = [_height(band) for band in bands]
+    heights = [
+        LINE + CELL + 6 + max(len(cell.lines) for cell in band.cells) * LINE + GAP for band in bands
+    ]
     top = GAP + len(title) * LINE + GAP
     image = Image.new("RGB", (width, top + sum(heights)), _PAPER)
     pen = ImageDraw.Draw(image)
@@ -192,11 +194,6 @@ def sheet(title: Sequence[str], bands: Sequence[Band]) -> Image.Image:
         _draw_band(image, pen, band, top)
         top += height
     return image
-
-
-def _height(band: Band) -> int:
-    lines = max(len(cell.lines) for cell in band.cells)
-    return LINE + CELL + 6 + lines * LINE + GAP
 
 
 def _draw_band(image: Image.Image, pen: ImageDraw.ImageDraw, band: Band, top: int) -> None:
