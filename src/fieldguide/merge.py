@@ -2,12 +2,10 @@
 
 Every rule takes the copies (and, if it needs one, the anchor they started from), leaves its
 arguments unchanged and returns new tensors of the same dtypes. Sums of more than two run in float64
-if the device has it, so that the order of the copies does not matter and equal copies stay
-themselves.
+if the device has it, so the order of the copies does not matter and equal copies stay themselves.
 
-Floating tensors are merged; integer and boolean ones (batch norm's `num_batches_tracked`) are
-counters and flags: their elementwise maximum is kept, and they stay integers. Knows nothing of
-networks or training.
+Floating tensors are merged; of integer and boolean ones (batch norm's `num_batches_tracked`) the
+elementwise maximum is kept. Knows nothing of networks or training.
 """
 
 import math
@@ -59,8 +57,7 @@ def model_stock(
     that the anchor lacks (a new head, running statistics) are averaged and get no ratio.
 
     Source: Jang, Yun, Han, "Model Stock: All we need is just a few fine-tuned models", ECCV 2024.
-    Theirs has no clamp; without it t has a pole at cosθ = −1/(k − 1) and leaves [0, 1] for
-    negative cosines.
+    Theirs has no clamp; without it t leaves [0, 1] for negative cosines (pole at −1/(k − 1)).
     """
     _require_alike(copies)
     merged, ratios = {}, {}

@@ -32,8 +32,8 @@ class Sets:
 
     `method` names the score (`nonconformity`); `per_class` calibrates each class by its own photos,
     so that each is covered. Calibration looked at each photo once: with several views of a photo
-    the coverage is not promised. Raises `UsageError` for a share outside 0 … 1 (both excluded) and
-    an unknown method.
+    the coverage is not promised. Raises `UsageError` for a share not between 0 and 1 or an unknown
+    method.
     """
 
     coverage: float
@@ -100,9 +100,8 @@ def prediction_sets(
     `adaptive` scores its sets can be empty only where members disagree on the top class.
 
     With `per_class`, class y is judged by the known photos of class y alone (Mondrian: Vovk,
-    Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 4), so that each class
-    is covered as asked. A class of fewer than coverage / (1 - coverage) known photos is then in
-    every set.
+    Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 4), which covers each
+    class as asked. A class of fewer than coverage / (1 - coverage) known photos is in every set.
 
     Time is about m · classes · members · log n; memory a few arrays of m · classes. Raises
     ValueError for a coverage outside 0 … 1 (both excluded), no known photos, scores that are not

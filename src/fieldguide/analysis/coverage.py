@@ -21,9 +21,8 @@ from fieldguide.analysis.metrics import Scores, Targets
 class Coverage:
     """The share of sets that held the true class and their sizes, over all photos.
 
-    `asked` is the coverage asked for; `held` the share of photos whose set holds their class;
-    `size` the mean number of classes; `empty` and `single` the shares of sets with none and with
-    one.
+    `asked` is the coverage asked for, `held` the share of sets with the true class, `size` the mean
+    number of classes, `empty` and `single` the shares of sets with none and one.
     """
 
     asked: float
@@ -37,8 +36,7 @@ class Coverage:
 class Answered:
     """The accuracy when the surest photos alone are answered, from the surest few to all.
 
-    At each point, all photos with at least this `confidence` are answered: a `share` of all, with
-    accuracy `accuracy`.
+    At each point, all photos of at least this `confidence` are answered: a `share` of all.
     """
 
     share: Float[np.ndarray, " points"]

@@ -38,8 +38,8 @@ class PerClass:
 def softmax(logits: Scores) -> Float[np.ndarray, "n classes"]:
     """Return exp(logit) / Σ exp(logits) over each row, for logits of any finite size.
 
-    A logit of -inf gets probability 0. There may be no rows. ValueError if the largest logit of a
-    row is not finite.
+    A logit of -inf gets probability 0. There may be no rows. ValueError if a row's largest is not
+    finite.
     """
     wide = logits.astype(np.float64)
     if wide.shape[1] == 0:
@@ -60,8 +60,7 @@ def accuracy(scores: Scores, targets: Targets) -> float:
 def balanced_accuracy(scores: Scores, targets: Targets) -> float:
     """Return the mean recall over classes: every class counts alike.
 
-    Classes that occur among the targets are counted, as by scikit-learn's
-    `balanced_accuracy_score`.
+    Classes without targets do not count, as in scikit-learn's `balanced_accuracy_score`.
     """
     found = per_class(scores, targets)
     return float(found.recall[found.support > 0].mean())

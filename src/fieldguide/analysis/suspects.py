@@ -109,8 +109,7 @@ def suspects(probabilities: Scores, targets: Targets) -> list[Suspect]:
     noise rate 332 / 0.627 / 0.776, by both 272 / 0.743 / 0.754. What these lose are photos less
     sure of their true class than its mean photo, and those surer of a third one. Ranking all
     photos, p(own label) has an average precision of 0.981, the margin to the best class 0.839.
-    Labels at random are the easy case: photos taken for a class that looks alike keep more of p(own
-    label) and are harder to find.
+    Random labels are the easy case: photos mistaken for a similar class keep more of p(own label).
     """
     own, best = _own_and_best(probabilities, targets)
     counted = _confident_class(probabilities, targets)
@@ -159,8 +158,7 @@ def _confident_class(probabilities: Scores, targets: Targets) -> _Numbers:
     """Return the class that each photo is confidently of (the confident joint); -1 for none.
 
     t_j is the mean of p(j) over the photos labelled j, and a photo is of the most probable class
-    among those with p(j) ≥ t_j: a class that the model is never sure of asks for less than one that
-    it knows well.
+    among those with p(j) ≥ t_j: a class that the model is never sure of asks for less.
 
     Source: Northcutt, Jiang, Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels,
     JAIR 70, 2021, equations 1 and 2, not calibrated. cleanlab 2.9 differs where several classes
@@ -246,8 +244,8 @@ def unsteady_classes(
 
     Classes of fewer than ten photos, in one fold, or all right or all wrong are left out. Photos
     count as independent: copies of one photo, which share a fold, make a class look unsteadier than
-    it is. Raises ValueError for no photos, unequal lengths, a negative target, a level outside 0 …
-    1 or fewer than one draw.
+    it is. ValueError for no photos, unequal lengths, a negative target, a level outside 0 … 1 or no
+    draw.
     """
     if not 0 <= level <= 1 or draws < 1:
         raise ValueError(f"level must lie between 0 and 1: {level}, draws be at least 1: {draws}")

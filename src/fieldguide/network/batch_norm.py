@@ -150,8 +150,7 @@ class Pair:
 class Absorbed:
     """A network for evaluation alone, in which every norm of `pairs` is part of its convolution.
 
-    `network` begins with the weights of the one that was given, on its device; `names` are those
-    of the full network's tensors.
+    `network` begins with the given one's weights, on its device; `names` are the latter's tensors.
     """
 
     network: nn.Module
@@ -161,8 +160,7 @@ class Absorbed:
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of `network` from those of the full network, which are left unchanged.
 
-        Tensors of no pair are the same objects. Raises RuntimeError, as torch does, where the names
-        are not the full network's.
+        Tensors of no pair are the same objects. RuntimeError, as in torch, for other names.
         """
         if odd := sorted(set(self.names) ^ weights.keys()):
             raise RuntimeError(f"missing or unexpected among the weights: {', '.join(odd)}")
@@ -175,9 +173,8 @@ class Absorbed:
 def absorb(network: nn.Module) -> Absorbed:
     """Return the network without the norms that its convolutions can absorb; it is left unchanged.
 
-    In the copy such a norm does nothing (or is its own activation, for timm's norms that have one)
-    and its convolution has a bias. Norms before their convolution, norms behind convolutions whose
-    weights are standardised, and whatever else is not a pair stay as they are.
+    In the copy such a norm does nothing (or is its own activation, in timm's norms that have one)
+    and its convolution has a bias. Whatever is not a pair (`find_pairs`) stays as it is.
     """
     pairs = find_pairs(network)
     weights = network.state_dict()

@@ -1,7 +1,6 @@
 """Heads: from a backbone's last feature map (n, channels, height, width) to logits (n, classes).
 
-Each pools over the map's positions in its own way, then drops out and applies one linear layer.
-Knows nothing of backbones.
+Each pools over positions in its own way, before a linear layer. Knows nothing of backbones.
 """
 
 from collections.abc import Callable, Mapping

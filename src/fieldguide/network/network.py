@@ -174,8 +174,7 @@ def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: s
 def _stage_numbers(backbone: nn.Module) -> dict[str, int]:
     """Return the stage of each tensor: 0 the stem, 1 the first stage, … by timm's coarse matcher.
 
-    Stages are numbered here, as some families count theirs from 0; what is in none (a final norm)
-    comes after the last.
+    Some families count theirs from 0; tensors of no stage (a final norm) come after the last.
     """
     matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
     names = [name for name, _ in backbone.named_parameters()]

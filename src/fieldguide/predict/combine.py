@@ -72,8 +72,7 @@ class Ingredients:
     """The parts of a run that make a classifier.
 
     `weights` reads those of a fold, or (None) of the common start; `judged` and `targets` are each
-    done fold's out-of-fold logits, under these weights, and classes; `training` are the files of
-    all folds.
+    done fold's out-of-fold logits and classes; `training` are the files of all folds.
     """
 
     recipe: Recipe
@@ -313,8 +312,8 @@ def _calibration_photos(ingredients: Ingredients) -> list[Path]:
     gone = [photo for photo in photos if not photo.is_file()]
     if 2 * len(gone) > len(photos):
         raise DataError(
-            f"batch norm is measured on training photos, and {len(gone)} of {len(photos)} are gone,"
-            f" such as `{gone[0]}`",
+            f"batch norm is re-estimated on training photos, and {len(gone)} of {len(photos)} are"
+            f" gone, such as `{gone[0]}`",
             hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
             " statistics: `fieldguide soup RUN --batch-norm average`",
         )

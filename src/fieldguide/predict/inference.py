@@ -97,8 +97,7 @@ def logits(
 ) -> Iterator[Seen]:
     """Yield each photo's logits by member and view, batch by batch, in order, in float32.
 
-    Memory does not grow with the number of photos. Raises `ResourceError` if a single photo does
-    not fit into the device's memory.
+    Memory does not grow with the photos. Raises `ResourceError` if it cannot hold a single one.
     """
     odd = [view for view in views if view not in get_args(View)]
     if odd:

@@ -72,8 +72,7 @@ def read(
     Addresses are fetched first, see `addresses.local`; `notice` reports waits.
 
     Raises DataError if a source does not exist (but a file that ends like a picture is an input and
-    missing), a folder has no picture or a table cannot be read; UsageError for an option that no
-    source uses.
+    missing), a folder has no picture or a table cannot be read; UsageError for an unused option.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
     found = [_recognised(source, notice) for source in several]

@@ -89,8 +89,8 @@ class Merged:
     """The merged weights in the dtypes of the first copy, and what is known of them.
 
     `cosine` is the least mean cosine between the weights of two copies: near 1 for copies
-    fine-tuned from one start, near 0 for unrelated ones. `moves` holds each anchored tensor.
-    `notes` are warnings in words.
+    fine-tuned from one start, near 0 for unrelated ones. `moves` are of anchored tensors, `notes`
+    warnings.
     """
 
     weights: Weights
@@ -114,8 +114,7 @@ class Barrier:
     """The accuracy of each copy and of the merged weights on the same photos.
 
     `photos` were judged, `unreadable` ones left out. `drop` is the copies' mean less that of the
-    merged weights, `error` its standard error over photos. Photos that the copies were trained on
-    flatter all of them.
+    merged weights, `error` its standard error over photos. Training photos flatter all.
     """
 
     photos: int
@@ -129,8 +128,8 @@ class Barrier:
     def doubt(self) -> float:
         """The drop that this number of photos cannot tell from none: two standard errors.
 
-        At least 3 / photos, what may hide where no photo is judged otherwise (Hanley, Lippman-Hand,
-        "If Nothing Goes Wrong, Is Everything All Right?", JAMA 1983).
+        At least 3 / photos, the bound if no photo differs (Hanley, Lippman-Hand, "If Nothing Goes
+        Wrong, Is Everything All Right?", JAMA 1983).
         """
         return max(2 * self.error, 3 / self.photos)
 
@@ -147,8 +146,7 @@ def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
     """Return the checkpoints of at least two files, all with the same tensors.
 
     Counters of batch norm that some files lack (old trainings) begin at zero there. Raises
-    `UsageError` for files that cannot be read or hold values that are not finite, and for two that
-    hold different tensors or shapes.
+    `UsageError` for unreadable files, values that are not finite, and other tensors or shapes.
     """
     if len(paths) < 2:
         raise UsageError(
@@ -290,7 +288,7 @@ def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = 
         merged = average(weights)
     cosines = _cosines(weights, _large(copies[0].weights, head=False))
     found = moves(weights, anchored)
-    notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines), *_head_notes(copies)]
+    notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines)]
     if anchor:
         notes += [*missing, *_anchor_notes(copies, anchor, anchored, found)]
     stored = _stored_as(merged, copies[0].dtypes)
@@ -398,7 +396,7 @@ def _cosines(weights: Sequence[Weights], names: Sequence[str]) -> Float[Tensor, 
 
 
 def _kinship_notes(copies: Sequence[Checkpoint], cosines: Float[Tensor, "k k"]) -> list[str]:
-    """Return notes on the least related pair and on files that hold the same weights."""
+    """Return notes on the least related pair, on equal files and on unrelated heads."""
     notes = []
     first, second = divmod(int(cosines.argmin()), len(copies))
     low = int((cosines < RELATED).triu(1).sum())
@@ -416,19 +414,15 @@ def _kinship_notes(copies: Sequence[Checkpoint], cosines: Float[Tensor, "k k"]) 
             if all(torch.equal(copy.weights[name], other.weights[name]) for name in copy.weights):
                 notes.append(f"`{other.path}` and `{copy.path}` hold the same weights")
                 break
+    heads = _cosines([copy.weights for copy in copies], _large(copies[0].weights, head=True))
+    if heads.min() < RELATED:
+        first, second = divmod(int(heads.argmin()), len(copies))
+        notes.append(
+            f"the heads of `{copies[first].path}` and `{copies[second].path}` look unrelated"
+            f" (cosine {heads.min():.2f}): they tell other classes apart, the same ones in another"
+            " order, or began with other random weights"
+        )
     return notes
-
-
-def _head_notes(copies: Sequence[Checkpoint]) -> list[str]:
-    cosines = _cosines([copy.weights for copy in copies], _large(copies[0].weights, head=True))
-    first, second = divmod(int(cosines.argmin()), len(copies))
-    if cosines.min() >= RELATED:
-        return []
-    return [
-        f"the heads of `{copies[first].path}` and `{copies[second].path}` look unrelated (cosine"
-        f" {cosines[first, second]:.2f}): they tell other classes apart, the same ones in another"
-        " order, or began with other random weights"
-    ]
 
 
 def _anchor_notes(
@@ -503,8 +497,7 @@ def architecture(
 
     Settings left out are timm's for the backbone: name those that the copies were trained with.
     `size` alone keeps the share that evaluation cuts off. Head and number of classes are read from
-    the tensors. Raises `UsageError` without a backbone and for one that the tensors do not fit
-    exactly.
+    the tensors. Raises `UsageError` without a backbone and for one that the tensors do not fit.
     """
     if backbone is None:
         raise UsageError(

@@ -23,8 +23,8 @@ Id = Literal["auto", "path", "name", "stem"]
 class Submission:
     """A table as a grader wants it: an id, and one label or the probability of every class.
 
-    Row n belongs to `ids[n]` and to the photo `names[n]`. An unreadable photo has empty cells after
-    its id: the grader needs the row.
+    Row n belongs to `ids[n]` and to the photo `names[n]`. Unreadable photos have empty cells after
+    the id.
     """
 
     columns: tuple[str, ...]  # the first holds the ids
@@ -65,8 +65,7 @@ def submission(
 
     With `sample`, a submission as the grader shows it, header, separator, ids and their order are
     the sample's. Its first column is the id; after it comes one column, for the label, or one for
-    each class, for probabilities. Without it `columns` names the id and the label, and the order
-    stays.
+    each class, for probabilities. Without it `columns` names id and label.
 
     `id` names the part of a photo that is its id: `path`, the whole name; `name`, that of the file;
     `stem`, the same without its ending. `auto` takes the first of them under which every id of the

@@ -83,8 +83,7 @@ class Predictions:
     ) -> None:
         """Write one row a photo, with the sets if there are any; see `Layout` for the columns.
 
-        Raises UsageError where the file exists and `overwrite` is not given, ResourceError where it
-        cannot be written.
+        Raises UsageError for a file that exists without `overwrite`, ResourceError for a failure.
         """
         layout = Layout(top, probabilities, sets=self.sets is not None)
         write(Path(path), [self], layout, overwrite=overwrite)
@@ -226,8 +225,7 @@ class Counts:
 def require_free(out: Path, overwrite: bool = False) -> None:
     """Raise an error if `write` could not put `out` into place: call it before long work.
 
-    UsageError for a folder, or a file if `overwrite` is not given; ResourceError if its folder is
-    missing.
+    UsageError for a folder, or a file without `overwrite`; ResourceError if its folder is missing.
     """
     if out.is_dir():
         raise UsageError(f"this is a folder: {out}", hint="give the name of a file")

@@ -118,8 +118,8 @@ def smooth(losses: Sequence[float], share: float = SMOOTHING) -> Float[np.ndarra
     """Return the exponential running mean, without the bias of its start.
 
     mean_t = share · mean_(t-1) + (1 - share) · loss_t from mean_0 = 0; divided by 1 - share^t. With
-    `share` = 0 it is the losses, towards 1 the plain mean of all so far. Source: Kingma, Ba,
-    "Adam", ICLR 2015, section 3.
+    `share` = 0 it is the losses, towards 1 the plain mean. Source: Kingma, Ba, "Adam", ICLR 2015,
+    section 3.
     """
     means, mean = [], 0.0
     for step, loss in enumerate(losses, start=1):
@@ -149,8 +149,7 @@ def _minimum(losses: Float[np.ndarray, " steps"], means: Float[np.ndarray, " ste
     """Return the step of the least smoothed loss, or None where noise could have made it.
 
     It must lie `CLEAR` deviations of single losses below the mean of the first ones. The deviation
-    is that of a normal law with the same median difference of neighbours, which knows nothing of
-    falls, steep ones included.
+    is that of a normal law with the same median difference of neighbours, which no fall affects.
     """
     if len(means) <= SETTLED:
         return None

@@ -108,8 +108,7 @@ def _merged(run: Run, name: str, rule: Rule, batch_norm: BatchNorm, machine: Mac
 def worths(run: Run, machine: Machine = Machine()) -> Worths:
     """Return scores of folds, their mean, ensemble and merged models on the run's outside photos.
 
-    There are no rows without such photos. The table is kept in the run and read while nothing
-    changes.
+    There are no rows without such photos. The run keeps the table while nothing changes.
     """
     outside = run.ingredients().outside
     if not len(outside):
@@ -129,8 +128,8 @@ def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worth
     """Return the same scores on any labelled photos that no fold has seen (`unseen`).
 
     Photos that cannot be read are left out and counted. A greedy soup is judged cross-fitted if
-    these are the photos that chose it, and marked if some of them are. Raises `DataError` if no
-    photo can be read.
+    these are the photos that chose it, and marked if some of them are. `DataError` if none can be
+    read.
     """
     ingredients = run.ingredients()
     readable = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)

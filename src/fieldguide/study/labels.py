@@ -100,8 +100,8 @@ def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts
     """Return the labels of a run that look wrong: first look-alikes, then the model's suspects.
 
     The photos are read again to compare them; one that is gone or has changed is judged by its
-    prediction alone. `progress` is called with the number of photos read so far. Raises
-    ResourceError if no fold is done.
+    prediction alone. `progress` gets the number of photos read. Raises ResourceError if no fold is
+    done.
     """
     judged = _judged(run)
     catalog = judged.catalog

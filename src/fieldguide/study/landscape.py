@@ -95,8 +95,8 @@ def measure(
 
     Replicas are judged on at most 512 of the fold's test photos; folds on photos outside all of
     them, if there are any. The recipe's seed draws them. `progress` is called with the number of
-    places done, of `len(PLACES)`. Raises `UsageError` if the weights were not kept, `DataError` if
-    the photos are gone.
+    places done, of `len(PLACES)`. Raises `UsageError` without kept weights, `DataError` without
+    photos.
     """
     from fieldguide.predict.inference import Machine
 

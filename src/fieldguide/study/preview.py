@@ -79,8 +79,8 @@ def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
 def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
     """Yield the photo as it is evaluated, then under every policy.
 
-    Pictures below each other are drawn from one seed: they differ by the policy alone, as crop,
-    flip and colours come before it.
+    Pictures below each other have one seed, and so the same crop, flip and colours before the
+    policy.
     """
     photo = _readable(catalog, recipe, 1)[0]
     paths = [catalog.file(each) for each in catalog.photos]
