@@ -52,16 +52,13 @@ def contrasts(
 ) -> list[Contrast]:
     """Return each of `others` against the base, by the rule at the top of this file."""
     found = [sign_flip(other, base, groups) for other in others]
-    together = zip(others, found, holm(found), strict=True)
-    return [
-        Contrast(
-            *difference(other, base, groups, seed=seed),
-            p,
-            adjusted,
-            _verdict(other, base, adjusted),
-        )
-        for other, p, adjusted in together
-    ]
+    result = []
+    for other, p, adjusted in zip(others, found, holm(found), strict=True):
+        shown: Verdict = "better" if other.sum() > base.sum() else "worse"
+        verdict: Verdict = "no difference shown" if adjusted > LEVEL else shown
+        distance = difference(other, base, groups, seed=seed)
+        result.append(Contrast(*distance, p, adjusted, verdict))
+    return result
 
 
 def mcnemar(one: Right, other: Right) -> float:
@@ -157,12 +154,6 @@ def bias_corrected_best(
     right = np.stack([np.bincount(group_of, weights=row) for row in correct])
     random = np.random.default_rng(seed)
     return float(np.mean([_chosen_outside(right, sizes, random) for _ in range(draws)]))
-
-
-def _verdict(one: Right, base: Right, adjusted: float) -> Verdict:
-    if adjusted > LEVEL:
-        return "no difference shown"
-    return "better" if one.sum() > base.sum() else "worse"
 
 
 def _group_sums(one: Right, other: Right, groups: Groups) -> Int[np.ndarray, " groups"]:

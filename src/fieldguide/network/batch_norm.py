@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_Norm = nn.modules.batchnorm._BatchNorm
+
 # --- statistics -----------------------------------------------------------------------------------
 
 
@@ -58,13 +60,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height 
             pools[norm].write_to(norm)
 
 
-def _batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+def _batch_norms(network: nn.Module) -> Iterator[_Norm]:
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        if isinstance(module, _Norm) and module.track_running_stats:
             yield module
 
 
-def is_frozen(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+def is_frozen(norm: _Norm) -> bool:
     """Return whether the norm is not trained: it keeps its statistics."""
     return norm.affine and not norm.weight.requires_grad
 
@@ -77,7 +79,7 @@ class _Pool:
     variance of a channel whose mean is large. In float64 where the device has it.
     """
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    def __init__(self, norm: _Norm) -> None:
         """Begin with no batch."""
         assert norm.running_mean is not None
         wide = torch.float32 if norm.running_mean.device.type == "mps" else torch.float64
@@ -85,9 +87,7 @@ class _Pool:
         self.mean = torch.zeros_like(norm.running_mean, dtype=wide)
         self.squares = torch.zeros_like(self.mean)
 
-    def add(
-        self, norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], _output: Tensor
-    ) -> None:
+    def add(self, norm: _Norm, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         """Add a batch, as a forward hook; at momentum 1, running statistics are its own."""
         assert norm.running_mean is not None and norm.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
@@ -97,7 +97,7 @@ class _Pool:
         self.squares += shift.square() * (before * count / self.count)
         self.mean += shift * (count / self.count)
 
-    def write_to(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    def write_to(self, norm: _Norm) -> None:
         """Change the norm's statistics. The variance is unbiased, as torch keeps it."""
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(self.mean)
@@ -105,9 +105,7 @@ class _Pool:
 
 
 @contextmanager
-def _measuring(
-    network: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]
-) -> Iterator[dict[nn.modules.batchnorm._BatchNorm, _Pool]]:
+def _measuring(network: nn.Module, norms: list[_Norm]) -> Iterator[dict[_Norm, _Pool]]:
     """Yield pools of the norms' inputs; meanwhile the norms normalise by the batch."""
     modes = {module: module.training for module in network.modules()}
     kept = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]

@@ -4,9 +4,13 @@ Each pools over positions in its own way, before a linear layer. Knows nothing o
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Features: TypeAlias = Float[Tensor, "n channels height width"]
+Logits: TypeAlias = Float[Tensor, "n classes"]
 
 # Squeeze to a sixteenth of the channels: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018,
 # table 10.
@@ -26,9 +30,7 @@ class LinearHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
 
-    def forward(
-        self, features: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n classes"]:
+    def forward(self, features: Features) -> Logits:
         """Return the logits of the feature map."""
         logits: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3))))
         return logits
@@ -50,9 +52,7 @@ class SEHead(nn.Module):
         )
         self.pool = LinearHead(channels, classes, dropout)
 
-    def forward(
-        self, features: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n classes"]:
+    def forward(self, features: Features) -> Logits:
         """Return the logits of the feature map."""
         gate = self.gate(features.mean(dim=(2, 3)))
         logits: Tensor = self.pool(features * gate[:, :, None, None])
@@ -81,9 +81,7 @@ class AttentionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
 
-    def forward(
-        self, features: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n classes"]:
+    def forward(self, features: Features) -> Logits:
         """Return the logits of the feature map."""
         positions = features.flatten(2).transpose(1, 2)
         mean = positions.mean(dim=1, keepdim=True)

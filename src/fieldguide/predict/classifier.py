@@ -91,13 +91,12 @@ class Classifier:
     @cached_property
     def parameters(self) -> int:
         """The number of trained values over all members, without batch norm's statistics."""
-        counts = (
+        return sum(
             tensor.numel()
             for weights in self.members
             for name, tensor in weights.items()
             if tensor.is_floating_point() and ".running_" not in name
         )
-        return sum(counts)
 
     @property
     def nbytes(self) -> int:

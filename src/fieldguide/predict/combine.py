@@ -236,8 +236,7 @@ def greedy(ingredients: Ingredients, *, batch_norm: BatchNorm, machine: Machine)
             by_accuracy(ingredients), lambda folds: metrics.accuracy(logits(folds)[rows], targets)
         )
 
-    everything = np.arange(len(outside))
-    folds = choose(everything)
+    folds = choose(np.arange(len(outside)))
     cross_fitted = np.empty_like(logits(folds))
     for judged, by in halves(outside.groups):
         cross_fitted[judged] = logits(choose(by))[judged]

@@ -8,7 +8,7 @@ Knows nothing of runs, folds or uses of the logits.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluat
 from fieldguide.photos.transforms import Picture, evaluation
 
 Rgb = tuple[float, float, float]
+_Images: TypeAlias = UInt8[Tensor, "n 3 height width"]
+_Logits: TypeAlias = Float[Tensor, "members n classes"]
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,7 @@ class _Networks:
         found = self.logits(batch.images.flatten(0, -4))
         return found.numpy().reshape(len(self.members), count, views, -1)
 
-    def logits(
-        self, images: UInt8[Tensor, "n 3 height width"]
-    ) -> Float[Tensor, "members n classes"]:
+    def logits(self, images: _Images) -> _Logits:
         """Return every member's logits, in main memory; in halves if the device's runs out."""
         try:
             return self._logits(images)
@@ -208,9 +208,7 @@ class _Networks:
                 ) from error
         return torch.cat([self.logits(half) for half in images.tensor_split(2)], dim=1)
 
-    def _logits(
-        self, images: UInt8[Tensor, "n 3 height width"]
-    ) -> Float[Tensor, "members n classes"]:
+    def _logits(self, images: _Images) -> _Logits:
         seen = self.normalise(images)
         with torch.inference_mode(), autocast(self.device, self.precision):
             found = [

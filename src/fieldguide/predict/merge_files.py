@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,8 +42,6 @@ from fieldguide.words import count, some
 
 Rule = Literal["soup", "stock"]
 RULES: tuple[Rule, ...] = ("soup", "stock")
-
-T = TypeVar("T")
 
 # The names of the classifier in timm's ResNet families; torchvision's is `fc` as well.
 CLASSIFIERS = ("fc", "head.fc", "last_linear")
@@ -509,8 +507,10 @@ def architecture(
     network = build(backbone, weights="none", head=head, classes=classes, dropout=0.0, seed=0)
     _require_fits(copy, backbone, weights, network.state_dict())
     usual = input_config(network.backbone)
-    side = _given(size, usual.size)
-    resize = _given(eval_resize, round(usual.eval_resize * side / usual.size))
+    side = usual.size if size is None else size
+    resize = eval_resize
+    if resize is None:
+        resize = round(usual.eval_resize * side / usual.size)
     if resize < side:
         raise UsageError(
             f"pictures of {resize} pixels are smaller than the network's input of {side}",
@@ -523,9 +523,9 @@ def architecture(
         size=side,
         eval_resize=resize,
         stored_side=resize,
-        mean=_given(mean, usual.mean),
-        std=_given(std, usual.std),
-        interpolation=_given(interpolation, usual.interpolation),
+        mean=usual.mean if mean is None else mean,
+        std=usual.std if std is None else std,
+        interpolation=usual.interpolation if interpolation is None else interpolation,
         truncated=truncated,
         precision=precision,
         layout="contiguous",
@@ -722,7 +722,3 @@ def _require_fits(copy: Checkpoint, backbone: str, weights: Weights, own: Weight
             f"`{copy.path}` does not fit `{backbone}`: it {'; it '.join(sides)}",
             hint="set --backbone to the network that the checkpoints were trained with",
         )
-
-
-def _given(value: T | None, otherwise: T) -> T:
-    return otherwise if value is None else value

@@ -227,6 +227,7 @@ def _sweep(
     train = _Training(job, optimizer)
     tried: list[tuple[float, float]] = []
     skipped = 0
+    ended: Ended = "range"
     rates = np.geomspace(*RANGES[part], steps).tolist()
     for rate, batch in zip(rates, job.loader.batches(_plan(job, steps)), strict=True):
         controls.check_stop()
@@ -238,20 +239,18 @@ def _sweep(
         if loss is not None:
             tried.append((rate, loss))
         if skipped == HOPELESS:
-            return _read(part, tried, "not finite")
+            ended = "not finite"
+            break
         if tried and has_exploded([loss for _, loss in tried]):
-            return _read(part, tried, "exploded")
-    return _read(part, tried, "range")
-
-
-def _read(part: Part, tried: Sequence[tuple[float, float]], ended: Ended) -> Sweep:
+            ended = "exploded"
+            break
     if not tried:
         raise TrainingError(
             f"the loss is not finite at the least {part} rate, {RANGES[part][0]:g}",
             hint="set precision to `float32`",
         )
-    rates, losses = zip(*tried, strict=True)
-    return read_sweep(part, rates, losses, ended)
+    tried_rates, losses = zip(*tried, strict=True)
+    return read_sweep(part, tried_rates, losses, ended)
 
 
 class _Training:

@@ -101,6 +101,11 @@ def measure(
     from fieldguide.predict.inference import Machine
 
     started = time.monotonic()
+    if fold not in run.done:
+        raise UsageError(
+            f"fold {fold} of `{run.folder}` is not trained",
+            hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
+        )
     ends = _replicas(run, fold) if between == "replicas" else _folds(run, fold)
     view = _view(run, fold, between, machine or Machine())
     points, photos = _measured(view, ends, progress)
@@ -159,7 +164,6 @@ class _Ends:
 
 
 def _replicas(run: Run, fold: int) -> _Ends:
-    _require_done(run, fold)
     copies = run.replicas(fold)
     if len(copies) < 2:
         raise UsageError(
@@ -177,7 +181,6 @@ def _folds(run: Run, fold: int) -> _Ends:
     from fieldguide import merge
     from fieldguide.predict.classifier import as_tensors
 
-    _require_done(run, fold)
     done = run.done
     if len(done) < 2:
         raise UsageError(f"only fold {fold} of `{run.folder}` is done: a line needs two folds")
@@ -191,14 +194,6 @@ def _folds(run: Run, fold: int) -> _Ends:
         f"fold {other}",
         f"the plain soup of all {len(done)} folds",
     )
-
-
-def _require_done(run: Run, fold: int) -> None:
-    if fold not in run.done:
-        raise UsageError(
-            f"fold {fold} of `{run.folder}` is not trained",
-            hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
-        )
 
 
 def _mixed(name: str, one: NDArray[Any], other: NDArray[Any], t: float) -> NDArray[Any]:
