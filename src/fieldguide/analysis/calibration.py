@@ -20,7 +20,7 @@ from fieldguide.analysis.metrics import Scores, Targets
 COLDEST, HOTTEST = 0.25, 8.0
 
 _STEPS = 60  # halving alone narrows the bounds to float64's precision in 52
-_CLOSE = 1e-10  # relative; no probability is told to as many digits
+_CLOSE = 1e-10  # relative; no probability is shown to as many digits
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value

@@ -125,17 +125,6 @@ def confidence_bins(confidence: Float[np.ndarray, " n"], bins: int) -> Int[np.nd
     return np.ceil(confidence.astype(np.float64) * bins).astype(np.int64).clip(1, bins) - 1
 
 
-def confusion(scores: Scores, targets: Targets) -> Int[np.ndarray, "classes classes"]:
-    """Return the number of photos of each class (row) predicted as each class (column).
-
-    The result holds classes² integers: 200 MB for 5,000 classes.
-    """
-    check_scores(scores, targets)
-    classes = scores.shape[1]
-    cells = targets.astype(np.int64) * classes + scores.argmax(axis=1)
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-
 def per_class(scores: Scores, targets: Targets) -> PerClass:
     """Return precision, recall, F1 and number of photos of every class."""
     check_scores(scores, targets)

@@ -50,7 +50,7 @@ class HardPhoto:
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Two classes, `one` < `other`, of which photos are predicted as each other."""
+    """Two classes, `one` < `other`, with photos that are predicted as the other."""
 
     one: int
     other: int
@@ -220,7 +220,7 @@ def confused_pairs(probabilities: Scores, targets: Targets) -> list[ConfusedPair
     return sorted(pairs, key=lambda pair: (-pair.photos, -pair.rate, pair.one, pair.other))
 
 
-# With fewer photos nothing can be told: of ten in five folds, four right ones that fill two folds
+# Fewer photos show nothing: of ten in five folds, four right ones that fill two folds
 # are the most uneven outcome, and have a chance of 1 in 21.
 _LEAST_PHOTOS = 10
 
@@ -306,7 +306,7 @@ def _p_value(photos: _Numbers, right: _Numbers, draws: int, seed: int) -> float:
     """Return the share of shuffles of the class's photos over the folds at least as uneven."""
     photos, right = photos[photos > 0], right[photos > 0]
     random = np.random.default_rng(seed)
-    # Shuffling deals the right answers to folds as balls are drawn from an urn of so many colours.
+    # Shuffling deals the right answers to folds as balls of as many colours are drawn from an urn.
     dealt = random.multivariate_hypergeometric(photos, int(right.sum()), size=draws)
     # All else in chi-square is the same in every shuffle. The last bits depend on the order.
     least = (right**2 / photos).sum() * (1 - 1e-9)

@@ -286,7 +286,7 @@ class _Fits:
 
 
 class _Shared:
-    """A watcher that the threads of several trials tell, one at a time, and that stops them all."""
+    """A watcher to which the threads of several trials report in turn, and that stops them all."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher, self.lock, self.over = watcher, threading.Lock(), threading.Event()

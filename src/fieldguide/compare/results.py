@@ -143,8 +143,8 @@ def table(found: Comparison) -> bytes:
 
 def on_twins(trial: Trial) -> list[str]:
     """Return what to say of recipes that train the same networks as the trial."""
-    told = f"would train the same networks as {trial.name}, and is that trial"
-    return [f"{twin} {told}" for twin in trial.twins]
+    same = f"would train the same networks as {trial.name}, and is that trial"
+    return [f"{twin} {same}" for twin in trial.twins]
 
 
 def _opened(place: Path, used: Catalog) -> Run:

@@ -270,7 +270,7 @@ def pictures(
 def _all_views(
     architecture: Architecture, views: Sequence[View]
 ) -> Callable[[Picture], UInt8[Tensor, "views 3 size size"]]:
-    """Return the transform to several views, of which the first equals the plain one exactly."""
+    """Return the transform to several views; the first equals the plain one exactly."""
     settings = (architecture.size, architecture.eval_resize, architecture.interpolation)
     plain, several = evaluation(*settings), view_transform(*settings, views)
 

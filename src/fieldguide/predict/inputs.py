@@ -147,7 +147,7 @@ def _of_table(
     source: _Source, column: str | None, root: str | Path | None, encoding: str | None
 ) -> list[Input]:
     table = tables.read_cells(source.place, encoding)
-    if not table.rows and column is None:  # nothing to tell the column by
+    if not table.rows and column is None:  # nothing shows the column
         return []
     number = tables.path_column(table, column)
     return _looked_up((cells[number] for _, cells in table.rows), source, root)

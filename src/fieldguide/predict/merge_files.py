@@ -124,7 +124,7 @@ class Barrier:
 
     @property
     def doubt(self) -> float:
-        """The drop that this number of photos cannot tell from none: two standard errors.
+        """The largest drop that may be chance with this number of photos: two standard errors.
 
         At least 3 / photos, the bound if no photo differs (Hanley, Lippman-Hand, "If Nothing Goes
         Wrong, Is Everything All Right?", JAMA 1983).

@@ -1,6 +1,6 @@
 """A model's predictions, and the plain tables that hold them.
 
-A row is made from one `Predictions`, which holds the name of a photo beside its probabilities, so
+A row is made from one `Predictions`, which holds the name of a photo with its probabilities, so
 no row can carry another photo's result. Tables are written chunk by chunk: memory does not grow
 with the number of photos. Knows nothing of models or pixels.
 """

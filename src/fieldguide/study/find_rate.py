@@ -351,7 +351,7 @@ def as_json(found: Found) -> dict[str, Any]:
     return {"format": FORMAT, "head": None, "backbone": None, **sweeps}
 
 
-BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; told by words too
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; named in words too
 
 
 def chart(found: Found) -> alt.VConcatChart:
