@@ -93,13 +93,7 @@ def sign_flip(one: Right, other: Right, groups: Groups) -> float:
 
 
 def difference(
-    one: Right,
-    other: Right,
-    groups: Groups,
-    *,
-    share: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    one: Right, other: Right, groups: Groups, *, seed: int = 0
 ) -> tuple[float, float, float]:
     """Return one's accuracy less the other's, and its interval by paired bootstrap over groups.
 
@@ -107,7 +101,7 @@ def difference(
     `metrics.bootstrap_interval`, also for what is raised; the mean is that of the photos.
     """
     values = one.astype(np.float64) - other
-    low, high = metrics.bootstrap_interval(values, groups, share=share, draws=draws, seed=seed)
+    low, high = metrics.bootstrap_interval(values, groups, seed=seed)
     return float(values.mean()), low, high
 
 
