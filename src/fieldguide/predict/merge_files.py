@@ -133,7 +133,7 @@ class Barrier:
 
     @property
     def is_there(self) -> bool:
-        """The answer whether merging lost more than `BARRIER`, beyond doubt."""
+        """The finding that merging lost more than `BARRIER`, beyond doubt."""
         return self.drop > max(BARRIER, self.doubt)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
@@ -302,13 +302,19 @@ def _judged(
     if not len(rows):
         raise DataError(f"none of {len(view.judged)} photos can be read")
     targets = view.targets[rows]
-    points = []
-    for (t, norm, _), own in zip(variants, logits, strict=True):
-        finite = np.isfinite(own).all(axis=1)
-        right = (own.argmax(axis=1) == targets) & finite
-        loss = metrics.log_loss(metrics.softmax(own), targets) if finite.all() else None
-        points.append(Point(t, norm, loss, float(right.mean())))
+    points = [
+        _point(t, norm, own, targets) for (t, norm, _), own in zip(variants, logits, strict=True)
+    ]
     return points, len(rows)
+
+
+def _point(
+    t: float, norm: Norm, logits: Float[np.ndarray, "n classes"], targets: Int[np.ndarray, " n"]
+) -> Point:
+    finite = np.isfinite(logits).all(axis=1)
+    right = (logits.argmax(axis=1) == targets) & finite
+    loss = metrics.log_loss(metrics.softmax(logits), targets) if finite.all() else None
+    return Point(t, norm, loss, float(right.mean()))
 
 
 def _key(run: Run, fold: int) -> str:
