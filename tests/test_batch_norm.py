@@ -81,7 +81,7 @@ def run(network: nn.Module, seen: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_folded_logits_are_those_of_evaluation(backbone: str) -> None:
+def test_absorbed_logits_are_those_of_evaluation(backbone: str) -> None:
     network = make(backbone)
     absorbed = absorb(network)
     stir(network)
@@ -122,7 +122,7 @@ def test_the_arithmetic_of_one_channel() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_what_is_folded_is_float32_whatever_was_given(dtype: torch.dtype) -> None:
+def test_what_is_absorbed_is_float32_whatever_was_given(dtype: torch.dtype) -> None:
     absorbed = absorb(make())
     given = {name: tensor.to(dtype) for name, tensor in weights_of(make()).items()}
     weights = absorbed.weights(given)
@@ -148,7 +148,7 @@ def test_the_network_its_mode_and_its_weights_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), run_state)
 
 
-def test_the_folded_network_evaluates_and_learns_nothing() -> None:
+def test_the_absorbed_network_evaluates_and_learns_nothing() -> None:
     absorbed = absorb(make().train()).network
     assert not any(module.training for module in absorbed.modules())
     assert not any(tensor.requires_grad for tensor in absorbed.parameters())
@@ -258,7 +258,7 @@ def test_what_the_network_returns_is_not_absorbed() -> None:
     assert len(absorb(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).pairs) == 1
 
 
-def test_a_chain_is_folded_by_what_runs_and_not_by_names() -> None:
+def test_a_chain_is_absorbed_by_what_runs_and_not_by_names() -> None:
     def crossed(net: Wired, seen: Tensor) -> Tensor:
         return net.norm(net.again(net.other(net.first(seen)).relu()))
 
@@ -322,7 +322,7 @@ def test_a_norm_keeps_its_activation_and_that_its_weights() -> None:
     assert "1.act.weight" in absorbed.network.state_dict()
 
 
-def test_heads_with_batch_norm_are_folded_as_far_as_they_can_be() -> None:
+def test_heads_with_batch_norm_are_absorbed_as_far_as_they_can_be() -> None:
     head = nn.Sequential(
         OrderedDict(
             project=nn.Conv2d(96, 32, 1),

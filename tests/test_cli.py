@@ -249,7 +249,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", step)
         assert cli.run(fit_flags(discs, tmp_path / "run")) == code
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert list((tmp_path / "run" / "folds" / "0" / "checkpoint").glob("*.safetensors"))
     assert cli.run(fit_flags(discs, tmp_path / "run")) == 0
     undisturbed = small_fit(discs, tmp_path / "undisturbed")

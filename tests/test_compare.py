@@ -309,7 +309,7 @@ def test_a_record_that_is_missing_or_cannot_be_read_is_reported(copied: Path) ->
     (copied / RECORD).unlink()
     with pytest.raises(ResourceError, match=r"no trial of .* has begun yet") as caught:
         rebuilt(copied)
-    assert caught.value.hint == "the same compare command goes on with it"
+    assert caught.value.hint == "the same compare command resumes it"
     for text in ("", "{", "[]", "{}", '{"base": {"owl": 1}}', '{"base": {}, "rows": [3]}'):
         (copied / RECORD).write_text(text)
         with pytest.raises(ResourceError, match=r"compare\.json` cannot be read"):

@@ -31,7 +31,6 @@ from fieldguide.study.find_rate import (
     chart,
     find_rate,
     find_rates,
-    growing_rates,
     has_exploded,
     read_sweep,
     smooth,
@@ -71,17 +70,10 @@ def found(run: fg.Run, discs: Path) -> Found:
 
 
 def sweep_of(losses: list[float], part: Any = "head") -> Sweep:
-    return read_sweep(part, growing_rates(1e-5, 1.0, len(losses)).tolist(), losses, "range")
+    return read_sweep(part, np.geomspace(1e-5, 1.0, len(losses)).tolist(), losses, "range")
 
 
 # --- the numbers
-
-
-@given(st.floats(1e-8, 1e-3), st.floats(1.1, 1e8), st.integers(3, 200))
-def test_rates_grow_by_one_factor_from_end_to_end(low: float, over: float, steps: int) -> None:
-    rates = growing_rates(low, low * over, steps)
-    assert rates[0] == pytest.approx(low) and rates[-1] == pytest.approx(low * over)
-    np.testing.assert_allclose(rates[1:] / rates[:-1], over ** (1 / (steps - 1)), rtol=1e-9)
 
 
 @given(LOSSES, SHARES)
@@ -105,7 +97,7 @@ def test_the_unit_of_the_loss_does_not_matter(seed: int, unit: float) -> None:
 @pytest.mark.parametrize("steps", [50, 100, 200])
 @pytest.mark.parametrize("centre", [1e-3, 1e-2])
 def test_the_steepest_fall_of_a_curve_with_one_is_found(steps: int, centre: float) -> None:
-    rates = growing_rates(1e-5, 1.0, steps)
+    rates = np.geomspace(1e-5, 1.0, steps)
     losses = 3 - np.tanh(3 * np.log10(rates / centre))
     lag = 9 * math.log10(rates[1] / rates[0])  # steps of the running mean: 0.9 / (1 - 0.9)
     steepest = sweep_of(losses.tolist()).steepest
@@ -114,7 +106,7 @@ def test_the_steepest_fall_of_a_curve_with_one_is_found(steps: int, centre: floa
 
 
 def test_the_suggestion_is_a_tenth_of_the_rate_of_the_least_smoothed_loss() -> None:
-    rates = growing_rates(1e-5, 1.0, 100)
+    rates = np.geomspace(1e-5, 1.0, 100)
     sweep = sweep_of((1 + np.log10(rates / 1e-2) ** 2).tolist())
     assert sweep.lowest == rates[np.argmin(sweep.smoothed)]
     assert sweep.suggestion == sweep.lowest / 10
@@ -259,7 +251,7 @@ def test_steps_that_are_not_finite_are_left_out_and_ten_in_a_row_end_the_sweep(
     monkeypatch.setattr(module, "train_step", fake_steps(lambda n: None if n in bad else 1.0))
     head = find_rates(job, steps=60).head
     assert head.ended == "not finite"
-    rates = growing_rates(*RANGES["head"], 60).tolist()
+    rates = np.geomspace(*RANGES["head"], 60).tolist()
     assert list(head.rates) == [rates[n] for n in range(20) if n not in bad]
 
 

@@ -225,7 +225,6 @@ def test_look_alikes_under_two_labels_come_first(tmp_path: Path) -> None:
     paths = [(doubt.path, doubt.suggested, doubt.other) for doubt in found.ranked]
     assert paths[:2] == [("oak/z.jpg", "elm", "elm/0.jpg"), ("elm/0.jpg", "oak", "oak/z.jpg")]
     assert paths[2:] == [("ash/3.jpg", "oak", "")]
-    assert found.look_alikes == 2
     assert found.ranked[0].reason == "looks like elm/0.jpg, which is labelled `elm`"
     assert found.ranked[0].given_probability == pytest.approx(0.05)
     assert found.ranked[0].suggested_probability == pytest.approx(0.9)
@@ -286,8 +285,9 @@ def test_moved_photos_are_found_where_they_are_said_to_lie(tmp_path: Path) -> No
     (tmp_path / "photos").rename(tmp_path / "moved")
     gone, moved = doubts(run), doubts(Run(run.folder, photos=tmp_path / "moved"))
     assert moved == here
-    assert here.look_alikes == 2
-    assert (gone.look_alikes, gone.unseen) == (0, len(catalog))
+    assert sum(bool(doubt.other) for doubt in here.ranked) == 2
+    assert not any(doubt.other for doubt in gone.ranked)
+    assert gone.unseen == len(catalog)
 
 
 def test_progress_counts_the_photos_that_are_read(tmp_path: Path, photos: Catalog) -> None:

@@ -48,10 +48,6 @@ def test_equal_to_scikit_learn(seed: int, photos: int) -> None:
     assert metrics.log_loss(metrics.softmax(logits), targets) == pytest.approx(
         reference.log_loss(targets, metrics.softmax(logits), labels=labels)
     )
-    np.testing.assert_array_equal(
-        metrics.confusion(logits, targets),
-        reference.confusion_matrix(targets, predicted, labels=labels),
-    )
     for k in (1, 2, 5):
         assert metrics.top_k_accuracy(logits, targets, k=k) == reference.top_k_accuracy_score(
             targets, logits, k=k, labels=labels
@@ -155,9 +151,6 @@ def test_half_precision_and_narrow_targets() -> None:
     for measure in MEASURES:
         narrow = measure(half, targets.astype(np.int8))
         assert narrow == pytest.approx(measure(half.astype(np.float64), targets), abs=1e-3)
-    many = np.zeros((1, 1000))
-    many[0, 120] = 1
-    assert metrics.confusion(many, np.array([120], dtype=np.int8))[120, 120] == 1
 
 
 def test_arguments_are_left_unchanged() -> None:
@@ -183,7 +176,7 @@ MEASURES: list[Callable[[np.ndarray, np.ndarray], float]] = [
 # --- refusals --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("measure", [*MEASURES, metrics.confusion, metrics.per_class])
+@pytest.mark.parametrize("measure", [*MEASURES, metrics.per_class])
 @pytest.mark.parametrize(
     ("scores", "targets", "message"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import vl_convert
 from hypothesis import given
+from sklearn.metrics import confusion_matrix
 
 import fieldguide as fg
 from fieldguide.analysis import metrics
@@ -89,7 +90,11 @@ def test_what_is_confused_with_nothing_comes_last_by_name() -> None:
 def test_the_cells_are_the_confusion_matrix_without_its_zeros() -> None:
     known = some_judged()
     found = confusion.matrix(known)
-    expected = metrics.confusion(known.probabilities, known.targets)
+    expected = confusion_matrix(
+        known.targets,
+        known.probabilities.argmax(axis=1),
+        labels=range(known.probabilities.shape[1]),
+    )
     dense = np.zeros_like(expected)
     for row, column, photos in found.cells:
         assert photos > 0
@@ -101,7 +106,11 @@ def test_the_cells_are_the_confusion_matrix_without_its_zeros() -> None:
 
 def test_of_too_many_classes_the_most_confused_are_drawn() -> None:
     known = some_judged()
-    wrong = metrics.confusion(known.probabilities, known.targets)
+    wrong = confusion_matrix(
+        known.targets,
+        known.probabilities.argmax(axis=1),
+        labels=range(known.probabilities.shape[1]),
+    )
     np.fill_diagonal(wrong, 0)
     by_class = wrong.sum(axis=0) + wrong.sum(axis=1)
     found = confusion.matrix(known, most=4)

@@ -1,15 +1,15 @@
-"""Draws the demo's collection: look-alike flowers, butterflies and birds that live nowhere else.
+"""The demo's collection, drawn: look-alike flowers, butterflies and birds of invented species.
 
 A species is a line of `SPECIES` and differs from its relatives in a detail or two. All else varies
-as in real photographs: colour, pose, light, background, what stands in front, lens and sensor.
-A specimen is drawn three times too large on a transparent sheet, which smooths its edges:
+as in real photographs: colour, pose, light, background, what stands in front, lens and sensor. A
+specimen is drawn three times too large on a transparent sheet, which smooths its edges:
 
     specimen ──> shrunk ──> lit ─┐
     background ──> its shadow ───┴──> blades in front ──> camera ──> JPEG
 
 Points are complex numbers, x to the right and y down, so turning is multiplying. Lengths are parts
-of the specimen's size, angles radians, colours 0 to 255. Numbers without an origin are taste.
-Knows nothing of catalogs, training or runs.
+of the specimen's size, angles radians, colours 0 to 255. Numbers without an origin are taste. Knows
+nothing of catalogs, training or runs.
 """
 
 import zlib
@@ -52,7 +52,7 @@ OVERSIZE = 3  # a specimen's sheet against its photo
 
 @dataclass(frozen=True)
 class Flower:
-    """What tells one flower from its relatives."""
+    """The details that tell a flower from its relatives."""
 
     petals: int = 5
     tip: Literal["round", "pointed", "notched"] = "round"
@@ -63,7 +63,7 @@ class Flower:
 
 @dataclass(frozen=True)
 class Butterfly:
-    """What tells one butterfly from its relatives; eyespots are those of one wing."""
+    """The details that tell a butterfly from its relatives; eyespots are those of one wing."""
 
     fore_eyes: int = 1
     hind_eyes: int = 0
@@ -74,7 +74,7 @@ class Butterfly:
 
 @dataclass(frozen=True)
 class Bird:
-    """What tells one bird from its relatives."""
+    """The details that tell a bird from its relatives."""
 
     beak: Real = 0.24
     beak_bend: Real = 0.0
@@ -128,7 +128,7 @@ def draw_collection(
 
 
 def draw_photo(name: str, number: int, *, seed: int = 0) -> bytes:
-    """An RGB JPEG of one of `SPECIES`; its bytes depend on the arguments alone.
+    """Return an RGB JPEG of one of `SPECIES`; its bytes depend on the arguments alone.
 
     `number` and `seed` are 0 or more.
     """
@@ -145,7 +145,7 @@ def draw_photo(name: str, number: int, *, seed: int = 0) -> bytes:
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws in a frame of its own: `right` and `down` are its units as steps of so many pixels."""
+    """A pen with a frame of its own: `right` and `down` are its units as steps in pixels."""
 
     sheet: ImageDraw.ImageDraw
     origin: Point
@@ -153,18 +153,19 @@ class Pen:
     down: Point
 
     def at(self, where: Point, turn: Real = 0, wide: Real = 1, high: Real = 1) -> "Pen":
-        """A pen at `where`, turned clockwise, its units stretched; a negative stretch mirrors."""
+        """Return a pen at `where`, turned clockwise, its units stretched; below 0 mirrored."""
         right, down = rect(1, turn) * wide, rect(1, turn) * high * 1j
         return Pen(self.sheet, self.origin + self.step(where), self.step(right), self.step(down))
 
     def step(self, way: Point) -> Point:
-        """A way in pixels."""
+        """Return a way in pixels."""
         return way.real * self.right + way.imag * self.down
 
     def fill(self, outline: Points, colour: Colour) -> None:
         """Fill a closed outline."""
         pixels = self.origin + outline.real * self.right + outline.imag * self.down
-        self.sheet.polygon(pixels.view(np.float64).tolist(), fill=ink(colour))
+        fill = tuple(round(min(max(part, 0), 255)) for part in colour)
+        self.sheet.polygon(pixels.view(np.float64).tolist(), fill=fill)
 
     def round_off(self, outline: Points, colour: Colour, bulge: Real = 0.25) -> None:
         """Fill a closed outline that brightens from its rim inwards."""
@@ -178,14 +179,14 @@ class Pen:
         self.fill(where + radius * CIRCLE, colour)
 
     def line(self, points: Points, colour: Colour, width: Real, end: Real = 1) -> None:
-        """Draw along points a line that is `width` wide at first and `end` times that at last."""
+        """Draw a line along points, `width` wide at first and `end` times that at last."""
         along = np.gradient(points)
         side = 0.5j * width * along / np.abs(along) * np.linspace(1, end, len(points))
         self.fill(np.concatenate([points + side, (points - side)[::-1]]), colour)
 
 
 def smooth(*knots: Point) -> Points:
-    """A closed outline through the knots: a Catmull-Rom spline with eight points a knot."""
+    """Return a closed outline through the knots: a Catmull-Rom spline with eight points a knot."""
     here = np.array(knots, dtype=np.complex128)[:, None]
     before, after, beyond = (np.roll(here, shift, axis=0) for shift in (1, -1, -2))
     t = np.arange(8) / 8
@@ -195,25 +196,25 @@ def smooth(*knots: Point) -> Points:
 
 
 def traced(knots: str) -> Points:
-    """A closed outline through the knots of a text such as `0,0 1,0 1,1`."""
+    """Return a closed outline through the knots of a text such as `0,0 1,0 1,1`."""
     pairs = (knot.split(",") for knot in knots.split())
     return smooth(*(complex(float(x), float(y)) for x, y in pairs))
 
 
 def mirrored(*half: Point) -> Points:
-    """A closed outline that is symmetric about the x axis, from the knots on one side of it."""
+    """Return a closed outline, symmetric about the x axis, through knots on one side of it."""
     return smooth(*half, *(knot.conjugate() for knot in reversed(half) if knot.imag))
 
 
 def bow(start: Point, by_way_of: Point, end: Point) -> Points:
-    """Twelve points along a quadratic Bézier curve."""
+    """Return twelve points along a quadratic Bézier curve."""
     t = np.linspace(0, 1, 12, dtype=np.complex128)
     points: Points = (1 - t) ** 2 * start + 2 * t * (1 - t) * by_way_of + t**2 * end
     return points
 
 
 def near(rng: Generator, where: Point, spread: Real) -> Point:
-    """A point near another."""
+    """Return a point near another."""
     return where + complex(*rng.normal(0, spread, 2))
 
 
@@ -224,24 +225,19 @@ LEAF = mirrored(0, 0.3 + 0.2j, 0.65 + 0.16j, 1)
 # Colours
 
 
-def ink(colour: Colour) -> tuple[int, ...]:
-    """A colour as Pillow takes it."""
-    return tuple(round(min(max(part, 0), 255)) for part in colour)
-
-
 def mixed(one: Colour, other: Colour, part: Real) -> Colour:
-    """The one colour with `part` of the other in it."""
+    """Return the one colour with `part` of the other in it."""
     red, green, blue = (a + part * (b - a) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 def shaded(colour: Colour, light: Real) -> Colour:
-    """The colour in so much light."""
+    """Return the colour with its light multiplied."""
     return mixed((0, 0, 0), colour, light)
 
 
 def picked(rng: Generator, palette: Palette) -> Colour:
-    """A colour between two of the palette, somewhat lighter or darker."""
+    """Return a colour between two of the palette, somewhat lighter or darker."""
     one, other = rng.choice(len(palette), 2, replace=False)
     return shaded(mixed(palette[one], palette[other], rng.uniform(0, 0.5)), rng.uniform(0.85, 1.1))
 
@@ -250,7 +246,7 @@ def picked(rng: Generator, palette: Palette) -> Colour:
 
 
 def draw_specimen(rng: Generator, species: Species, size: Size) -> Image.Image:
-    """One individual in its pose on a transparent sheet: `RGBa`, colours multiplied by opacity."""
+    """Draw one individual in its pose on a transparent sheet (`RGBa`: premultiplied)."""
     sheet = Image.new("RGBA", (size[0] * OVERSIZE, size[1] * OVERSIZE))
     centre = complex(*rng.normal(0.5, 0.04, 2) * sheet.size)
     unit = min(sheet.size) * rng.uniform(0.4, 0.54)
@@ -273,7 +269,7 @@ PETAL_OUTLINES = {
 
 
 def draw_flower(pen: Pen, rng: Generator, flower: Flower) -> None:
-    """A flower on its stem, seen from above and a little aside."""
+    """Draw a flower on its stem, seen from above and a little aside."""
     green, colour = picked(rng, LEAVES), picked(rng, PETALS)
     draw_stem(pen, rng, green)
     aside = pen.at(0, turn=rng.uniform(0, 2 * pi), high=rng.uniform(0.6, 1))
@@ -287,7 +283,7 @@ def draw_flower(pen: Pen, rng: Generator, flower: Flower) -> None:
 
 
 def draw_stem(pen: Pen, rng: Generator, green: Colour) -> None:
-    """A stem that leaves the picture below, with two leaves."""
+    """Draw a stem that leaves the picture below, with two leaves."""
     stem = bow(0, rng.normal(0, 0.25) + 0.8j, rng.normal(0, 0.5) + 2.2j)
     pen.line(stem, shaded(green, 0.7), 0.07)
     pen.line(stem - 0.012, green, 0.035)
@@ -297,13 +293,13 @@ def draw_stem(pen: Pen, rng: Generator, green: Colour) -> None:
 
 
 def draw_leaf(pen: Pen, green: Colour) -> None:
-    """A leaf from 0 to 1, with its midrib."""
+    """Draw a leaf from 0 to 1, with its midrib."""
     pen.round_off(LEAF, green)
     pen.line(bow(0, 0.5, 0.95), shaded(green, 1.2), 0.025, end=0.3)
 
 
 def draw_petal(pen: Pen, rng: Generator, flower: Flower, colour: Colour) -> None:
-    """A petal from 0 to about 1, with its veins."""
+    """Draw a petal from 0 to about 1, with its veins."""
     petal = pen.at(0, wide=rng.normal(1, 0.05), high=flower.width * rng.normal(1, 0.06))
     outline, tone = PETAL_OUTLINES[flower.tip], shaded(colour, rng.normal(1, 0.04))
     petal.fill(1.03 * outline, shaded(tone, 0.66))
@@ -313,7 +309,7 @@ def draw_petal(pen: Pen, rng: Generator, flower: Flower, colour: Colour) -> None
 
 
 def draw_flower_centre(pen: Pen, rng: Generator, flower: Flower) -> None:
-    """The disc and the stamens around it."""
+    """Draw the disc and the stamens around it."""
     radius = rng.uniform(0.14, 0.19)
     for number in range(flower.stamens):
         tip = rect(radius * rng.uniform(1.25, 1.6), 2 * pi * number / flower.stamens)
@@ -331,7 +327,7 @@ ABDOMEN = mirrored(0, 0.2 + 0.07j, 0.5 + 0.06j, 0.72)
 
 
 def draw_butterfly(pen: Pen, rng: Generator, butterfly: Butterfly) -> None:
-    """A butterfly from above, its wings more or less open."""
+    """Draw a butterfly from above, its wings more or less open."""
     ground = picked(rng, WINGS)
     dark = mixed(shaded(ground, 0.35), INK, rng.uniform(0, 0.6))
     animal = pen.at(0, turn=rng.normal(0, 0.6))
@@ -346,11 +342,13 @@ def draw_butterfly(pen: Pen, rng: Generator, butterfly: Butterfly) -> None:
         draw_wing(fore, FORE_WING, ground, dark, pale_band=butterfly.pale_band)
         draw_eyespots(fore, rng, FORE_EYES[: butterfly.fore_eyes], dark)
     draw_antennae(animal, dark, feathery=butterfly.feathery_antennae)
-    draw_insect_body(animal, dark)
+    animal.at(-0.1j, turn=pi / 2).round_off(ABDOMEN, dark, bulge=0.8)
+    animal.at(-0.08j, high=1.6).round_off(0.09 * CIRCLE, shaded(dark, 1.2), bulge=0.8)
+    animal.at(-0.27j).round_off(0.065 * CIRCLE, shaded(dark, 1.1), bulge=0.8)  # the head
 
 
 def draw_wing(pen: Pen, wing: Points, ground: Colour, dark: Colour, *, pale_band: bool) -> None:
-    """A wing with a dark margin, perhaps a pale band within, and veins from its root."""
+    """Draw a wing with a dark margin, perhaps a pale band within, and veins from its root."""
     pen.fill(wing, dark)
     if pale_band:
         pen.fill(0.92 * wing, mixed(ground, CREAM, 0.85))
@@ -363,7 +361,7 @@ def draw_wing(pen: Pen, wing: Points, ground: Colour, dark: Colour, *, pale_band
 
 
 def draw_eyespots(pen: Pen, rng: Generator, places: tuple[Point, ...], dark: Colour) -> None:
-    """Dark spots in pale rings, with a glint."""
+    """Draw dark spots in pale rings, with a glint."""
     ring = mixed(GOLD, CREAM, rng.uniform(0.2, 0.8))
     for place in places:
         spot, radius = near(rng, place, 0.015), rng.uniform(0.085, 0.115)
@@ -373,7 +371,7 @@ def draw_eyespots(pen: Pen, rng: Generator, places: tuple[Point, ...], dark: Col
 
 
 def draw_antennae(pen: Pen, colour: Colour, *, feathery: bool) -> None:
-    """Two antennae that end in clubs, or are feathery."""
+    """Draw two antennae that end in clubs, or are feathery."""
     for side in (-1, 1):
         antenna = bow(-0.3j, side * 0.08 - 0.5j, side * 0.3 - 0.72j)
         pen.line(antenna, colour, 0.022)
@@ -382,13 +380,6 @@ def draw_antennae(pen: Pen, colour: Colour, *, feathery: bool) -> None:
             pen.line(bow(place - barb, place, place + barb), colour, 0.02)
         if not feathery:
             pen.dot(antenna[-1], 0.035, colour)
-
-
-def draw_insect_body(pen: Pen, colour: Colour) -> None:
-    """Abdomen, thorax and head."""
-    pen.at(-0.1j, turn=pi / 2).round_off(ABDOMEN, colour, bulge=0.8)
-    pen.at(-0.08j, high=1.6).round_off(0.09 * CIRCLE, shaded(colour, 1.2), bulge=0.8)
-    pen.at(-0.27j).round_off(0.065 * CIRCLE, shaded(colour, 1.1), bulge=0.8)
 
 
 BIRD_BODY = traced(
@@ -400,7 +391,7 @@ BIRD_WING = traced(".2,-.2 .02,-.22 -.3,.02 -.72,.32 -.3,.24 .08,.18 .24,0")
 
 
 def draw_bird(pen: Pen, rng: Generator, bird: Bird) -> None:
-    """A bird on a twig, from the side, facing left or right."""
+    """Draw a bird on a twig, from the side, facing left or right."""
     back = picked(rng, PLUMAGE)
     pale = mixed(back, CREAM, rng.uniform(0.4, 0.8))
     facing = rng.choice((-1.0, 1.0))
@@ -409,7 +400,9 @@ def draw_bird(pen: Pen, rng: Generator, bird: Bird) -> None:
     animal = tilted.at(0, wide=rng.uniform(0.85, 1), high=rng.uniform(0.9, 1.12))
     draw_tail(animal.at(-0.46 + 0.22j, turn=pi - rng.normal(0.5, 0.15)), bird, back)
     draw_twig_and_legs(perch, rng)
-    draw_bird_body(animal, back, pale)
+    animal.fill(1.015 * BIRD_BODY, shaded(back, 0.6))
+    animal.round_off(BIRD_BODY, back, bulge=0.2)
+    animal.round_off(BELLY, pale, bulge=0.12)
     if bird.crest:
         draw_crest(animal.at(0.26 - 0.6j), bird.crest, back)
     if bird.speckled:
@@ -419,7 +412,7 @@ def draw_bird(pen: Pen, rng: Generator, bird: Bird) -> None:
 
 
 def draw_tail(pen: Pen, bird: Bird, back: Colour) -> None:
-    """Two tail feathers, side by side or forked."""
+    """Draw two tail feathers, side by side or forked."""
     feather = mirrored(0, 0.4 * bird.tail + 0.07j, 0.9 * bird.tail + 0.08j, bird.tail)
     spread = 0.24 if bird.forked else 0.05
     for turn in (-spread, spread):
@@ -427,7 +420,7 @@ def draw_tail(pen: Pen, bird: Bird, back: Colour) -> None:
 
 
 def draw_twig_and_legs(pen: Pen, rng: Generator) -> None:
-    """A twig across the picture and two legs that stand on it."""
+    """Draw a twig across the picture and two legs that stand on it."""
     bark, foot = shaded((104, 84, 66), rng.uniform(0.6, 1.2)), 0.62j
     sag, half = rng.normal(0, 0.15) * 1j, 2.4 + rng.normal(0, 0.35) * 1j
     twig = bow(foot - sag - half, foot + sag, foot - sag + half)  # its middle is at the feet
@@ -437,29 +430,22 @@ def draw_twig_and_legs(pen: Pen, rng: Generator) -> None:
         pen.line(bow(hip, hip + 0.15j, hip + 0.05 + 0.3j), (92, 66, 52), 0.035)
 
 
-def draw_bird_body(pen: Pen, back: Colour, pale: Colour) -> None:
-    """Head and trunk in one, with the pale belly."""
-    pen.fill(1.015 * BIRD_BODY, shaded(back, 0.6))
-    pen.round_off(BIRD_BODY, back, bulge=0.2)
-    pen.round_off(BELLY, pale, bulge=0.12)
-
-
 def draw_crest(pen: Pen, length: Real, back: Colour) -> None:
-    """Three feathers that stand up from the crown."""
+    """Draw three feathers that stand up from the crown."""
     feather = mirrored(0, 0.5 * length + 0.05j, length)
     for turn in (-2.6, -2.35, -2.1):
         pen.at(0, turn).fill(feather, shaded(back, 0.72))
 
 
 def draw_speckles(pen: Pen, rng: Generator, colour: Colour) -> None:
-    """Three rows of drops from the throat to the belly."""
+    """Draw three rows of drops from the throat to the belly."""
     for row, along in product(range(3), np.linspace(0, 1, 6)):
         place = 0.44 - 0.12j + row * (-0.1 + 0.03j) + along * (-0.3 + 0.44j)
         pen.at(near(rng, place, 0.015), high=1.5).dot(0, rng.uniform(0.022, 0.034), colour)
 
 
 def draw_bird_wing(pen: Pen, bars: int, back: Colour, pale: Colour) -> None:
-    """The folded wing with its flight feathers and pale bars."""
+    """Draw the closed wing with its flight feathers and pale bars."""
     pen.fill(1.03 * BIRD_WING, shaded(back, 0.5))
     pen.round_off(BIRD_WING, shaded(back, 0.72), bulge=0.3)
     for drop in (0, 0.06j, 0.12j):
@@ -471,7 +457,7 @@ def draw_bird_wing(pen: Pen, bars: int, back: Colour, pale: Colour) -> None:
 
 
 def draw_face(pen: Pen, rng: Generator, bird: Bird, back: Colour) -> None:
-    """Beak, eye and the stripe through it, around the middle of the head."""
+    """Draw beak, eye and the stripe through it, around the middle of the head."""
     horn = mixed(INK, (190, 140, 70), rng.uniform(0, 0.7))
     tip = complex(0.15 + bird.beak, 0.04 + bird.beak_bend)
     ridge = bow(0.12 - 0.07j, 0.2 - 0.05j + 0.6 * bird.beak, tip)
@@ -487,13 +473,13 @@ def draw_face(pen: Pen, rng: Generator, bird: Bird, back: Colour) -> None:
 
 
 def draw_background(rng: Generator, size: Size) -> Image.Image:
-    """Grass, sky, leaves, soil or a garden far away, more or less out of focus."""
+    """Draw grass, sky, leaves, soil or a garden far away, more or less out of focus."""
     draw = (grass, sky, foliage, soil, far_garden)[rng.integers(5)]
     return draw(rng, size).filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.5)))
 
 
 def grass(rng: Generator, size: Size) -> Image.Image:
-    """Blades that overlap, the near ones brighter."""
+    """Draw blades that overlap, the near ones brighter."""
     picture = blended((38, 58, 28), (92, 118, 52), clouded(rng, size, 3, 6))
     for light in np.linspace(0.6, 1.15, 40):
         draw_blade(pen_on(picture), rng, anywhere(rng) + 0.3j, light)
@@ -501,13 +487,13 @@ def grass(rng: Generator, size: Size) -> Image.Image:
 
 
 def sky(rng: Generator, size: Size) -> Image.Image:
-    """Blue with clouds, paler downwards."""
+    """Draw blue with clouds, paler downwards."""
     veil = clouded(rng, size, 3, 5, 9) * np.linspace(0.4, 1.4, size[1])[:, None, None]
     return blended((104, 152, 212), (232, 236, 240), veil)
 
 
 def foliage(rng: Generator, size: Size) -> Image.Image:
-    """Leaves that overlap, the near ones brighter."""
+    """Draw leaves that overlap, the near ones brighter."""
     picture = blended((24, 38, 22), (60, 84, 40), clouded(rng, size, 4, 8))
     for light in np.linspace(0.5, 1.1, 26):
         length = rng.uniform(0.3, 0.6)
@@ -517,7 +503,7 @@ def foliage(rng: Generator, size: Size) -> Image.Image:
 
 
 def soil(rng: Generator, size: Size) -> Image.Image:
-    """Earth or sand with pebbles."""
+    """Draw earth or sand with pebbles."""
     earth = shaded((112, 84, 60), rng.uniform(0.6, 1.3))
     picture = blended(earth, mixed(earth, CREAM, 0.5), clouded(rng, size, 5, 16, 60))
     for radius in rng.uniform(0.01, 0.05, 30):
@@ -527,7 +513,7 @@ def soil(rng: Generator, size: Size) -> Image.Image:
 
 
 def far_garden(rng: Generator, size: Size) -> Image.Image:
-    """Discs of light and blossom before dusky green."""
+    """Draw discs of light and blossom before dusky green."""
     picture = blended((34, 52, 40), picked(rng, LEAVES), clouded(rng, size, 3, 4))
     for radius in rng.uniform(0.04, 0.14, 16):
         disc = mixed((60, 80, 50), picked(rng, LEAVES + PETALS), rng.uniform(0.2, 0.7))
@@ -536,25 +522,25 @@ def far_garden(rng: Generator, size: Size) -> Image.Image:
 
 
 def draw_blade(pen: Pen, rng: Generator, root: Point, light: Real) -> None:
-    """A blade of grass that grows up from its root."""
+    """Draw a blade of grass that grows up from its root."""
     colour, height = shaded(picked(rng, LEAVES), light), rng.uniform(0.4, 1)
     tip = root + complex(rng.normal(0, 0.3), -height)
     pen.line(bow(root, root - 0.5j * height, tip), colour, rng.uniform(0.02, 0.06), end=0.1)
 
 
 def pen_on(picture: Image.Image) -> Pen:
-    """A pen from the upper left corner, with the shorter side as its unit."""
+    """Return a pen from the upper left corner, with the shorter side as its unit."""
     unit = min(picture.size)
     return Pen(ImageDraw.Draw(picture), 0, unit, 1j * unit)
 
 
 def anywhere(rng: Generator) -> Point:
-    """A point of the picture, or a little outside it."""
+    """Return a point of the picture, or a little outside it."""
     return complex(*rng.uniform(-0.1, 1.4, 2))
 
 
 def clouded(rng: Generator, size: Size, *grids: int) -> Pixels:
-    """Smooth noise of 0 to 1, one channel: the mean over grids of so many cells a side."""
+    """Return smooth noise of 0 to 1, one channel: the mean over grids of `grids` cells a side."""
     total = np.zeros(size[::-1], dtype=np.float32)
     for cells in grids:
         coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
@@ -563,7 +549,7 @@ def clouded(rng: Generator, size: Size, *grids: int) -> Pixels:
 
 
 def blended(one: Colour, other: Colour, part: Pixels) -> Image.Image:
-    """The one colour with `part` of the other in it, pixel by pixel."""
+    """Return the one colour with `part` of the other in it, pixel by pixel."""
     return as_picture(np.array(one) + part * (np.array(other) - np.array(one)))
 
 
@@ -571,25 +557,25 @@ def blended(one: Colour, other: Colour, part: Pixels) -> Image.Image:
 
 
 def as_picture(pixels: Pixels) -> Image.Image:
-    """Pixels rounded and clipped to RGB."""
+    """Return pixels rounded and clipped to RGB."""
     return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
 
 
 def over(layer: Image.Image, picture: Pixels, light: Pixels | Real = 1) -> Image.Image:
-    """An `RGBa` layer, in so much light, over a picture."""
+    """Return an `RGBa` layer, its light multiplied, over a picture."""
     pixels = np.asarray(layer).astype(np.float32)
     return as_picture(picture * (1 - pixels[..., 3:] / 255) + pixels[..., :3] * light)
 
 
 def softened(mask: Image.Image, radius: Real) -> Pixels:
-    """A mask out of focus, 0 to 1, one channel."""
+    """Return a mask out of focus, 0 to 1, one channel."""
     return np.asarray(mask.filter(ImageFilter.GaussianBlur(radius)))[..., None] / 255
 
 
 def laid_on(
     rng: Generator, picture: Image.Image, specimen: Image.Image, light: Point
 ) -> Image.Image:
-    """The specimen, lit from one side, over the picture that carries its shadow."""
+    """Return the specimen, lit from one side, over the picture that carries its shadow."""
     mask = specimen.getchannel(3)
     behind = np.asarray(picture) * (1 - rng.uniform(0.1, 0.6) * shadow(rng, mask, light))
     texture = 0.9 + 0.2 * clouded(rng, picture.size, 24, 60)
@@ -597,7 +583,7 @@ def laid_on(
 
 
 def shadow(rng: Generator, mask: Image.Image, light: Point) -> Pixels:
-    """The shadow on the ground, 0 to 1: the farther from it, the softer."""
+    """Return the depth of the shadow on the ground, 0 to 1: the farther away, the softer."""
     distance = rng.uniform(2, 12)  # pixels
     shift = -distance * light
     moved = mask.rotate(0, translate=(round(shift.real), round(shift.imag)))
@@ -605,7 +591,7 @@ def shadow(rng: Generator, mask: Image.Image, light: Point) -> Pixels:
 
 
 def relief(mask: Image.Image, light: Point) -> Pixels:
-    """How much light falls on a specimen if it bulges: above 1 on the edges that face the light."""
+    """Return the light on a bulging specimen: above 1 on the edges that face the light."""
     height = softened(mask, 7)
     down, right = (np.gradient(height, axis=axis) for axis in (0, 1))
     facing: Pixels = right * light.real + down * light.imag
@@ -613,7 +599,7 @@ def relief(mask: Image.Image, light: Point) -> Pixels:
 
 
 def behind_blades(rng: Generator, picture: Image.Image) -> Image.Image:
-    """The picture behind up to three blades of grass that are close to the lens."""
+    """Return the picture behind up to three blades of grass that are close to the lens."""
     front = Image.new("RGBA", picture.size)
     for _ in range(rng.integers(4)):
         draw_blade(pen_on(front), rng, rng.uniform(0, 1.2) + 1.3j, rng.uniform(0.7, 1.3))
@@ -622,7 +608,7 @@ def behind_blades(rng: Generator, picture: Image.Image) -> Image.Image:
 
 
 def taken(rng: Generator, scene: Image.Image, light: Point) -> bytes:
-    """The JPEG of a camera: focus, uneven light, exposure, colour cast, grain."""
+    """Return the JPEG of a camera: focus, uneven light, exposure, colour cast, grain."""
     seen = np.asarray(scene.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.1))))
     down, right = (np.linspace(-1, 1, side) for side in seen.shape[:2])
     uneven = 1 + rng.uniform(0, 0.25) * (right * light.real + down[:, None] * light.imag)

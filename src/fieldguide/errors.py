@@ -1,4 +1,4 @@
-"""What can go wrong for a user, as one tree. Each class carries the exit code of the command line.
+"""The errors that a user meets, as one tree. Each class carries the command line's exit code.
 
 FieldguideError
 ├── UsageError        2  a command, option or recipe that cannot work
@@ -6,7 +6,7 @@ FieldguideError
 │   └── UnreadablePhoto  one file that holds no usable picture
 ├── ResourceError     4  disk, network, device, or a run folder that cannot be used
 ├── TrainingError     5  training went wrong: it diverged
-└── Stopped     130/143  ended by a signal after saving what was done
+└── Stopped     130/143  ended by a signal after its work was saved
 
 Knows nothing of the rest of the package.
 """
@@ -46,22 +46,22 @@ class UnreadablePhoto(DataError):
 
 
 class ResourceError(FieldguideError):
-    """Disk, network, device or run folder cannot serve."""
+    """A disk, network, device or run folder that cannot serve."""
 
     exit_code = 4
 
 
 class TrainingError(FieldguideError):
-    """Training went wrong in a way that no resume can mend."""
+    """A failure of training that no resume can mend."""
 
     exit_code = 5
 
 
 class Stopped(FieldguideError):
-    """The work was ended by a signal, and what was done is saved."""
+    """The end of work by a signal; what was done is saved."""
 
     def __init__(
-        self, signal_number: int, message: str = "stopped; the same command goes on from here"
+        self, signal_number: int, message: str = "stopped; the same command resumes from here"
     ):
         super().__init__(message)
         self.exit_code = 128 + signal_number
@@ -71,7 +71,7 @@ class Stopped(FieldguideError):
 
 
 def portable(error: Exception) -> Exception:
-    """The error as it can go from one process to another, with the place where it arose."""
+    """Return the error in a form that another process can read, with its traceback."""
     error.add_note("".join(traceback.format_exception(error)))
     error.__cause__ = error.__context__ = None
     try:

@@ -1,13 +1,11 @@
 """Merging the weights of several copies of one network: pure functions over `Weights`.
 
-Every rule takes the copies (and, where it needs one, the anchor they started from), leaves its
+Every rule takes the copies (and, if it needs one, the anchor they started from), leaves its
 arguments unchanged and returns new tensors of the same dtypes. Sums of more than two run in float64
-where the device has it, so that the order of the copies does not matter and equal copies stay
-themselves.
+if the device has it, so the order of the copies does not matter and equal copies stay themselves.
 
-Floating tensors are merged; integer and boolean ones (batch norm's `num_batches_tracked`) are
-counters and flags: their elementwise maximum is kept, and they stay integers. Knows nothing of
-networks or training.
+Floating tensors are merged; of integer and boolean ones (batch norm's `num_batches_tracked`) the
+elementwise maximum is kept. Knows nothing of networks or training.
 """
 
 import math
@@ -25,11 +23,11 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Move:
-    """How the copies of one tensor moved away from the anchor.
+    """The move of the copies of one tensor away from the anchor.
 
     `angle`: degrees between the movements, by the mean cosine over pairs (0 for a single copy).
-    `ratio`: Model Stock's t in [0, 1], the weight of the mean against the anchor.
-    `distance`: mean over copies of |w_i − w_0| / |w_0| (|w_i − w_0| itself where w_0 is zero).
+    `ratio`: Model Stock's t in [0, 1], the weight of the mean against the anchor. `distance`: mean
+    over copies of |w_i − w_0| / |w_0| (|w_i − w_0| itself where w_0 is zero).
     """
 
     angle: float
@@ -38,7 +36,7 @@ class Move:
 
 
 def average(copies: Sequence[Weights]) -> dict[str, Tensor]:
-    """The plain mean of every tensor (the uniform soup of Wortsman et al., ICML 2022)."""
+    """Return the plain mean of every tensor (the uniform soup of Wortsman et al., ICML 2022)."""
     _require_alike(copies)
     return {name: _mean([copy[name] for copy in copies]) for name in copies[0]}
 
@@ -46,7 +44,7 @@ def average(copies: Sequence[Weights]) -> dict[str, Tensor]:
 def model_stock(
     copies: Sequence[Weights], anchor: Weights
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Merged weights and the ratio t of each anchored tensor.
+    """Return merged weights and the ratio t of each anchored tensor.
 
     Tensor by tensor, with w_0 the anchor and k copies::
 
@@ -59,8 +57,7 @@ def model_stock(
     that the anchor lacks (a new head, running statistics) are averaged and get no ratio.
 
     Source: Jang, Yun, Han, "Model Stock: All we need is just a few fine-tuned models", ECCV 2024.
-    Theirs has no clamp; without it t has a pole at cosθ = −1/(k − 1) and leaves [0, 1] for
-    negative cosines.
+    Theirs has no clamp; without it t leaves [0, 1] for negative cosines (pole at −1/(k − 1)).
     """
     _require_alike(copies)
     merged, ratios = {}, {}
@@ -69,14 +66,16 @@ def model_stock(
         if name in anchor and tensors[0].is_floating_point():
             _, cosine = _lengths_and_cosine(tensors, anchor[name])
             ratios[name] = _ratio(cosine, len(tensors))
-            merged[name] = _towards_mean(tensors, anchor[name], ratios[name])
+            mean = _wide_mean(tensors)
+            start = _wide(anchor[name].to(mean.device))
+            merged[name] = torch.lerp(start, mean, ratios[name]).to(tensors[0].dtype)
         else:
             merged[name] = _mean(tensors)
     return merged, ratios
 
 
 def moves(copies: Sequence[Weights], anchor: Weights) -> dict[str, Move]:
-    """How each floating tensor that the anchor has was moved by the copies."""
+    """Return the copies' move of each floating tensor that the anchor has."""
     _require_alike(copies)
     return {
         name: _move([copy[name] for copy in copies], tensor)
@@ -88,19 +87,18 @@ def moves(copies: Sequence[Weights], anchor: Weights) -> dict[str, Move]:
 def outer_step(
     last: Weights, merged: Weights, velocity: Weights, *, rate: float, momentum: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of an outer step of Nesterov's momentum, and the new velocity.
+    """Return the weights of an outer step of Nesterov's momentum, and the new velocity.
 
-    The way from the last merged weights to what the rule makes of the copies is taken for a
-    gradient, tensor by tensor::
+    The way from the last merged weights to the rule's result is taken for a gradient, tensor by
+    tensor::
 
         delta = merged − last
         v     = momentum·v + delta
         w     = last + rate·(delta + momentum·v)
 
     `rate` 1 and `momentum` 0 give `merged`, exactly; momentum 0 alone a step part of the way
-    (Lookahead: Zhang, Lucas, Hinton, Ba, NeurIPS 2019). Only tensors that `velocity` names move so:
-    what it lacks (running statistics, counters) is that of `merged`. Zeros are a velocity to begin
-    with.
+    (Lookahead: Zhang, Lucas, Hinton, Ba, NeurIPS 2019). Only tensors in `velocity` move so: others
+    (running statistics, counters) are those of `merged`. The first velocity is zeros.
 
     Source: Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models",
     2023, algorithm 1 with Nesterov's momentum as outer optimiser.
@@ -118,7 +116,7 @@ def outer_step(
 
 Rule = Callable[[Sequence[Weights], Weights], dict[str, Tensor]]
 
-# Every rule as a function of the copies and the anchor.
+# The rules as functions of the copies and the anchor.
 RULES: Mapping[str, Rule] = {
     "average": lambda copies, anchor: average(copies),
     "model_stock": lambda copies, anchor: model_stock(copies, anchor)[0],
@@ -142,8 +140,12 @@ def _require_alike(copies: Sequence[Weights]) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float64, or in float32 on Apple's GPUs, which have nothing wider."""
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    return tensor.to(_widest(tensor))
+
+
+def _widest(tensor: Tensor) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
@@ -161,13 +163,8 @@ def _wide_mean(tensors: Sequence[Tensor]) -> Tensor:
     return total.div_(len(tensors))
 
 
-def _towards_mean(tensors: Sequence[Tensor], anchor: Tensor, ratio: float) -> Tensor:
-    mean = _wide_mean(tensors)
-    return torch.lerp(_wide(anchor.to(mean.device)), mean, ratio).to(tensors[0].dtype)
-
-
 def _lengths_and_cosine(tensors: Sequence[Tensor], anchor: Tensor) -> tuple[list[float], float]:
-    """How far each copy moved, and the mean cosine over pairs of movements.
+    """Return each copy's distance, and the mean cosine over pairs of movements.
 
     The cosine is 1 where a copy did not move or there is only one. From |a + b|² = |a|² + |b|² +
     2·a·b: equal movements have a cosine of 1 to the last bits, without copies in float64.
@@ -184,15 +181,14 @@ def _lengths_and_cosine(tensors: Sequence[Tensor], anchor: Tensor) -> tuple[list
 
 
 def _movement(tensor: Tensor, anchor: Tensor) -> Tensor:
-    """The way from the anchor, in float32 or wider."""
+    """Return the way from the anchor, in float32 or wider."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return tensor.to(wide) - anchor.to(tensor.device, wide)
 
 
 def _length(tensor: Tensor) -> float:
-    """The Euclidean norm, summed in float64 where the device has it."""
-    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    return float(torch.linalg.vector_norm(tensor, dtype=wide))
+    """Return the Euclidean norm, summed as wide as `_wide`."""
+    return float(torch.linalg.vector_norm(tensor, dtype=_widest(tensor)))
 
 
 def _ratio(cosine: float, k: int) -> float:

@@ -15,12 +15,12 @@ from fieldguide.analysis.metrics import Scores, Targets
 
 # Without bounds, a few photos that are all right would drive the temperature to 0 and every later
 # probability to 0 or 1, where the first mistake costs without limit; photos at odds with the model
-# would drive it to infinity, where nothing is told. A factor of 4 and of 8 leaves room for networks
+# would drive it to infinity, where it says nothing. A factor of 4 and of 8 leaves room for networks
 # trained on mixed pictures or soft labels, which are too modest, and for long training (taste).
 COLDEST, HOTTEST = 0.25, 8.0
 
 _STEPS = 60  # halving alone narrows the bounds to float64's precision in 52
-_CLOSE = 1e-10  # relative; no probability is told to as many digits
+_CLOSE = 1e-10  # relative; no probability is shown to as many digits
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
@@ -37,12 +37,12 @@ class Reliability:
 
 
 def fit_temperature(logits: Scores, targets: Targets) -> float:
-    """The temperature T in [1/4, 8] with the least mean log loss of softmax(logits / T).
+    """Return the temperature T in [1/4, 8] with the least mean log loss of softmax(logits / T).
 
     T > 1 makes a model less sure, T < 1 more so; what it predicts stays. The loss is convex in 1/T,
-    with the slope mean(E_p[z] - z_target), p = softmax(z / T): its root is found by Newton's steps
-    between bounds that close in. Where the loss does not depend on T (all logits of a row equal),
-    T = 1. A photo whose own class has a logit of -inf costs the same at every T: it has no say.
+    with the slope mean(E_p[z] - z_target), p = softmax(z / T): Newton's steps between bounds that
+    close in find its root. If the loss does not depend on T (all logits of a row equal), T = 1. A
+    photo whose own class has a logit of -inf costs the same at every T: it has no say.
 
     Judge the result on other photos than these: `cross_fitted` does. Raises ValueError if there are
     no photos, if the largest logit of a row is not finite, or if a target is no column. Source:
@@ -59,7 +59,7 @@ def fit_temperature(logits: Scores, targets: Targets) -> float:
 
 
 def scaled(logits: Scores, temperature: float) -> Float[np.ndarray, "n classes"]:
-    """Probabilities softmax(logits / temperature): 1 changes nothing, more makes rows more even.
+    """Return softmax(logits / temperature): 1 changes nothing, more makes rows more even.
 
     There may be no rows. ValueError if the temperature is not positive and finite, or if the
     largest logit of a row is not finite.
@@ -72,11 +72,11 @@ def scaled(logits: Scores, temperature: float) -> Float[np.ndarray, "n classes"]
 def cross_fitted(
     logits: Scores, targets: Targets, fold_of: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n classes"]:
-    """Probabilities of each fold's photos at the temperature that fits the *other* folds' best.
+    """Return each fold's probabilities at the temperature that fits the *other* folds best.
 
-    So no photo is judged by a number that was chosen on it. `fold_of` holds any integers, one a
-    photo; the result has the order of the rows. With one fold only there are no others: T = 1.
-    Raises ValueError as `fit_temperature` does, and if there is not one fold a photo.
+    No photo is then judged by a number that was chosen on it. `fold_of` holds any integers, one a
+    photo; the result has the order of the rows. With one fold T = 1. Raises ValueError as
+    `fit_temperature` does, and if there is not one fold a photo.
     """
     metrics.check_scores(logits, targets)
     if len(fold_of) != len(targets):
@@ -92,10 +92,10 @@ def cross_fitted(
 
 
 def reliability(probabilities: Scores, targets: Targets, *, bins: int = 15) -> Reliability:
-    """How often photos told with a confidence are right, by equally wide bins of confidence.
+    """Return confidence, accuracy and number of photos by equally wide bins of confidence.
 
-    The bins are those of `metrics.calibration_error`, which is Σ |accuracy - confidence| · photos
-    / n over them. Raises ValueError as it does.
+    The bins are those of `metrics.calibration_error`, which is Σ |accuracy - confidence| · photos /
+    n over them. Raises ValueError as it does.
     """
     metrics.check_scores(probabilities, targets)
     metrics.check_probabilities(probabilities)
@@ -111,7 +111,7 @@ def reliability(probabilities: Scores, targets: Targets, *, bins: int = 15) -> R
 
 
 def _best_inverse(wide: NDArray[np.float64], own: NDArray[np.float64]) -> float:
-    """1/T where the mean loss is least, for logits whose largest of each row is 0."""
+    """Return 1/T with the least mean loss, for logits whose largest of each row is 0."""
     finite = np.where(np.isneginf(wide), 0, wide)  # their power is 0, and 0 · inf would be NaN
     low, high = 1 / HOTTEST, 1 / COLDEST
     at_low, at_high = (_slope(wide, finite, own, end)[0] for end in (low, high))
@@ -133,7 +133,7 @@ def _best_inverse(wide: NDArray[np.float64], own: NDArray[np.float64]) -> float:
 def _slope(
     wide: NDArray[np.float64], finite: NDArray[np.float64], own: NDArray[np.float64], inverse: float
 ) -> tuple[float, float]:
-    """First and second derivative of the mean loss by 1/T: mean and variance of z under p."""
+    """Return two derivatives of the mean loss by 1/T: mean and variance of z under p."""
     powers = np.exp(inverse * wide)
     powers /= powers.sum(axis=1, keepdims=True)
     mean = np.einsum("nc,nc->n", powers, finite)

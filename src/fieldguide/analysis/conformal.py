@@ -1,10 +1,10 @@
 """Sets of classes that hold the true one as often as asked, whatever the model is worth.
 
-Conformal prediction: photos whose class is known, and that the model was not trained on, say how
-strange a true class may look; a set holds every class that looks no stranger. It promises coverage
-on average over photos like those (exchangeable with them), and nothing for another place, camera or
-season. Photos of one specimen are not exchangeable with others: take one of each, or expect less.
-Arrays in, arrays out. Knows nothing of models, of folders or of temperatures.
+Conformal prediction: photos of known class that the model was not trained on say how strange a true
+class may look; a set holds every class that looks no stranger. It promises coverage on average over
+photos exchangeable with these, and nothing for another place, camera or season. Photos of one
+specimen are not exchangeable with others: take one of each, or expect less. Arrays in, arrays out.
+Knows nothing of models, of folders or of temperatures.
 """
 
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Sets:
-    """Which sets to draw: they hold the true class of a share `coverage` of photos like these.
+    """A choice of sets: they hold the true class of a share `coverage` of photos like these.
 
-    `method` says by which score (`nonconformity`); `per_class` calibrates each class by its own
-    photos, so that each is covered. Calibration looked at each photo once: with several views of a
-    photo the coverage is not promised. Raises `UsageError` for a share outside 0 … 1 (both
-    excluded) and an unknown method.
+    `method` names the score (`nonconformity`); `per_class` calibrates each class by its own photos,
+    so that each is covered. Calibration looked at each photo once: with several views of a photo
+    the coverage is not promised. Raises `UsageError` for a share not between 0 and 1 or an unknown
+    method.
     """
 
     coverage: float
@@ -50,21 +50,21 @@ class Sets:
 def nonconformity(
     probabilities: Float[np.ndarray, "*photos classes"], method: Method
 ) -> Float[np.ndarray, "*photos classes"]:
-    """How strange each class would be for each photo, from 0 (not at all) to 1.
+    """Return the strangeness of each class for each photo, from 0 (none) to 1.
 
     `split`: 1 - p. The smallest sets on average, fewer classes for all; the set of a photo that
     looks like nothing known may be empty (LAC: Sadinle, Lei, Wasserman, Least Ambiguous Set-Valued
     Classifiers with Bounded Error Levels, JASA 114, 2019).
 
     `adaptive`: the probability of all classes that are more probable; of equal ones the first comes
-    first. Sets grow with the doubt about the photo. The top class scores 0, so that one model's
-    sets are never empty. This is the score of APS without its random part, taken before the class's
-    own mass (Romano, Sesia, Candès, Classification with Valid and Adaptive Coverage, NeurIPS 2020,
-    with u = 1). Coverage holds because known photos are scored alike, but may be above what was
-    asked: where top classes alone are right as often as that, sets hold one class and no less.
+    first. Sets grow with the doubt about the photo. The top class scores 0, so one model's sets are
+    never empty. This is the score of APS without its random part, taken before the class's own mass
+    (Romano, Sesia, Candès, Classification with Valid and Adaptive Coverage, NeurIPS 2020, with u =
+    1). Coverage holds because known photos are scored alike, but may exceed what was asked: where
+    top classes alone are right that often, sets hold one class and no less.
 
-    Any number of leading axes, or photos; each row sums to 1. Raises ValueError for another method
-    and for rows that are no probabilities.
+    There may be any number of leading axes, or photos; each row sums to 1. Raises ValueError for
+    another method and for rows that are no probabilities.
     """
     if method not in get_args(Method):
         raise ValueError(f"no such method: `{method}`; there are {', '.join(get_args(Method))}")
@@ -84,25 +84,24 @@ def prediction_sets(
     coverage: float,
     per_class: bool = False,
 ) -> Bool[np.ndarray, "m classes"]:
-    """Which classes each photo's set holds: the true one in `coverage` of photos like the known.
+    """Return the classes in each photo's set: it holds the true one in `coverage` of photos.
 
     `scores` are the nonconformity of every class for m new photos, by each member (the model of a
     fold). Of n known photos, `calibration_scores` are those of the true class by a member that was
     not trained on the photo, `calibration_members` that member's number from 0, and
     `calibration_targets` the column of the true class.
 
-    Class y is in if fewer than coverage · (n + 1) known photos are less strange than y:
-    Σ over members k of #{i judged by k: s_i < s_k(x, y)} < coverage · (n + 1). For one member this
-    is split conformal prediction: y is in if its score is at most the ⌈coverage · (n + 1)⌉-th
-    smallest of the known, and always if there are fewer. It covers as asked. For k members this is
-    CV+ (Romano, Sesia, Candès, NeurIPS 2020): it covers about as asked, and is proven to cover at
-    least 1 - 2 · (1 - coverage), but for a term that vanishes with many known photos a member. With
+    Class y is in if fewer than coverage · (n + 1) known photos are less strange than y: Σ over
+    members k of #{i judged by k: s_i < s_k(x, y)} < coverage · (n + 1). For one member this is
+    split conformal prediction: y is in if its score is at most the ⌈coverage · (n + 1)⌉-th smallest
+    of the known, and always if there are fewer. It covers as asked. For k members this is CV+
+    (Romano, Sesia, Candès, NeurIPS 2020): it covers about as asked, and is proven to cover at least
+    1 - 2 · (1 - coverage), but for a term that vanishes with many known photos a member. With
     `adaptive` scores its sets can be empty only where members disagree on the top class.
 
     With `per_class`, class y is judged by the known photos of class y alone (Mondrian: Vovk,
-    Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 4), so that each class
-    is covered as asked. A class of fewer than coverage / (1 - coverage) known photos is then
-    in every set.
+    Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 4), which covers each
+    class as asked. A class of fewer than coverage / (1 - coverage) known photos is in every set.
 
     Time is about m · classes · members · log n; memory a few arrays of m · classes. Raises
     ValueError for a coverage outside 0 … 1 (both excluded), no known photos, scores that are not
@@ -110,8 +109,7 @@ def prediction_sets(
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must lie between 0 and 1: {coverage}")
-    _check_shapes(scores, calibration_scores, calibration_members, calibration_targets)
-    _check_values(scores, calibration_scores, calibration_members, calibration_targets)
+    _check(scores, calibration_scores, calibration_members, calibration_targets)
     known = calibration_scores.astype(np.float64)
     if per_class:
         below = _below_of_class(scores, known, calibration_members, calibration_targets)
@@ -136,7 +134,7 @@ def _mass_before(wide: NDArray[np.float64]) -> NDArray[np.float64]:
 def _below(
     scores: NDArray[np.floating], known: NDArray[np.float64], members: NDArray[np.integer]
 ) -> NDArray[np.int64]:
-    """How many known photos are less strange than each class, each by its own member's scores."""
+    """Return the number of known photos less strange than each class, by their members' scores."""
     below = np.zeros(scores.shape[1:], dtype=np.int64)
     for member in np.unique(members).tolist():
         judged = np.sort(known[members == member])
@@ -150,7 +148,7 @@ def _below_of_class(
     members: NDArray[np.integer],
     targets: NDArray[np.integer],
 ) -> NDArray[np.int64]:
-    """Return what `_below` does, but with each class's known photos counted for it alone."""
+    """Return the same number as `_below`, of each class's own known photos alone."""
     below = np.zeros(scores.shape[1:], dtype=np.int64)
     for member in np.unique(members).tolist():
         judged = members == member
@@ -163,18 +161,19 @@ def _below_of_class(
 def _by_class(
     known: NDArray[np.float64], targets: NDArray[np.integer]
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Each class that occurs, with its scores in ascending order."""
+    """Yield each class that occurs, with its scores in ascending order."""
     order = np.lexsort((known, targets))
     columns, starts = np.unique(targets[order], return_index=True)
     yield from zip(columns.tolist(), np.split(known[order], starts[1:]), strict=True)
 
 
-def _check_shapes(
+def _check(
     scores: NDArray[np.floating],
     known: NDArray[np.floating],
     members: NDArray[np.integer],
     targets: NDArray[np.integer],
 ) -> None:
+    """Raise ValueError for shapes, numbers and values that do not fit."""
     if scores.ndim != 3 or scores.shape[0] == 0 or scores.shape[2] == 0:
         raise ValueError(f"scores must be members × photos × classes: {scores.shape}")
     if known.ndim != 1 or not known.shape == members.shape == targets.shape:
@@ -184,14 +183,6 @@ def _check_shapes(
         )
     if len(known) == 0:
         raise ValueError("no calibration photos")
-
-
-def _check_values(
-    scores: NDArray[np.floating],
-    known: NDArray[np.floating],
-    members: NDArray[np.integer],
-    targets: NDArray[np.integer],
-) -> None:
     for name, numbers, count in (
         ("members", members, scores.shape[0]),
         ("targets", targets, scores.shape[2]),

@@ -1,8 +1,8 @@
-"""What sets of classes, and answering only where the model is sure, bring on photos out of fold.
+"""The worth, on photos out of fold, of sets of classes and of answering only where a model is sure.
 
 Each fold's photos are judged by what the *other* folds' photos give: their temperature, their
-quantile of nonconformity. So nothing is judged by a number that was chosen on it, and all photos
-are of one kind. Arrays in, numbers out. Knows nothing of runs, models or how results are shown.
+quantile of nonconformity. No photo is judged by a number that was chosen on it, and all photos are
+of one kind. Arrays in, numbers out. Knows nothing of runs, models or how results are shown.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,10 @@ from fieldguide.analysis.metrics import Scores, Targets
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How often sets held the true class and how large they were, over all photos.
+    """The share of sets that held the true class and their sizes, over all photos.
 
-    `asked` is the coverage that was asked for; `held` the share of photos whose set holds their
-    class; `size` the mean number of classes; `empty` and `single` the shares of sets with none and
-    with one.
+    `asked` is the coverage asked for, `held` the share of sets with the true class, `size` the mean
+    number of classes, `empty` and `single` the shares of sets with none and one.
     """
 
     asked: float
@@ -35,10 +34,9 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Answered:
-    """What answering the surest photos alone brings, from the surest few to all of them.
+    """The accuracy when the surest photos alone are answered, from the surest few to all.
 
-    At each point, all photos with at least this `confidence` are answered: a `share` of all, of
-    which the share `accuracy` is right.
+    At each point, all photos of at least this `confidence` are answered: a `share` of all.
     """
 
     share: Float[np.ndarray, " points"]
@@ -54,13 +52,13 @@ def out_of_fold(
     coverages: Sequence[float],
     method: Method = "split",
 ) -> list[Coverage]:
-    """Sets of each fold's photos, calibrated by the photos of the other folds, by coverage asked.
+    """Return the coverage of each fold's sets, calibrated by the other folds, by coverage asked.
 
     This is split conformal prediction (`conformal.prediction_sets` with one member) once a fold:
     photos of all folds are exchangeable as far as the folds' networks are alike, so `held` is what
     was asked, but for the luck of the draw. Logits are divided by the temperature that fits the
-    other folds. `fold_of` holds any integers, one a photo. With one fold there are no others: the
-    list is empty. Raises ValueError as `calibration.cross_fitted` and `prediction_sets` do.
+    other folds. `fold_of` holds any integers, one a photo. With one fold the list is empty. Raises
+    ValueError as `calibration.cross_fitted` and `prediction_sets` do.
     """
     metrics.check_scores(logits, targets)
     folds = np.unique(fold_of)
@@ -98,13 +96,13 @@ def out_of_fold(
 def answered(
     confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], *, points: int = 200
 ) -> Answered:
-    """Accuracy against the share of photos answered, the surest first.
+    """Return accuracy against the share of photos answered, the surest first.
 
-    Photos of equal confidence are answered together: no rule could tell them apart. Of more than
-    `points` points, that many are kept, evenly over the share, always with the last: all photos.
-    Source: El-Yaniv, Wiener, On the Foundations of Noise-free Selective Classification, JMLR 11,
-    2010 (the risk–coverage curve; here 1 - risk). Raises ValueError for no photos, as many values
-    of one as of the other missing, or confidence that is not finite.
+    Photos of equal confidence are answered together: no rule could tell them apart. At most
+    `points` points are kept, evenly over the share, always with the last: all photos. Source:
+    El-Yaniv, Wiener, On the Foundations of Noise-free Selective Classification, JMLR 11, 2010 (the
+    risk–coverage curve; here 1 - risk). Raises ValueError for no photos, another number of
+    confidences than of answers, or confidence that is not finite.
     """
     if len(confidence) == 0 or len(confidence) != len(correct):
         raise ValueError(f"{len(confidence)} values of confidence for {len(correct)} photos")
@@ -114,7 +112,9 @@ def answered(
     falling = confidence[order].astype(np.float64)
     right = np.cumsum(correct[order])
     last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    kept = _evenly(last_of_equals, points)
+    kept = last_of_equals
+    if len(kept) > points:  # evenly spaced by rank, with the last
+        kept = kept[np.linspace(len(kept) - 1, 0, points).round().astype(np.int64)[::-1]]
     return Answered(
         share=(kept + 1) / len(falling),
         accuracy=right[kept] / (kept + 1),
@@ -123,12 +123,5 @@ def answered(
 
 
 def _own(values: NDArray, targets: NDArray[np.int64]) -> NDArray:  # type: ignore[type-arg]
-    """Each row's value in the column of its class, whatever its type."""
+    """Return each row's value in the column of its class, whatever its type."""
     return np.take_along_axis(values, targets[:, None], axis=1)[:, 0]
-
-
-def _evenly(values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
-    """At most so many of the values, evenly spaced by rank, the last among them."""
-    if len(values) <= points:
-        return values
-    return values[np.linspace(len(values) - 1, 0, points).round().astype(np.int64)[::-1]]

@@ -1,10 +1,10 @@
-"""How good predictions are: accuracy and its relatives, calibration, and the doubt about a mean.
+"""The quality of predictions: accuracy and its relatives, calibration, and the doubt about a mean.
 
 Arrays in, numbers out, computed in float64. `scores` are one row a photo and one column a class,
-logits or probabilities: what is measured by rank takes both. Of equal scores the first class wins,
-as with `numpy.argmax`. Each function raises ValueError if there are no photos, if the largest score
-of a row is not finite (NaN, or a diverged model), or if a target is no column of the scores.
-Knows nothing of models, folds or files.
+logits or probabilities: measures by rank take both. Of equal scores the first class wins, as with
+`numpy.argmax`. Each function raises ValueError if there are no photos, if the largest score of a
+row is not finite (NaN, or a diverged model), or if a target is no column of the scores. Knows
+nothing of models, folds or files.
 """
 
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class PerClass:
 
 
 def softmax(logits: Scores) -> Float[np.ndarray, "n classes"]:
-    """Probabilities: exp(logit) / Σ exp(logits) over each row, for logits of any finite size.
+    """Return exp(logit) / Σ exp(logits) over each row, for logits of any finite size.
 
-    A logit of -inf is allowed and gets probability 0. There may be no rows. ValueError if the
-    largest logit of a row is not finite.
+    A logit of -inf gets probability 0. There may be no rows. ValueError if a row's largest is not
+    finite.
     """
     wide = logits.astype(np.float64)
     if wide.shape[1] == 0:
@@ -52,25 +52,25 @@ def softmax(logits: Scores) -> Float[np.ndarray, "n classes"]:
 
 
 def accuracy(scores: Scores, targets: Targets) -> float:
-    """The share of photos whose highest score is that of their class."""
+    """Return the share of photos whose highest score is that of their class."""
     check_scores(scores, targets)
     return float(np.mean(scores.argmax(axis=1) == targets))
 
 
 def balanced_accuracy(scores: Scores, targets: Targets) -> float:
-    """The mean over classes of the share found of each (recall): every class counts alike.
+    """Return the mean recall over classes: every class counts alike.
 
-    Over the classes that occur among the targets, as scikit-learn's `balanced_accuracy_score`.
+    Classes without targets do not count, as in scikit-learn's `balanced_accuracy_score`.
     """
     found = per_class(scores, targets)
     return float(found.recall[found.support > 0].mean())
 
 
 def macro_f1(scores: Scores, targets: Targets) -> float:
-    """The mean over classes of F1 = 2 · right / (predicted + true): every class counts alike.
+    """Return the mean over classes of F1 = 2 · right / (predicted + true).
 
-    Over the classes that occur among targets or predictions, as scikit-learn's `f1_score(average=
-    "macro")`: a class that was predicted but has no photo counts as 0.
+    Classes that occur among targets or predictions are counted, as by scikit-learn's
+    `f1_score(average="macro")`: a class that was predicted but has no photo counts as 0.
     """
     check_scores(scores, targets)
     right, predicted, true = _counts(scores, targets)
@@ -79,7 +79,7 @@ def macro_f1(scores: Scores, targets: Targets) -> float:
 
 
 def top_k_accuracy(scores: Scores, targets: Targets, *, k: int = 5) -> float:
-    """The share of photos whose class is among the `k` highest scores; 1 if k ≥ classes."""
+    """Return the share of photos whose class is among the `k` highest scores."""
     if k < 1:
         raise ValueError(f"k must be at least 1: {k}")
     check_scores(scores, targets)
@@ -87,10 +87,10 @@ def top_k_accuracy(scores: Scores, targets: Targets, *, k: int = 5) -> float:
 
 
 def log_loss(probabilities: Scores, targets: Targets) -> float:
-    """The mean of -log p(class of the photo), in nats: 0 at best, log(classes) for a uniform guess.
+    """Return the mean of -log p(class of the photo), in nats: 0 at best, log(classes) for guesses.
 
     Probabilities are clipped from below at 2^-52 (float64's epsilon, as in scikit-learn), so one
-    photo costs at most 36.04 and the result is finite. ValueError if rows are not probabilities.
+    photo costs at most 36.04. ValueError if rows are not probabilities.
     """
     check_scores(probabilities, targets)
     check_probabilities(probabilities)
@@ -98,12 +98,12 @@ def log_loss(probabilities: Scores, targets: Targets) -> float:
 
 
 def calibration_error(probabilities: Scores, targets: Targets, *, bins: int = 15) -> float:
-    """Expected calibration error: Σ over bins of (photos / n) · |accuracy - mean confidence|.
+    """Return the expected calibration error: Σ over bins of (photos / n) · |accuracy - confidence|.
 
-    Confidence is the highest probability of a photo; bins are equally wide, ((b - 1)/bins, b/bins].
-    0 is calibrated in the mean of every bin, 1 is sure and always wrong. Biased upwards for few
-    photos. Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML
-    2017, equation 3, with its 15 bins. ValueError if rows are not probabilities.
+    Confidence is the highest probability of a photo, averaged over a bin; bins are equally wide,
+    ((b - 1)/bins, b/bins]. 0 is calibrated in every bin, 1 is sure and always wrong. Biased upwards
+    for few photos. Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks,
+    ICML 2017, equation 3, with its 15 bins. ValueError if rows are not probabilities.
     """
     check_scores(probabilities, targets)
     check_probabilities(probabilities)
@@ -116,7 +116,7 @@ def calibration_error(probabilities: Scores, targets: Targets, *, bins: int = 15
 
 
 def confidence_bins(confidence: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
-    """The number, from 0, of the bin each confidence lies in: ((b - 1)/bins, b/bins], b from 1.
+    """Return the number, from 0, of each confidence's bin ((b - 1)/bins, b/bins], b from 1.
 
     ValueError if there is not at least one bin.
     """
@@ -125,19 +125,8 @@ def confidence_bins(confidence: Float[np.ndarray, " n"], bins: int) -> Int[np.nd
     return np.ceil(confidence.astype(np.float64) * bins).astype(np.int64).clip(1, bins) - 1
 
 
-def confusion(scores: Scores, targets: Targets) -> Int[np.ndarray, "classes classes"]:
-    """How many photos of each class (row) were predicted as each class (column).
-
-    Holds classes² integers: 200 MB for 5,000 classes.
-    """
-    check_scores(scores, targets)
-    classes = scores.shape[1]
-    cells = targets.astype(np.int64) * classes + scores.argmax(axis=1)
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-
 def per_class(scores: Scores, targets: Targets) -> PerClass:
-    """Precision, recall, F1 and number of photos of every class."""
+    """Return precision, recall, F1 and number of photos of every class."""
     check_scores(scores, targets)
     right, predicted, true = _counts(scores, targets)
     return PerClass(
@@ -156,7 +145,7 @@ def bootstrap_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The interval that holds the middle `share` of bootstrap means of `correct`.
+    """Return the interval that holds the middle `share` of bootstrap means of `correct`.
 
     `correct` is one value a photo: right or wrong, or any other score. Whole `groups` (any
     integers) are drawn with replacement, because photos of one group are right or wrong together
@@ -164,16 +153,14 @@ def bootstrap_interval(
     bootstrap of clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13;
     Field and Welsh, JRSS B 69, 2007). Too narrow for few groups (below about 30).
 
-    Where all photos are right, or all are wrong, every draw gives one mean; then the exact limits
-    for as many independent photos as there are groups stand in (Clopper and Pearson, Biometrika 26,
-    1934): 0.69 to 1 for ten right ones. With one group, or other values that are all equal, the
-    interval has no width, which says nothing of the doubt that remains.
+    If all photos are right, or all wrong, every draw gives one mean; then the exact limits for as
+    many independent photos as groups stand in (Clopper and Pearson, Biometrika 26, 1934): 0.69 to 1
+    for ten right ones. With one group, or other values that are all equal, the interval has no
+    width, which says nothing of the doubt that remains.
 
     Time and memory follow the number of *different* groups (by size and sum): few if values are
-    right and wrong, whatever the number of photos.
-
-    Raises ValueError for no values, a value that is not finite, a share outside 0 … 1 (both
-    excluded), or fewer than one draw.
+    right and wrong, whatever the number of photos. Raises ValueError for no values, a value that is
+    not finite, a share outside 0 … 1 (both excluded), or fewer than one draw.
     """
     if not 0 < share < 1 or draws < 1:
         raise ValueError(f"share must lie between 0 and 1: {share}, draws be at least 1: {draws}")
@@ -196,16 +183,14 @@ def score_intervals(
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """The bootstrap interval of each score, by name: see `bootstrap_interval` for what it says.
+    """Return the bootstrap interval of each score by name, as `bootstrap_interval` does.
 
     accuracy, balanced_accuracy, macro_f1, log_loss and, for more than 5 classes, top_5_accuracy.
-    Means over photos are `bootstrap_interval`'s. The two means over classes are taken anew in each
-    draw, over the classes that occur in it: rare classes come and go. F1 is concave in the counts
-    of a class, so that its interval leans low where classes are small (simulated with 10 photos a
-    class: by 0.8 of its standard error; with 50: by 0.3). Time follows photos · draws, memory
-    photos · classes.
-
-    Raises ValueError as `bootstrap_interval` and `log_loss` do.
+    Means over photos are `bootstrap_interval`'s. Each draw takes the two means over the classes
+    that occur in it: rare classes come and go. F1 is concave in the counts of a class, so that its
+    interval leans low where classes are small (simulated with 10 photos a class: by 0.8 of its
+    standard error; with 50: by 0.3). Time follows photos · draws, memory photos · classes. Raises
+    ValueError as `bootstrap_interval` and `log_loss` do.
     """
     check_scores(probabilities, targets)
     check_probabilities(probabilities)
@@ -251,7 +236,7 @@ def _bootstrap_means(
 def _bootstrap_by_class(
     predicted: Targets, targets: Targets, groups: Targets, draws: int, random: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Balanced accuracy and macro F1 in each draw of whole groups, over the classes it holds."""
+    """Return balanced accuracy and macro F1 of each draw of groups, over the classes it holds."""
     names, group_of = np.unique(groups, return_inverse=True)
     # Photos of one class that were predicted alike are counted together: of a hundred thousand
     # photos, some thousand pairs of classes remain.
@@ -286,7 +271,7 @@ def _losses(probabilities: Scores, targets: Targets) -> Float[np.ndarray, " n"]:
 
 
 def _counts(scores: Scores, targets: Targets) -> tuple[NDArray[np.int64], ...]:
-    """Return by class the photos that are predicted correctly, predicted, and true."""
+    """Return by class the photos predicted correctly, the photos predicted, and the photos."""
     classes = scores.shape[1]
     predicted = scores.argmax(axis=1)
     return (
@@ -297,7 +282,7 @@ def _counts(scores: Scores, targets: Targets) -> tuple[NDArray[np.int64], ...]:
 
 
 def check_scores(scores: Scores, targets: Targets) -> None:
-    """ValueError unless these can be measured: photos, finite rows, targets that are columns."""
+    """Raise ValueError unless there are photos, finite rows, and targets that are columns."""
     if scores.shape[0] != len(targets):
         raise ValueError(f"{scores.shape[0]} rows of scores for {len(targets)} targets")
     if scores.size == 0:
@@ -318,7 +303,7 @@ def _refuse_infinite(values: NDArray[np.floating]) -> None:
 
 
 def check_probabilities(values: Scores) -> None:
-    """ValueError unless rows sum to 1 and nothing is negative or NaN; there must be a row."""
+    """Raise ValueError unless there are rows, they sum to 1 and nothing is negative or NaN."""
     off = float(np.abs(values.sum(axis=1, dtype=np.float64) - 1).max())
     # Rounding to float16 moves a sum by up to 2^-11 = 5e-4. NaN fails both comparisons.
     if not (values.min() >= 0 and off <= 1e-3):

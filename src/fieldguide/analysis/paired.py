@@ -1,17 +1,17 @@
-"""Which of several classifiers is better on the same photos, and whether that can be told at all.
+"""Paired comparisons of classifiers on the same photos: which is better, and can that be told?
 
-Answers right or wrong in, numbers out: paired tests and intervals of a difference, a correction
-for asking several times, and what choosing the best is worth. Knows nothing of recipes or runs.
+Answers right or wrong in, numbers out: paired tests and intervals of a difference, a correction for
+asking several times, and the worth of choosing the best. Knows nothing of recipes or runs.
 
 The rule for "a difference is shown", alone for single photos and for groups: the exact sign-flip
 test of whole groups (`sign_flip`), corrected by Holm for all comparisons with the base, gives at
 most `LEVEL`. Where every photo is a group of its own, the sign-flip test *is* McNemar's exact test.
 McNemar's on photos that come in groups takes copies for independent evidence and finds differences
-where there are none. The interval of the difference is told beside it, and is not corrected.
+where there are none. The interval of the difference is not corrected.
 
-What is compared are these trained networks. That another seed would have trained others is no part
-of the doubt: see Dietterich, "Approximate Statistical Tests for Comparing Supervised Classification
-Learning Algorithms", Neural Computation 10, 1998, and benchmarks/compare_aa.py for how much it is.
+These trained networks are compared. That another seed would have trained others is no part of the
+doubt: see Dietterich, "Approximate Statistical Tests for Comparing Supervised Classification
+Learning Algorithms", Neural Computation 10, 1998, and benchmarks/compare_aa.py for its size.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ LEVEL = 0.05  # the share of comparisons without a difference in which one may b
 
 @dataclass(frozen=True)
 class Contrast:
-    """One classifier against the base, on the same photos.
+    """A classifier against the base, on the same photos.
 
-    `difference` is in accuracy, with its 95 % interval (`low`, `high`); `p` is that of
-    `sign_flip`, `adjusted` after `holm` over all contrasts with this base.
+    `difference` is in accuracy, with its 95 % interval (`low`, `high`); `p` is that of `sign_flip`,
+    `adjusted` after `holm` over all contrasts with this base.
     """
 
     difference: float
@@ -50,22 +50,19 @@ class Contrast:
 def contrasts(
     base: Right, others: Sequence[Right], groups: Groups, *, seed: int = 0
 ) -> list[Contrast]:
-    """Each of `others` against the base, by the rule at the top of this file."""
+    """Return each of `others` against the base, by the rule at the top of this file."""
     found = [sign_flip(other, base, groups) for other in others]
-    together = zip(others, found, holm(found), strict=True)
-    return [
-        Contrast(
-            *difference(other, base, groups, seed=seed),
-            p,
-            adjusted,
-            _verdict(other, base, adjusted),
-        )
-        for other, p, adjusted in together
-    ]
+    result = []
+    for other, p, adjusted in zip(others, found, holm(found), strict=True):
+        shown: Verdict = "better" if other.sum() > base.sum() else "worse"
+        verdict: Verdict = "no difference shown" if adjusted > LEVEL else shown
+        distance = difference(other, base, groups, seed=seed)
+        result.append(Contrast(*distance, p, adjusted, verdict))
+    return result
 
 
 def mcnemar(one: Right, other: Right) -> float:
-    """The two-sided p of McNemar's exact test: is one right where the other is wrong as often?
+    """Return the two-sided p of McNemar's exact test.
 
     Of the m photos that only one of the two gets right, one wins k. p = P(|K - m/2| ≥ |k - m/2|)
     for K from Binomial(m, 1/2); 1 where m = 0. Photos in groups must not be judged by it: see
@@ -75,20 +72,19 @@ def mcnemar(one: Right, other: Right) -> float:
 
 
 def sign_flip(one: Right, other: Right, groups: Groups) -> float:
-    """The two-sided p of the exact sign-flip test of whole groups (any integers).
+    """Return the two-sided p of the exact sign-flip test of whole groups (any integers).
 
     d_g = (right answers of one) - (of other) in group g, and S = Σ d_g. If it did not matter in any
-    group which of the two gave which answers, S would be as likely with each d_g's sign flipped:
-    p = the share of all 2^groups choices of signs with |Σ ±d_g| ≥ |S|, counted without drawing.
-    It is `mcnemar` where each group is one photo, and 1 where the two differ nowhere.
+    group which of the two gave which answers, S would be as likely with each d_g's sign flipped: p
+    = the share of all 2^groups choices of signs with |Σ ±d_g| ≥ |S|, counted without drawing. It is
+    `mcnemar` where each group is one photo, and 1 where the two differ nowhere.
 
-    Of few groups p cannot be small: of five that differ, at least 1/16. Time is at most
-    (Σ |d_g|)², far below a second for thousands of groups that differ.
-    ValueError without answers. Source: Fisher, The Design of Experiments, 1935, section 21, with
-    whole groups as units.
+    Of few groups p cannot be small: of five that differ, at least 1/16. Time is at most (Σ |d_g|)²,
+    far below a second for thousands of groups that differ. ValueError without answers. Source:
+    Fisher, The Design of Experiments, 1935, section 21, with whole groups as units.
     """
-    sums = np.abs(_group_sums(one, other, groups))
-    observed = abs(int(_group_sums(one, other, groups).sum()))
+    signed = _group_sums(one, other, groups)
+    sums, observed = np.abs(signed), abs(int(signed.sum()))
     total = int(sums.sum())
     chances = _sum_chances(sums[sums > 0])
     # Σ ±d = 2 k - total, where k is what the positive ones add up to.
@@ -97,31 +93,25 @@ def sign_flip(one: Right, other: Right, groups: Groups) -> float:
 
 
 def difference(
-    one: Right,
-    other: Right,
-    groups: Groups,
-    *,
-    share: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    one: Right, other: Right, groups: Groups, *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Accuracy of one minus that of the other, and its interval by paired bootstrap over groups.
+    """Return one's accuracy less the other's, and its interval by paired bootstrap over groups.
 
-    (mean, low, high): each draw takes whole groups, with both answers to each photo.
-    See `metrics.bootstrap_interval`, also for what is raised; the mean is that of the photos.
+    (mean, low, high): each draw takes whole groups, with both answers to each photo. See
+    `metrics.bootstrap_interval`, also for what is raised; the mean is that of the photos.
     """
     values = one.astype(np.float64) - other
-    low, high = metrics.bootstrap_interval(values, groups, share=share, draws=draws, seed=seed)
+    low, high = metrics.bootstrap_interval(values, groups, seed=seed)
     return float(values.mean()), low, high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for asking several times, in the order given; none of them falls.
+    """Return p-values adjusted for asking several times, in the order given; none of them falls.
 
-    The i-th smallest of k becomes max over j ≤ i of (k - j + 1) · p_j, at most 1. What is called at
-    a level then contains any false call with at most that probability, however they hang together.
-    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
-    Statistics 6, 1979.
+    The i-th smallest of k becomes max over j ≤ i of (k - j + 1) · p_j, at most 1. The differences
+    called at a level then contain any false one with at most that probability, however they depend
+    on each other. Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
+    Scandinavian Journal of Statistics 6, 1979.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
@@ -132,22 +122,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def best(correct: Bool[np.ndarray, "trials n"]) -> int:
-    """Which is right most often; of equals the first."""
+    """Return the number of the trial that is right most often; of equals the first."""
     return int(correct.sum(axis=1).argmax())
 
 
 def bias_corrected_best(
     correct: Bool[np.ndarray, "trials n"], groups: Groups, *, draws: int = 1000, seed: int = 0
 ) -> float:
-    """The accuracy of *choosing the best of these*, judged by photos that had no say in it.
+    """Return the accuracy of *choosing the best of these*, judged by photos without a say in it.
 
     In each draw, groups are drawn with replacement; the trial that is best on them is scored on the
     groups that were not drawn (about 37 %), and these scores are averaged. With one trial it is its
     accuracy, but for the noise of drawing; with many that are alike it lies below the best one's,
-    which was lucky. Pessimistic a little, as the choice is by fewer different photos than there
-    are. Source: Tsamardinos, Greasidou, Borboudakis, "Bootstrapping the out-of-sample predictions
-    for efficient and accurate cross-validation", Machine Learning 107, 2018 (algorithm BBC-CV). We
-    draw whole groups, and of equals take the first.
+    which was lucky. Slightly pessimistic, as fewer different photos choose than there are. Source:
+    Tsamardinos, Greasidou, Borboudakis, "Bootstrapping the out-of-sample predictions for efficient
+    and accurate cross-validation", Machine Learning 107, 2018 (algorithm BBC-CV). We draw whole
+    groups, and of equals take the first.
 
     Raises ValueError without trials, with fewer than two groups, or with fewer than one draw.
     """
@@ -160,12 +150,6 @@ def bias_corrected_best(
     return float(np.mean([_chosen_outside(right, sizes, random) for _ in range(draws)]))
 
 
-def _verdict(one: Right, base: Right, adjusted: float) -> Verdict:
-    if adjusted > LEVEL:
-        return "no difference shown"
-    return "better" if one.sum() > base.sum() else "worse"
-
-
 def _group_sums(one: Right, other: Right, groups: Groups) -> Int[np.ndarray, " groups"]:
     if not len(one):
         raise ValueError("no answers to compare")
@@ -175,7 +159,7 @@ def _group_sums(one: Right, other: Right, groups: Groups) -> Int[np.ndarray, " g
 
 
 def _sum_chances(sizes: Int[np.ndarray, " groups"]) -> NDArray[np.float64]:
-    """P(k) for k from 0 to Σ sizes, where each size counts with probability 1/2."""
+    """Return P(k) for k from 0 to Σ sizes, where each size counts with probability 1/2."""
     chances = np.ones(1)
     for size, number in zip(*np.unique(sizes, return_counts=True), strict=True):
         steps = np.zeros(size * number + 1)
@@ -185,7 +169,7 @@ def _sum_chances(sizes: Int[np.ndarray, " groups"]) -> NDArray[np.float64]:
 
 
 def _halves(number: int) -> NDArray[np.float64]:
-    """Binomial(number, 1/2), by logarithms: 2^-number is 0 in float64 from 1,075 on."""
+    """Return Binomial(number, 1/2), by logarithms: 2^-number is 0 in float64 from 1,075 on."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, number + 1)))])
     log_counts = logs[-1] - logs - logs[::-1]
     chances: NDArray[np.float64] = np.exp(log_counts - number * np.log(2))
@@ -197,7 +181,7 @@ def _chosen_outside(
     sizes: Int[np.ndarray, " groups"],
     random: np.random.Generator,
 ) -> float:
-    """The score of one draw, which is repeated where it took every group."""
+    """Return the score of one draw, which is repeated if it took every group."""
     while True:
         times = np.bincount(random.integers(0, len(sizes), len(sizes)), minlength=len(sizes))
         outside = times == 0

@@ -1,10 +1,10 @@
-"""Which labels look wrong, which photos are hard, and which classes are confused or unsteady.
+"""Labels that look wrong, photos that are hard, and classes that are confused or unsteady.
 
 Computed from out-of-fold probabilities: each photo is judged by a model that did not train on it.
 Arrays in, ranked lists out; photos, classes and folds are numbers. `probabilities` are one row a
-photo and one column a class, `targets` the class that each photo is labelled as. Each function
-raises ValueError where `metrics` would: for no photos, for rows that are no probabilities, for a
-target that is no column. Knows nothing of files, catalogs or runs.
+photo and one column a class, `targets` each photo's labelled class. Each function raises ValueError
+where `metrics` would: for no photos, for rows that are no probabilities, for a target that is no
+column. Knows nothing of files, catalogs or runs.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class HardPhoto:
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Two classes, `one` < `other`, of which photos are predicted as each other."""
+    """Two classes, `one` < `other`, with photos that are predicted as the other."""
 
     one: int
     other: int
@@ -66,7 +66,7 @@ class ConfusedPair:
 
     @property
     def rate(self) -> float:
-        """Their share of the photos of both classes."""
+        """The share of the photos of both classes that are predicted as the other."""
         return self.photos / (self.one_photos + self.other_photos)
 
 
@@ -93,33 +93,14 @@ class UnsteadyClass:
 # --- labels and photos ----------------------------------------------------------------------------
 
 
-def confident_joint(probabilities: Scores, targets: Targets) -> Int[np.ndarray, "classes classes"]:
-    """How many photos labelled i (row) are confidently of class j (column).
-
-    t_j is the mean of p(j) over the photos labelled j, and a photo counts as the most probable
-    class among those with p(j) ≥ t_j, if there are any: a class that the model is never sure of
-    asks for less than one that it knows well. A class without a photo counts none.
-
-    Source: Northcutt, Jiang, Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels,
-    JAIR 70, 2021, equations 1 and 2, not calibrated. cleanlab 2.9 differs where several classes
-    reach their threshold and the most probable class does not: it counts the latter.
-    """
-    _check(probabilities, targets)
-    counted = _confident_class(probabilities, targets)
-    classes = probabilities.shape[1]
-    sure = counted >= 0
-    cells = targets[sure].astype(np.int64) * classes + counted[sure]
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-
 def suspects(probabilities: Scores, targets: Targets) -> list[Suspect]:
-    """The photos whose label looks wrong, the most suspicious first.
+    """Return the photos whose label looks wrong, the most suspicious first.
 
     The confident joint says how many: the photos that it counts as another class, and that are
-    predicted so. Which ones they are, p(own label) says: as many are listed, the lowest first. Of
-    equal ones the surer of another class comes first. This is cleanlab's `low_self_confidence`.
-    It always names some: where classes are hard to tell apart, photos of them are listed in
-    perfectly labelled collections too, so the list is to be looked at by somebody who knows.
+    predicted so. p(own label) says which: as many are listed, the lowest first; of equal ones the
+    surer of another class. This is cleanlab's `low_self_confidence`. It always names some: where
+    classes are hard to tell apart, photos of them are listed in perfectly labelled collections too,
+    so somebody who knows must look at the list.
 
     Measured (benchmarks/labels.py) on 5,359 photos of 100 classes, 268 of them labelled otherwise
     at random; 3 folds of a resnet18, 128 pixels, 3 epochs, one seed. Listed / precision / recall:
@@ -128,8 +109,7 @@ def suspects(probabilities: Scores, targets: Targets) -> list[Suspect]:
     noise rate 332 / 0.627 / 0.776, by both 272 / 0.743 / 0.754. What these lose are photos less
     sure of their true class than its mean photo, and those surer of a third one. Ranking all
     photos, p(own label) has an average precision of 0.981, the margin to the best class 0.839.
-    Labels at random are the easy case: photos taken for a class that looks alike keep more of
-    p(own label) and are harder to find.
+    Random labels are the easy case: photos mistaken for a similar class keep more of p(own label).
     """
     own, best = _own_and_best(probabilities, targets)
     counted = _confident_class(probabilities, targets)
@@ -144,7 +124,7 @@ def suspects(probabilities: Scores, targets: Targets) -> list[Suspect]:
 
 
 def hard_photos(probabilities: Scores, targets: Targets) -> list[HardPhoto]:
-    """The photos that are predicted as another class, the lowest p(own class) first.
+    """Return the photos that are predicted as another class, the lowest p(own class) first.
 
     Suspects are among them: a photo is hard or wrongly labelled, and only a look can tell.
     """
@@ -169,27 +149,35 @@ def _least_own_first(rows: _Numbers, own: _Floats, best: _Floats) -> _Numbers:
 
 
 def _place(probabilities: NDArray[np.floating], label: int) -> int:
-    """1 for the most probable class; of equal ones the first is ahead, as for `argmax`."""
+    """Return 1 for the most probable class; of equal ones the first is ahead, as for `argmax`."""
     own = probabilities[label]
     return 1 + int(np.sum(probabilities > own) + np.sum(probabilities[:label] == own))
 
 
 def _confident_class(probabilities: Scores, targets: Targets) -> _Numbers:
-    """The class that each photo is confidently of; -1 where it reaches no threshold."""
+    """Return the class that each photo is confidently of (the confident joint); -1 for none.
+
+    t_j is the mean of p(j) over the photos labelled j, and a photo is of the most probable class
+    among those with p(j) ≥ t_j: a class that the model is never sure of asks for less.
+
+    Source: Northcutt, Jiang, Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels,
+    JAIR 70, 2021, equations 1 and 2, not calibrated. cleanlab 2.9 differs where several classes
+    reach their threshold and the most probable class does not: it counts the latter.
+    """
     reached = probabilities >= _thresholds(probabilities, targets) - _ROUNDING
     best: _Numbers = np.where(reached, probabilities, -1).argmax(axis=1)
     return np.where(reached.any(axis=1), best, -1)
 
 
 def _own_and_best(probabilities: Scores, targets: Targets) -> tuple[_Floats, _Floats]:
-    """Return by photo the probabilities of its label and of the most probable class."""
+    """Return each photo's probabilities of its label and of the most probable class."""
     _check(probabilities, targets)
     own = probabilities[np.arange(len(targets)), targets]
     return own.astype(np.float64), probabilities.max(axis=1).astype(np.float64)
 
 
 def _thresholds(probabilities: Scores, targets: Targets) -> _Floats:
-    """Return by class the mean of its probability over the photos labelled so."""
+    """Return each class's mean probability over the photos that are labelled so."""
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     photos = np.bincount(targets, minlength=classes)
@@ -202,7 +190,7 @@ def _thresholds(probabilities: Scores, targets: Targets) -> _Floats:
 
 
 def confused_pairs(probabilities: Scores, targets: Targets) -> list[ConfusedPair]:
-    """Pairs of classes by the number of photos of either that are predicted as the other.
+    """Return pairs of classes by the number of photos of either predicted as the other.
 
     Only pairs with such a photo; equal numbers are ranked by their share of the two classes'
     photos. Needs no table of classes × classes.
@@ -232,7 +220,7 @@ def confused_pairs(probabilities: Scores, targets: Targets) -> list[ConfusedPair
     return sorted(pairs, key=lambda pair: (-pair.photos, -pair.rate, pair.one, pair.other))
 
 
-# With fewer photos nothing can be told: of ten in five folds, four right ones that fill two folds
+# Fewer photos show nothing: of ten in five folds, four right ones that fill two folds
 # are the most uneven outcome, and have a chance of 1 in 21.
 _LEAST_PHOTOS = 10
 
@@ -246,18 +234,18 @@ def unsteady_classes(
     draws: int = 9_999,
     seed: int = 0,
 ) -> list[UnsteadyClass]:
-    """Classes whose recall differs between folds by more than chance, the surest first.
+    """Return classes whose recall differs between folds by more than chance, the surest first.
 
     For each class the photos' folds are shuffled `draws` times, and p = (1 + draws at least as
     uneven) / (1 + draws), by Pearson's chi-square of right and wrong by fold. Then p is adjusted
-    for the many classes (Benjamini and Hochberg, Controlling the False Discovery Rate, JRSS B 57,
-    1995): of the classes listed, a share of `level` is expected to be listed by chance. The least
-    p is 1 / (1 + draws): 100 classes need draws above 100 / level for one to be found alone.
+    for the number of classes (Benjamini and Hochberg, Controlling the False Discovery Rate, JRSS B
+    57, 1995): of the classes listed, a share of `level` is expected to be listed by chance. The
+    least p is 1 / (1 + draws): 100 classes need draws above 100 / level for one to be found alone.
 
-    Classes of fewer than ten photos, in one fold, or all right or all wrong cannot tell and are
-    left out. Photos count as independent: copies of one photo, which share a fold, make a class
-    look unsteadier than it is. Raises ValueError for no photos, unequal lengths, a negative
-    target, a level outside 0 … 1 or fewer than one draw.
+    Classes of fewer than ten photos, in one fold, or all right or all wrong are left out. Photos
+    count as independent: copies of one photo, which share a fold, make a class look unsteadier than
+    it is. ValueError for no photos, unequal lengths, a negative target, a level outside 0 … 1 or no
+    draw.
     """
     if not 0 <= level <= 1 or draws < 1:
         raise ValueError(f"level must lie between 0 and 1: {level}, draws be at least 1: {draws}")
@@ -273,7 +261,11 @@ def unsteady_classes(
         UnsteadyClass(
             label,
             int(photos[label].sum()),
-            _recalls(folds, photos[label], right[label]),
+            {
+                int(fold): int(found) / int(total)
+                for fold, found, total in zip(folds, right[label], photos[label], strict=True)
+                if total
+            },
             float(p_value),
             float(adjusted),
         )
@@ -286,7 +278,7 @@ def unsteady_classes(
 def _by_fold(
     correct: NDArray[np.bool_], targets: Targets, fold_of: NDArray[np.integer]
 ) -> tuple[_Numbers, _Numbers, _Numbers]:
-    """The fold numbers, and tables (class, fold) of photos and of those predicted rightly."""
+    """Return fold numbers, and tables (class, fold) of photos and of correct predictions."""
     if not len(correct) == len(targets) == len(fold_of) > 0:
         raise ValueError(
             "need one answer, target and fold a photo, and one photo:"
@@ -303,7 +295,7 @@ def _by_fold(
 
 
 def _telling(photos: _Numbers, right: _Numbers) -> list[int]:
-    """The classes of which some shuffle of the folds could look more uneven than another."""
+    """Return the classes for which one shuffle of the folds can be more uneven than another."""
     total, found = photos.sum(axis=1), right.sum(axis=1)
     several_folds = (photos > 0).sum(axis=1) > 1
     telling = (total >= _LEAST_PHOTOS) & several_folds & (found > 0) & (found < total)
@@ -311,10 +303,10 @@ def _telling(photos: _Numbers, right: _Numbers) -> list[int]:
 
 
 def _p_value(photos: _Numbers, right: _Numbers, draws: int, seed: int) -> float:
-    """How often a shuffle of the class's photos over the folds is at least as uneven."""
+    """Return the share of shuffles of the class's photos over the folds at least as uneven."""
     photos, right = photos[photos > 0], right[photos > 0]
     random = np.random.default_rng(seed)
-    # Shuffling deals the right answers to folds as balls are drawn from an urn of so many colours.
+    # Shuffling deals the right answers to folds as balls of as many colours are drawn from an urn.
     dealt = random.multivariate_hypergeometric(photos, int(right.sum()), size=draws)
     # All else in chi-square is the same in every shuffle. The last bits depend on the order.
     least = (right**2 / photos).sum() * (1 - 1e-9)
@@ -323,20 +315,12 @@ def _p_value(photos: _Numbers, right: _Numbers, draws: int, seed: int) -> float:
 
 
 def _adjusted(p_values: _Floats) -> _Floats:
-    """p(i) · tests / i for the i-th smallest p, made to rise with p."""
+    """Return p(i) · tests / i for the i-th smallest p, made to rise with p."""
     order = np.argsort(p_values)
     scaled = p_values[order] * len(p_values) / np.arange(1, len(p_values) + 1)
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return adjusted
-
-
-def _recalls(folds: _Numbers, photos: _Numbers, right: _Numbers) -> dict[int, float]:
-    return {
-        int(fold): int(found) / int(total)
-        for fold, found, total in zip(folds, right, photos, strict=True)
-        if total
-    }
 
 
 def _check(probabilities: Scores, targets: Targets) -> None:

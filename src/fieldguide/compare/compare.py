@@ -72,7 +72,7 @@ def compare(
     """Train what is not done of the trials, the base first, and compare them.
 
     The same call resumes. A trial whose training diverges is recorded and not tried again while its
-    folder is there; the others go on. With a budget, trials that would take longer than what
+    folder is there; the others continue. With a budget, trials that would take longer than what
     is left of it are left out, in order. Table, record and page are written before the first trial
     and again after each, so that a killed comparison's trials are known (`results.rebuilt`).
     Raises `UsageError` where `out` holds something else, or other trials under the same
@@ -96,7 +96,13 @@ def compare(
         used = _prepared(folder, catalog, trials[0].recipe, watcher)
         trials = _different_here(trials, watcher)
         _require_same_recipes(folder, trials)
-        todo = [trial for trial in trials if not _is_over(folder / trial.folder)]
+        todo = [
+            trial
+            for trial in trials  # without those that are complete, or failed for good
+            if not any(
+                (folder / trial.folder / name).is_file() for name in (files.MANIFEST, FAILED)
+            )
+        ]
         if begun and todo:
             require_same_photos(used, catalog, folder)
         fits = _Fits(folder, trials, used, command)
@@ -189,11 +195,6 @@ def _require_same_recipes(folder: Path, trials: Sequence[Trial]) -> None:
             _require_equal(pairs, f"`{place}` holds a run of another recipe: ", ", ")
 
 
-def _is_over(place: Path) -> bool:
-    """Return whether nothing is left to do there: the run is complete, or failed for good."""
-    return (place / files.MANIFEST).is_file() or (place / FAILED).is_file()
-
-
 # --- the training ---------------------------------------------------------------------------------
 
 
@@ -214,7 +215,7 @@ class _Fits:
         return found
 
     def train(self, todo: Sequence[Trial], budget: float, watcher: Watcher) -> None:
-        """Train what fits so many seconds: in sequence, or at the same time on a cluster."""
+        """Train what fits the budget in seconds: in sequence, or at the same time on a cluster."""
         costs = forecast(self.folder, todo, self.used, watcher)
         self.left_out.update(over_budget(costs, budget, self.trials[0].name))
         for note in self.left_out.values():
@@ -290,7 +291,7 @@ class _Fits:
 
 
 class _Shared:
-    """A watcher that the threads of several trials tell, one at a time, and that stops them all."""
+    """A watcher to which the threads of several trials report in turn, and that stops them all."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher, self.lock, self.over = watcher, threading.Lock(), threading.Event()

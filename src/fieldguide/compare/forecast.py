@@ -55,7 +55,7 @@ class Cost:
 def forecast(
     folder: Path, todo: Sequence[Trial], used: Catalog, watcher: Watcher
 ) -> dict[str, float]:
-    """Return the seconds that what is left of each trial will take; the watcher hears of each."""
+    """Return the seconds that what is left of each trial will take; the watcher notices each."""
     costs: dict[tuple[Any, ...], Cost] = {}
     seconds: dict[str, float] = {}
     fold_of = [photo.fold for photo in used.photos if photo.split == "train"]
@@ -87,7 +87,7 @@ def forecast(
 def seconds_of(
     recipe: Recipe, sizes: Sequence[tuple[int, int]], cost: Cost, at_once: int = 1
 ) -> float:
-    """Return how long folds with so many training and test photos take; at most, if they may stop.
+    """Return the seconds for folds with these numbers of training and test photos, at most.
 
     `at_once` of them are trained at the same time, in this order.
     """
@@ -104,7 +104,7 @@ def seconds_of(
 
 
 def over_budget(costs: Mapping[str, float], budget: float, base: str) -> dict[str, str]:
-    """Return the trials that do not fit so many seconds, in order, with what to say of each.
+    """Return the trials that do not fit the budget in seconds, in order, with what to say of each.
 
     Raises `UsageError` if the base is among them.
     """
@@ -147,7 +147,7 @@ def measured(recipe: Recipe, used: Catalog, check_stop: Callable[[], None]) -> C
 
 
 class _Enough(Exception):
-    """Ends a training whose steps have been timed."""
+    """The end of a training whose steps have been timed."""
 
 
 def _seconds_a_step(job: FoldJob, check_stop: Callable[[], None]) -> float:

@@ -96,12 +96,12 @@ def rebuilt(folder: str | Path) -> Comparison:
         twins = tuple(record["notes"])
     except FileNotFoundError as error:
         raise ResourceError(
-            f"no trial of `{place}` has begun yet", hint="the same compare command goes on with it"
+            f"no trial of `{place}` has begun yet", hint="the same compare command resumes it"
         ) from error
     except (OSError, ValueError, LookupError, TypeError, UsageError) as error:
         raise ResourceError(
             f"`{place / RECORD}` cannot be read: {error}",
-            hint="the same compare command writes it anew",
+            hint="the same compare command writes it again",
         ) from error
     used = catalogs.read_rows(place / "catalog.csv", root=place)
     return replace(collect(place, tried, used, notes), notes=twins)
@@ -143,8 +143,8 @@ def table(found: Comparison) -> bytes:
 
 def on_twins(trial: Trial) -> list[str]:
     """Return what to say of recipes that train the same networks as the trial."""
-    told = f"would train the same networks as {trial.name}, and is that trial"
-    return [f"{twin} {told}" for twin in trial.twins]
+    same = f"would train the same networks as {trial.name}, and is that trial"
+    return [f"{twin} {same}" for twin in trial.twins]
 
 
 def _opened(place: Path, used: Catalog) -> Run:
@@ -153,7 +153,7 @@ def _opened(place: Path, used: Catalog) -> Run:
     if _split(run.catalog) != _split(used):
         raise UsageError(
             f"`{place}` was trained on other photos or folds than this comparison has",
-            hint="remove it, and the same command trains it anew",
+            hint="remove it, and the same command trains it again",
         )
     return run
 

@@ -69,7 +69,7 @@ def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:
 def trials(
     base: Recipe, vary: Mapping[str, Sequence[Any]], *, one_at_a_time: bool = False
 ) -> list[Trial]:
-    """Return the base, and each combination of values; or each value alone beside the base's.
+    """Return the base, and each combination of values; or the base with each value alone.
 
     Of recipes that would train the same networks the first is kept, with the names of the others.
     Raises `UsageError` for settings that cannot vary, and combinations that contradict each other.

@@ -1,7 +1,7 @@
-"""Names of the backbones: the ResNet family in the installed timm, read from its source text.
+"""The names of the backbones: the ResNet family in the installed timm, read from its source text.
 
-Importing timm costs ten CPU-seconds with torch; a misspelt name is answered without it. Knows
-nothing of networks.
+Importing timm costs ten CPU-seconds with torch; misspelt names do not need it. Knows nothing of
+networks.
 """
 
 import difflib
@@ -18,7 +18,7 @@ FAMILIES = ("res2net", "resnest", "resnet", "resnetv2", "senet", "sknet", "tresn
 
 @cache
 def backbone_names() -> tuple[str, ...]:
-    """Names with and without the tag of their weights, sorted: `resnet18`, `resnet18.a1_in1k`."""
+    """Return names with and without their weights' tag, sorted: `resnet18`, `resnet18.a1_in1k`."""
     specification = importlib.util.find_spec("timm")
     if specification is None or not specification.submodule_search_locations:
         raise ResourceError(

@@ -1,4 +1,4 @@
-"""Batch norm: its statistics re-estimated, and its work put into the convolution before it.
+"""Batch norm: its statistics re-estimated, and its work absorbed into the convolution before it.
 
 Knows nothing of our networks, of folds or of training.
 """
@@ -16,30 +16,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_Norm = nn.modules.batchnorm._BatchNorm
+
 # --- statistics -----------------------------------------------------------------------------------
 
 
 # Batch-norm statistics settle with a thousand photos; more cost time at every merge.
 RECALIBRATION_PHOTOS = 1024
 
-# Photos of a batch while batch norm is measured: fixed, so that `batch_size` does not change the
-# result.
+# Photos of a batch while they are re-estimated: fixed, so that `batch_size` changes no result.
 RECALIBRATION_BATCH = 64
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Return whether there are running statistics to measure."""
+    """Return whether there are running statistics to estimate."""
     return any(True for _ in _batch_norms(network))
 
 
 def trained_statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances of the batch norms that are in training mode, themselves."""
+    """Return the running means and variances (no copies) of the batch norms in training mode."""
     norms = [norm for norm in _batch_norms(network) if norm.training]
     return [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height width"]]) -> None:
-    """Change the network: batch-norm statistics are re-estimated on `batches`, and nothing else.
+    """Change the network: batch-norm statistics, and nothing else, are re-estimated on `batches`.
 
     One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone
     normalise by the batch at hand. Each statistic is pooled over all photos and positions (no
@@ -49,7 +50,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height 
     torch's own `update_bn` leaves dropout on and averages over batches.
     """
     norms = [norm for norm in _batch_norms(network) if not is_frozen(norm)]
-    # What was compiled for training would be compiled anew, for the hooks.
+    # What was compiled for training would be compiled again, for the hooks.
     eager = torch.compiler.set_stance("force_eager")
     with _measuring(network, norms) as pools, torch.no_grad(), eager:
         for images in batches:
@@ -59,37 +60,35 @@ def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height 
             pools[norm].write_to(norm)
 
 
-def _batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+def _batch_norms(network: nn.Module) -> Iterator[_Norm]:
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        if isinstance(module, _Norm) and module.track_running_stats:
             yield module
 
 
-def is_frozen(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+def is_frozen(norm: _Norm) -> bool:
     """Return whether the norm is not trained: it keeps its statistics."""
     return norm.affine and not norm.weight.requires_grad
 
 
 class _Pool:
-    """Mean and squared deviations of a batch norm's inputs, by channel, over all that it has seen.
+    """The mean and squared deviations of a batch norm's inputs, by channel, over all batches.
 
     Batches are joined by the update of Chan, Golub, LeVeque, "Updating Formulae and a Pairwise
     Algorithm for Computing Sample Variances", COMPSTAT 1982: sums of squares would lose the
     variance of a channel whose mean is large. In float64 where the device has it.
     """
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        """Nothing seen yet."""
+    def __init__(self, norm: _Norm) -> None:
+        """Begin with no batch."""
         assert norm.running_mean is not None
         wide = torch.float32 if norm.running_mean.device.type == "mps" else torch.float64
         self.count = 0
         self.mean = torch.zeros_like(norm.running_mean, dtype=wide)
         self.squares = torch.zeros_like(self.mean)
 
-    def add(
-        self, norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], _output: Tensor
-    ) -> None:
-        """A forward hook; with a momentum of 1, running statistics are those of the last batch."""
+    def add(self, norm: _Norm, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        """Add a batch, as a forward hook; at momentum 1, running statistics are its own."""
         assert norm.running_mean is not None and norm.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
         before, self.count = self.count, self.count + count
@@ -98,18 +97,16 @@ class _Pool:
         self.squares += shift.square() * (before * count / self.count)
         self.mean += shift * (count / self.count)
 
-    def write_to(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        """Change the norm. The variance is unbiased, as torch keeps it."""
+    def write_to(self, norm: _Norm) -> None:
+        """Change the norm's statistics. The variance is unbiased, as torch keeps it."""
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(self.mean)
         norm.running_var.copy_(self.squares / max(self.count - 1, 1))
 
 
 @contextmanager
-def _measuring(
-    network: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]
-) -> Iterator[dict[nn.modules.batchnorm._BatchNorm, _Pool]]:
-    """Statistics of what goes through the norms, which normalise by the batch meanwhile."""
+def _measuring(network: nn.Module, norms: list[_Norm]) -> Iterator[dict[_Norm, _Pool]]:
+    """Yield pools of the norms' inputs; meanwhile the norms normalise by the batch."""
     modes = {module: module.training for module in network.modules()}
     kept = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     pools = {norm: _Pool(norm) for norm in norms}
@@ -130,7 +127,7 @@ def _measuring(
             module.training = training
 
 
-# --- norms put into their convolutions ------------------------------------------------------------
+# --- norms absorbed into their convolutions -------------------------------------------------------
 
 
 # Pixels a side of the picture that is run: no stage of a ResNet comes out empty, and tensors
@@ -151,8 +148,7 @@ class Pair:
 class Absorbed:
     """A network for evaluation alone, in which every norm of `pairs` is part of its convolution.
 
-    `network` begins with the absorbed weights of the one that was given, on its device; `names` are
-    those of the full network's tensors.
+    `network` begins with the given one's weights, on its device; `names` are the latter's tensors.
     """
 
     network: nn.Module
@@ -160,10 +156,9 @@ class Absorbed:
     names: tuple[str, ...]
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """From weights of the full network to those of `network`; the argument is left unchanged.
+        """Return the weights of `network` from those of the full network, which are left unchanged.
 
-        Tensors that no pair touches are the same objects. Raises RuntimeError, as torch does, where
-        the names are not the full network's.
+        Tensors of no pair are the same objects. RuntimeError, as in torch, for other names.
         """
         if odd := sorted(set(self.names) ^ weights.keys()):
             raise RuntimeError(f"missing or unexpected among the weights: {', '.join(odd)}")
@@ -174,11 +169,10 @@ class Absorbed:
 
 
 def absorb(network: nn.Module) -> Absorbed:
-    """The network without the norms that its convolutions can take over; it is left unchanged.
+    """Return the network without the norms that its convolutions can absorb; it is left unchanged.
 
-    In the copy such a norm does nothing (or is its own activation, for timm's norms that have one)
-    and its convolution has a bias. Norms before their convolution, norms behind convolutions whose
-    weights are standardised, and whatever else is not a pair stay as they are.
+    In the copy such a norm does nothing (or is its own activation, in timm's norms that have one)
+    and its convolution has a bias. Whatever is not a pair (`find_pairs`) stays as it is.
     """
     pairs = find_pairs(network)
     weights = network.state_dict()
@@ -188,11 +182,11 @@ def absorb(network: nn.Module) -> Absorbed:
 
 
 def absorbed_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
-    """Weight and bias, in float32, of a convolution that does its norm's work as well.
+    """Return weight and bias, in float32, of a convolution that has absorbed its norm.
 
     weight · gain and beta + (bias - mean) · gain, with gain = gamma / sqrt(variance + eps) for each
-    of its channels; gamma and beta are 1 and 0 in a norm without them, as is the bias of a
-    convolution without one. Computed in float64 in main memory, as not every device has it.
+    channel. A missing gamma is 1, a missing beta or bias 0. Computed in float64 in main memory, as
+    not every device has it.
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
     """
@@ -205,13 +199,13 @@ def absorbed_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor
     deviation = (wide(f"{pair.norm}.running_var") + pair.eps).sqrt()
     gain = wide(f"{pair.norm}.weight", 1.0) / deviation
     shift = wide(f"{pair.convolution}.bias") - wide(f"{pair.norm}.running_mean")
-    absorbed = {
+    found = {
         "weight": wide(f"{pair.convolution}.weight") * gain[:, None, None, None],
         "bias": wide(f"{pair.norm}.bias") + shift * gain,
     }
     return {
         f"{pair.convolution}.{name}": tensor.to(kernel.device, torch.float32)
-        for name, tensor in absorbed.items()
+        for name, tensor in found.items()
     }
 
 
@@ -220,7 +214,7 @@ def absorbed_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor
 
 @dataclass(frozen=True, eq=False)
 class _Operation:
-    """One of torch's operations as it was run."""
+    """A torch operation with the tensors that it read and made."""
 
     function: Any
     read: tuple[Tensor, ...]
@@ -228,10 +222,10 @@ class _Operation:
 
 
 class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every operation that runs while it is entered; holds its tensors, so that ids stay theirs."""
+    """The operations that run while it is entered, with their tensors, so that ids stay theirs."""
 
     def __init__(self) -> None:
-        """Nothing has run yet."""
+        """Begin with no operation."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.readers: dict[int, list[_Operation]] = {}
 
@@ -241,19 +235,19 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def add(self, function: Any, read: Any, made: Any) -> None:
-        """Notes an operation with each tensor that it reads."""
+        """Add an operation under each tensor that it reads."""
         operation = _Operation(function, _tensors(read), _tensors(made))
         for number in {id(tensor) for tensor in operation.read}:
             self.readers.setdefault(number, []).append(operation)
 
     def only_reader(self, tensor: Tensor | None) -> _Operation | None:
-        """The operation that reads the tensor, if no other one does (views are others)."""
+        """Return the operation that reads the tensor, if no other one does (views are others)."""
         found = self.readers.get(id(tensor), [])
         return found[0] if len(found) == 1 else None
 
 
 def find_pairs(network: nn.Module) -> tuple[Pair, ...]:
-    """Convolutions whose result is read by a norm and by nothing else, each of them run once.
+    """Return the convolutions, each run once, whose result only a norm reads, with these norms.
 
     A weight that anything but its convolution reads (standardisation, a second run) is no pair's.
     """
@@ -266,7 +260,8 @@ def find_pairs(network: nn.Module) -> tuple[Pair, ...]:
         id(reader): name
         for name, module in modules.items()
         if type(module) in (nn.BatchNorm2d, BatchNormAct2d)
-        and (reader := tape.only_reader(_statistics(module))) is not None
+        # A norm without running statistics normalises by the batch and cannot be absorbed.
+        and (reader := tape.only_reader(module.running_mean)) is not None
     }
     followers = {
         name: norms.get(id(_follower(tape, module)))
@@ -281,7 +276,7 @@ def find_pairs(network: nn.Module) -> tuple[Pair, ...]:
 
 
 def _follower(tape: _Tape, convolution: nn.Conv2d) -> _Operation | None:
-    """The only operation that reads what the convolution, run once, makes of its weights."""
+    """Return the only operation that reads the result of the convolution, which is run once."""
     run = tape.only_reader(convolution.weight)
     if run is None or run.function is not torch.ops.aten.convolution.default:
         return None
@@ -290,18 +285,12 @@ def _follower(tape: _Tape, convolution: nn.Conv2d) -> _Operation | None:
     return tape.only_reader(run.made[0])
 
 
-def _statistics(norm: nn.Module) -> Tensor | None:
-    """The running mean; a norm without one normalises by the batch and cannot be absorbed."""
-    mean: Tensor | None = norm.running_mean  # type: ignore[assignment]
-    return mean
-
-
 def _tensors(values: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 def _without_norms(network: nn.Module, pairs: tuple[Pair, ...]) -> nn.Module:
-    """A copy for evaluation in which the pairs' norms are gone; new biases are still zero."""
+    """Return a copy for evaluation without the pairs' norms; new biases are still zero."""
     body = copy.deepcopy(network).requires_grad_(False)
     for pair in pairs:
         convolution = body.get_submodule(pair.convolution)
@@ -313,7 +302,7 @@ def _without_norms(network: nn.Module, pairs: tuple[Pair, ...]) -> nn.Module:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What is left of a norm without its affine part, under the names that its parts had."""
+    """Return the rest of a norm without its affine part, under the names that its parts had."""
     if isinstance(norm, BatchNormAct2d):
         rest = nn.Sequential()
         rest.add_module("drop", norm.drop)

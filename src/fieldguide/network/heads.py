@@ -1,13 +1,16 @@
 """Heads: from a backbone's last feature map (n, channels, height, width) to logits (n, classes).
 
-Each pools over the map's positions in its own way, then drops out and applies one linear layer.
-Knows nothing of backbones.
+Each pools over positions in its own way, before a linear layer. Knows nothing of backbones.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Features: TypeAlias = Float[Tensor, "n channels height width"]
+Logits: TypeAlias = Float[Tensor, "n classes"]
 
 # Squeeze to a sixteenth of the channels: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018,
 # table 10.
@@ -19,31 +22,29 @@ ATTENTION_HEAD_CHANNELS = 64
 
 
 class LinearHead(nn.Module):
-    """Mean over positions, dropout, linear layer."""
+    """The mean over positions, dropout and a linear layer."""
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
-        """`channels` of the map, `classes` to tell apart, `dropout` in [0, 1)."""
+        """Build the layers for `channels` of the map and `classes`, with `dropout` in [0, 1)."""
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
 
-    def forward(
-        self, features: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n classes"]:
-        """Logits of the feature map."""
+    def forward(self, features: Features) -> Logits:
+        """Return the logits of the feature map."""
         logits: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3))))
         return logits
 
 
 class SEHead(nn.Module):
-    """Squeeze-and-excitation: channels weighed by a gate from their means, then `LinearHead`.
+    """A squeeze-and-excitation head: channels weighed by a gate of their means, then `LinearHead`.
 
     gate = sigmoid(W2 relu(W1 mean + b1) + b2), one number a channel in (0, 1).
     Source: Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
-        """`channels` of the map, `classes` to tell apart, `dropout` in [0, 1)."""
+        """Build the layers for `channels` of the map and `classes`, with `dropout` in [0, 1)."""
         super().__init__()
         squeezed = max(channels // SE_REDUCTION, 8)
         self.gate = nn.Sequential(
@@ -51,17 +52,15 @@ class SEHead(nn.Module):
         )
         self.pool = LinearHead(channels, classes, dropout)
 
-    def forward(
-        self, features: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n classes"]:
-        """Logits of the feature map."""
+    def forward(self, features: Features) -> Logits:
+        """Return the logits of the feature map."""
         gate = self.gate(features.mean(dim=(2, 3)))
         logits: Tensor = self.pool(features * gate[:, :, None, None])
         return logits
 
 
 class AttentionHead(nn.Module):
-    """Multi-head attention pooling: the mean feature asks, every position answers; a linear layer.
+    """A multi-head attention pool: the mean feature asks, every position answers; a linear layer.
 
     The query is the mean over positions and is added to what it gathers, and what is gathered
     starts at zero, so that the untrained head is `LinearHead`. Positions carry no encoding: the
@@ -71,7 +70,7 @@ class AttentionHead(nn.Module):
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
-        """`channels` of the map, `classes` to tell apart, `dropout` in [0, 1)."""
+        """Build the layers for `channels` of the map and `classes`, with `dropout` in [0, 1)."""
         super().__init__()
         heads = max(channels // ATTENTION_HEAD_CHANNELS, 1)
         while channels % heads:
@@ -82,10 +81,8 @@ class AttentionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
 
-    def forward(
-        self, features: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n classes"]:
-        """Logits of the feature map."""
+    def forward(self, features: Features) -> Logits:
+        """Return the logits of the feature map."""
         positions = features.flatten(2).transpose(1, 2)
         mean = positions.mean(dim=1, keepdim=True)
         keys = self.norm(positions)

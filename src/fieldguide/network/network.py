@@ -22,26 +22,27 @@ from fieldguide.network.heads import HEADS
 from fieldguide.network.pretrained import download, read_weights
 from fieldguide.photos.augment import Interpolation
 from fieldguide.seeds import derive_seed
+from fieldguide.words import some
 
 
 class Network(nn.Module):
     """A backbone that ends in a feature map, and a head that turns the map into logits."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        """The two parts, under their names."""
+        """Keep the two parts, under their names."""
         super().__init__()
         self.backbone = backbone
         self.head = head
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
-        """Logits of normalised images."""
+        """Return the logits of normalised images."""
         logits: Tensor = self.head(self.backbone.forward_features(images))  # type: ignore[operator]
         return logits
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What the backbone's weights were made for."""
+    """The input that the backbone's weights were made for, and their licence."""
 
     size: int
     eval_resize: int
@@ -54,16 +55,19 @@ class InputConfig:
 def build(
     backbone: str, *, weights: str, head: str, classes: int, dropout: float, seed: int
 ) -> Network:
-    """A network at its start: backbone from `weights`, head drawn from `seed`."""
+    """Return a network at its start: backbone from `weights`, head drawn from `seed`."""
     body = build_backbone(backbone, weights=weights, seed=seed)
     return with_head(body, head, classes=classes, dropout=dropout, seed=seed)
 
 
 def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
-    """A backbone with `weights`: `pretrained` (timm's, from the hub), `none` (drawn) or a file."""
+    """Return a backbone with `weights`: `pretrained` (timm's), `none` (drawn) or a file."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "first backbone"))
-        body = _create_backbone(backbone)
+        require_backbone(backbone)
+        body: nn.Module = timm.create_model(
+            backbone, pretrained=False, num_classes=0, global_pool=""
+        )
     if weights == "pretrained":
         _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
     elif weights != "none":
@@ -72,10 +76,9 @@ def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
 
 
 def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed: int) -> Network:
-    """The network of a backbone and a head drawn from `seed`.
+    """Return the network of a backbone and a head drawn from `seed`.
 
-    The same seed gives the same head for every replica and fold, without which their averages
-    would mix unrelated heads.
+    The same seed gives every replica and fold the same head: unrelated heads cannot be averaged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "first head"))
@@ -85,7 +88,7 @@ def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed:
 
 
 def input_config(backbone: nn.Module) -> InputConfig:
-    """Size, normalisation and licence that the backbone's weights come with."""
+    """Return size, normalisation and licence of the backbone's weights."""
     config = _config(backbone)
     size = int(config["input_size"][-1])
     return InputConfig(
@@ -99,7 +102,7 @@ def input_config(backbone: nn.Module) -> InputConfig:
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights and statistics, laid out alike whatever the network's layout.
+    """Return a copy of all weights and statistics, contiguous whatever the network's layout.
 
     A checkpoint keeps no layout, and sums run in the order of memory.
     """
@@ -118,7 +121,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def backbone_anchor(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of `weights` that a merge may be anchored to: the backbone's trained tensors."""
+    """Return the weights that a merge may be anchored to: the backbone's trained tensors."""
     return {
         name: weights[name]
         for name, tensor in network.named_parameters()
@@ -135,17 +138,11 @@ def freeze(network: Network, stages: int) -> None:
 
 
 def train_mode(network: Network) -> None:
-    """Change the network: training mode, but for the batch norms of frozen stages."""
+    """Change the network to training mode, but for the batch norms of frozen stages."""
     network.train()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and is_frozen(module):
             module.eval()
-
-
-def _create_backbone(name: str) -> nn.Module:
-    require_backbone(name)
-    body: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
-    return body
 
 
 def _config(backbone: nn.Module) -> Mapping[str, Any]:
@@ -154,14 +151,14 @@ def _config(backbone: nn.Module) -> Mapping[str, Any]:
 
 
 def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Change the backbone. Refuses weights that lack one of its tensors or have another shape."""
+    """Change the backbone; `UsageError` for weights that lack a tensor or have another shape."""
     own = backbone.state_dict()
     given = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
     missing = [name for name in own if name not in given and not name.endswith("batches_tracked")]
     if missing:
         raise UsageError(
             f"weights `{source}` lack {len(missing)} of the backbone's {len(own)} tensors,"
-            f" among them {_some(missing)}; they hold {_some(list(given))}",
+            f" among them {some(missing, 5)}; they hold {some(list(given), 5)}",
             hint="set `backbone` to the network that the weights were trained with",
         )
     shapes = [
@@ -170,19 +167,14 @@ def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: s
         if name in given and given[name].shape != tensor.shape
     ]
     if shapes:
-        raise UsageError(f"weights `{source}` have other shapes: {_some(shapes)}")
+        raise UsageError(f"weights `{source}` have other shapes: {some(shapes, 5)}")
     load_weights(backbone, own | given)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-
-
 def _stage_numbers(backbone: nn.Module) -> dict[str, int]:
-    """The stage of each tensor: 0 the stem, 1 the first stage, … by timm's coarse matcher.
+    """Return the stage of each tensor: 0 the stem, 1 the first stage, … by timm's coarse matcher.
 
-    Stages are numbered anew, as some families count theirs from 0; what is in none (a final norm)
-    comes after the last.
+    Some families count theirs from 0; tensors of no stage (a final norm) come after the last.
     """
     matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
     names = [name for name, _ in backbone.named_parameters()]

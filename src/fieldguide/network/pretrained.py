@@ -1,4 +1,4 @@
-"""Weights from outside: files that a user names, and timm's weights from the hub.
+"""The weights from outside: files that a user names, and timm's weights from the hub.
 
 No pickle is ever run. Knows nothing of networks: it returns tensors by name.
 """
@@ -23,7 +23,7 @@ from fieldguide.errors import ResourceError, UsageError
 # long. Taste: with the imports it leaves the promise of five seconds.
 HUB_SECONDS = 3.0
 
-# Under what names training scripts save the weights inside a checkpoint.
+# Names under which training scripts save the weights inside a checkpoint.
 NESTED = ("state_dict", "model", "state_dict_ema", "model_state_dict")
 
 # Prefixes that wrappers put before every name: DataParallel and torch.compile.
@@ -31,32 +31,31 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 # What torch's reader raises on damaged files, found by cutting and changing small ones.
 _BROKEN = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
+    *(RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(AssertionError, ArithmeticError, MemoryError, struct.error),
 )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors, .pth, .pt or .bin file, floating ones as float32."""
+    """Return tensors by name from a .safetensors, .pth, .pt or .bin file, floats as float32."""
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_tensors(path).items()
+    }
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return tensors by name, without the wrappers' prefixes, of the types in the file."""
     if not path.is_file():
         raise UsageError(f"weights `{path}`: there is no such file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return {_unwrapped(name): _widened(tensor) for name, tensor in tensors.items()}
+    return {_unwrapped(name): tensor for name, tensor in tensors.items()}
 
 
 def download(backbone: str, config: Mapping[str, Any]) -> Path:
-    """The weights file of a timm network, from the hub's local cache or else from the hub.
+    """Return the weights file of a timm network, from the hub's local cache or else from the hub.
 
-    `config` is timm's `pretrained_cfg`. Without a network it fails within five seconds.
+    `config` is timm's `pretrained_cfg`. Offline it raises `ResourceError` within five seconds.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
@@ -86,10 +85,7 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
 
 
 def _require_hub(endpoint: str) -> None:
-    """Raise OSError unless the hub answers in time.
-
-    In a thread, as looking up a name knows no time limit.
-    """
+    """Raise OSError unless the hub answers in time; a name's look-up has no limit of its own."""
     outcome: list[Exception | None] = []
 
     def ask() -> None:
@@ -127,7 +123,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"weights `{path}` are refused: they are no plain tensors,"
             " and loading them could run code",
-            hint="convert them to .safetensors where you trust them",
+            hint="convert them to .safetensors if you trust them",
         ) from error
     except _BROKEN as error:
         raise UsageError(f"weights `{path}` cannot be read: {str(error)[:200]}") from error
@@ -142,7 +138,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _require_pickle(path: Path) -> None:
-    """Raise `UsageError` for what torch never wrote, as a web page saved under a weights' name."""
+    """Raise `UsageError` for a file that torch never wrote, such as a web page under that name."""
     with path.open("rb") as file:
         start = file.read(2)
     if start != b"PK" and start[:1] != b"\x80":  # a zip archive since torch 1.6, a pickle before
@@ -154,11 +150,7 @@ def _require_pickle(path: Path) -> None:
 
 
 def _unwrapped(name: str) -> str:
-    """The name without the wrappers' prefixes, in whatever order they were put around."""
+    """Return the name without the wrappers' prefixes, in whatever order they come."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     return name
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,1 +1,1 @@
-"""From photos to answers: classifiers, tables. Knows nothing of training or run folders."""
+"""Answers from photos: classifiers, tables. Knows nothing of training or run folders."""

@@ -1,4 +1,4 @@
-"""A classifier: weights, what they expect of a picture, and how far to trust what they say.
+"""A classifier: weights, what they expect of a picture, and how far to trust its answers.
 
 It is one folder that needs no run: `classifier.json`, a safetensors file a member, and the
 out-of-fold scores by which sets of classes are drawn. Nothing in it is pickled, and every file's
@@ -42,13 +42,13 @@ Combine = Literal["ensemble", "logits", "geometric"]
 
 @dataclass(frozen=True)
 class Card:
-    """What a classifier is, apart from its weights.
+    """The description of a classifier, apart from its weights.
 
-    `combine` says how members become one: the mean of their probabilities (`ensemble`), the
-    softmax of the mean of their logits (`logits`), or the geometric mean of their probabilities,
-    normalised (`geometric`); with one view of each photo the last two are the same. Logits are
-    divided by `temperature` first. `members` are names; `license` is that of the weights that
-    training began with; `calibration` and `provenance` are records for the reader.
+    `combine` says how members become one: the mean of their probabilities (`ensemble`), the softmax
+    of the mean of their logits (`logits`), or the normalised geometric mean of their probabilities
+    (`geometric`); with one view of each photo the last two are the same. Logits are divided by
+    `temperature` first. `members` are names; `license` is that of the weights that training began
+    with; `calibration` and `provenance` are records for the reader.
     """
 
     architecture: Architecture
@@ -63,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """How the classifier's members did on photos that they were not trained on.
+    """The members' scores on photos that they were not trained on.
 
     `split` and `adaptive` are the nonconformity scores of the true class `targets` of each photo
     (`analysis.conformal`), after scaling by the temperature, under the member `members` (a number).
@@ -77,7 +77,7 @@ class OutOfFold:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Members of one architecture that answer together. `Classifier.load` reads a saved one."""
+    """A classifier of one or more members; `Classifier.load` reads a saved one."""
 
     card: Card
     members: tuple[Weights, ...] = field(repr=False)
@@ -90,18 +90,17 @@ class Classifier:
 
     @cached_property
     def parameters(self) -> int:
-        """Trained numbers, over all members; batch norm's statistics are not counted."""
-        counts = (
+        """The number of trained values over all members, without batch norm's statistics."""
+        return sum(
             tensor.numel()
             for weights in self.members
             for name, tensor in weights.items()
             if tensor.is_floating_point() and ".running_" not in name
         )
-        return sum(counts)
 
     @property
     def nbytes(self) -> int:
-        """What the weights take on disk and in memory."""
+        """The size of the weights on disk and in memory."""
         return sum(
             tensor.numel() * tensor.element_size()
             for weights in self.members
@@ -117,12 +116,16 @@ class Classifier:
         calibrated: bool = True,
         machine: Machine = Machine(),
     ) -> Predictions:
-        """What photos show, in memory: of a folder, a table, files, several of these, or a catalog.
+        """Return predictions, in memory, for a folder, a table, files, several, or a catalog.
 
-        One row for every photo, in the order of `inputs.read`; one that cannot be read has the
-        reason in place of a result. See `stream` for the rest.
+        There is one row for every photo, in the order of `inputs.read`; one that cannot be read has
+        the reason in place of a result. See `stream` for the rest.
         """
-        found = _of_catalog(photos) if isinstance(photos, Catalog) else inputs.read(photos)
+        found = (
+            [Input(photo.path, photos.file(photo)) for photo in photos.photos]
+            if isinstance(photos, Catalog)
+            else inputs.read(photos)
+        )
         chunks = self.stream(found, views=views, sets=sets, calibrated=calibrated, machine=machine)
         nothing = self._answered([], range(0), [], None, 1.0, sets)
         return Predictions.concatenate([nothing, *chunks])
@@ -136,11 +139,11 @@ class Classifier:
         calibrated: bool = True,
         machine: Machine = Machine(),
     ) -> Iterator[Predictions]:
-        """Predictions batch by batch, in order: memory does not grow with the number of photos.
+        """Yield predictions batch by batch, in order: memory does not grow with the photos.
 
-        `views` are looked at beside the plain one (`augment.view_transform`), their probabilities
-        averaged. `calibrated=False` leaves the temperature out: the probabilities of `oof.csv`.
-        Raises `UsageError` for sets without calibration.
+        `views` are added to the plain one (`augment.view_transform`), their probabilities averaged.
+        `calibrated=False` leaves the temperature out: the probabilities of `oof.csv`. Raises
+        `UsageError` for sets without calibration.
         """
         if sets and not calibrated:
             raise UsageError("sets of classes need calibrated probabilities")
@@ -158,7 +161,7 @@ class Classifier:
             yield self._answered(photos, range(len(photos)), asked, None, temperature, sets)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the classifier as a folder; raise `UsageError` where something lies there."""
+        """Write the classifier as a folder and return it; `UsageError` if there is something."""
         place = Path(folder)
         if not place.is_dir() or any(place.iterdir()):
             files.require_new(place, hint="name a new folder")
@@ -175,9 +178,9 @@ class Classifier:
 
     @staticmethod
     def load(folder: str | Path) -> "Classifier":
-        """A saved classifier, its hashes checked.
+        """Return a saved classifier, its hashes checked.
 
-        Raises `UsageError` where none is, `ResourceError` for a damaged one.
+        Raises `UsageError` if there is none, `ResourceError` for a damaged one.
         """
         place = Path(folder)
         if not (place / CARD).is_file():
@@ -200,7 +203,7 @@ class Classifier:
         temperature: float,
         sets: conformal.Sets | None,
     ) -> Predictions:
-        """The rows of `span`, of which a batch saw all that are files."""
+        """Return the rows of `span`; the batch saw all photos of it that are files."""
         problems = {n: photos[n].problem for n in span}
         probabilities = np.full((len(span), len(self.classes)), np.nan)
         chosen = np.zeros((len(span), len(self.classes)), bool) if sets else None
@@ -233,14 +236,10 @@ class Classifier:
         )
 
 
-def _of_catalog(catalog: Catalog) -> list[Input]:
-    return [Input(photo.path, catalog.file(photo)) for photo in catalog.photos]
-
-
 def member_probabilities(
     logits: Float[np.ndarray, "members n views classes"], temperature: float
 ) -> Float[np.ndarray, "members n classes"]:
-    """Each member's probabilities at that temperature, averaged over views."""
+    """Return each member's probabilities at that temperature, averaged over views."""
     flat = calibration.scaled(logits.reshape(-1, logits.shape[-1]), temperature)
     by_member: NDArray[np.float64] = flat.reshape(logits.shape).mean(axis=2)
     return by_member
@@ -252,7 +251,7 @@ def combined(
     temperature: float,
     combine: Combine,
 ) -> Float[np.ndarray, "n classes"]:
-    """The probabilities of all members together; `Card` says how."""
+    """Return the probabilities of all members together; `Card` says how."""
     if combine == "logits":
         return calibration.scaled(logits.astype(np.float64).mean(axis=(0, 2)), temperature)
     if combine == "geometric":
@@ -263,7 +262,7 @@ def combined(
 
 
 def as_tensors(weights: Mapping[str, NDArray[Any]]) -> Weights:
-    """Weights that were read as arrays."""
+    """Return weights that were read as arrays."""
     return {name: torch.from_numpy(array) for name, array in weights.items()}
 
 

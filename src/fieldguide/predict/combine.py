@@ -1,7 +1,7 @@
-"""From the networks of a run's folds to one classifier: an ensemble, one fold, or a merged model.
+"""One classifier from the networks of a run's folds: an ensemble, one fold, or a merged model.
 
 All folds share one start, so their weights can be averaged into a soup of one network's cost. A
-soup has seen every photo of the folds: what it is worth can be told on photos outside of them only.
+soup has seen every photo of the folds: only photos outside of them can judge it.
 
     soup     the plain mean of all folds (Wortsman et al., "Model soups", ICML 2022)
     greedy   folds in the order of their out-of-fold accuracy, each kept if the mean with it is no
@@ -42,7 +42,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Outside:
-    """Labelled photos that no fold trained on and on which nothing was chosen.
+    """The labelled photos that no fold trained on and on which nothing was chosen.
 
     `groups` name what belongs together: intervals draw whole groups, halves keep them whole.
     `hashes` are the SHA-256 of the files.
@@ -54,11 +54,11 @@ class Outside:
     hashes: tuple[str, ...]
 
     def __len__(self) -> int:
-        """The number of photos."""
+        """Return the number of photos."""
         return len(self.files)
 
     def part(self, rows: NDArray[np.int64]) -> "Outside":
-        """Some of the photos, by number."""
+        """Return some of the photos, by number."""
         return Outside(
             tuple(self.files[row] for row in rows),
             self.targets[rows],
@@ -69,11 +69,10 @@ class Outside:
 
 @dataclass(frozen=True, eq=False)
 class Ingredients:
-    """What a run gives to make a classifier from.
+    """The parts of a run that make a classifier.
 
     `weights` reads those of a fold, or (None) of the common start; `judged` and `targets` are each
-    done fold's out-of-fold logits, under these weights, and classes; `training` are the files of
-    all folds.
+    done fold's out-of-fold logits and classes; `training` are the files of all folds.
     """
 
     recipe: Recipe
@@ -88,7 +87,7 @@ class Ingredients:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """What all folds have in common."""
+        """The architecture that all folds have in common."""
         recipe = self.recipe
         settings = {
             name: getattr(recipe, name)
@@ -99,18 +98,18 @@ class Ingredients:
 
     @cached_property
     def temperature(self) -> float:
-        """Fitted on the out-of-fold logits of all folds that are done."""
+        """The temperature that fits the out-of-fold logits of all folds that are done."""
         logits = np.concatenate(list(self.judged.values()))
         return calibration.fit_temperature(logits, np.concatenate(list(self.targets.values())))
 
     def fold_weights(self, folds: Sequence[int]) -> list[Weights]:
-        """Each fold's weights as tensors."""
+        """Return each fold's weights as tensors."""
         return [as_tensors(self.weights(fold)) for fold in folds]
 
 
 @dataclass(frozen=True, eq=False)
 class Greedy:
-    """What a greedy soup chose, and what that choice is worth.
+    """The folds that a greedy soup chose, and the worth of that choice.
 
     `accuracy` is that on the photos that chose it, which flatters. `logits` are cross-fitted: the
     outside photos are halved, and each half is judged by the soup that the other half chose.
@@ -124,7 +123,7 @@ class Greedy:
 def by_name(
     ingredients: Ingredients, name: str, *, batch_norm: BatchNorm, machine: Machine
 ) -> Classifier:
-    """The classifier that `name` stands for: a way to answer together, a rule, or `fold-0`."""
+    """Return the classifier called `name`: a way to answer together, a rule, or `fold-0`."""
     for together in get_args(Together):
         if name == together:
             return ensemble(ingredients, together)
@@ -135,7 +134,7 @@ def by_name(
 
 
 def ensemble(ingredients: Ingredients, together: Together = "ensemble") -> Classifier:
-    """All folds that are done, each calibrated by the photos that it was judged on."""
+    """Return all folds that are done, each calibrated by the photos that it was judged on."""
     folds = list(ingredients.judged)
     return Classifier(
         _card(ingredients, [f"fold {fold}" for fold in folds], together, {"folds": folds}),
@@ -145,7 +144,7 @@ def ensemble(ingredients: Ingredients, together: Together = "ensemble") -> Class
 
 
 def one_fold(ingredients: Ingredients, fold: int) -> Classifier:
-    """One fold's merged weights; sets of classes are calibrated by the photos it was judged on."""
+    """Return one fold's merged weights; the photos it was judged on calibrate its sets."""
     if fold not in ingredients.judged:
         raise UsageError(
             f"fold {fold} is not trained",
@@ -166,7 +165,7 @@ def soup(
     machine: Machine = Machine(),
     chosen: Greedy | None = None,
 ) -> Classifier:
-    """One network merged from all folds that are done. `chosen`: what `greedy` gave, if known.
+    """Return one network merged from all done folds. `chosen`: the result of `greedy`, if known.
 
     Its temperature and sets come from the folds' out-of-fold predictions, which stand for its own:
     it has none. Raises `DataError` where `greedy` has no photos outside all folds to choose by.
@@ -186,7 +185,7 @@ def soup(
 
 
 def model_name(rule: str, batch_norm: str) -> str:
-    """What a merged model is called in a run's folder; `UsageError` for another `batch_norm`."""
+    """Return a merged model's name in a run; `UsageError` for an unknown `batch_norm`."""
     if batch_norm not in get_args(BatchNorm):
         raise UsageError(f"`batch_norm` is none of {', '.join(get_args(BatchNorm))}: {batch_norm}")
     plain = batch_norm == "recalibrate" or rule not in RULES
@@ -200,7 +199,7 @@ def merged(
     batch_norm: BatchNorm,
     machine: Machine,
 ) -> Weights:
-    """The folds' weights merged by a rule, with batch norm measured anew on training photos."""
+    """Return the folds' weights merged by a rule, batch norm re-estimated on training photos."""
     copies = ingredients.fold_weights(sorted(folds))
     if rule == "stock":
         weights = merge.RULES["model_stock"](copies, anchor(ingredients))
@@ -214,7 +213,7 @@ def merged(
 
 
 def greedy(ingredients: Ingredients, *, batch_norm: BatchNorm, machine: Machine) -> Greedy:
-    """The greedy soup's folds, chosen by all photos outside the folds and by each half of them."""
+    """Return the greedy soup's folds, chosen by all outside photos and by each half of them."""
     outside = ingredients.outside
     if len(outside) < 2:
         raise DataError(
@@ -236,8 +235,7 @@ def greedy(ingredients: Ingredients, *, batch_norm: BatchNorm, machine: Machine)
             by_accuracy(ingredients), lambda folds: metrics.accuracy(logits(folds)[rows], targets)
         )
 
-    everything = np.arange(len(outside))
-    folds = choose(everything)
+    folds = choose(np.arange(len(outside)))
     cross_fitted = np.empty_like(logits(folds))
     for judged, by in halves(outside.groups):
         cross_fitted[judged] = logits(choose(by))[judged]
@@ -247,7 +245,7 @@ def greedy(ingredients: Ingredients, *, batch_norm: BatchNorm, machine: Machine)
 def add_greedily(
     order: Sequence[int], accuracy: Callable[[tuple[int, ...]], float]
 ) -> tuple[int, ...]:
-    """The first of `order`, and each later one with which the mean is not less accurate."""
+    """Return the first of `order`, and each later one with which the mean is no worse."""
     chosen: tuple[int, ...] = (order[0],)
     for fold in order[1:]:
         more = tuple(sorted((*chosen, fold)))
@@ -257,7 +255,7 @@ def add_greedily(
 
 
 def by_accuracy(ingredients: Ingredients) -> list[int]:
-    """The folds by falling out-of-fold accuracy."""
+    """Return the folds by falling out-of-fold accuracy."""
     accuracy = {
         fold: metrics.accuracy(logits, ingredients.targets[fold])
         for fold, logits in ingredients.judged.items()
@@ -266,10 +264,9 @@ def by_accuracy(ingredients: Ingredients) -> list[int]:
 
 
 def halves(groups: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to judge and rows to choose by, twice; a group is in one half whole.
+    """Return rows to judge and rows to choose by, twice; a group is in one half whole.
 
-    Which half is drawn from the group's name. Where all groups fall into one half, the first goes
-    to the other.
+    A group's name draws its half. Where all groups fall into one half, the first goes to the other.
     """
     side = np.array([derive_seed("half", group) % 2 for group in groups])
     if side.min() == side.max():
@@ -283,7 +280,7 @@ def halves(groups: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.in
 def outside_logits(
     ingredients: Ingredients, members: Sequence[Weights], outside: Outside, machine: Machine
 ) -> Float[np.ndarray, "members n classes"]:
-    """Logits of the outside photos; raises `DataError` for one that cannot be read any more."""
+    """Return logits of the outside photos; `DataError` if one cannot be read any more."""
     found, rows = inference.all_logits(ingredients.architecture, members, outside.files, machine)
     if len(rows) < len(outside):
         lost = sorted(set(range(len(outside))) - set(rows.tolist()))
@@ -296,7 +293,7 @@ def outside_logits(
 
 
 def anchor(ingredients: Ingredients) -> Weights:
-    """The backbone's trained tensors as all folds began with them."""
+    """Return the backbone's trained tensors at the start of all folds."""
     start = as_tensors(ingredients.weights(None))
     return {
         name: tensor
@@ -306,15 +303,15 @@ def anchor(ingredients: Ingredients) -> Weights:
 
 
 def _calibration_photos(ingredients: Ingredients) -> list[Path]:
-    """Some training photos in random order."""
+    """Return some training photos in random order."""
     draw = np.random.default_rng(derive_seed(ingredients.recipe.seed, "soup recalibration"))
     rows = draw.permutation(len(ingredients.training))[:RECALIBRATION_PHOTOS]
     photos = [ingredients.training[row] for row in rows]
     gone = [photo for photo in photos if not photo.is_file()]
     if 2 * len(gone) > len(photos):
         raise DataError(
-            f"batch norm is measured on training photos, and {len(gone)} of {len(photos)} are gone,"
-            f" such as `{gone[0]}`",
+            f"batch norm is re-estimated on training photos, and {len(gone)} of {len(photos)} are"
+            f" gone, such as `{gone[0]}`",
             hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
             " statistics: `fieldguide soup RUN --batch-norm average`",
         )
@@ -337,7 +334,7 @@ def _card(
 
 
 def _calibration_record(ingredients: Ingredients) -> dict[str, Any]:
-    """Calibration out of fold before and after scaling; after is cross-fitted."""
+    """Return calibration out of fold before and after scaling; after is cross-fitted."""
     logits = np.concatenate(list(ingredients.judged.values()))
     targets = np.concatenate(list(ingredients.targets.values()))
     sizes = [len(part) for part in ingredients.judged.values()]
@@ -365,7 +362,7 @@ def _calibration_figures(
 
 
 def _out_of_fold(ingredients: Ingredients, member_of: Mapping[int, int]) -> OutOfFold:
-    """The scores of the folds named, each under the number of its member."""
+    """Return the scores of the folds named, each under the number of its member."""
     folds = list(member_of)
     targets = np.concatenate([ingredients.targets[fold] for fold in folds])
     logits = np.concatenate([ingredients.judged[fold] for fold in folds])

@@ -1,14 +1,14 @@
-"""From photos to logits: networks of one architecture that share every read, decode and resize.
+"""Photos to logits, by networks of one architecture that share every read, decode and resize.
 
 Prediction, scores and soups all look at photos through `logits`, with the preprocessing that the
-folds were judged by. A photo that cannot be read is named and never gets another one's result.
-Knows nothing of runs, folds or what becomes of the logits.
+folds were judged by. A photo that cannot be read is named and never gets another's result.
+Knows nothing of runs, folds or uses of the logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluat
 from fieldguide.photos.transforms import Picture, evaluation
 
 Rgb = tuple[float, float, float]
+_Images: TypeAlias = UInt8[Tensor, "n 3 height width"]
+_Logits: TypeAlias = Float[Tensor, "members n classes"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device, threads and precision (`auto`: the network's), which change rounding alone."""
+    """The device and its use, which change no result beyond rounding; `auto` is the network's."""
 
     device: str = "auto"
     workers: int | Literal["auto"] = "auto"
@@ -81,7 +83,7 @@ class Machine:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What networks made of a batch of photos, by their numbers, and which could not be read."""
+    """The logits of a batch of photos, by their numbers, and the photos that could not be read."""
 
     photos: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "members n views classes"]
@@ -95,10 +97,9 @@ def logits(
     machine: Machine = Machine(),
     views: Sequence[View] = (),
 ) -> Iterator[Seen]:
-    """Each photo's logits under each member and view, batch by batch, in order, in float32.
+    """Yield each photo's logits by member and view, batch by batch, in order, in float32.
 
-    Memory does not grow with the number of photos. Raises `ResourceError` where a single photo does
-    not fit into the device's memory.
+    Memory does not grow with the photos. Raises `ResourceError` if it cannot hold a single one.
     """
     odd = [view for view in views if view not in get_args(View)]
     if odd:
@@ -119,7 +120,7 @@ def all_logits(
     files: Sequence[Path],
     machine: Machine = Machine(),
 ) -> tuple[Float[np.ndarray, "members n classes"], NDArray[np.int64]]:
-    """The logits of all photos that can be read, one view each, and the numbers of these photos."""
+    """Return the logits of all readable photos, one view each, and the numbers of these photos."""
     seen = list(logits(architecture, members, files, machine))
     together = np.concatenate([batch.logits[:, :, 0] for batch in seen], axis=1)
     return together, np.concatenate([batch.photos for batch in seen])
@@ -131,9 +132,9 @@ def recalibrated(
     files: Sequence[Path],
     machine: Machine = Machine(),
 ) -> dict[str, Tensor]:
-    """The same weights with batch norm measured anew on the photos that can be read.
+    """Return the weights with batch norm re-estimated on the photos that can be read.
 
-    Give them in random order: photos of few classes at a time have statistics of their own.
+    Give these in random order: photos of few classes at a time have statistics of their own.
     """
     device = choose_device(machine.device)
     network = _laid_out(architecture, device)
@@ -150,7 +151,7 @@ def recalibrated(
 
 
 class _Networks:
-    """The members as functions of a batch: one absorbed network, into which weights are swapped."""
+    """The members as functions of a batch: one network, its norms absorbed, for all weights."""
 
     def __init__(
         self,
@@ -171,45 +172,43 @@ class _Networks:
         self.members = [self._member(weights) for weights in members]
 
     def _member(self, weights: Weights) -> dict[str, Tensor]:
-        """Absorbed weights on the device, kernels in the layout of the pictures.
+        """Return a member's weights, norms absorbed, on the device and in the pictures' layout.
 
         Those that autocast would round at every batch are rounded here, once.
         """
         layout, precision = self.normalise.layout, getattr(torch, self.precision)
         here = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        absorbed = {
-            name: tensor.to(precision) if name in self.narrowed else tensor
-            for name, tensor in self.absorbed.weights(here).items()
-        }
-        return {
-            name: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
-            for name, tensor in absorbed.items()
-        }
+        ready = {}
+        for name, tensor in self.absorbed.weights(here).items():
+            rounded = tensor.to(precision) if name in self.narrowed else tensor
+            four = rounded.ndim == 4
+            ready[name] = rounded.contiguous(memory_format=layout) if four else rounded
+        return ready
 
     def __call__(self, batch: Batch) -> Float[np.ndarray, "members n views classes"]:
-        """Logits of a batch with or without several views of each photo."""
-        count, views = len(batch.photos), _views_in(batch)
+        """Return the logits of a batch with or without several views of each photo."""
+        count, views = len(batch.photos), batch.images.shape[1] if batch.images.ndim == 5 else 1
         if count == 0:
             return np.empty((len(self.members), 0, 1, self.architecture.classes), np.float32)
         found = self.logits(batch.images.flatten(0, -4))
         return found.numpy().reshape(len(self.members), count, views, -1)
 
-    def logits(
-        self, images: UInt8[Tensor, "n 3 height width"]
-    ) -> Float[Tensor, "members n classes"]:
-        """Every member's logits, in main memory; where the device's runs out, in halves."""
+    def logits(self, images: _Images) -> _Logits:
+        """Return every member's logits, in main memory; in halves if the device's runs out."""
         try:
             return self._logits(images)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if len(images) == 1:
-                raise self._too_large() from error
+                raise ResourceError(
+                    f"memory ran out on `{self.device}` for a single photo of"
+                    f" {self.architecture.size} pixels with {self.architecture.backbone}",
+                    hint="predict with --device cpu",
+                ) from error
         return torch.cat([self.logits(half) for half in images.tensor_split(2)], dim=1)
 
-    def _logits(
-        self, images: UInt8[Tensor, "n 3 height width"]
-    ) -> Float[Tensor, "members n classes"]:
+    def _logits(self, images: _Images) -> _Logits:
         seen = self.normalise(images)
         with torch.inference_mode(), autocast(self.device, self.precision):
             found = [
@@ -218,20 +217,9 @@ class _Networks:
             ]
             return torch.stack(found).float().cpu()
 
-    def _too_large(self) -> ResourceError:
-        return ResourceError(
-            f"memory ran out on `{self.device}` for a single photo of {self.architecture.size}"
-            f" pixels with {self.architecture.backbone}",
-            hint="predict with --device cpu",
-        )
-
-
-def _views_in(batch: Batch) -> int:
-    return batch.images.shape[1] if batch.images.ndim == 5 else 1
-
 
 def template(architecture: Architecture) -> Network:
-    """A network of that architecture, whose weights are still to be put in."""
+    """Return a network of that architecture, whose weights are still to be loaded."""
     return build(
         architecture.backbone,
         weights="none",
@@ -243,7 +231,7 @@ def template(architecture: Architecture) -> Network:
 
 
 def _laid_out(architecture: Architecture, device: torch.device) -> Network:
-    """The template on the device, in the layout of its pictures."""
+    """Return the template on the device, in the layout of its pictures."""
     return template(architecture).to(device).to(memory_format=memory_format(architecture.layout))
 
 
@@ -253,7 +241,7 @@ def _normaliser(architecture: Architecture, device: torch.device) -> Normaliser:
 
 
 def precision_used(architecture: Architecture, machine: Machine) -> Precision:
-    """Return the precision asked for, else the network's own if the device has it, else float32."""
+    """Return the precision asked for, else the network's if the device has it, else float32."""
     device = choose_device(machine.device)
     if machine.precision != "auto":
         return choose_precision(machine.precision, device)
@@ -264,7 +252,7 @@ def precision_used(architecture: Architecture, machine: Machine) -> Precision:
 def pictures(
     architecture: Architecture, files: Sequence[Path], views: Sequence[View] = ()
 ) -> Pictures:
-    """The files as the network is shown them; those that cannot be read are left out and named."""
+    """Return the files as the network is shown them, without unreadable ones, which are named."""
     resize, interpolation = architecture.eval_resize, architecture.interpolation
     plain = evaluation(architecture.size, resize, interpolation)
     transform = _all_views(architecture, views) if views else plain
@@ -282,7 +270,7 @@ def pictures(
 def _all_views(
     architecture: Architecture, views: Sequence[View]
 ) -> Callable[[Picture], UInt8[Tensor, "views 3 size size"]]:
-    """What makes several views of a picture, of which the first is the plain one to the pixel."""
+    """Return the transform to several views; the first equals the plain one exactly."""
     settings = (architecture.size, architecture.eval_resize, architecture.interpolation)
     plain, several = evaluation(*settings), view_transform(*settings, views)
 

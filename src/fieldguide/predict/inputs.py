@@ -1,7 +1,7 @@
-"""Which photos a model is asked about: every input is one entry, in a stated order.
+"""The photos that a model is asked about: every input is one entry, in a stated order.
 
-From folders, tables, lists and single files to a list of `Input`. Nothing is dropped: what is
-missing, cannot be listed or stands there twice has its entry as well, because its row is looked for
+From folders, tables, lists and single files to a list of `Input`. Nothing is dropped: a photo that
+is missing, cannot be listed or is named twice has its entry as well, because users look for its row
 in the result. Knows nothing of models, nor of what the files hold.
 """
 
@@ -28,7 +28,7 @@ _NOT_FOUND = "file not found"
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One thing to predict. `file` is None exactly where `problem` says what is wrong."""
+    """A thing to predict. `file` is None exactly where `problem` says what is wrong."""
 
     name: str  # as the user knows it: what results call it
     file: Path | None
@@ -51,15 +51,15 @@ def read(
     encoding: str | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> list[Input]:
-    """The photos that the sources name: source by source, each in its own order.
+    """Return the photos that the sources name: source by source, each in its own order.
 
     A source is one of these, and a single one need not be in a list:
 
-    - a folder: what is called like a picture in it, and below it if `recursive`, in code-point
+    - a folder: files named like a picture in it, and below it if `recursive`, in code-point
       order of the relative paths. Hidden files are skipped; links are followed, and one to nothing
       is an input. Names are relative to the folder, which stands in front if there are several
       sources.
-    - a table (.csv .tsv .tab) with a header: its rows as they stand, repeated ones too. The column
+    - a table (.csv .tsv .tab) with a header: its rows in their order, repeated ones too. The column
       is `path_column`, or found by its name as `tables.read_table` does.
     - a list (.txt .lst, or `-` for standard input): one path a line; empty lines are skipped.
     - anything else is a photo itself, whatever its ending.
@@ -67,14 +67,12 @@ def read(
     Paths in tables and lists are absolute, relative to `root`, or to the folder of the table or
     list (of standard input: the current one); the ending of a file may be left out, and a backslash
     may stand for `/`. `encoding` is theirs; without it UTF-16 is known by its mark and all else is
-    UTF-8, and in lists also bytes that are not, as they are in file names.
+    UTF-8, and in lists also bytes that are not, as in file names.
 
-    What is at an address is fetched first, see `addresses.local`; `notice` is told where that
-    waits.
+    Addresses are fetched first, see `addresses.local`; `notice` reports waits.
 
-    Raises DataError where a source is not there (but a file that ends like a picture is an input
-    and missing), a folder has no picture or a table cannot be read; UsageError for an option that
-    no source has a use for.
+    Raises DataError if a source does not exist (but a file that ends like a picture is an input and
+    missing), a folder has no picture or a table cannot be read; UsageError for an unused option.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
     found = [_recognised(source, notice) for source in several]
@@ -107,13 +105,9 @@ def _recognised(source: str | Path, notice: Callable[[str], None]) -> _Source:
         if ending in EXTENSIONS or (ending not in TABLES | LISTS and place.is_symlink()):
             return _Source(text, place, "missing")
         raise DataError(f"no such file or folder: {text}") from error
-    return _Source(text, place, _kind_of_file(ending))
-
-
-def _kind_of_file(ending: str) -> Literal["table", "list", "file"]:
     if ending in TABLES:
-        return "table"
-    return "list" if ending in LISTS else "file"
+        return _Source(text, place, "table")
+    return _Source(text, place, "list" if ending in LISTS else "file")
 
 
 def _refuse_idle(
@@ -153,7 +147,7 @@ def _of_table(
     source: _Source, column: str | None, root: str | Path | None, encoding: str | None
 ) -> list[Input]:
     table = tables.read_cells(source.place, encoding)
-    if not table.rows and column is None:  # nothing to tell the column by
+    if not table.rows and column is None:  # nothing shows the column
         return []
     number = tables.path_column(table, column)
     return _looked_up((cells[number] for _, cells in table.rows), source, root)

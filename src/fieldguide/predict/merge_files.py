@@ -1,8 +1,8 @@
 """Merging checkpoints of any training: files of one architecture become one file.
 
-They may come from timm, torchvision or fieldguide, in .safetensors or .pth. What only looks
-mergeable is said in words: weights that are no relatives, an anchor that they do not come from,
-and, where there are labelled photos, a merged network that is worse than its copies.
+They may come from timm, torchvision or fieldguide, in .safetensors or .pth. Notes warn of copies
+that only look mergeable: unrelated weights, an anchor that they do not come from, and, with
+labelled photos, a merged network that is worse than its copies.
 
     copies = read(paths)
     merged = merge(copies, "stock", read_one(anchor))
@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fieldguide.errors import DataError, UsageError
@@ -31,20 +31,19 @@ from fieldguide.machine.device import Precision
 from fieldguide.merge import Move, Weights, average, model_stock, moves
 from fieldguide.network.batch_norm import RECALIBRATION_BATCH, RECALIBRATION_PHOTOS
 from fieldguide.network.network import build, input_config
-from fieldguide.network.pretrained import NESTED, WRAPPERS, read_weights
+from fieldguide.network.pretrained import read_tensors
 from fieldguide.photos.augment import Interpolation
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.predict import inference
 from fieldguide.predict.inference import Architecture, Machine, Rgb
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
+from fieldguide.words import count, some
 
 Rule = Literal["soup", "stock"]
 RULES: tuple[Rule, ...] = ("soup", "stock")
 
-T = TypeVar("T")
-
-# What timm's ResNet families call their classifier; torchvision's is `fc` as well.
+# The names of the classifier in timm's ResNet families; torchvision's is `fc` as well.
 CLASSIFIERS = ("fc", "head.fc", "last_linear")
 
 # Mean cosine between the large tensors of two checkpoints. Measured with resnet18: two folds
@@ -54,20 +53,20 @@ CLASSIFIERS = ("fc", "head.fc", "last_linear")
 RELATED = 0.5
 
 # Mean |w − w_0| / |w_0| over large tensors. Measured with resnet18: 0.06 for a fold and its
-# pretrained start, 1.3 for a random network. Whatever has no direction in common with the anchor
-# lies at 1 or beyond, however short it is.
+# pretrained start, 1.3 for a random network. Weights without a direction in common with the anchor
+# lie at 1 or beyond, however short they are.
 FAR_FROM_ANCHOR = 0.9
 
 # Degrees. At 80° Model Stock takes 0.30 of the mean of two copies and 0.70 of the anchor (taste);
 # measured between folds: 45°.
 NOTHING_IN_COMMON = 80.0
 
-# The drop in accuracy that counts as a barrier, where the number of photos can tell it. Frankle,
+# The drop in accuracy that counts as a barrier, if there are photos enough to tell. Frankle,
 # Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020,
 # section 2: an instability below 2 % is stable.
 BARRIER = 0.02
 
-# Photos that accuracy is judged on: the standard error of a share is then half a point at most.
+# Photos that accuracy is measured on: its standard error is then half a point at most.
 JUDGED_PHOTOS = 10_000
 
 _COUNTER = "num_batches_tracked"
@@ -76,7 +75,7 @@ _STATISTICS = ("running_mean", "running_var", _COUNTER)
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The weights of one file, floating ones in float32, and the dtypes that they are stored in."""
+    """The weights of one file, floating ones in float32, and their dtypes in the file."""
 
     path: Path
     weights: Weights
@@ -85,11 +84,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """Merged weights in the dtypes of the first copy, and what is known of how they came about.
+    """The merged weights in the dtypes of the first copy, and what is known of them.
 
-    `cosine` is the least mean cosine between the weights of two copies: near 1 for copies that
-    were fine-tuned from one start, near 0 for unrelated ones. `moves` holds each anchored tensor,
-    none without an anchor. `notes` are warnings in words.
+    `cosine` is the least mean cosine between the weights of two copies: near 1 for copies
+    fine-tuned from one start, near 0 for unrelated ones. `moves` are of anchored tensors, `notes`
+    warnings.
     """
 
     weights: Weights
@@ -99,22 +98,21 @@ class Merged:
 
     @property
     def angle(self) -> float:
-        """Degrees between the copies' movements from the anchor, mean over tensors; NaN without."""
+        """The mean angle over tensors between the copies' moves from the anchor, or NaN."""
         return _mean_or_nan([move.angle for move in self.moves.values()])
 
     @property
     def ratio(self) -> float:
-        """Model Stock's share of the mean against the anchor, mean over tensors; NaN without."""
+        """The mean share over tensors of the copies' mean against the anchor, or NaN."""
         return _mean_or_nan([move.ratio for move in self.moves.values()])
 
 
 @dataclass(frozen=True)
 class Barrier:
-    """Accuracy of each copy and of the merged weights on the same photos.
+    """The accuracy of each copy and of the merged weights on the same photos.
 
     `photos` were judged, `unreadable` ones left out. `drop` is the copies' mean less that of the
-    merged weights, `error` its standard error over photos. Photos that the copies were trained on
-    flatter all of them.
+    merged weights, `error` its standard error over photos. Training photos flatter all.
     """
 
     photos: int
@@ -126,16 +124,16 @@ class Barrier:
 
     @property
     def doubt(self) -> float:
-        """The drop that so many photos cannot tell from none: two standard errors.
+        """The largest drop that may be chance with this number of photos: two standard errors.
 
-        At least 3 / photos, what may hide where no photo is judged otherwise (Hanley,
-        Lippman-Hand, "If Nothing Goes Wrong, Is Everything All Right?", JAMA 1983).
+        At least 3 / photos, the bound if no photo differs (Hanley, Lippman-Hand, "If Nothing Goes
+        Wrong, Is Everything All Right?", JAMA 1983).
         """
         return max(2 * self.error, 3 / self.photos)
 
     @property
     def is_there(self) -> bool:
-        """Whether merging lost more than `BARRIER`, beyond doubt."""
+        """The finding that merging lost more than `BARRIER`, beyond doubt."""
         return self.drop > max(BARRIER, self.doubt)
 
 
@@ -143,15 +141,14 @@ class Barrier:
 
 
 def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
-    """The checkpoints of at least two files, all with the same tensors.
+    """Return the checkpoints of at least two files, all with the same tensors.
 
-    Counters of batch norm that some files lack, as those of old trainings do, begin at zero there.
-    Raises `UsageError` for files that cannot be read or hold values that are not finite, and for
-    two that hold different tensors or shapes.
+    Counters of batch norm that some files lack (old trainings) begin at zero there. Raises
+    `UsageError` for unreadable files, values that are not finite, and other tensors or shapes.
     """
     if len(paths) < 2:
         raise UsageError(
-            f"nothing to merge: {_count(len(paths), 'checkpoint')} given",
+            f"nothing to merge: {count(len(paths), 'checkpoint')} given",
             hint="name at least two files",
         )
     copies = _with_all_counters([read_one(path) for path in paths])
@@ -161,19 +158,20 @@ def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
 
 
 def read_one(path: Path) -> Checkpoint:
-    """One checkpoint, such as an anchor; raises `UsageError` as `read` does."""
-    weights = read_weights(path)
-    for name, tensor in weights.items():
+    """Return one checkpoint, such as an anchor; raises `UsageError` as `read` does."""
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UsageError(
                 f"`{path}`: `{name}` holds values that are not finite",
                 hint="its training diverged, or the file is damaged: leave it out",
             )
-    return Checkpoint(path, weights, _stored_dtypes(path))
+    weights = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return Checkpoint(path, weights, {name: tensor.dtype for name, tensor in tensors.items()})
 
 
 def require_free(path: Path) -> None:
-    """Raise `UsageError` where `write` would not write: ask before long work starts."""
+    """Raise `UsageError` where `write` would not write: call it before long work."""
     if path.suffix != ".safetensors":
         raise UsageError(
             f"merged weights are written as safetensors: `{path}`",
@@ -187,8 +185,8 @@ def require_free(path: Path) -> None:
 def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:
     """Write merged weights as safetensors that timm and torch load, whole or not at all.
 
-    The record `provenance` is kept as JSON in the file's metadata. The same weights and record give
-    the same bytes. Raises `UsageError` as `require_free` does.
+    `provenance` is kept as JSON in the file's metadata. The same weights and record give the same
+    bytes. Raises `UsageError` as `require_free` does.
     """
     require_free(path)
     content = {name: tensor.contiguous() for name, tensor in merged.weights.items()}
@@ -196,7 +194,7 @@ def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:
 
 
 def _with_record(data: bytes, provenance: Mapping[str, object]) -> bytes:
-    """Safetensors' bytes with one more entry of metadata.
+    """Return safetensors' bytes with one more entry of metadata.
 
     Its own writer puts several entries in an order that changes from call to call. The format is
     eight bytes with the length of a JSON header, the header, and tensors by offsets from its end.
@@ -209,29 +207,8 @@ def _with_record(data: bytes, provenance: Mapping[str, object]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
-def _stored_dtypes(path: Path) -> dict[str, torch.dtype]:
-    """What each tensor is stored as, of a file that `read_weights` has read."""
-    if path.suffix == ".safetensors":
-        content = load_file(path)
-    else:
-        content = torch.load(path, map_location="meta", weights_only=True)  # reads no values
-        for key in NESTED:
-            content = content[key] if isinstance(content.get(key), dict) else content
-    return {
-        _unwrapped(str(name)): tensor.dtype
-        for name, tensor in content.items()
-        if isinstance(tensor, Tensor)
-    }
-
-
-def _unwrapped(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
-
-
 def _with_all_counters(copies: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """The copies, each with all counters that any of them has."""
+    """Return the copies, each with all counters that any of them has."""
     found = {
         name: (torch.zeros_like(tensor), copy.dtypes[name])
         for copy in copies
@@ -247,65 +224,52 @@ def _with_all_counters(copies: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
 
 
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
-    files_named = f"`{first.path}` and `{other.path}`"
-    ours, theirs = first.weights, other.weights
+    both = f"`{first.path}` and `{other.path}`"
     sides = [
-        f"only the {which} has {_shapes(one, sorted(one.keys() - two.keys()))}"
-        for which, one, two in (("first", ours, theirs), ("second", theirs, ours))
-        if one.keys() - two.keys()
+        *_lacking("only the first has", first.weights, other.weights),
+        *_lacking("only the second has", other.weights, first.weights),
     ]
     if sides:
         raise UsageError(
-            f"{files_named} hold different tensors: {'; '.join(sides)}",
+            f"{both} hold different tensors: {'; '.join(sides)}",
             hint="merge checkpoints of one architecture with one kind of head",
         )
-    odd = _other_shapes(ours, theirs)
+    odd = _other_shapes(first.weights, other.weights)
     if odd:
         raise UsageError(
-            f"{files_named} hold tensors of different shapes: {_some(list(odd.values()))}",
+            f"{both} hold tensors of different shapes: {some(list(odd.values()))}",
             hint="they tell different classes apart: merge those of the same classes"
             if all(_is_head(name) for name in odd)
             else "merge checkpoints of one architecture",
         )
 
 
+def _lacking(said: str, one: Weights, other: Weights) -> list[str]:
+    """Return a text on the tensors of the one that the other lacks, or none."""
+    names = sorted(one.keys() - other.keys())
+    return [f"{said} {some([f'`{n}` {tuple(one[n].shape)}' for n in names])}"] if names else []
+
+
 def _other_shapes(one: Weights, other: Weights) -> dict[str, str]:
-    """Tensors of both that differ in shape, each with a text that says how."""
+    """Return texts on the tensors of both that differ in shape, by name."""
     return {
-        name: f"`{name}` {_shape(one[name])} and {_shape(other[name])}"
+        name: f"`{name}` {tuple(one[name].shape)} and {tuple(other[name].shape)}"
         for name in sorted(one.keys() & other.keys())
         if one[name].shape != other[name].shape
     }
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def _shapes(weights: Weights, names: Sequence[str]) -> str:
-    return _some([f"`{name}` {_shape(weights[name])}" for name in names])
-
-
-def _some(words: Sequence[str], most: int = 3) -> str:
-    rest = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + rest
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 # --- merging --------------------------------------------------------------------------------------
 
 
 def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = None) -> Merged:
-    """One checkpoint from several: their mean (`soup`), or `stock`, which needs the anchor.
+    """Return one checkpoint from several: their mean (`soup`), or `stock`, which needs the anchor.
 
     `stock` pulls the mean towards the anchor, the weights that all copies were fine-tuned from, by
-    the angle between the copies (`merge.model_stock`). The anchor may be for another head, whose
-    tensors are then averaged, and may be named with or without fieldguide's `backbone.`. Batch
-    norm's statistics are averaged; counters keep their maximum. With `soup` an anchor only adds
-    movements and warnings. Raises `UsageError` for an anchor of another architecture.
+    the angle between the copies (`merge.model_stock`). The anchor may have another head, whose
+    tensors are then averaged, and names with or without fieldguide's `backbone.`. Batch norm's
+    statistics are averaged; counters keep their maximum. With `soup` an anchor only adds moves and
+    warnings. Raises `UsageError` for an anchor of another architecture.
     """
     if rule not in RULES:
         raise UsageError(f"unknown rule: `{rule}`", hint=f"use {' or '.join(RULES)}")
@@ -322,7 +286,7 @@ def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = 
         merged = average(weights)
     cosines = _cosines(weights, _large(copies[0].weights, head=False))
     found = moves(weights, anchored)
-    notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines), *_head_notes(copies)]
+    notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines)]
     if anchor:
         notes += [*missing, *_anchor_notes(copies, anchor, anchored, found)]
     stored = _stored_as(merged, copies[0].dtypes)
@@ -347,9 +311,9 @@ def _dtype(dtype: torch.dtype) -> str:
 
 
 def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The anchor's trained tensors under the copies' names, and a note of what is not anchored.
+    """Return the anchor's trained tensors under the copies' names, and a note on the others.
 
-    A head under fieldguide's names began with random weights, which are nothing to be pulled to.
+    A head under fieldguide's names began with random weights, which are no anchor.
     """
     start = {_bare(name): tensor for name, tensor in anchor.weights.items()}
     trained = [
@@ -367,7 +331,7 @@ def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor],
         name: tensor for name, tensor in shared.items() if tensor.shape == first.weights[name].shape
     }
     rest = [f"`{name}`" for name in trained if name not in found]
-    return found, (f"averaged and not anchored: {_some(rest)}",) if rest else ()
+    return found, (f"averaged and not anchored: {some(rest)}",) if rest else ()
 
 
 def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -> None:
@@ -378,12 +342,12 @@ def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -
     if body:
         raise UsageError(
             f"the anchor `{anchor.path}` and `{first.path}` hold tensors of different shapes:"
-            f" {_some(body)}",
+            f" {some(body)}",
             hint=hint,
         )
     if len(odd) == len(shared):
         ours, theirs = (
-            _some([f"`{name}`" for name in weights]) for weights in (first.weights, anchor.weights)
+            some([f"`{name}`" for name in weights]) for weights in (first.weights, anchor.weights)
         )
         raise UsageError(
             f"the anchor `{anchor.path}` shares no tensor with `{first.path}`:"
@@ -398,7 +362,7 @@ def _is_ours(weights: Weights) -> bool:
 
 
 def _bare(name: str) -> str:
-    """The name as timm has it, whether or not fieldguide wrote it."""
+    """Return timm's name of a tensor, whether or not fieldguide wrote it."""
     return name.removeprefix("backbone.")
 
 
@@ -410,7 +374,7 @@ def _is_head(name: str) -> bool:
 
 
 def _large(weights: Weights, *, head: bool) -> list[str]:
-    """Convolutions and linear layers, those of the head or those below: what learns directions."""
+    """Return convolutions and linear layers, of the head or below it: they learn directions."""
     return [
         name
         for name, tensor in weights.items()
@@ -419,7 +383,7 @@ def _large(weights: Weights, *, head: bool) -> list[str]:
 
 
 def _cosines(weights: Sequence[Weights], names: Sequence[str]) -> Float[Tensor, "k k"]:
-    """Cosine between each two copies, mean over tensors; 1 where there are none but zeros."""
+    """Return the mean cosine over tensors between each two copies; 1 if all tensors are zero."""
     grams = [torch.ones(len(weights), len(weights))]
     for name in names:
         rows = torch.stack([copy[name].flatten() for copy in weights])
@@ -430,43 +394,33 @@ def _cosines(weights: Sequence[Weights], names: Sequence[str]) -> Float[Tensor, 
 
 
 def _kinship_notes(copies: Sequence[Checkpoint], cosines: Float[Tensor, "k k"]) -> list[str]:
-    """Return notes on the least related pair, and on two files that hold the same."""
+    """Return notes on the least related pair, on equal files and on unrelated heads."""
     notes = []
     first, second = divmod(int(cosines.argmin()), len(copies))
     low = int((cosines < RELATED).triu(1).sum())
+    pairs = math.comb(len(copies), 2)
+    share = f" ({low} of {pairs} pairs are below {RELATED})" if pairs > 1 else ""
     if low:
         notes.append(
             f"`{copies[first].path}` and `{copies[second].path}` look like unrelated runs: the"
             f" mean cosine between their weights is {cosines[first, second]:.2f}"
-            f"{_of_pairs(low, copies)}; copies fine-tuned from one start have above 0.9, and the"
+            f"{share}; copies fine-tuned from one start have above 0.9, and the"
             " mean of unrelated networks is no working network"
         )
     for number, copy in enumerate(copies):
-        twins = [other for other in copies[:number] if _same(copy.weights, other.weights)]
-        if twins:
-            notes.append(f"`{twins[0].path}` and `{copy.path}` hold the same weights")
+        for other in copies[:number]:
+            if all(torch.equal(copy.weights[name], other.weights[name]) for name in copy.weights):
+                notes.append(f"`{other.path}` and `{copy.path}` hold the same weights")
+                break
+    heads = _cosines([copy.weights for copy in copies], _large(copies[0].weights, head=True))
+    if heads.min() < RELATED:
+        first, second = divmod(int(heads.argmin()), len(copies))
+        notes.append(
+            f"the heads of `{copies[first].path}` and `{copies[second].path}` look unrelated"
+            f" (cosine {heads.min():.2f}): they tell other classes apart, the same ones in another"
+            " order, or began with other random weights"
+        )
     return notes
-
-
-def _of_pairs(low: int, copies: Sequence[Checkpoint]) -> str:
-    pairs = math.comb(len(copies), 2)
-    return f" ({low} of {pairs} pairs are below {RELATED})" if pairs > 1 else ""
-
-
-def _same(one: Weights, other: Weights) -> bool:
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def _head_notes(copies: Sequence[Checkpoint]) -> list[str]:
-    cosines = _cosines([copy.weights for copy in copies], _large(copies[0].weights, head=True))
-    first, second = divmod(int(cosines.argmin()), len(copies))
-    if cosines.min() >= RELATED:
-        return []
-    return [
-        f"the heads of `{copies[first].path}` and `{copies[second].path}` look unrelated (cosine"
-        f" {cosines[first, second]:.2f}): they tell other classes apart, the same ones in another"
-        " order, or began with other random weights"
-    ]
 
 
 def _anchor_notes(
@@ -475,7 +429,7 @@ def _anchor_notes(
     anchored: Weights,
     found: Mapping[str, Move],
 ) -> list[str]:
-    """Return notes on copies that do not come from the anchor or have no direction in common."""
+    """Return notes on copies that do not come from the anchor, and on moves in all directions."""
     large = _large(anchored, head=False)
     distances = [_distance(copy.weights, anchored, large) for copy in copies]
     notes = [
@@ -494,7 +448,7 @@ def _anchor_notes(
 
 
 def _distance(weights: Weights, anchored: Weights, names: Sequence[str]) -> float:
-    """Mean of |w − w_0| / |w_0|, over the tensors whose anchor is not zero."""
+    """Return the mean of |w − w_0| / |w_0| over the tensors whose anchor is not zero."""
     lengths = {name: float(anchored[name].norm()) for name in names}
     shares = [
         float((weights[name] - anchored[name]).norm()) / length
@@ -537,16 +491,15 @@ def architecture(
     precision: Precision = "float32",
     truncated: Literal["refuse", "keep"] = "refuse",
 ) -> Architecture:
-    """The network that a checkpoint is for, and what it expects of a picture.
+    """Return the network that a checkpoint is for, and what it expects of a picture.
 
-    What is not given is as timm has it for the backbone: name what the copies were trained with.
-    `size` alone keeps the share that evaluation cuts off. Head and number of classes are read
-    from the tensors. Raises `UsageError` without a backbone and for one that the tensors do not
-    fit exactly.
+    Settings left out are timm's for the backbone: name those that the copies were trained with.
+    `size` alone keeps the share that evaluation cuts off. Head and number of classes are read from
+    the tensors. Raises `UsageError` without a backbone and for one that the tensors do not fit.
     """
     if backbone is None:
         raise UsageError(
-            "looking at photos takes the network, which tensors do not name",
+            "photos need the network, which tensors do not name",
             hint="name it with --backbone, such as resnet50",
         )
     weights = _in_network(copy.weights)
@@ -554,8 +507,10 @@ def architecture(
     network = build(backbone, weights="none", head=head, classes=classes, dropout=0.0, seed=0)
     _require_fits(copy, backbone, weights, network.state_dict())
     usual = input_config(network.backbone)
-    side = _given(size, usual.size)
-    resize = _given(eval_resize, round(usual.eval_resize * side / usual.size))
+    side = usual.size if size is None else size
+    resize = eval_resize
+    if resize is None:
+        resize = round(usual.eval_resize * side / usual.size)
     if resize < side:
         raise UsageError(
             f"pictures of {resize} pixels are smaller than the network's input of {side}",
@@ -568,9 +523,9 @@ def architecture(
         size=side,
         eval_resize=resize,
         stored_side=resize,
-        mean=_given(mean, usual.mean),
-        std=_given(std, usual.std),
-        interpolation=_given(interpolation, usual.interpolation),
+        mean=usual.mean if mean is None else mean,
+        std=usual.std if std is None else std,
+        interpolation=usual.interpolation if interpolation is None else interpolation,
         truncated=truncated,
         precision=precision,
         layout="contiguous",
@@ -584,14 +539,20 @@ def on_photos(
     photos: Catalog,
     machine: Machine = Machine(),
 ) -> tuple[Merged, Barrier | None]:
-    """The merged weights with batch norm measured anew, and what merging did to accuracy.
+    """Return the merged weights with batch norm re-estimated, and the accuracy before and after.
 
-    Where accuracy cannot be told there is no barrier, and a note says why. Raises `DataError` where
-    no photo can be read.
+    Without labels for the network's classes there is no barrier, and a note says why. Raises
+    `DataError` if no photo can be read.
     """
     merged = recalibrated(merged, network, photos, machine)
-    reason = _why_not_judged(network, photos)
-    if reason:
+    labels = len(_classes(photos))
+    if labels != network.classes:
+        reason = (
+            f"the network has {count(network.classes, 'output')}, and the photos have"
+            f" {count(labels, 'label')}"
+            if labels
+            else "the photos have no labels"
+        )
         return _noted(merged, f"accuracy cannot be told: {reason}"), None
     found = barrier(copies, merged, network, photos, machine)
     return _noted(merged, *_barrier_notes(found, copies, network.classes)), found
@@ -600,10 +561,10 @@ def on_photos(
 def recalibrated(
     merged: Merged, network: Architecture, photos: Catalog, machine: Machine = Machine()
 ) -> Merged:
-    """The same weights with batch norm's means and variances, and nothing else, measured anew.
+    """Return the weights with batch norm's means and variances, and nothing else, re-estimated.
 
-    On at most 1,024 photos in random order, of the training part if there is one; those that cannot
-    be read are left out. Raises `DataError` where none can.
+    At most 1,024 photos are taken in random order, of the training part if there is one; unreadable
+    ones are left out. Raises `DataError` if none can be read.
     """
     statistics = [name for name in merged.weights if name.endswith(("running_mean", "running_var"))]
     if not statistics:
@@ -611,17 +572,17 @@ def recalibrated(
     part = photos.part("train") if len(photos.part("train")) else photos
     paths = [part.file(photo) for photo in _shuffled(part.photos)][:RECALIBRATION_PHOTOS]
     names = _network_names(merged.weights)
-    # What no photo reached stays NaN, and is then known from what was measured.
+    # Statistics that no photo reached stay NaN.
     unknown = {names[name]: torch.full_like(merged.weights[name], torch.nan) for name in statistics}
     after = inference.recalibrated(network, _in_network(merged.weights) | unknown, paths, machine)
     measured = {n: after[names[n]] for n in statistics if after[names[n]].isfinite().all()}
     if not measured:
-        raise DataError(f"none of {_count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
+        raise _unreadable(paths)
     weights = _stored_as(measured, {n: merged.weights[n].dtype for n in measured})
     done = replace(merged, weights=dict(merged.weights) | weights)
     if len(paths) >= RECALIBRATION_BATCH:
         return done
-    few = f"batch norm was measured on {_count(len(paths), 'photo')} only"
+    few = f"batch norm was re-estimated on {count(len(paths), 'photo')} only"
     return _noted(done, f"{few}: give a few hundred, without labels if need be")
 
 
@@ -632,18 +593,20 @@ def barrier(
     photos: Catalog,
     machine: Machine = Machine(),
 ) -> Barrier:
-    """The accuracy of copies and merged weights on at most 10,000 labelled photos.
+    """Return the accuracy of copies and merged weights on at most 10,000 labelled photos.
 
-    On those outside the training part, if there are any; else on all. The network's classes are
-    taken to be the labels in code-point order, as there are names of folders in timm, torchvision
-    and fieldguide. Raises `DataError` where no photo can be read.
+    They are outside the training part, if any are. The network's classes are taken to be the labels
+    in code-point order, like names of folders in timm, torchvision and fieldguide. Raises
+    `DataError` if no photo can be read.
     """
-    judged = _shuffled(_judged(photos))[:JUDGED_PHOTOS]
+    labelled = [photo for photo in photos.photos if photo.label is not None]
+    beyond = [photo for photo in labelled if photo.split != "train"]
+    judged = _shuffled(beyond or labelled)[:JUDGED_PHOTOS]
     paths = [photos.file(photo) for photo in judged]
     members = [_in_network(weights) for weights in (*(c.weights for c in copies), merged.weights)]
     logits, rows = inference.all_logits(network, members, paths, machine)
     if not len(rows):
-        raise DataError(f"none of {_count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
+        raise _unreadable(paths)
     numbers = {label: number for number, label in enumerate(_classes(photos))}
     targets = np.array([numbers[judged[row].label] for row in rows.tolist()])
     right = (logits.argmax(axis=2) == targets) & np.isfinite(logits).all(axis=2)
@@ -658,15 +621,13 @@ def barrier(
     )
 
 
+def _unreadable(paths: Sequence[Path]) -> DataError:
+    return DataError(f"none of {count(len(paths), 'photo')} can be read, such as `{paths[0]}`")
+
+
 def _classes(photos: Catalog) -> list[str]:
-    """All labels in code-point order."""
+    """Return all labels in code-point order."""
     return sorted({photo.label for photo in photos.photos if photo.label is not None})
-
-
-def _judged(photos: Catalog) -> list[Photo]:
-    """Labelled photos: those outside the training part, or all where there are none."""
-    labelled = [photo for photo in photos.photos if photo.label is not None]
-    return [photo for photo in labelled if photo.split != "train"] or labelled
 
 
 def _shuffled(photos: Sequence[Photo]) -> list[Photo]:
@@ -675,39 +636,26 @@ def _shuffled(photos: Sequence[Photo]) -> list[Photo]:
     return [photos[row] for row in order]
 
 
-def _why_not_judged(network: Architecture, photos: Catalog) -> str:
-    classes = _classes(photos)
-    if not classes:
-        return "the photos have no labels"
-    if len(classes) != network.classes:
-        return (
-            f"the network has {_count(network.classes, 'output')}, and the photos have"
-            f" {_count(len(classes), 'label')}"
-        )
-    return ""
-
-
 def _barrier_notes(found: Barrier, copies: Sequence[Checkpoint], classes: int) -> list[str]:
     notes = []
     if found.unreadable:
-        notes.append(f"{_count(found.unreadable, 'photo')} could not be read and were left out")
+        notes.append(f"{count(found.unreadable, 'photo')} could not be read and were left out")
     if found.is_there:
         notes.append(
             f"merging lost accuracy: {found.merged:.3f} against {fmean(found.copies):.3f}, the mean"
-            f" of the copies, on {_count(found.photos, 'photo')} (standard error of the difference"
+            f" of the copies, on {count(found.photos, 'photo')} (standard error of the difference"
             f" {found.error:.3f}): a barrier lies between the copies; let them vote instead"
         )
     elif found.doubt > BARRIER:
         notes.append(
-            f"{_count(found.photos, 'photo')} cannot tell a drop of accuracy below"
+            f"{count(found.photos, 'photo')} cannot tell a drop of accuracy below"
             f" {100 * found.doubt:.0f} points from chance"
         )
     guesses = 1 / classes
     by_chance = guesses + 2 * math.sqrt(guesses * (1 - guesses) / found.photos)
     notes += [
-        f"`{copy.path}` does no better than guessing (accuracy {share:.3f}): its classes may stand"
-        " in another order than the photos' labels, or pictures are prepared in another way than"
-        " in training"
+        f"`{copy.path}` does no better than guessing (accuracy {share:.3f}): its classes may be"
+        " in another order than the photos' labels, or pictures are not prepared as in training"
         for copy, share in zip(copies, found.copies, strict=True)
         if share <= by_chance
     ]
@@ -719,7 +667,7 @@ def _noted(merged: Merged, *notes: str) -> Merged:
 
 
 def _network_names(weights: Weights) -> dict[str, str]:
-    """What each tensor is called in `network.Network`: timm's names, or already those."""
+    """Return each tensor's name in `network.Network`, from timm's name or that name itself."""
     if _is_ours(weights):
         return {name: name for name in weights}
     classifier = next((name for name in CLASSIFIERS if f"{name}.weight" in weights), "")
@@ -732,7 +680,7 @@ def _network_names(weights: Weights) -> dict[str, str]:
 
 
 def _in_network(weights: Weights) -> dict[str, Tensor]:
-    """Under the network's names, floating tensors in float32, with all counters.
+    """Return the weights under the network's names, floats in float32, with all counters.
 
     All of timm's ResNet families average over positions before their classifier, as our linear head
     does; that of resnetv2 is a convolution of 1 × 1.
@@ -749,7 +697,7 @@ def _in_network(weights: Weights) -> dict[str, Tensor]:
 
 
 def _head(copy: Checkpoint, weights: Weights) -> tuple[Literal["linear", "se", "attention"], int]:
-    """The kind of head, and how many classes it tells apart."""
+    """Return the kind of head, and the number of its classes."""
     kinds = {name.split(".")[1] for name in weights if name.startswith("head.")}
     layer = weights.get("head.pool.linear.weight" if "gate" in kinds else "head.linear.weight")
     if layer is None:
@@ -765,20 +713,12 @@ def _head(copy: Checkpoint, weights: Weights) -> tuple[Literal["linear", "se", "
 
 
 def _require_fits(copy: Checkpoint, backbone: str, weights: Weights, own: Weights) -> None:
-    sides = [
-        f"{what} {_shapes(one, sorted(one.keys() - two.keys()))}"
-        for what, one, two in (("lacks", own, weights), ("holds besides", weights, own))
-        if one.keys() - two.keys()
-    ]
+    sides = [*_lacking("lacks", own, weights), *_lacking("holds besides", weights, own)]
     odd = _other_shapes(weights, own)
     if odd:
-        sides.append(f"differs from it in {_some(list(odd.values()))}")
+        sides.append(f"differs from it in {some(list(odd.values()))}")
     if sides:
         raise UsageError(
             f"`{copy.path}` does not fit `{backbone}`: it {'; it '.join(sides)}",
             hint="set --backbone to the network that the checkpoints were trained with",
         )
-
-
-def _given(value: T | None, otherwise: T) -> T:
-    return otherwise if value is None else value

@@ -13,7 +13,7 @@ from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.tables import Table, read_cells
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions, digits
-from fieldguide.words import quoted
+from fieldguide.words import count
 
 Id = Literal["auto", "path", "name", "stem"]
 
@@ -22,8 +22,8 @@ Id = Literal["auto", "path", "name", "stem"]
 class Submission:
     """A table as a grader wants it: an id, and one label or the probability of every class.
 
-    Row n belongs to `ids[n]` and to the photo `names[n]`. A photo that could not be read has empty
-    cells beside its id: the grader needs the row.
+    Row n belongs to `ids[n]` and to the photo `names[n]`. Unreadable photos have empty cells after
+    the id.
     """
 
     columns: tuple[str, ...]  # the first holds the ids
@@ -33,12 +33,12 @@ class Submission:
     separator: str = ","
 
     def header(self, classes: Sequence[str]) -> list[str]:
-        """The names of the columns."""
+        """Return the names of the columns."""
         assert not self.probabilities or set(self.columns[1:]) == set(classes), "other classes"
         return list(self.columns)
 
     def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
-        """The cells of each photo, of which `start` came before."""
+        """Yield the cells of each photo, after the first `start` ones."""
         here = slice(start, start + len(predictions))
         assert predictions.names == self.names[here], "photos in another order than the ids"
         number_of = {name: number for number, name in enumerate(predictions.classes)}
@@ -60,16 +60,15 @@ def submission(
     columns: tuple[str, str] | None = None,
     id: Id = "auto",
 ) -> tuple[Submission, list[Input]]:
-    """What to write, and the inputs in the order of its rows: predict them in that order.
+    """Return the layout, and the inputs in the order of its rows: predict them in that order.
 
-    With `sample`, a submission as the grader shows it: header, separator, ids and their order are
-    taken from it. Its first column is the id; beside it stands one column, for the label, or one
-    for each class, for probabilities. Without it `columns` names the id and the label, and the
-    order stays.
+    With `sample`, a submission as the grader shows it, header, separator, ids and their order are
+    the sample's. Its first column is the id; after it comes one column, for the label, or one for
+    each class, for probabilities. Without it `columns` names id and label.
 
-    `id` says what of a photo is its id: `path`, the whole name; `name`, that of the file; `stem`,
-    the same without its ending. `auto` takes the first of them under which every id of the sample
-    is found, and without a sample the file's name. Unicode forms do not matter.
+    `id` names the part of a photo that is its id: `path`, the whole name; `name`, that of the file;
+    `stem`, the same without its ending. `auto` takes the first of them under which every id of the
+    sample is found, and without a sample the file's name. Unicode forms do not matter.
 
     Raises DataError where an id stands twice, has no photo, or a photo has no id, and where the
     sample's columns fit neither way; UsageError unless one of `sample` and `columns` is given.
@@ -111,7 +110,7 @@ def _as_sample(
 
 
 def _wants_probabilities(table: Table, classes: Sequence[str]) -> bool:
-    """Whether the sample has a column a class, and not one for the label; DataError if neither."""
+    """Return whether the sample has a column a class, not a label; DataError if neither."""
     others = table.header[1:]
     if len(others) == 1:
         return False
@@ -131,7 +130,7 @@ def _wants_probabilities(table: Table, classes: Sequence[str]) -> bool:
 
 
 def _keys_of(table: Table) -> list[str]:
-    """The ids in their order, in one Unicode form; DataError where one is empty or repeated."""
+    """Return the ids in order, in one Unicode form; DataError if one is empty or repeated."""
     row_of: dict[str, int] = {}
     for number, cells in table.rows:
         first = row_of.setdefault(_normal(cells[0]), number)
@@ -150,7 +149,7 @@ def _hits(keys: Iterable[str], inputs: Iterable[Input], kind: str) -> int:
 
 
 def _rows_of(inputs: Sequence[Input], kind: str) -> dict[str, int]:
-    """Id, in one Unicode form, to the photo's number; DataError where two photos have one id."""
+    """Return each photo's number by id, in one Unicode form; DataError for equal ids."""
     row_of: dict[str, int] = {}
     for row, each in enumerate(inputs):
         key = _normal(_IDS[kind](each))
@@ -177,18 +176,14 @@ def _refuse_unmatched(
     missing = [key for key in keys if key not in rows]
     extra = [inputs[row].name for key, row in rows.items() if key not in known]
     odd = [
-        *([f"{len(missing):,} without a photo: {quoted(missing)}"] if missing else []),
-        *([f"{_count(extra)} without an id: {quoted(extra)}"] if extra else []),
+        *([f"{len(missing):,} without a photo: {listed(missing)}"] if missing else []),
+        *([f"{count(len(extra), 'photo')} without an id: {listed(extra)}"] if extra else []),
     ]
     if odd:
         raise DataError(
             f"{table.name}: of {len(keys):,} ids {'; '.join(odd)}",
             hint=f"the ids were compared with {_MEANING[kind]}",
         )
-
-
-def _count(photos: Sequence[str]) -> str:
-    return "1 photo" if len(photos) == 1 else f"{len(photos):,} photos"
 
 
 def _file_name(each: Input) -> str:

@@ -1,6 +1,6 @@
-"""What a model says of photos, and the plain tables it is handed on in.
+"""A model's predictions, and the plain tables that hold them.
 
-A row is made from one `Predictions`, which holds the name of a photo beside its probabilities, so
+A row is made from one `Predictions`, which holds the name of a photo with its probabilities, so
 no row can carry another photo's result. Tables are written chunk by chunk: memory does not grow
 with the number of photos. Knows nothing of models or pixels.
 """
@@ -29,10 +29,10 @@ _ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Predictions:
-    """What a model says of some photos, in the order in which they were given.
+    """The predictions for some photos, in the order in which they were given.
 
     `problems` are empty for photos that were read, else the reason; such photos have a row of NaN
-    in `probabilities`. `sets` marks the classes that are not ruled out, if that was asked for.
+    in `probabilities`. `sets` marks the classes that are not ruled out, if sets were asked for.
     """
 
     names: tuple[str, ...]
@@ -50,12 +50,12 @@ class Predictions:
         assert lost == [bool(problem) for problem in self.problems], "NaN without a problem"
 
     def __len__(self) -> int:
-        """The number of photos."""
+        """Return the number of photos."""
         return len(self.names)
 
     @cached_property
     def labels(self) -> tuple[str | None, ...]:
-        """The most probable class of each photo, the first of equal ones; None where unread."""
+        """The most probable class of each photo, the first of equal ones; None if unread."""
         best = self.probabilities.argmax(axis=1).tolist()
         return tuple(
             None if problem else self.classes[number]
@@ -64,7 +64,7 @@ class Predictions:
 
     @cached_property
     def confidences(self) -> Float[np.ndarray, " n"]:
-        """The probability of each photo's label; NaN where it was not read."""
+        """The probability of each photo's label; NaN if unread."""
         highest: NDArray[np.floating] = self.probabilities.max(axis=1)
         return highest
 
@@ -83,15 +83,14 @@ class Predictions:
     ) -> None:
         """Write one row a photo, with the sets if there are any; see `Layout` for the columns.
 
-        Raises UsageError where the file exists and `overwrite` is not given, ResourceError where it
-        cannot be written.
+        Raises UsageError for a file that exists without `overwrite`, ResourceError for a failure.
         """
         layout = Layout(top, probabilities, sets=self.sets is not None)
         write(Path(path), [self], layout, overwrite=overwrite)
 
     @staticmethod
     def concatenate(chunks: Iterable["Predictions"]) -> "Predictions":
-        """One record of all photos, in order, from at least one chunk (it names the classes)."""
+        """Return all photos of the chunks in order; one chunk at least names the classes."""
         parts = list(chunks)
         if not parts:
             raise ValueError("no chunks: the classes are not known")
@@ -118,8 +117,8 @@ class Layout:
     path, label, confidence, second, second_confidence, … up to the `top` most probable classes
     (tenth, then top11, …), and status. With `sets` also `set`, class names by falling probability
     joined by `set_separator`, and `unsure`: `yes` where the set is not exactly one class. With
-    `probabilities` also `p:<class>` for every class. Photos that could not be read have path and
-    status alone. `spreadsheet` puts a `'` before cells that would be taken for formulas.
+    `probabilities` also `p:<class>` for every class. Unreadable photos have path and status alone.
+    `spreadsheet` puts a `'` before cells that would be taken for formulas.
 
     UsageError if `top` is below 1; beyond the number of classes it means all of them.
     """
@@ -136,8 +135,11 @@ class Layout:
             raise UsageError(f"`top` is below 1: {self.top}", hint="1 writes the label alone")
 
     def header(self, classes: Sequence[str]) -> list[str]:
-        """The names of the columns."""
-        ranks = [_rank(number) for number in range(2, min(self.top, len(classes)) + 1)]
+        """Return the names of the columns."""
+        ranks = [
+            _ORDINALS[n - 2] if n < len(_ORDINALS) + 2 else f"top{n}"
+            for n in range(2, min(self.top, len(classes)) + 1)
+        ]
         names = ["path", "label", "confidence"]
         names += [name for rank in ranks for name in (rank, f"{rank}_confidence")]
         names += ["status", *(("set", "unsure") if self.sets else ())]
@@ -145,13 +147,15 @@ class Layout:
         return self._safe(names)
 
     def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
-        """The cells of each photo; `start`, the number of rows before, changes nothing here."""
+        """Yield the cells of each photo; `start`, the number of rows before, has no effect."""
         assert not self.sets or predictions.sets is not None, "no sets to write"
         best = _by_rank(predictions.probabilities)[:, : self.top]
         between = set_separator(predictions.classes) if self.sets else ""
         names = zip(predictions.names, predictions.problems, predictions.status, strict=True)
         for row, (name, problem, status) in enumerate(names):
-            ranked = _ranked(predictions, row, best[row])
+            first = [predictions.classes[number] for number in best[row]]
+            shown = digits(predictions.probabilities[row, best[row]])
+            ranked = [cell for pair in zip(first, shown, strict=True) for cell in pair]
             more = _set_cells(predictions, row, between) if self.sets else []
             more += digits(predictions.probabilities[row]) if self.probabilities else []
             if problem:
@@ -163,7 +167,7 @@ class Layout:
 
 
 def set_separator(classes: Iterable[str]) -> str:
-    """What stands between the classes of a set: the first of these that is in no class name.
+    """Return the text between the classes of a set: the first that is in no class name.
 
     `; `, then `| `, a tab, `|| `, `||| ` and so on. Splitting at it gives the classes back.
     """
@@ -172,25 +176,14 @@ def set_separator(classes: Iterable[str]) -> str:
     return next(separator for separator in candidates if separator not in text)
 
 
-def _rank(number: int) -> str:
-    return _ORDINALS[number - 2] if number < len(_ORDINALS) + 2 else f"top{number}"
-
-
 def _by_rank(probabilities: Float[np.ndarray, "*n classes"]) -> NDArray[np.intp]:
-    """Class numbers by falling probability; of equal ones the first class comes first."""
+    """Return class numbers by falling probability; of equal ones the first comes first."""
     order: NDArray[np.intp] = np.argsort(-probabilities, axis=-1, kind="stable")
     return order
 
 
-def _ranked(predictions: Predictions, row: int, best: NDArray[np.intp]) -> list[str]:
-    """Names and probabilities of the classes `best` in turn."""
-    shown = digits(predictions.probabilities[row, best])
-    named = zip((predictions.classes[number] for number in best), shown, strict=True)
-    return list(itertools.chain.from_iterable(named))
-
-
 def _set_cells(predictions: Predictions, row: int, between: str) -> list[str]:
-    """The set of a photo by falling probability, and whether that leaves a doubt."""
+    """Return a photo's set by falling probability, and whether it leaves a doubt."""
     assert predictions.sets is not None
     members = np.flatnonzero(predictions.sets[row])
     members = members[_by_rank(predictions.probabilities[row, members])]
@@ -199,7 +192,7 @@ def _set_cells(predictions: Predictions, row: int, between: str) -> list[str]:
 
 
 def digits(values: NDArray[np.floating]) -> list[str]:
-    """Values as tables show them, to six digits."""
+    """Return values as tables show them, to six digits."""
     return [f"{value:.6g}" for value in values.tolist()]  # as in a run's oof.csv
 
 
@@ -208,32 +201,31 @@ def digits(values: NDArray[np.floating]) -> list[str]:
 
 @runtime_checkable  # the tests check types
 class Rows(Protocol):
-    """What `write` asks of a layout."""
+    """A layout, as `write` needs it."""
 
     @property
     def separator(self) -> str:
-        """What stands between the cells of a row."""
+        """The text between the cells of a row."""
 
     def header(self, classes: Sequence[str]) -> list[str]:
-        """The names of the columns."""
+        """Return the names of the columns."""
 
     def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
-        """The cells of each photo, of which `start` came before."""
+        """Yield the cells of each photo, after the first `start` ones."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many rows were written, and how many of them for photos that could not be read."""
+    """The number of rows that were written, and of those for unreadable photos."""
 
     photos: int
     unreadable: int
 
 
 def require_free(out: Path, overwrite: bool = False) -> None:
-    """Raise where `write` could not put `out` into place: call it before long work.
+    """Raise an error if `write` could not put `out` into place: call it before long work.
 
-    UsageError where it is a folder, or a file and `overwrite` is not given; ResourceError where its
-    folder is missing.
+    UsageError for a folder, or a file without `overwrite`; ResourceError if its folder is missing.
     """
     if out.is_dir():
         raise UsageError(f"this is a folder: {out}", hint="give the name of a file")
@@ -253,12 +245,12 @@ def write(
     *,
     overwrite: bool = False,
 ) -> Counts:
-    """Write predictions as CSV while they come, and say how many.
+    """Write predictions as CSV while they come, and return the numbers of rows.
 
-    Rows go to `OUT.part`, which takes the place of `out` in the end. Whatever goes wrong, Ctrl-C
-    and errors of `chunks` included, `OUT.part` keeps the rows of all chunks that came. At least one
-    chunk is needed, of no photos perhaps: it names the classes (ValueError). Raises as
-    `require_free` before the first chunk is taken; ResourceError where the disk is full.
+    Rows go to `OUT.part`, which takes the place of `out` in the end. After any failure, Ctrl-C and
+    errors of `chunks` included, `OUT.part` keeps the rows of all chunks so far. At least one chunk
+    is needed, of no photos perhaps: it names the classes (ValueError). Raises as `require_free`
+    before the first chunk is taken; ResourceError where the disk is full.
     """
     require_free(out, overwrite)
     photos = unreadable = 0
@@ -284,7 +276,7 @@ def zip_path(out: Path) -> Path:
 
 
 def write_zip(out: Path, *, overwrite: bool = False) -> Path:
-    """Pack the file `out` into `OUT.zip` beside it, whole or not at all; the path of that.
+    """Pack the file `out` into `OUT.zip` beside it, whole or not at all, and return its path.
 
     The same file makes the same archive: it holds no time and no permissions of its own. Raises as
     `require_free`; ResourceError where a file cannot be read or written.

@@ -1,4 +1,4 @@
-"""The part of a photo in which a network found evidence of a class: Grad-CAM.
+"""The places in a photo where a network found evidence of a class: Grad-CAM.
 
 The last feature map is weighed by the gradient of the class's logit, so that it works with every
 head. Knows nothing of runs, folds or how heat is drawn.
@@ -26,7 +26,7 @@ _BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Heat:
-    """A photo, by its number among those asked for, as the network saw it, and where it is warm.
+    """A photo, by its number among those asked for, as the network saw it, and its heat.
 
     `heat` is that of the last feature map, coarse: 1 where the most evidence lies, 0 where there is
     none or where it speaks against the class; all 0 where there is none at all.
@@ -41,7 +41,7 @@ class Activation:
     """One network, into which the weights of one fold after another are put."""
 
     def __init__(self, architecture: Architecture, device: str = "auto") -> None:
-        """Builds the network; photos are prepared as those that the folds were judged by."""
+        """Build the network; photos are prepared as those that the folds were judged by."""
         self.architecture, self.device = architecture, choose_device(device)
         self.network = template(architecture).to(self.device)
         self.network.eval()
@@ -49,34 +49,30 @@ class Activation:
     def heats(
         self, weights: Weights, files: Sequence[Path], classes: Sequence[int]
     ) -> Iterator[Heat]:
-        """The heat of one class (by number) in each file, without files that cannot be read."""
+        """Yield the heat of one class (by number) in each file that can be read."""
         load_weights(self.network, weights)
         shown, known = pictures(self.architecture, files), torch.tensor(classes, dtype=torch.int64)
         for draws in evaluation_plan(np.arange(len(files)), _BATCH):
             batch = shown[draws]
             if len(batch.photos):
-                found = self._heat(batch.images, known[batch.photos]).cpu().numpy()
+                images = batch.images.to(self.device)
+                ready = normalise(images, self.architecture.mean, self.architecture.std)
+                own = known[batch.photos].to(self.device)
+                found = scaled(grad_cam(self.network, ready, own)).cpu().numpy()
                 pixels = batch.images.permute(0, 2, 3, 1).numpy()
                 yield from map(Heat, batch.photos.tolist(), pixels, found)
-
-    def _heat(
-        self, images: UInt8[Tensor, "n 3 size size"], classes: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n rows columns"]:
-        architecture = self.architecture
-        ready = normalise(images.to(self.device), architecture.mean, architecture.std)
-        return scaled(grad_cam(self.network, ready, classes.to(self.device)))
 
 
 def grad_cam(
     network: Network, images: Float[Tensor, "n 3 height width"], classes: Int[Tensor, " n"]
 ) -> Float[Tensor, "n rows columns"]:
-    """For each photo, the evidence for its class at each position of the last feature map.
+    """Return each photo's evidence for its class at each position of the last feature map.
 
     relu(Σ over channels k of a_k · A_k), A being the feature map (channels, rows, columns) and a_k
-    the mean over positions of d logit / d A_k. What speaks against the class is cut off. With a
-    linear layer on mean features it is, up to the factor 1 / positions, the class activation map of
-    Zhou et al., CVPR 2016: the share of each position in the logit (less the bias). The network has
-    to be in evaluation mode, as photos of a batch must not depend on each other; it is not changed.
+    the mean over positions of d logit / d A_k. Evidence against the class is cut off. With a linear
+    layer on mean features it is, up to the factor 1 / positions, the class activation map of Zhou
+    et al., CVPR 2016: the share of each position in the logit (less the bias). The network has to
+    be in evaluation mode, as photos of a batch must not depend on each other; it is not changed.
 
     Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", ICCV 2017, equations 1 and 2.
@@ -94,6 +90,6 @@ def grad_cam(
 
 
 def scaled(maps: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
-    """Each map over its largest value; one without evidence stays 0."""
+    """Return each map over its largest value; one without evidence stays 0."""
     largest = maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest, torch.zeros_like(maps))

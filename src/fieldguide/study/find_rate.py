@@ -1,4 +1,4 @@
-"""Learning rates for head and backbone, from a range test on a collection's own photos.
+"""The learning rates for head and backbone, from a range test on a collection's own photos.
 
 A range test (Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3)
 trains some steps with a rate that grows at every step, here by the same factor each time as in
@@ -60,7 +60,7 @@ RANGES: dict[Part, tuple[float, float]] = {"head": (1e-5, 1.0), "backbone": (1e-
 # Share of the mean so far in the smoothed loss: it averages over ten steps. With fastai's 0.98,
 # over 50 of the 100, the minimum is found at a rate several times too high.
 SMOOTHING = 0.9
-SETTLED = 10  # steps from which on it is read: before, it hangs on the first losses alone
+SETTLED = 10  # steps from which on it is read: before, it depends on the first losses alone
 CLEAR = 1.5  # of 2,000 sweeps of mere noise 0.7 % fell so far in 100 steps, fewer in fewer
 EXPLODED = 4.0  # times the least smoothed loss: the sweep ends (fastai's number)
 HOPELESS = 10  # steps in a row that are not finite, as in training
@@ -69,11 +69,11 @@ BELOW = 10.0  # the suggestion is the rate of the least loss, divided by this (f
 
 @dataclass(frozen=True)
 class Sweep:
-    """One part's range test: the loss at each step, taken with the rate of the same place.
+    """A range test of one part: the loss at each step, taken with the rate of the same place.
 
-    `smoothed` is the running mean of `losses`. `ended`: the loss `exploded`, was `not finite` any
-    more, or the whole `range` was gone through. Where the smoothed loss falls, `lowest` is
-    the rate at its minimum and `steepest` that of its fastest fall over the logarithm of the rate.
+    `smoothed` is the running mean of `losses`. `ended`: the loss `exploded`, became `not finite`,
+    or the whole `range` was tried. If the smoothed loss falls, `lowest` is the rate at its minimum
+    and `steepest` that of its fastest fall over the logarithm of the rate.
     """
 
     part: Part
@@ -86,10 +86,10 @@ class Sweep:
 
     @property
     def suggestion(self) -> float | None:
-        """A tenth of the rate at the minimum: there the loss falls well, far from exploding.
+        """The rate a tenth of that at the minimum: there the loss falls well, far from exploding.
 
-        The steepest fall is told beside it, and not suggested: it is a difference of noisy
-        neighbours, and a backbone's loss falls at any rate while its head learns.
+        The steepest fall is not suggested: it is a difference of noisy neighbours, and a backbone's
+        loss falls at any rate while its head learns.
         """
         return None if self.lowest is None else self.lowest / BELOW
 
@@ -108,7 +108,7 @@ class Found:
 
     @property
     def pairs(self) -> list[tuple[Sweep, float]]:
-        """Each sweep with the recipe's rate of its part."""
+        """The sweeps, each with the recipe's rate of its part."""
         pairs = [(self.head, self.head_rate), (self.backbone, self.backbone_rate)]
         return [(sweep, rate) for sweep, rate in pairs if sweep is not None]
 
@@ -116,17 +116,12 @@ class Found:
 # --- the numbers -----------------------------------------------------------------------------
 
 
-def growing_rates(low: float, high: float, steps: int) -> Float[np.ndarray, " steps"]:
-    """Rates from `low` to `high`, each the same factor above the one before."""
-    return np.geomspace(low, high, steps)
-
-
 def smooth(losses: Sequence[float], share: float = SMOOTHING) -> Float[np.ndarray, " steps"]:
-    """The exponential running mean, without the bias of its start.
+    """Return the exponential running mean, without the bias of its start.
 
-    mean_t = share · mean_(t-1) + (1 - share) · loss_t from mean_0 = 0; divided by 1 - share^t.
-    With `share` = 0 it is the losses, towards 1 the plain mean of all so far.
-    Source: Kingma, Ba, "Adam", ICLR 2015, section 3.
+    mean_t = share · mean_(t-1) + (1 - share) · loss_t from mean_0 = 0; divided by 1 - share^t. With
+    `share` = 0 it is the losses, towards 1 the plain mean. Source: Kingma, Ba, "Adam", ICLR 2015,
+    section 3.
     """
     means, mean = [], 0.0
     for step, loss in enumerate(losses, start=1):
@@ -136,13 +131,13 @@ def smooth(losses: Sequence[float], share: float = SMOOTHING) -> Float[np.ndarra
 
 
 def has_exploded(losses: Sequence[float]) -> bool:
-    """Return whether the smoothed loss is at `EXPLODED` times its minimum."""
+    """Return whether the smoothed loss is above `EXPLODED` times its minimum."""
     means = smooth(losses)[SETTLED:]
     return bool(len(means) and means[-1] > EXPLODED * means.min())
 
 
 def read_sweep(part: Part, rates: Sequence[float], losses: Sequence[float], ended: Ended) -> Sweep:
-    """The sweep with its smoothed loss and what can be read from it."""
+    """Return the sweep with its smoothed loss and what can be read from it."""
     means = smooth(losses)
     lowest = steepest = None
     best = _minimum(np.array(losses), means)
@@ -153,11 +148,10 @@ def read_sweep(part: Part, rates: Sequence[float], losses: Sequence[float], ende
 
 
 def _minimum(losses: Float[np.ndarray, " steps"], means: Float[np.ndarray, " steps"]) -> int | None:
-    """The step at which the smoothed loss is least, or None where noise could have made it.
+    """Return the step of the least smoothed loss, or None where noise could have made it.
 
     It must lie `CLEAR` deviations of single losses below the mean of the first ones. The deviation
-    is that of a normal law with the same median difference of neighbours, which knows nothing of
-    falls, steep ones included.
+    is that of a normal law with the same median difference of neighbours, which no fall affects.
     """
     if len(means) <= SETTLED:
         return None
@@ -167,19 +161,18 @@ def _minimum(losses: Float[np.ndarray, " steps"], means: Float[np.ndarray, " ste
 
 
 def advice(found: Found) -> list[str]:
-    """A line for each part: the rate that is suggested, why, and the recipe's."""
-    return [_advice(sweep, rate) for sweep, rate in found.pairs]
-
-
-def _advice(sweep: Sweep, rate: float) -> str:
-    name = f"{sweep.part}_rate"
-    if sweep.suggestion is None or sweep.lowest is None:
-        return f"{name}: nothing to suggest, the loss did not fall; the recipe has {rate:.1e}"
-    still = ", the end of the range" if sweep.lowest == sweep.rates[-1] else ""
-    return (
-        f"{name}: {sweep.suggestion:.1e} is suggested, a tenth of {sweep.lowest:.1e}, where the"
-        f" loss is least{still}; the recipe has {rate:.1e}"
-    )
+    """Return a line for each part: the rate that is suggested, why, and the recipe's."""
+    lines = []
+    for sweep, rate in found.pairs:
+        said = "nothing to suggest, the loss did not fall"
+        if sweep.suggestion is not None:
+            still = ", the end of the range" if sweep.lowest == sweep.rates[-1] else ""
+            said = (
+                f"{sweep.suggestion:.1e} is suggested, a tenth of {sweep.lowest:.1e}, where the"
+                f" loss is least{still}"
+            )
+        lines.append(f"{sweep.part}_rate: {said}; the recipe has {rate:.1e}")
+    return lines
 
 
 # --- the sweeps ------------------------------------------------------------------------------
@@ -188,7 +181,7 @@ def _advice(sweep: Sweep, rate: float) -> str:
 def find_rate(
     catalog: Catalog, recipe: Recipe, *, steps: int = STEPS, watcher: Watcher | None = None
 ) -> Found:
-    """Range tests of both rates on the photos that fold 0 of this fit would train on.
+    """Return range tests of both rates on the photos that fold 0 of this fit would train on.
 
     Writes nothing but a temporary folder. Raises what a fit raises before its training, and
     whatever `watcher.check_stop` raises. `watcher.on_plan` is given the number of steps.
@@ -205,7 +198,7 @@ def find_rate(
 
 
 def find_rates(job: FoldJob, *, steps: int = STEPS, controls: Controls | None = None) -> Found:
-    """Range tests of a fold's head and backbone, from the job's start.
+    """Return range tests of a fold's head and backbone, from the job's start.
 
     The network is left as it was. Raises `TrainingError` where no loss is finite.
     """
@@ -229,15 +222,15 @@ def find_rates(job: FoldJob, *, steps: int = STEPS, controls: Controls | None = 
 def _sweep(
     job: FoldJob, part: Part, beside: list[dict[str, Any]], steps: int, controls: Controls
 ) -> Sweep:
-    """Change the network. `beside` are parameter groups that learn at rates of their own."""
+    """Change the network and return the sweep; groups `beside` learn at rates of their own."""
     load_weights(job.network, job.start)
     swept = _groups(job, part, 1.0)
     replica = Replica.of_groups(job, [*swept, *beside])
     tried: list[tuple[float, float]] = []
     skipped = 0
-    rates = growing_rates(*RANGES[part], steps).tolist()
-    batches = job.loader.batches(_plan(job, steps))
-    for number, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
+    ended: Ended = "range"
+    rates = np.geomspace(*RANGES[part], steps).tolist()
+    for rate, batch in zip(rates, job.loader.batches(_plan(job, steps)), strict=True):
         controls.check_stop()
         for group in replica.optimizer.param_groups[: len(swept)]:
             group["lr"] = rate
@@ -248,24 +241,22 @@ def _sweep(
         if step is not None:
             tried.append((rate, step.loss))
         if skipped == HOPELESS:
-            return _read(part, tried, "not finite")
+            ended = "not finite"
+            break
         if tried and has_exploded([loss for _, loss in tried]):
-            return _read(part, tried, "exploded")
-    return _read(part, tried, "range")
-
-
-def _read(part: Part, tried: Sequence[tuple[float, float]], ended: Ended) -> Sweep:
+            ended = "exploded"
+            break
     if not tried:
         raise TrainingError(
             f"the loss is not finite at the least {part} rate, {RANGES[part][0]:g}",
             hint="set precision to `float32`",
         )
-    rates, losses = zip(*tried, strict=True)
-    return read_sweep(part, rates, losses, ended)
+    tried_rates, losses = zip(*tried, strict=True)
+    return read_sweep(part, tried_rates, losses, ended)
 
 
 def _groups(job: FoldJob, part: Part, rate: float) -> list[dict[str, Any]]:
-    """The optimiser's parameter groups of one part, as a fit has them."""
+    """Return the optimiser's parameter groups of one part, as a fit has them."""
     network = job.network
     return parameter_groups(
         network.backbone if part == "backbone" else nn.Identity(),
@@ -277,14 +268,14 @@ def _groups(job: FoldJob, part: Part, rate: float) -> list[dict[str, Any]]:
 
 
 def _plan(job: FoldJob, steps: int) -> list[list[Draw]]:
-    """The draws of so many steps: those of a fit's first replica, epoch after epoch."""
+    """Return the draws of `steps` steps: a fit's first replica, epoch after epoch."""
     epochs = (job.plan(0, epoch) for epoch in count())
     return list(islice(chain.from_iterable(epochs), steps))
 
 
 @contextmanager
 def _left_as_it_was(network: Network) -> Iterator[None]:
-    """Weights, statistics and modes of the network are the same after the block as before."""
+    """Restore the network's weights, statistics and modes after the block."""
     weights = weights_of(network)
     modes = {module: module.training for module in network.modules()}
     try:
@@ -297,7 +288,7 @@ def _left_as_it_was(network: Network) -> Iterator[None]:
 
 @contextmanager
 def _frozen(part: nn.Module) -> Iterator[None]:
-    """No tensor of the part is trained while it is entered."""
+    """Train no tensor of the part within the block."""
     trained = [tensor for tensor in part.parameters() if tensor.requires_grad]
     for tensor in trained:
         tensor.requires_grad_(False)
@@ -324,7 +315,7 @@ def write(found: Found, folder: Path) -> None:
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """The record: every step of each sweep, what was read from it, and the recipe's rate."""
+    """Return the record: every step of each sweep, what was read from it, the recipe's rate."""
     sweeps: dict[str, Any] = {
         sweep.part: {**asdict(sweep), "suggestion": sweep.suggestion, "recipe": rate}
         for sweep, rate in found.pairs
@@ -332,11 +323,11 @@ def as_json(found: Found) -> dict[str, Any]:
     return {"format": FORMAT, "head": None, "backbone": None, **sweeps}
 
 
-BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; told by words too
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; named in words too
 
 
 def chart(found: Found) -> alt.VConcatChart:
-    """Loss over rate, a panel a part: each step, the smoothed loss, and where the rates lie."""
+    """Return loss over rate, a panel a part: steps, smoothed loss, and where the rates lie."""
     panels = [_panel(sweep, rate) for sweep, rate in found.pairs]
     title = alt.Title(
         "Training loss while the learning rate grows",
@@ -368,7 +359,7 @@ def _panel(sweep: Sweep, recipe_rate: float) -> alt.LayerChart | alt.FacetChart:
         alt.Tooltip("loss:Q", format=".3f"),
         alt.Tooltip("smoothed:Q", format=".3f"),
     ]
-    base = alt.Chart(_data(values)).encode(x=x, tooltip=tooltip)
+    base = alt.Chart(alt.InlineData(values=values)).encode(x=x, tooltip=tooltip)
     points = base.mark_circle(color=BLUE, opacity=0.35, size=18, clip=True).encode(
         y=alt.Y("loss:Q", title="training loss", scale=scale)
     )
@@ -383,21 +374,16 @@ def _panel(sweep: Sweep, recipe_rate: float) -> alt.LayerChart | alt.FacetChart:
 def _mark(
     sweep: Sweep, rate: float | None, word: str, color: str, dash: list[int], height: int
 ) -> list[alt.Chart]:
-    """A vertical line at a rate, its name above; nothing where the rate was not tried."""
+    """Return a vertical line at a rate and its name above, or nothing if it was not tried."""
     first, last = sweep.rates[0], sweep.rates[-1]
     if rate is None or not first <= rate <= last:
         return []
     left = math.log(rate / first) > 0.6 * math.log(last / first)  # on which side there is room
-    base = alt.Chart(_data([{"rate": rate, "name": f"{word} {rate:.1e}"}])).encode(x="rate:Q")
+    values = [{"rate": rate, "name": f"{word} {rate:.1e}"}]
+    base = alt.Chart(alt.InlineData(values=values)).encode(x="rate:Q")
     return [
         base.mark_rule(color=color, strokeWidth=2, strokeDash=dash),
-        base.mark_text(
-            color=color,
-            align="right" if left else "left",
-            fontWeight="bold",
-        ).encode(text="name:N", y=alt.value(height)),
+        base.mark_text(color=color, align="right" if left else "left", fontWeight="bold").encode(
+            text="name:N", y=alt.value(height)
+        ),
     ]
-
-
-def _data(values: list[dict[str, Any]]) -> alt.InlineData:
-    return alt.InlineData(values=values)

@@ -1,8 +1,8 @@
-"""What classifiers are worth on photos outside all folds, and what they cost.
+"""The scores of classifiers on photos outside all folds, and their costs.
 
 A fold is judged out of fold. An ensemble or a soup has seen every photo of the folds, so it is
-judged here: on the collection's `val` part, on what `holdout` set aside, or on another labelled
-set, of which no photo may have been trained on. Merged models are written into the run from here.
+judged here: on the collection's `val` part, on what `holdout` set aside, or on another labelled set
+without training photos. Merged models are written into the run from here.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ FLATTERED = "some of these photos chose this soup, which flatters it"
 
 @dataclass(frozen=True)
 class Worth:
-    """One classifier on photos outside all folds. Probabilities are those that `predict` gives.
+    """The scores of one classifier on photos outside all folds, by the probabilities of `predict`.
 
     `interval` is 95 %, by bootstrap over groups; `unscaled_error` is the calibration error without
     the temperature; `photos_per_second` is from file to answer; `note` is what else must be known.
@@ -66,7 +66,7 @@ class Worth:
 
 @dataclass(frozen=True)
 class Worths:
-    """Classifiers side by side on the same `photos`; `unreadable` ones were left out."""
+    """The scores of classifiers on the same `photos`; `unreadable` ones were left out."""
 
     rows: tuple[Worth, ...]
     photos: int
@@ -76,7 +76,7 @@ class Worths:
 def merge_into_run(
     run: Run, rule: Rule, *, batch_norm: BatchNorm = "recalibrate", machine: Machine = Machine()
 ) -> Path:
-    """Merge the run's folds into one model in the run; its folder, named by rule and batch norm.
+    """Merge the run's folds into one model in the run; return its folder, named after the rule.
 
     A model that is there already is left as it is. Raises `UsageError` for a run with folds to
     come, and what `combine.soup` raises.
@@ -86,7 +86,7 @@ def merge_into_run(
     folder = run.folder / MODELS / name
     if name in run.models():
         return folder
-    with files.lock(run.folder):  # first: what cannot be written is told before long work
+    with files.lock(run.folder):  # first: a run that cannot be written fails before long work
         if name not in run.models():
             shutil.rmtree(folder, ignore_errors=True)  # of a merge that was killed
             _merged(run, name, rule, batch_norm, machine).save(folder)
@@ -94,20 +94,22 @@ def merge_into_run(
 
 
 def _merged(run: Run, name: str, rule: Rule, batch_norm: BatchNorm, machine: Machine) -> Classifier:
-    """The merged model; a greedy soup keeps with it what its choice is worth."""
+    """Return the merged model; a greedy soup records its cross-fitted scores with it."""
     ingredients = run.ingredients()
     if rule != "greedy":
         return combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine)
     greedy = combine.greedy(ingredients, batch_norm=batch_norm, machine=machine)
     model = combine.soup(ingredients, rule, batch_norm=batch_norm, machine=machine, chosen=greedy)
     worth = _worth(name, model, greedy.logits[None], ingredients.outside)
-    return _with_record(model, {"cross_fitted": asdict(worth)})
+    made = {**model.card.provenance["made"], "cross_fitted": asdict(worth)}
+    provenance = {**model.card.provenance, "made": made}
+    return replace(model, card=replace(model.card, provenance=provenance))
 
 
 def worths(run: Run, machine: Machine = Machine()) -> Worths:
-    """Each fold, their mean, ensemble and merged models, on the run's own outside photos.
+    """Return scores of folds, their mean, ensemble and merged models on the run's outside photos.
 
-    No rows where there are none. The table is kept in the run and read again while nothing changes.
+    There are no rows without such photos. The run keeps the table while nothing changes.
     """
     outside = run.ingredients().outside
     if not len(outside):
@@ -124,11 +126,11 @@ def worths(run: Run, machine: Machine = Machine()) -> Worths:
 
 
 def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worths:
-    """The same on any labelled photos that no fold has seen (`unseen`).
+    """Return the same scores on any labelled photos that no fold has seen (`unseen`).
 
-    Photos that cannot be read are left out and counted. A greedy soup is judged cross-fitted where
-    these are the photos that chose it, and marked where some of them are. Raises `DataError` where
-    no photo can be read.
+    Photos that cannot be read are left out and counted. A greedy soup is judged cross-fitted if
+    these are the photos that chose it, and marked if some of them are. `DataError` if none can be
+    read.
     """
     ingredients = run.ingredients()
     readable = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)
@@ -161,8 +163,11 @@ def _rows(
     photos: Outside,
     machine: Machine,
 ) -> Iterator[Worth]:
-    """Folds, their mean and the ensemble from its members' logits; then each merged model."""
-    folds = _one_by_one(ensemble)
+    """Yield folds, their mean and the ensemble from members' logits; then each merged model."""
+    folds = [
+        replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
+        for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
+    ]
     one, all_of_them = (speed(model, photos.files, machine) for model in (folds[0], ensemble))
     rows = [
         _worth(model.card.members[0], model, logits[[n]], photos, one)
@@ -183,14 +188,6 @@ def _rows(
             yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
 
 
-def _one_by_one(ensemble: Classifier) -> list[Classifier]:
-    """Each member alone, with the ensemble's temperature."""
-    return [
-        replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
-        for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
-    ]
-
-
 def unseen(
     run: Run,
     catalog: Catalog,
@@ -198,12 +195,12 @@ def unseen(
     notice: Callable[[str], None] = lambda message: None,
     progress: Callable[[int], None] | None = None,
 ) -> Outside:
-    """The labelled photos of another collection, if no fold has seen one of them.
+    """Return the labelled photos of another collection, if no fold has seen one of them.
 
     Photos that only look like a training photo (re-encoded, resized, mirrored: `check`) are left
-    out and told. Raises `DataError` for the very files that the run trained on, or that chose its
-    epochs, and for labels that are none of its classes. `progress` is called with the number of
-    photos looked at so far, of both collections (`compared`).
+    out, with a notice. Raises `DataError` for the very files that the run trained on, or that chose
+    its epochs, and for labels that are none of its classes. `progress` is called with the number of
+    photos compared so far, of both collections (`compared`).
     """
     photos = [photo for photo in catalog.photos if photo.label is not None]
     if not photos:
@@ -237,12 +234,12 @@ def unseen(
 
 
 def compared(run: Run, catalog: Catalog) -> int:
-    """How many photos `unseen` looks at."""
+    """Return the number of photos that `unseen` compares."""
     return len(_used(run)) + sum(photo.label is not None for photo in catalog.photos)
 
 
 def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Machine()) -> float:
-    """Photos a second from file to logits, in one process, after a first batch that warms it up.
+    """Return photos a second from file to logits, in one process, after a first batch as warm-up.
 
     Threads would have batches ready when the clock starts, so none are used.
     """
@@ -262,12 +259,12 @@ def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Mac
 
 
 def _labelled(photos: Outside) -> set[tuple[str, int]]:
-    """Photos by content and class."""
+    """Return photos by content and class."""
     return set(zip(photos.hashes, photos.targets.tolist(), strict=True))
 
 
 def _used(run: Run) -> list[Photo]:
-    """The photos that the folds trained on or, where they watched `val`, chose their epochs by."""
+    """Return the photos that the folds trained on or, if they watched `val`, chose epochs by."""
     used = {"train", "val"} if run.recipe.watch_val else {"train"}
     return [photo for photo in run.catalog.photos if photo.split in used]
 
@@ -294,7 +291,7 @@ def _look_alikes(
     notice: Callable[[str], None],
     progress: Callable[[int], None] | None,
 ) -> set[int]:
-    """Photos, by number, that look like one that the folds used."""
+    """Return photos, by number, that look like one that the folds used."""
     own = [replace(photo, path=str(run.catalog.file(photo))) for photo in _used(run)]
     given = [replace(photo, path=str(catalog.file(photo))) for photo in catalog.photos]
     both = Catalog(catalog.root, (*own, *given))
@@ -324,7 +321,7 @@ def _worth(
     outside: Outside,
     photos_per_second: float = 0.0,
 ) -> Worth:
-    """A classifier's scores from its members' logits."""
+    """Return a classifier's scores from its members' logits."""
     wide, card = logits[:, :, None], classifier.card
     scaled, plain = (
         combined(wide, member_probabilities(wide, t), t, card.combine)
@@ -347,20 +344,17 @@ def _worth(
 def _mean(
     rows: Sequence[Worth], logits: Float[np.ndarray, "members n classes"], outside: Outside
 ) -> Worth:
-    """What one fold is worth on average; the interval is that of the mean share right."""
+    """Return one fold's mean scores; the interval is that of the mean share right."""
     correct = (logits.argmax(axis=2) == outside.targets).mean(axis=0)
-
-    def mean(score: Callable[[Worth], float]) -> float:
-        return float(np.mean([score(row) for row in rows]))
-
+    scores = ("accuracy", "log_loss", "calibration_error", "unscaled_error")
+    means: dict[str, Any] = {
+        score: float(np.mean([getattr(row, score) for row in rows])) for score in scores
+    }
     return replace(
         rows[0],
         name="mean of folds",
-        accuracy=mean(lambda row: row.accuracy),
         interval=metrics.bootstrap_interval(correct, _numbers(outside)),
-        log_loss=mean(lambda row: row.log_loss),
-        calibration_error=mean(lambda row: row.calibration_error),
-        unscaled_error=mean(lambda row: row.unscaled_error),
+        **means,
     )
 
 
@@ -368,14 +362,8 @@ def _numbers(outside: Outside) -> NDArray[np.int64]:
     return np.unique(outside.groups, return_inverse=True)[1].astype(np.int64)
 
 
-def _with_record(model: Classifier, record: Mapping[str, Any]) -> Classifier:
-    provenance = dict(model.card.provenance)
-    provenance["made"] = {**provenance["made"], **record}
-    return replace(model, card=replace(model.card, provenance=provenance))
-
-
 def key_of(run: Run, machine: Machine) -> str:
-    """What the table depends on: photos, folds, merged models, and where they are looked at."""
+    """Return a hash of the table's sources: photos, folds, merged models and the device."""
     photos = [run.catalog.photos[row].sha256 for row in run.outside]
     places = [run.fold_folder(fold) for fold in run.done] + list(run.models().values())
     manifests = [(place / files.MANIFEST).read_text("utf-8") for place in places]

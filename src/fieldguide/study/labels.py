@@ -1,13 +1,13 @@
-"""From a run to the list of its labels that look wrong: RUN/labels.csv.
+"""The list of a run's labels that look wrong: RUN/labels.csv.
 
 Two things cast doubt on a label: a picture that looks the same and is labelled otherwise, and a
-model that did not train on the photo and is sure of another class. Only training photos of the
-folds that are done are looked at, each judged by its own fold. Nothing is changed: the list is for
-somebody who knows the subject. Knows nothing of how it is shown, nor of torch.
+model that did not train on the photo and is sure of another class. Only training photos of done
+folds are judged, each by its own fold. Nothing is changed: the list is for somebody who knows the
+subject. Knows nothing of how it is shown, nor of torch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +23,18 @@ from fieldguide.analysis.suspects import (
     unsteady_classes,
 )
 from fieldguide.errors import ResourceError
-from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.inspect import Facts, inspect
 from fieldguide.photos.near_copies import duplicates
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
 TABLE = "labels.csv"
-HEADER = (
-    "rank",
-    "path",
-    "label",
-    "suggested",
-    "given_probability",
-    "suggested_probability",
-    "fold",
-    "reason",
-    "other",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """One label that looks wrong, and why. Probabilities are the out-of-fold ones."""
+    """A label that looks wrong, and why. Probabilities are the out-of-fold ones."""
 
     path: str
     label: str
@@ -57,14 +46,17 @@ class Doubt:
     other: str = ""  # the path of the look-alike, if that is the reason
 
 
+HEADER = ("rank", *(field.name for field in fields(Doubt)))
+
+
 @dataclass(frozen=True)
 class Doubts:
-    """The labels that look wrong, the most suspicious first, and what was looked at for it.
+    """The labels that look wrong, the most suspicious first, and the photos searched for them.
 
     `photos` are the training photos of the `folds` that are done. Of these `unseen` could not be
-    compared with others, because the file is not there any more, or is another one. `confused` are
-    pairs of classes that are taken for each other, the most often first, and `unsteady` classes
-    that some folds recognise better than others, by more than chance.
+    compared with others, because the file is gone or changed. `confused` are pairs of classes that
+    are taken for each other, the most often first, and `unsteady` classes that some folds recognise
+    better than others, by more than chance.
     """
 
     ranked: tuple[Doubt, ...]
@@ -76,13 +68,8 @@ class Doubts:
     unsteady: tuple[UnsteadyClass, ...] = ()
 
     @property
-    def look_alikes(self) -> int:
-        """How many are doubted because of a picture that looks the same: the first so many."""
-        return sum(bool(doubt.other) for doubt in self.ranked)
-
-    @property
     def notes(self) -> tuple[str, ...]:
-        """What the list does not cover, in words."""
+        """The sentences on what the list does not cover."""
         notes = []
         if len(self.folds) < self.planned_folds:
             are, their = ("is", "its") if len(self.folds) == 1 else ("are", "their")
@@ -110,11 +97,11 @@ class _Judged:
 
 
 def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts:
-    """The labels of a run that look wrong: first those of look-alikes, then the model's suspects.
+    """Return the labels of a run that look wrong: first look-alikes, then the model's suspects.
 
-    The photos are read again to compare them; a photo that is gone or has changed is judged by its
-    prediction alone. `progress` is called with the number of photos read so far. Raises
-    ResourceError where no fold is done.
+    The photos are read again to compare them; one that is gone or has changed is judged by its
+    prediction alone. `progress` gets the number of photos read. Raises ResourceError if no fold is
+    done.
     """
     judged = _judged(run)
     catalog = judged.catalog
@@ -143,17 +130,7 @@ def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts
 def write(path: Path, found: Doubts) -> None:
     """Write the list as CSV, whole or not at all; labels and paths are kept exactly."""
     rows = (
-        (
-            rank,
-            doubt.path,
-            doubt.label,
-            doubt.suggested,
-            f"{doubt.given_probability:.6g}",
-            f"{doubt.suggested_probability:.6g}",
-            doubt.fold,
-            doubt.reason,
-            doubt.other,
-        )
+        (rank, *(f"{v:.6g}" if isinstance(v, float) else v for v in astuple(doubt)))
         for rank, doubt in enumerate(found.ranked, start=1)
     )
     files.write_csv(path, HEADER, rows)
@@ -162,7 +139,7 @@ def write(path: Path, found: Doubts) -> None:
 def _judged(run: Run) -> _Judged:
     if not run.done:
         raise ResourceError(
-            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command resumes it"
         )
     tests = {fold: run.folds[fold].test for fold in run.judged}
     rows = np.concatenate(list(tests.values()))
@@ -176,7 +153,7 @@ def _judged(run: Run) -> _Judged:
 
 
 def _unchanged(catalog: Catalog, facts: Sequence[Facts]) -> list[Facts]:
-    """The facts, without those of files that are not the ones that the run was trained on."""
+    """Return the facts, empty for files that are not those that the run was trained on."""
     return [
         fact if fact.sha256 == photo.sha256 else Facts()
         for photo, fact in zip(catalog.photos, facts, strict=True)
@@ -187,7 +164,7 @@ def _unchanged(catalog: Catalog, facts: Sequence[Facts]) -> list[Facts]:
 
 
 def _look_alikes(judged: _Judged, facts: Sequence[Facts]) -> Iterator[Doubt]:
-    """Photos of one picture under several labels; clusters by their least probable label."""
+    """Yield photos of one picture under several labels, the least probable label first."""
     photos = judged.catalog.photos
     own = judged.probabilities[np.arange(len(photos)), judged.targets]
     clusters = [
@@ -197,22 +174,14 @@ def _look_alikes(judged: _Judged, facts: Sequence[Facts]) -> Iterator[Doubt]:
     ]
     for cluster in sorted(clusters, key=lambda rows: (own[rows[0]], rows[0])):
         for row in cluster:
-            yield _look_alike(judged, facts, row, _opposite(photos, facts, row, cluster))
-
-
-def _opposite(
-    photos: Sequence[Photo], facts: Sequence[Facts], row: int, cluster: Sequence[int]
-) -> int:
-    """The photo of the cluster that contradicts a photo's label: its very copy, if there is one."""
-    others = [other for other in cluster if photos[other].label != photos[row].label]
-    return min(others, key=lambda other: (facts[other].sha256 != facts[row].sha256, other))
-
-
-def _look_alike(judged: _Judged, facts: Sequence[Facts], row: int, other: int) -> Doubt:
-    path, label = judged.catalog.photos[other].path, int(judged.targets[other])
-    likeness = "is the same file as" if facts[row].sha256 == facts[other].sha256 else "looks like"
-    reason = f"{likeness} {path}, which is labelled `{judged.classes[label]}`"
-    return _doubt(judged, row, label, reason, path)
+            others = [each for each in cluster if photos[each].label != photos[row].label]
+            copies = [each for each in others if facts[each].sha256 == facts[row].sha256]
+            likeness, other = (
+                ("is the same file as", min(copies)) if copies else ("looks like", min(others))
+            )
+            path, label = photos[other].path, int(judged.targets[other])
+            reason = f"{likeness} {path}, which is labelled `{judged.classes[label]}`"
+            yield _doubt(judged, row, label, reason, path)
 
 
 # --- suspects -------------------------------------------------------------------------------------
@@ -242,7 +211,7 @@ def _doubt(judged: _Judged, row: int, suggested: int, reason: str, other: str = 
 
 
 def percent(probability: float) -> str:
-    """Such as `97 %` or `0.4 %`; never a certainty, as no model has one."""
+    """Return a probability such as `97 %` or `0.4 %`, never as a certainty."""
     if probability < 0.0001:
         return "under 0.01 %"
     if probability >= 0.995:

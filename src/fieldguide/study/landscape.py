@@ -3,12 +3,12 @@
     t = −¼ ……… 0 ……… ½ ……… 1 ……… 1¼        w(t) = (1 − t) · one + t · other
               one    middle   other
 
-`one` and `other` are two replicas of a fold as they were before its last merge, or the merged
-weights of two folds. Copies that came from one start and did not leave its basin have a line
-without a barrier, and a middle that is no worse than they are: that is why merging works (Frankle,
-Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020).
-Batch-norm statistics of a mixture are no mixture of statistics, so each place is measured with them
-mixed like the weights, and measured anew on training photos.
+`one` and `other` are two replicas of a fold before its last merge, or the merged weights of two
+folds. Copies that came from one start and did not leave its basin have a line without a barrier,
+and a middle that is no worse than they are: that is why merging works (Frankle, Dziugaite, Roy,
+Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020). Batch-norm
+statistics of a mixture are no mixture of statistics, so each place is judged with them mixed like
+the weights, and re-estimated on training photos.
 
 Knows nothing of how it is drawn. Reading needs no torch.
 """
@@ -50,13 +50,13 @@ PLACES = tuple(step / 8 for step in range(-2, 11))
 JUDGED_PHOTOS = 512  # an accuracy of 0.9 is then known to ±0.013
 RECALIBRATION_PHOTOS = 256  # at each place; a merge takes a thousand, once (taste)
 
-# Weights that are held at once; a photo is decoded anew for each portion of this size (taste).
+# Weights that are held at once; a photo is decoded again for each portion of this size (taste).
 HELD_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the line, and what its weights are worth there; `loss` None if not finite."""
+    """A place on the line and its scores; `loss` is None if not finite."""
 
     t: float
     batch_norm: Norm
@@ -66,7 +66,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Landscape:
-    """What was measured between `one` (t = 0) and `other` (t = 1) on `photos` photos.
+    """The points between `one` (t = 0) and `other` (t = 1), judged on `photos` photos.
 
     `judged_on` says which photos; `kept` is what is in use: the weights that the fold kept, or the
     soup of all folds. It need not lie on the line; its `t` is ½. `seconds` is what it took.
@@ -92,16 +92,21 @@ def measure(
     machine: "Machine | None" = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Landscape:
-    """The landscape between the fold's two first replicas, or between it and the next fold.
+    """Return the landscape between the fold's two first replicas, or between it and the next fold.
 
     Replicas are judged on at most 512 of the fold's test photos; folds on photos outside all of
-    them, if there are any. Which photos is drawn from the recipe's seed. `progress` is called with
-    the number of places done, of `len(PLACES)`. Raises `UsageError` where the weights were not
-    kept, `DataError` where the photos are gone.
+    them, if there are any. The recipe's seed draws them. `progress` is called with the number of
+    places done, of `len(PLACES)`. Raises `UsageError` without kept weights, `DataError` without
+    photos.
     """
     from fieldguide.predict.inference import Machine
 
     started = time.monotonic()
+    if fold not in run.done:
+        raise UsageError(
+            f"fold {fold} of `{run.folder}` is not trained",
+            hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
+        )
     ends = _replicas(run, fold) if between == "replicas" else _folds(run, fold)
     view = _view(run, fold, between, machine or Machine())
     points, photos = _measured(view, ends, progress)
@@ -120,14 +125,14 @@ def measure(
 
 
 def write(run: Run, found: Landscape) -> Path:
-    """Write the landscape into the run, in place of an earlier one; its path."""
+    """Write the landscape into the run, in place of an earlier one, and return its path."""
     path = run.folder / FILE
     files.write_json(path, {"format": FORMAT, "key": _key(run, found.fold), **asdict(found)})
     return path
 
 
 def read(run: Run) -> Landscape | None:
-    """The run's landscape; None where there is none that can be read and is of these weights."""
+    """Return the run's landscape, or None if none is readable and of these weights."""
     try:
         content = json.loads((run.folder / FILE).read_bytes())
         known = content.pop("format"), content.pop("key")
@@ -138,7 +143,7 @@ def read(run: Run) -> Landscape | None:
 
 
 def on_line(one: Arrays, other: Arrays, t: float) -> dict[str, NDArray[Any]]:
-    """(1 − t) · one + t · other, computed in float64 and of the same types.
+    """Return (1 − t) · one + t · other, computed in float64 and of the same types.
 
     0 gives `one`, 1 `other`, ½ their mean. Counters (integers) are the larger of both. A variance
     that would fall below 0 beyond the ends is 0.
@@ -160,7 +165,6 @@ class _Ends:
 
 
 def _replicas(run: Run, fold: int) -> _Ends:
-    _require_done(run, fold)
     copies = run.replicas(fold)
     if len(copies) < 2:
         raise UsageError(
@@ -175,35 +179,22 @@ def _replicas(run: Run, fold: int) -> _Ends:
 
 
 def _folds(run: Run, fold: int) -> _Ends:
-    _require_done(run, fold)
+    from fieldguide import merge
+    from fieldguide.predict.classifier import as_tensors
+
     done = run.done
     if len(done) < 2:
         raise UsageError(f"only fold {fold} of `{run.folder}` is done: a line needs two folds")
     other = done[(done.index(fold) + 1) % len(done)]
+    mean = merge.average([as_tensors(run.weights(each)) for each in done])
     return _Ends(
         run.weights(fold),
         run.weights(other),
-        _soup([run.weights(each) for each in done]),
+        {name: tensor.numpy() for name, tensor in mean.items()},
         f"fold {fold}",
         f"fold {other}",
         f"the plain soup of all {len(done)} folds",
     )
-
-
-def _require_done(run: Run, fold: int) -> None:
-    if fold not in run.done:
-        raise UsageError(
-            f"fold {fold} of `{run.folder}` is not trained",
-            hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
-        )
-
-
-def _soup(copies: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
-    from fieldguide import merge
-    from fieldguide.predict.classifier import as_tensors
-
-    mean = merge.average([as_tensors(copy) for copy in copies])
-    return {name: tensor.numpy() for name, tensor in mean.items()}
 
 
 def _mixed(name: str, one: NDArray[Any], other: NDArray[Any], t: float) -> NDArray[Any]:
@@ -220,7 +211,7 @@ def _mixed(name: str, one: NDArray[Any], other: NDArray[Any], t: float) -> NDArr
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """The photos to judge on, and those that batch norm is measured on."""
+    """The photos to judge on, and those that batch norm is re-estimated on."""
 
     architecture: "Architecture"
     machine: "Machine"
@@ -254,7 +245,7 @@ def _drawn(run: Run, what: str, fold: int, rows: NDArray[np.int64], most: int) -
 
 
 def _files(run: Run, rows: NDArray[np.int64]) -> tuple[Path, ...]:
-    """Return the photos' files. Raise `DataError` if more than half of them are gone."""
+    """Return the photos' paths; `DataError` if more than half of them are gone."""
     found = tuple(run.catalog.file(run.catalog.photos[row]) for row in rows)
     gone = [path for path in found if not path.is_file()]
     if 2 * len(gone) > len(found):
@@ -266,7 +257,7 @@ def _files(run: Run, rows: NDArray[np.int64]) -> tuple[Path, ...]:
 
 
 def _measured(view: _View, ends: _Ends, progress: Callable[[int], None]) -> tuple[list[Point], int]:
-    """The points of all places and, as the last one, what was kept; the number of photos judged."""
+    """Return the points of all places, then that of the kept weights; the photos judged."""
     from fieldguide.predict.classifier import as_tensors
 
     size = sum(array.nbytes for array in ends.one.values())
@@ -284,7 +275,7 @@ def _measured(view: _View, ends: _Ends, progress: Callable[[int], None]) -> tupl
 
 
 def _variants(view: _View, ends: _Ends, t: float) -> Iterator[tuple[float, Norm, "Weights"]]:
-    """A place's weights with batch norm mixed, and measured anew."""
+    """Yield a place's weights with batch norm mixed, and re-estimated."""
     from fieldguide.predict import inference
     from fieldguide.predict.classifier import as_tensors
 
@@ -293,8 +284,8 @@ def _variants(view: _View, ends: _Ends, t: float) -> Iterator[tuple[float, Norm,
         yield t, "none", weights
         return
     yield t, "average", weights
-    anew = inference.recalibrated(view.architecture, weights, view.calibration, view.machine)
-    yield t, "recalibrate", anew
+    fresh = inference.recalibrated(view.architecture, weights, view.calibration, view.machine)
+    yield t, "recalibrate", fresh
 
 
 def _has_batch_norm(weights: Arrays) -> bool:
@@ -304,7 +295,7 @@ def _has_batch_norm(weights: Arrays) -> bool:
 def _judged(
     view: _View, variants: Sequence[tuple[float, Norm, "Weights"]]
 ) -> tuple[list[Point], int]:
-    """A point for each variant, and the number of photos that could be read."""
+    """Return a point for each variant, and the number of photos that could be read."""
     from fieldguide.predict import inference
 
     members = [weights for _, _, weights in variants]
@@ -328,7 +319,7 @@ def _point(
 
 
 def _key(run: Run, fold: int) -> str:
-    """What the landscape depends on: the weights of the folds that are done."""
+    """Return a hash of what the landscape depends on: the weights of the folds that are done."""
     manifests = [
         (run.fold_folder(each) / files.MANIFEST).read_text("utf-8") for each in (fold, *run.done)
     ]

@@ -1,7 +1,7 @@
-"""What the augmentations of a recipe do to a collection, as one PNG to look at before training.
+"""The augmentations of a recipe on a collection, as one PNG to look at before training.
 
 One photo through every policy, and one batch through every mixing, both after the recipe's own
-crops, flips and colours. Nothing is trained and nothing is fetched. Knows nothing of runs.
+crops, flips and colours. Nothing is trained or downloaded. Knows nothing of runs.
 """
 
 import io
@@ -60,11 +60,11 @@ class Band:
 
 
 def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
-    """Write the sheet as PNG, whole or not at all, over what was there; return where it is.
+    """Write the sheet as PNG, whole or not at all, over what was there, and return its path.
 
     `auto` settings are resolved from the backbone's description, without its weights. The same
-    photos and recipe give the same sheet. Raises `DataError` where no photo can be read,
-    `ResourceError` where the file cannot be written.
+    photos and recipe give the same sheet. Raises `DataError` if no photo can be read,
+    `ResourceError` if the file cannot be written.
     """
     backbone = build_backbone(recipe.backbone, weights="none", seed=recipe.seed)
     resolved = resolve(recipe, backbone)
@@ -77,11 +77,11 @@ def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
     return Path(out)
 
 
-def policy_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
-    """The photo as it is evaluated, then under every policy.
+def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
+    """Yield the photo as it is evaluated, then under every policy.
 
-    Pictures below each other are drawn from one seed: they differ by the policy alone, as crop,
-    flip and colours come before it.
+    Pictures below each other have one seed, and so the same crop, flip and colours before the
+    policy.
     """
     photo = _readable(catalog, recipe, 1)[0]
     paths = [catalog.file(each) for each in catalog.photos]
@@ -96,8 +96,8 @@ def policy_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
         yield Band(f"augment = {policy}{own}", tuple(cells))
 
 
-def mix_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
-    """A small batch as the recipe draws it, then mixed in every way, with what it counts as."""
+def mix_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
+    """Yield a small batch as the recipe draws it, then mixed in every way, with its shares."""
     batch = _readable(catalog, recipe, DRAWS)
     names = sorted({_name(catalog.photos[n]) for n in batch})
     targets = torch.tensor([names.index(_name(catalog.photos[n])) for n in batch])
@@ -135,7 +135,7 @@ def _mixed(
 
 
 def _readable(catalog: Catalog, recipe: Recipe, count: int) -> list[int]:
-    """Up to so many photos that can be read, by chance, of as many classes as there are."""
+    """Return at most `count` random photos that can be read, of as many classes as there are."""
     found: list[int] = []
     reason = "there is none"
     for number in _varied(catalog, recipe.seed)[:_TRIES]:
@@ -153,7 +153,7 @@ def _readable(catalog: Catalog, recipe: Recipe, count: int) -> list[int]:
 
 
 def _varied(catalog: Catalog, seed: int) -> list[int]:
-    """The training photos, or all if there is none, shuffled: first one of each class, then on."""
+    """Return the training photos (or all) shuffled: first one of each class, then the others."""
     training = [n for n, photo in enumerate(catalog.photos) if photo.split == "train"]
     draw = np.random.default_rng(derive_seed(seed, "preview"))
     order = draw.permutation(np.array(training or range(len(catalog)), dtype=np.int64)).tolist()
@@ -179,10 +179,12 @@ def _name(photo: Photo) -> str:
 
 
 def sheet(title: Sequence[str], bands: Sequence[Band]) -> Image.Image:
-    """The title's lines, then the bands below each other."""
+    """Return the title's lines and the bands below each other."""
     columns = max(len(band.cells) for band in bands)
     width = GAP + columns * (CELL + GAP)
-    heights = [_height(band) for band in bands]
+    heights = [
+        LINE + CELL + 6 + max(len(cell.lines) for cell in band.cells) * LINE + GAP for band in bands
+    ]
     top = GAP + len(title) * LINE + GAP
     image = Image.new("RGB", (width, top + sum(heights)), _PAPER)
     pen = ImageDraw.Draw(image)
@@ -195,13 +197,8 @@ def sheet(title: Sequence[str], bands: Sequence[Band]) -> Image.Image:
     return image
 
 
-def _height(band: Band) -> int:
-    lines = max(len(cell.lines) for cell in band.cells)
-    return LINE + CELL + 6 + lines * LINE + GAP
-
-
 def _draw_band(image: Image.Image, pen: ImageDraw.ImageDraw, band: Band, top: int) -> None:
-    """Change the image."""
+    """Change the image: draw a band from `top` on."""
     _write(pen, (GAP, top), band.heading, image.width - 2 * GAP, _INK)
     for number, cell in enumerate(band.cells):
         left = GAP + number * (CELL + GAP)
@@ -213,20 +210,20 @@ def _draw_band(image: Image.Image, pen: ImageDraw.ImageDraw, band: Band, top: in
 def _write(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, colour: _Colour
 ) -> None:
-    """Change the image: one line, cut where it would be too wide."""
+    """Change the image: write one line, cut where it would be too wide."""
     font = ImageFont.load_default(FONT)
     pen.text(place, fitted(legible(text), font.getlength, width), fill=colour, font=font)
 
 
 def legible(text: str) -> str:
-    """One line: what has no shape of its own, line ends and turns of direction too, becomes `�`."""
+    """Return the text in one line: line ends, turns of direction and the like become `�`."""
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
 
 
 def fitted(text: str, measure: Callable[[str], float], width: int) -> str:
-    """The text, or as much of its beginning and of its end as fits around an ellipsis."""
+    """Return the text, or as much of its beginning and end as fits around an ellipsis."""
     if measure(text) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
@@ -244,7 +241,7 @@ def _cell(image: UInt8[Tensor, "3 size size"], *lines: str) -> Cell:
 
 
 def _shares(shares: Float[Tensor, " classes"], names: Sequence[str]) -> list[str]:
-    """The classes that a picture counts as, the largest share first."""
+    """Return the classes that a picture counts as, the largest share first."""
     order = shares.argsort(descending=True, stable=True).tolist()
     named = [(names[n], float(shares[n])) for n in order if shares[n] > 0]
     if len(named) == 1:
@@ -253,7 +250,7 @@ def _shares(shares: Float[Tensor, " classes"], names: Sequence[str]) -> list[str
 
 
 def _title(recipe: Recipe) -> list[str]:
-    """What the recipe does before any policy or mixing, in words."""
+    """Return the recipe's changes before any policy or mixing, in words."""
     low, high = (f"{100 * share:.0f}" for share in recipe.crop_scale)
     strengths = ", ".join(f"{value:g}" for value in recipe.jitter)
     return [
