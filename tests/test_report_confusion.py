@@ -12,7 +12,6 @@ from hypothesis import given
 from sklearn.metrics import confusion_matrix
 
 import fieldguide as fg
-from fieldguide.analysis import metrics
 from fieldguide.report import confusion, page
 from fieldguide.report.judged import Judged, judge
 

@@ -13,7 +13,7 @@ from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.tables import Table, read_cells
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions, digits
-from fieldguide.words import count
+from fieldguide.words import count, quoted
 
 Id = Literal["auto", "path", "name", "stem"]
 
@@ -176,8 +176,8 @@ def _refuse_unmatched(
     missing = [key for key in keys if key not in rows]
     extra = [inputs[row].name for key, row in rows.items() if key not in known]
     odd = [
-        *([f"{len(missing):,} without a photo: {listed(missing)}"] if missing else []),
-        *([f"{count(len(extra), 'photo')} without an id: {listed(extra)}"] if extra else []),
+        *([f"{len(missing):,} without a photo: {quoted(missing)}"] if missing else []),
+        *([f"{count(len(extra), 'photo')} without an id: {quoted(extra)}"] if extra else []),
     ]
     if odd:
         raise DataError(

@@ -230,7 +230,8 @@ def _sweep(
     skipped = 0
     ended: Ended = "range"
     rates = np.geomspace(*RANGES[part], steps).tolist()
-    for rate, batch in zip(rates, job.loader.batches(_plan(job, steps)), strict=True):
+    batches = job.loader.batches(_plan(job, steps))
+    for number, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
         controls.check_stop()
         for group in replica.optimizer.param_groups[: len(swept)]:
             group["lr"] = rate

@@ -77,7 +77,7 @@ def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
     return Path(out)
 
 
-def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
+def policy_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
     """Yield the photo as it is evaluated, then under every policy.
 
     Pictures below each other have one seed, and so the same crop, flip and colours before the
@@ -96,7 +96,7 @@ def policy_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
         yield Band(f"augment = {policy}{own}", tuple(cells))
 
 
-def mix_bands(catalog: Catalog, recipe: Recipe) -> Iterator[Band]:
+def mix_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
     """Yield a small batch as the recipe draws it, then mixed in every way, with its shares."""
     batch = _readable(catalog, recipe, DRAWS)
     names = sorted({_name(catalog.photos[n]) for n in batch})
