@@ -23,15 +23,17 @@ test: lint
 FAST := $(addprefix tests/test_,$(addsuffix .py,project recipe seeds words columns metrics calibration \
     paired suspects coverage folds merge catalog files display))
 check: lint
-	$(BIN)/python -m pytest --quiet --durations 0 --durations-min 5 $(FAST)
+	$(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal --durations 0 --durations-min 5 $(FAST)
 
-# All tests, also those that need extras, or Chromium if it is installed; outside CI.
+# All tests, also those that need extras, a store of S3's protocol, or Chromium if it is installed;
+# outside CI. s3fs needs an older python-dateutil than constraints.txt has, so it comes last and free.
 test-all: .venv-all/ready
 	.venv-all/bin/python -m pytest --numprocesses auto --dist worksteal
 
 .venv-all/ready: pyproject.toml constraints.txt .venv/ready
 	test -x .venv-all/bin/python || $(PYTHON) -m venv .venv-all
 	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,parquet,remote,track]' --group dev
+	$(UV) pip install --quiet --python .venv-all/bin/python s3fs 'moto[server]'
 	touch $@
 
 # The tests with the lowest versions that pyproject.toml allows, which may warn of their own age; outside CI.
