@@ -327,7 +327,7 @@ def test_photos_that_come_back_let_the_fit_go_on(
     settings = EVERY_STEP | {"cache": "none"}
     with pytest.raises(error, match=message) as caught:
         small_fit(photos, tmp_path / "run", watcher=Watcher(on_step=vanish), **settings)
-    assert "back; the same command then goes on" in caught.value.hint
+    assert "back; the same command then resumes" in caught.value.hint
     away.rename(photos / gone)
     assert results(small_fit(photos, tmp_path / "run")) == results(undisturbed)
 

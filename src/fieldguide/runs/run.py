@@ -461,7 +461,7 @@ def summary(run: Run) -> dict[str, Any]:
 def _require_some_fold(run: Run) -> None:
     if not run.done:
         raise ResourceError(
-            f"no fold of `{run.folder}` is trained yet", hint="the same fit command goes on with it"
+            f"no fold of `{run.folder}` is trained yet", hint="the same fit command resumes it"
         )
 
 

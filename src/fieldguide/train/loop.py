@@ -227,7 +227,7 @@ def refuse_missing(tally: Tally, photos: int) -> None:
     if tally.missing > MISSING_SHARE * photos:
         raise DataError(
             f"{tally.missing} of {photos} training photos could not be read any more",
-            hint="bring the photos back; the same command then goes on from the last checkpoint",
+            hint="bring the photos back; the same command then resumes from the last checkpoint",
         )
 
 
