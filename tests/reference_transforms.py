@@ -6,7 +6,8 @@ Ours are compared with them: draws, then pixels. Draws are from torch's global g
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.photos.augment import Augmentation, Interpolation, Policy, _shortened
+from fieldguide.photos.augment import Augmentation, Policy, _shortened
+from fieldguide.recipe import Interpolation
 
 
 def training_transform(settings: Augmentation, mean: tuple[float, float, float]) -> v2.Compose:

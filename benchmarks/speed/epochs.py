@@ -16,8 +16,9 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from fieldguide import Recipe
-from fieldguide.machine.device import Precision, autocast
+from fieldguide.machine.device import autocast
 from fieldguide.photos.batches import Batch
+from fieldguide.recipe import Precision
 from fieldguide.train.job import FoldJob
 from fieldguide.train.loop import train_fold
 

@@ -15,8 +15,9 @@ from material import BATCH, collection, first_job, recipe_of
 from torch import Tensor, nn
 
 from fieldguide import Recipe
-from fieldguide.machine.device import Precision, autocast
+from fieldguide.machine.device import autocast
 from fieldguide.photos.batches import Batch, training_plan
+from fieldguide.recipe import Precision
 from fieldguide.train.job import FoldJob
 from fieldguide.train.replica import Replica
 from fieldguide.train.step import train_step

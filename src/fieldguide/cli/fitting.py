@@ -19,7 +19,6 @@ from fieldguide.errors import Stopped, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.network.backbones import require_backbone
 from fieldguide.recipe import Recipe
-from fieldguide.storage import addresses, mirror
 
 if TYPE_CHECKING:
     from fieldguide.fitting.progress import Plan, Watcher
@@ -48,16 +47,6 @@ def require_weights(recipe: Recipe, folder: Path) -> None:
     named = recipe.weights not in {"pretrained", "none"}
     if named and not Path(recipe.weights).is_file() and not (folder / "setup.json").is_file():
         raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
-
-
-@contextmanager
-def folder_of(out: str) -> Iterator[Path]:
-    """Yield the folder to write a run to; that of an address is sent as it grows."""
-    if not addresses.is_address(out):
-        yield Path(out)
-        return
-    with mirror.mirrored(out, terminal.tell) as folder:
-        yield folder
 
 
 def require_beside(folder: Path, photos: str) -> None:

@@ -11,7 +11,6 @@ from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
 from fieldguide.cli.fitting import (
     chosen_recipe,
-    folder_of,
     require_beside,
     require_weights,
     watching,
@@ -20,6 +19,7 @@ from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFl
 from fieldguide.errors import DataError, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
+from fieldguide.storage import mirror
 from fieldguide.words import count
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def fit(
     chosen = chosen_recipe(recipe, settings)
     require_beside(Path(out), photos)
     first = launch().rank == 0
-    with folder_of(out) as folder:
+    with mirror.mirrored(out, terminal.tell) as folder:
         require_weights(chosen, folder)
         catalog = columns.read(photos)
         report &= first

@@ -86,7 +86,9 @@ def compare(
                 f"{trial.name}: `batch_ranks` needs torchrun's ranks, and `compare` has none",
                 hint="leave it out: `cluster` and `device` spread the folds",
             )
-    _require_usable(folder)
+    if folder.is_dir():
+        known = {*PREPARED_FILES, files.LOCK}
+        files.refuse_strange(folder, known, mark=PREPARED, what="comparison")
     files.make_folder(folder)
     with files.lock(folder):
         begun = (folder / PREPARED).is_file()
@@ -114,19 +116,6 @@ def compare(
 
 
 # --- before the training --------------------------------------------------------------------------
-
-
-def _require_usable(folder: Path) -> None:
-    """Raise `UsageError` for a folder that holds something that is no comparison."""
-    if not folder.is_dir() or (folder / PREPARED).is_file():
-        return
-    known = {*PREPARED_FILES, files.LOCK}
-    names = {path.name for path in folder.iterdir() if not files.is_temporary(path.name)}
-    if strange := sorted(names - known):
-        raise UsageError(
-            f"`{folder}` is not empty and holds no comparison: {', '.join(strange[:3])}",
-            hint="name a new folder with --out",
-        )
 
 
 def _prepared(folder: Path, catalog: Catalog, base: Recipe, watcher: Watcher) -> Catalog:

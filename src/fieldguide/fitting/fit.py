@@ -10,12 +10,12 @@ with the same arguments, wherever its folds are trained.
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from fieldguide.errors import ResourceError, UsageError
-from fieldguide.fitting.places import elsewhere, opened, train_in_turn
+from fieldguide.errors import ResourceError
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.places import elsewhere, train_in_turn
 from fieldguide.fitting.prepare import has_folds
 from fieldguide.fitting.progress import Watcher, planned, tracked, waiting
 from fieldguide.fitting.resume import reopen
@@ -29,7 +29,7 @@ from fieldguide.recipe import Recipe
 from fieldguide.runs import run as runs
 from fieldguide.runs import tracking
 from fieldguide.runs.run import Run
-from fieldguide.storage import addresses, files, mirror
+from fieldguide.storage import files, mirror
 
 
 def fit(
@@ -58,7 +58,7 @@ def fit(
     """
     watcher = watcher or Watcher()
     with (
-        _folder_of(out, watcher) as folder,
+        mirror.mirrored(out, watcher.notice) as folder,
         joined(recipe.device, recipe.replicas, recipe.batch_ranks) as ranks,
     ):
         recipe = on_rank(recipe, ranks)
@@ -79,7 +79,7 @@ def fit(
                 if train := elsewhere(run, catalog.root, recipe, todo, ranks):
                     train(telling)
                 else:
-                    run, job_of = opened(folder, catalog.root, recipe, telling)
+                    job_of = fold_jobs(run, catalog.root, recipe, telling.notice)
                     train_in_turn(run, job_of, todo, telling, ranks)
         run = run or Run(folder)
         if ranks.first and not run.complete and not run.undone:
@@ -98,27 +98,11 @@ def begin(
         return create(folder, catalog, recipe, command, watcher, prepared=True)
 
 
-@contextmanager
-def _folder_of(out: str | Path, watcher: Watcher) -> Iterator[Path]:
-    """Yield the folder to write a run to; that of an address is sent as it grows."""
-    if isinstance(out, str) and addresses.is_address(out):
-        with mirror.mirrored(out, watcher.notice) as here:
-            yield here
-    else:
-        yield Path(out)
-
-
 def require_usable(folder: Path) -> None:
     """Create the folder; raise `UsageError` for one that holds something else than a run."""
     files.make_folder(folder)
     known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, files.LOCK, "folds"}
-    names = {path.name for path in folder.iterdir() if not files.is_temporary(path.name)}
-    strange = sorted(names - known)
-    if strange and not (folder / runs.SETUP).is_file():
-        raise UsageError(
-            f"`{folder}` is not empty and holds no run: {', '.join(strange[:3])}",
-            hint="name a new folder with --out",
-        )
+    files.refuse_strange(folder, known, mark=runs.SETUP, what="run")
 
 
 def _refuse_early(catalog: Catalog, recipe: Recipe, fold: int | None) -> None:

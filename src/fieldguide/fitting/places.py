@@ -19,7 +19,7 @@ from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import waiting
 from fieldguide.fitting.resume import RECORDED_PACKAGES
 from fieldguide.fitting.settings import readers, threads_of
-from fieldguide.machine.controls import Controls, asked_to_stop
+from fieldguide.machine.controls import Controls
 from fieldguide.machine.device import (
     choose_device,
     count_cores,
@@ -74,10 +74,9 @@ def train_in_turn(
     Raises `ResourceError` for a fold that another process holds for `patience` seconds; what it has
     done meanwhile is left. On ranks the first one saves.
     """
+    keep_freed_memory()
     for fold in folds:
-        stop, _ = ranks.agree(asked_to_stop(controls), False)
-        if stop:
-            raise stop
+        ranks.stop_if_asked(controls)
         place = run.fold_folder(fold)
         with ExitStack() as stack:
             if ranks.first:
@@ -105,17 +104,9 @@ def fold_trainer(
     folder: Path, root: Path, asked: Recipe, controls: Controls, patience: float = 0.0
 ) -> Callable[[int], None]:
     """Return what trains and saves a fold of a run, in whatever process this is called."""
-    run, job_of = opened(folder, root, asked, controls)
-    return lambda fold: train_in_turn(run, job_of, [fold], controls, patience=patience)
-
-
-def opened(
-    folder: Path, root: Path, asked: Recipe, controls: Controls
-) -> tuple[Run, Callable[[int], FoldJob]]:
-    """Return a run and the maker of its folds' jobs, and make this process ready to train."""
-    keep_freed_memory()
     run = Run(folder)
-    return run, fold_jobs(run, root, asked, controls.notice)
+    job_of = fold_jobs(run, root, asked, controls.notice)
+    return lambda fold: train_in_turn(run, job_of, [fold], controls, patience=patience)
 
 
 def _train_on_cluster(

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.recipe import Layout, Precision
 from fieldguide.words import first_line
-
-Precision = Literal["float32", "bfloat16", "float16"]
-Layout = Literal["contiguous", "channels_last"]
 
 # From glibc's malloc.h: the most blocks to map one by one, and the most free memory at the end.
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1

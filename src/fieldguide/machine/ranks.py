@@ -32,6 +32,7 @@ from torch.distributed.distributed_c10d import ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fieldguide.errors import FieldguideError, ResourceError, Stopped, UsageError
+from fieldguide.machine.controls import Controls, asked_to_stop
 from fieldguide.machine.torchrun import Launch, launch
 from fieldguide.words import first_line
 
@@ -101,6 +102,12 @@ class Ranks:
             dist.all_reduce(largest, dist.ReduceOp.MAX, groups.training)
         number, anywhere = largest.tolist()
         return stop or (Stopped(number) if number else None), bool(anywhere)
+
+    def stop_if_asked(self, controls: Controls) -> None:
+        """Raise what the outside world wants to stop with, on any rank."""
+        stop, _ = self.agree(asked_to_stop(controls), False)
+        if stop:
+            raise stop
 
     def exchange(self, value: T) -> list[T]:
         """Return every rank's value, in order of the ranks."""

@@ -20,7 +20,7 @@ from fieldguide.network.backbones import require_backbone
 from fieldguide.network.batch_norm import is_frozen
 from fieldguide.network.heads import HEADS
 from fieldguide.network.pretrained import download, read_weights
-from fieldguide.photos.augment import Interpolation
+from fieldguide.recipe import Interpolation
 from fieldguide.seeds import derive_seed
 from fieldguide.words import some
 

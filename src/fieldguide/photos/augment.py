@@ -15,7 +15,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
+from fieldguide.recipe import Interpolation
+
 Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
 Mix = Literal["none", "cutmix", "mixup", "either"]
 View = Literal["flips", "crops", "scales"]

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
 from fieldguide.photos import pixels
-from fieldguide.photos.augment import Interpolation, decoded_side, shrink
+from fieldguide.photos.augment import decoded_side, shrink
 from fieldguide.photos.transforms import Picture
+from fieldguide.recipe import Interpolation
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 from fieldguide.storage.columns import Column

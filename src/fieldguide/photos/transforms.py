@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from fieldguide.photos.augment import LONGEST, Augmentation, Interpolation, Policy
+from fieldguide.photos.augment import LONGEST, Augmentation, Policy
+from fieldguide.recipe import Interpolation
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Part = UInt8[np.ndarray, "down across 3"]  # of a picture

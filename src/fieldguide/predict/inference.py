@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.machine.device import (
-    Layout,
-    Precision,
     autocast,
     choose_device,
     choose_precision,
@@ -34,9 +32,10 @@ from fieldguide.machine.device import (
 from fieldguide.merge import Weights
 from fieldguide.network.batch_norm import RECALIBRATION_BATCH, absorb, has_batch_norm, recalibrate
 from fieldguide.network.network import Network, build, load_weights, weights_of
-from fieldguide.photos.augment import Interpolation, Normaliser, View, view_transform
+from fieldguide.photos.augment import Normaliser, View, view_transform
 from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
 from fieldguide.photos.transforms import Picture, evaluation
+from fieldguide.recipe import Interpolation, Layout, Precision
 
 Rgb = tuple[float, float, float]
 _Images: TypeAlias = UInt8[Tensor, "n 3 height width"]

@@ -27,15 +27,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fieldguide.errors import DataError, UsageError
-from fieldguide.machine.device import Precision
 from fieldguide.merge import Move, Weights, average, model_stock, moves
 from fieldguide.network.batch_norm import RECALIBRATION_BATCH, RECALIBRATION_PHOTOS
 from fieldguide.network.network import build, input_config
 from fieldguide.network.pretrained import read_tensors
-from fieldguide.photos.augment import Interpolation
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.predict import inference
 from fieldguide.predict.inference import Architecture, Machine, Rgb
+from fieldguide.recipe import Interpolation, Precision
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 from fieldguide.words import count, some

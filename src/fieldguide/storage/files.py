@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -233,6 +233,17 @@ def make_folder_within(folder: Path) -> None:
             time.sleep(wait)
         except OSError as error:
             raise ResourceError(f"`{folder}` cannot be created: {error.strerror}") from error
+
+
+def refuse_strange(folder: Path, known: Collection[str], *, mark: str, what: str) -> None:
+    """Raise UsageError if a folder without the file `mark` of a `what` holds unknown names."""
+    names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
+    strange = sorted(names - set(known))
+    if strange and not (folder / mark).is_file():
+        raise UsageError(
+            f"`{folder}` is not empty and holds no {what}: {', '.join(strange[:3])}",
+            hint="name a new folder with --out",
+        )
 
 
 def is_temporary(name: str) -> bool:

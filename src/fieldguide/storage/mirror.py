@@ -30,8 +30,8 @@ _WITH_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss"}
 
 
 @contextmanager
-def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[Path]:
-    """Give the block a local folder that stands for a run's folder at an address.
+def mirrored(out: str | Path, notice: Callable[[str], None] = silent) -> Iterator[Path]:
+    """Give the block a local folder that stands for a run's folder: itself, or of an address.
 
     The content of the address is fetched first. What the block writes is sent every `PERIOD`
     seconds, and at its end, however it ends. If the address does not answer, the block continues.
@@ -39,12 +39,15 @@ def mirrored(address: str, notice: Callable[[str], None] = silent) -> Iterator[P
     Raises ResourceError if the address cannot be reached at the start, or, naming the local folder,
     at the end of a block that went well; UsageError on several ranks, which write into one folder.
     """
+    if not is_address(out):
+        yield Path(out)
+        return
     if launch().world > 1:
         raise UsageError(
-            f"ranks need one folder, and `{address}` is kept in one on each machine",
+            f"ranks need one folder, and `{out}` is kept in one on each machine",
             hint="choose --out on a disk that all ranks share",
         )
-    with _pulled(address, notice) as mirror:
+    with _pulled(str(out), notice) as mirror:
         if not mirror.synced:
             mirror.require_writable()
         yield from _sending(mirror)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fieldguide.machine.controls import Controls
+from fieldguide.machine.controls import Controls, asked_to_stop
 from fieldguide.merge import Weights
 from fieldguide.network.network import weights_of
 from fieldguide.train.job import FoldJob
@@ -39,7 +39,7 @@ class Checkpoints:
         has `started` at that time.
         """
         due = time.monotonic() - self.saved_at > 60 * self.job.recipe.checkpoint_minutes
-        stop, due = self.together.agree(self.controls, due)
+        stop, due = self.together.ranks.agree(asked_to_stop(self.controls), due)
         if stop or due:
             if replica is not None:
                 self.state.tallies[replica].seconds = time.monotonic() - started

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fieldguide.machine.device import Precision, memory_format
+from fieldguide.machine.device import memory_format
 from fieldguide.merge import Weights
 from fieldguide.network.batch_norm import Absorbed
 from fieldguide.network.network import Network
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Loader, Plan, epoch_steps, share_of, training_plan
-from fieldguide.recipe import Recipe, ResolvedRecipe
+from fieldguide.recipe import Precision, Recipe, ResolvedRecipe
 
 IntArray = NDArray[np.int64]
 Logits = Float[np.ndarray, "n classes"]

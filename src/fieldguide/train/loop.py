@@ -95,7 +95,7 @@ def train_fold(
             state.begin_epoch(state.epoch + 1)
             if not state.ended:
                 checkpoints.save()
-                together.stop_if_asked(controls)
+                ranks.stop_if_asked(controls)
     return result(state, kept)
 
 
@@ -116,11 +116,8 @@ def train_epoch(
     Returns its row of the history, and its logits where a curve or the merged model needs them.
     After each of the first `looks` steps all ranks look whether to stop or save.
     """
-    controls, replica, tally = (
-        checkpoints.controls,
-        checkpoints.replicas[number],
-        state.tallies[number],
-    )
+    controls, replica = checkpoints.controls, checkpoints.replicas[number]
+    tally = state.tallies[number]
     started = time.monotonic() - tally.seconds
     load_weights(job.network, state.copies[number])
     train_mode(job.network)

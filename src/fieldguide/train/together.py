@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from fieldguide.errors import ResourceError
-from fieldguide.machine.controls import Controls, asked_to_stop
 from fieldguide.machine.ranks import Ranks
 from fieldguide.merge import Weights
 from fieldguide.train.optimize import Moments
@@ -63,16 +62,6 @@ class Together:
         state.parts = max(parts for _, parts in told)
         rows = [row for row, _ in told[:: self.ranks.team.world]]
         return [(n, row) for n, row in enumerate(rows, start=turn.begin) if row is not None]
-
-    def agree(self, controls: Controls, due: bool = False) -> tuple[BaseException | None, bool]:
-        """Return what to stop with, if any rank is to, and whether something is due on any."""
-        return self.ranks.agree(asked_to_stop(controls), due)
-
-    def stop_if_asked(self, controls: Controls) -> None:
-        """Raise what the outside world wants to stop with, on any rank."""
-        stop, _ = self.agree(controls)
-        if stop:
-            raise stop
 
     def share_copies(self, state: FoldState) -> None:
         """Change the state: it has all replicas' weights; a merge is then the same everywhere."""

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError
 from fieldguide.machine import device as devices
-from fieldguide.machine.device import Layout, Precision
 from fieldguide.network.network import Network, train_mode
+from fieldguide.recipe import Layout, Precision
 from fieldguide.storage.files import make_folder, write_bytes
 from fieldguide.train.optimize import make_optimizer, parameter_groups
 
