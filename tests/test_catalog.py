@@ -2,7 +2,6 @@ import os
 import random
 import shutil
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -463,6 +462,6 @@ def test_what_is_not_a_catalog_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_hashes_are_filled_in(folder: Path) -> None:
     found = scan(folder)
-    hashed = replace(found, photos=found.table.with_column("sha256", ["ab"] * 3))
+    hashed = catalog.with_hashes(found, ["ab"] * 3)
     assert [p.sha256 for p in hashed.photos] == ["ab"] * 3
     assert [p.sha256 for p in found.photos] == [""] * 3

@@ -9,7 +9,7 @@ import csv
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -241,3 +241,8 @@ def _photo_of(row: Sequence[str]) -> Photo:
     path, label, group, split, fold, sha256 = row
     number = int(fold) if fold else None
     return Photo(path, label or None, group or None, SPLIT_FOLDERS[split], number, sha256)
+
+
+def with_hashes(catalog: Catalog, hashes: Sequence[str]) -> Catalog:
+    """Return the catalog with the SHA-256 of each photo filled in, in catalog order."""
+    return replace(catalog, photos=catalog.table.with_column("sha256", hashes))
