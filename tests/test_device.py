@@ -3,6 +3,7 @@ import platform
 import resource
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -247,8 +248,9 @@ def test_memory_that_was_freed_is_used_again() -> None:
 
     keep_freed_memory()
     counts = []
-    for _ in range(6):
+    for _ in range(40):
         before = faults()
         torch.ones(16_000_000)  # 64 MB, 16,000 pages
         counts.append(faults() - before)
-    assert min(counts) < 1000  # not all: what others have freed may be taken first
+    # Small pieces may be cut from what was freed first: the heap grows a few times and settles.
+    assert np.median(counts) < 1000

@@ -19,7 +19,8 @@ from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import figure, fragment, inline, looks
-from fieldguide.runs.run import Run, Scores
+from fieldguide.runs.run import Run
+from fieldguide.runs.scores import Scores
 from fieldguide.study import labels
 from fieldguide.words import count, percent, some
 

@@ -23,7 +23,6 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +34,15 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fieldguide import recipe
-from fieldguide.analysis import calibration, metrics
+from fieldguide.analysis import metrics
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folds import Fold
 from fieldguide.photos.sharded import root_of
 from fieldguide.recipe import Recipe, ResolvedRecipe
+from fieldguide.runs import scores as scoring
+from fieldguide.runs.scores import Scores
 from fieldguide.storage import files
 from fieldguide.train.result import Arrays, TrainedFold
 
@@ -79,34 +80,6 @@ HISTORY = (
     "seconds",
 )
 MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Out-of-fold scores: each photo judged by the fold that did not train on it.
-
-    With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy`
-    is that of the weights that were kept, which flatters; all else is cross-fitted: judged at the
-    epoch that is best on average in the *other* folds. `interval` is 95 %, by bootstrap over
-    groups of photos, and so are `intervals`, by the names of the scores. `top_5_accuracy` is None
-    with five classes or fewer. `temperature` is fitted on all these photos; the `scaled` scores
-    are those of probabilities at temperatures that the *other* folds gave.
-    """
-
-    accuracy: float
-    interval: tuple[float, float]
-    accuracy_per_fold: dict[int, float]
-    selected_accuracy: float | None
-    balanced_accuracy: float
-    macro_f1: float
-    top_5_accuracy: float | None
-    log_loss: float
-    calibration_error: float
-    temperature: float
-    scaled_log_loss: float
-    scaled_calibration_error: float
-    intervals: dict[str, tuple[float, float]]
-    photos: int
 
 
 class Run:
@@ -243,8 +216,19 @@ class Run:
         is best on average in the other folds.
         """
         if self.recipe.stop == "fold":
-            return _cross_fitted(self)
+            logits = {fold: self.epoch_logits(fold) for fold in self.done}
+            return scoring.cross_fitted(logits, self.by_fold(self.targets))
         return {fold: self.logits(fold) for fold in self.done}
+
+    def by_fold(self, values: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+        """The catalog's values at the test part of each done fold, by fold."""
+        return {fold: values[self.folds[fold].test] for fold in self.done}
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """The number of each photo's group; a photo in none is a group of its own."""
+        names = [photo.group or photo.path for photo in self.catalog.photos]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def outside(self) -> NDArray[np.int64]:
@@ -289,7 +273,7 @@ class Run:
             classes=self.classes,
             weights=self.weights,
             judged={fold: self.logits(fold) for fold in self.done},
-            targets={fold: self.targets[self.folds[fold].test] for fold in self.done},
+            targets=self.by_fold(self.targets),
             training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
             outside=Outside(
                 tuple(self.catalog.file(photo) for photo in outside),
@@ -343,13 +327,22 @@ class Run:
     @cached_property
     def scores(self) -> Scores:
         """Out-of-fold scores over the folds that are done."""
-        return _scores(self)
+        _require_some_fold(self)
+        chosen = self.recipe.stop == "fold"
+        return scoring.out_of_fold(
+            self.judged,
+            self.by_fold(self.targets),
+            self.by_fold(self.groups),
+            saved={fold: self.logits(fold) for fold in self.done} if chosen else None,
+        )
 
     @cached_property
     def per_class(self) -> metrics.PerClass:
         """Out-of-fold precision, recall, F1 and number of photos of each class."""
-        rows = np.concatenate([self.folds[fold].test for fold in self.done])
-        return metrics.per_class(np.concatenate(list(self.judged.values())), self.targets[rows])
+        targets = self.by_fold(self.targets)
+        return metrics.per_class(
+            *(np.concatenate(list(v.values())) for v in (self.judged, targets))
+        )
 
     def _predictions(self, fold: int) -> dict[str, NDArray[Any]]:
         data = self._read("predictions.npz", self.fold_folder(fold))
@@ -468,9 +461,9 @@ def _require_some_fold(run: Run) -> None:
 def _provenance(run: Run) -> dict[str, Any]:
     """Return the origin of a classifier, without paths of this machine."""
     known = run.environment
-    rows = np.concatenate([run.folds[fold].test for fold in run.done])
-    predicted = np.concatenate([logits.argmax(axis=1) for logits in run.judged.values()])
-    correct = predicted == run.targets[rows]
+    accuracy, interval = scoring.accuracy(
+        run.judged, run.by_fold(run.targets), run.by_fold(run.groups)
+    )
     photos = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
     weights = run.recipe.weights
     return {
@@ -479,78 +472,9 @@ def _provenance(run: Run) -> dict[str, Any]:
         "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),
         "versions": known["versions"],
         "weights_sha256": known["weights_sha256"],
-        "out_of_fold_accuracy": float(correct.mean()),
-        "out_of_fold_interval": list(
-            metrics.bootstrap_interval(correct, _group_numbers(run)[rows])
-        ),
+        "out_of_fold_accuracy": accuracy,
+        "out_of_fold_interval": list(interval),
     }
-
-
-def _scores(run: Run) -> Scores:
-    _require_some_fold(run)
-    rows = np.concatenate([run.folds[fold].test for fold in run.done])
-    targets = run.targets[rows]
-    judged = run.judged
-    logits = np.concatenate(list(judged.values()))
-    probabilities = metrics.softmax(logits)
-    fold_of = np.repeat(run.done, [len(run.folds[fold].test) for fold in run.done])
-    scaled = calibration.cross_fitted(logits, targets, fold_of)
-    intervals = metrics.score_intervals(probabilities, targets, _group_numbers(run)[rows])
-    return Scores(
-        accuracy=metrics.accuracy(probabilities, targets),
-        interval=intervals["accuracy"],
-        accuracy_per_fold={
-            fold: metrics.accuracy(logits, run.targets[run.folds[fold].test])
-            for fold, logits in judged.items()
-        },
-        selected_accuracy=(
-            metrics.accuracy(np.concatenate([run.logits(fold) for fold in run.done]), targets)
-            if run.recipe.stop == "fold"
-            else None
-        ),
-        balanced_accuracy=metrics.balanced_accuracy(probabilities, targets),
-        macro_f1=metrics.macro_f1(probabilities, targets),
-        top_5_accuracy=(
-            metrics.top_k_accuracy(probabilities, targets, k=5) if len(run.classes) > 5 else None
-        ),
-        log_loss=metrics.log_loss(probabilities, targets),
-        calibration_error=metrics.calibration_error(probabilities, targets),
-        temperature=calibration.fit_temperature(logits, targets),
-        scaled_log_loss=metrics.log_loss(scaled, targets),
-        scaled_calibration_error=metrics.calibration_error(scaled, targets),
-        intervals=intervals,
-        photos=len(rows),
-    )
-
-
-def _cross_fitted(run: Run) -> dict[int, Float[np.ndarray, "n classes"]]:
-    """Each fold's logits at the epoch with the best mean accuracy in the other folds.
-
-    Only epochs that every fold went through are candidates. With a single fold done there are no
-    others: its last common epoch is taken, which chooses nothing.
-    """
-    logits = {fold: run.epoch_logits(fold) for fold in run.done}
-    epochs = min(len(values) for values in logits.values())
-    right = {
-        fold: [
-            metrics.accuracy(values[epoch], run.targets[run.folds[fold].test])
-            for epoch in range(epochs)
-        ]
-        for fold, values in logits.items()
-    }
-    return {
-        fold: values[_best_epoch([right[other] for other in run.done if other != fold], epochs)]
-        for fold, values in logits.items()
-    }
-
-
-def _best_epoch(accuracies: Sequence[Sequence[float]], epochs: int) -> int:
-    return int(np.mean(accuracies, axis=0).argmax()) if accuracies else epochs - 1
-
-
-def _group_numbers(run: Run) -> NDArray[np.int64]:
-    names = [photo.group or photo.path for photo in run.catalog.photos]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def _all_files(run: Run) -> list[str]:

@@ -1,0 +1,106 @@
+"""Out-of-fold scores from the logits, targets and groups of each fold. Numbers only, no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fieldguide.analysis import calibration, metrics
+
+Logits = Mapping[int, Float[np.ndarray, " _ classes"]]  # by fold, a row a photo of its test part
+Numbers = Mapping[int, Int[np.ndarray, " _"]]  # by fold, one a photo of its test part
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Out-of-fold scores: each photo judged by the fold that did not train on it.
+
+    With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy`
+    is that of the weights that were kept, which flatters; all else is cross-fitted: judged at the
+    epoch that is best on average in the *other* folds. `interval` is 95 %, by bootstrap over
+    groups of photos, and so are `intervals`, by the names of the scores. `top_5_accuracy` is None
+    with five classes or fewer. `temperature` is fitted on all these photos; the `scaled` scores
+    are those of probabilities at temperatures that the *other* folds gave.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    accuracy_per_fold: dict[int, float]
+    selected_accuracy: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    top_5_accuracy: float | None
+    log_loss: float
+    calibration_error: float
+    temperature: float
+    scaled_log_loss: float
+    scaled_calibration_error: float
+    intervals: dict[str, tuple[float, float]]
+    photos: int
+
+
+def cross_fitted(
+    logits: Mapping[int, Float[np.ndarray, " _ _ classes"]], targets: Numbers
+) -> dict[int, Float[np.ndarray, " _ classes"]]:
+    """Return each fold's logits at the epoch with the best mean accuracy in the other folds.
+
+    `logits` are those of each epoch (epochs, photos, classes), by fold. Only epochs that every fold
+    went through are candidates. A single fold has no others: its last epoch chooses nothing.
+    """
+    epochs = min(len(values) for values in logits.values())
+    accuracies = {
+        fold: [metrics.accuracy(values[epoch], targets[fold]) for epoch in range(epochs)]
+        for fold, values in logits.items()
+    }
+    chosen = {}
+    for fold, values in logits.items():
+        others = [accuracies[other] for other in logits if other != fold]
+        chosen[fold] = values[int(np.mean(others, axis=0).argmax()) if others else epochs - 1]
+    return chosen
+
+
+def accuracy(
+    judged: Logits, targets: Numbers, groups: Numbers
+) -> tuple[float, tuple[float, float]]:
+    """Return the out-of-fold accuracy alone, and its interval by bootstrap over groups."""
+    correct = _joined(judged).argmax(axis=1) == _joined(targets)
+    return float(correct.mean()), metrics.bootstrap_interval(correct, _joined(groups))
+
+
+def out_of_fold(
+    judged: Logits, targets: Numbers, groups: Numbers, *, saved: Logits | None = None
+) -> Scores:
+    """Return the scores of `judged`, logits that nothing was chosen on.
+
+    `saved` are those of the weights that were kept, where their epoch was chosen on these photos.
+    """
+    logits, labels = _joined(judged), _joined(targets)
+    probabilities = metrics.softmax(logits)
+    fold_of = np.repeat(list(judged), [len(values) for values in judged.values()])
+    scaled = calibration.cross_fitted(logits, labels, fold_of)
+    intervals = metrics.score_intervals(probabilities, labels, _joined(groups))
+    return Scores(
+        accuracy=metrics.accuracy(probabilities, labels),
+        interval=intervals["accuracy"],
+        accuracy_per_fold={
+            fold: metrics.accuracy(values, targets[fold]) for fold, values in judged.items()
+        },
+        selected_accuracy=None if saved is None else metrics.accuracy(_joined(saved), labels),
+        balanced_accuracy=metrics.balanced_accuracy(probabilities, labels),
+        macro_f1=metrics.macro_f1(probabilities, labels),
+        top_5_accuracy=(
+            metrics.top_k_accuracy(probabilities, labels, k=5) if logits.shape[1] > 5 else None
+        ),
+        log_loss=metrics.log_loss(probabilities, labels),
+        calibration_error=metrics.calibration_error(probabilities, labels),
+        temperature=calibration.fit_temperature(logits, labels),
+        scaled_log_loss=metrics.log_loss(scaled, labels),
+        scaled_calibration_error=metrics.calibration_error(scaled, labels),
+        intervals=intervals,
+        photos=len(labels),
+    )
+
+
+def _joined(by_fold: Mapping[int, np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(by_fold.values()))
