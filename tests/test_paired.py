@@ -33,12 +33,13 @@ def three(draw: st.DrawFn) -> tuple[Answers, Answers, NDArray[np.int64]]:
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, 0), (0, 1), (3, 3), (1, 9), (40, 61), (700, 800)])
-def test_alone_in_their_groups_photos_are_judged_by_mcnemar(one: int, other: int) -> None:
+def test_mcnemar_is_the_binomial_test_of_photos_that_one_alone_gets_right(
+    one: int, other: int
+) -> None:
     first = np.repeat([True, False, True, False], [one, other, 50, 7])
     second = np.repeat([False, True, True, False], [one, other, 50, 7])
     expected = binomtest(one, one + other).pvalue if one + other else 1.0
-    alone = np.arange(len(first))[::-1].copy() * 7
-    assert paired.sign_flip(first, second, alone) == pytest.approx(expected, rel=1e-9)
+    assert paired.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
 
 
 @given(three())
@@ -56,6 +57,15 @@ def test_sign_flip_is_what_trying_all_signs_gives(
     assert paired.sign_flip(one, other, groups) == pytest.approx(expected)
 
 
+@given(three())
+def test_alone_in_their_groups_photos_are_judged_by_mcnemar(
+    case: tuple[Answers, Answers, NDArray[np.int64]],
+) -> None:
+    one, other, _ = case
+    own = np.arange(len(one))[::-1].copy() * 7
+    assert paired.sign_flip(one, other, own) == paired.mcnemar(one, other)
+
+
 def test_a_hundred_thousand_photos_are_counted_exactly() -> None:
     one, other = answers(100_000, seed=5), answers(100_000, share=0.799, seed=6)
     expected = binomtest(int((one & ~other).sum()), int((one ^ other).sum())).pvalue
@@ -64,7 +74,7 @@ def test_a_hundred_thousand_photos_are_counted_exactly() -> None:
 
 def test_without_answers_nothing_is_compared() -> None:
     with pytest.raises(ValueError, match="no answers"):
-        paired.sign_flip(answers(0), answers(0), numbers(0, 1))
+        paired.mcnemar(answers(0), answers(0))
 
 
 # --- the difference -------------------------------------------------------------------------------
