@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from fieldguide.analysis import metrics
 from fieldguide.analysis.metrics import Scores, Targets
 
-# Without bounds, a few photos that are all right would drive the temperature to 0 and every later
-# probability to 0 or 1, where the first mistake costs without limit; photos at odds with the model
-# would drive it to infinity, where it says nothing. A factor of 4 and of 8 leaves room for networks
-# trained on mixed pictures or soft labels, which are too modest, and for long training (taste).
+# Without bounds, a few photos that are all right would drive the temperature to 0, where the first
+# mistake costs without limit; photos at odds with the model would drive it to infinity. A factor of
+# 4 and of 8 leaves room for networks trained on mixed pictures or soft labels, which are too
+# modest, and for long training (taste).
 COLDEST, HOTTEST = 0.25, 8.0
 
 _STEPS = 60  # halving alone narrows the bounds to float64's precision in 52
@@ -44,14 +44,14 @@ def fit_temperature(logits: Scores, targets: Targets) -> float:
     close in find its root. If the loss does not depend on T (all logits of a row equal), T = 1. A
     photo whose own class has a logit of -inf costs the same at every T: it has no say.
 
-    Judge the result on other photos than these: `cross_fitted` does. Raises ValueError if there are
-    no photos, if the largest logit of a row is not finite, or if a target is no column. Source:
-    Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
+    Judge the result on other photos: `cross_fitted` does. Raises ValueError as `metrics.accuracy`
+    does. Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017,
+    section 4.2.
     """
     metrics.check_scores(logits, targets)
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    own = np.take_along_axis(wide, targets[:, None], axis=1)[:, 0]
+    own = metrics.own(wide, targets)
     possible = np.isfinite(own)
     if not possible.any():
         return 1.0
@@ -61,8 +61,7 @@ def fit_temperature(logits: Scores, targets: Targets) -> float:
 def scaled(logits: Scores, temperature: float) -> Float[np.ndarray, "n classes"]:
     """Return softmax(logits / temperature): 1 changes nothing, more makes rows more even.
 
-    There may be no rows. ValueError if the temperature is not positive and finite, or if the
-    largest logit of a row is not finite.
+    Raises ValueError as `metrics.softmax` does, and for a temperature not positive and finite.
     """
     if not 0 < temperature < np.inf:
         raise ValueError(f"the temperature must be positive and finite: {temperature}")
@@ -81,11 +80,10 @@ def cross_fitted(
     metrics.check_scores(logits, targets)
     if len(fold_of) != len(targets):
         raise ValueError(f"{len(fold_of)} fold numbers for {len(targets)} photos")
-    folds = np.unique(fold_of)
     probabilities = np.empty(logits.shape, dtype=np.float64)
-    for fold in folds:
+    for fold in np.unique(fold_of):
         inside = fold_of == fold
-        alone = len(folds) == 1
+        alone = inside.all()
         temperature = 1.0 if alone else fit_temperature(logits[~inside], targets[~inside])
         probabilities[inside] = scaled(logits[inside], temperature)
     return probabilities
@@ -97,8 +95,7 @@ def reliability(probabilities: Scores, targets: Targets, *, bins: int = 15) -> R
     The bins are those of `metrics.calibration_error`, which is Σ |accuracy - confidence| · photos /
     n over them. Raises ValueError as it does.
     """
-    metrics.check_scores(probabilities, targets)
-    metrics.check_probabilities(probabilities)
+    metrics.check_probabilities(probabilities, targets)
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == targets
     bin_of = metrics.confidence_bins(confidence, bins)

@@ -2,12 +2,10 @@
 
 Conformal prediction: photos of known class that the model was not trained on say how strange a true
 class may look; a set holds every class that looks no stranger. It promises coverage on average over
-photos exchangeable with these, and nothing for another place, camera or season. Photos of one
-specimen are not exchangeable with others: take one of each, or expect less. Arrays in, arrays out.
-Knows nothing of models, of folders or of temperatures.
+photos exchangeable with these, and nothing for another place, camera, season or more photos of one
+specimen. Arrays in, arrays out. Knows nothing of models, of folders or of temperatures.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -30,10 +28,9 @@ _ROUNDING = 1e-12
 class Sets:
     """A choice of sets: they hold the true class of a share `coverage` of photos like these.
 
-    `method` names the score (`nonconformity`); `per_class` calibrates each class by its own photos,
-    so that each is covered. Calibration looked at each photo once: with several views of a photo
-    the coverage is not promised. Raises `UsageError` for a share not between 0 and 1 or an unknown
-    method.
+    `method` names the score (`nonconformity`); `per_class` calibrates each class by its own photos.
+    With several views of a photo the coverage is not promised: calibration looked at each once.
+    Raises `UsageError` for a share not between 0 and 1 or an unknown method.
     """
 
     coverage: float
@@ -59,12 +56,10 @@ def nonconformity(
     `adaptive`: the probability of all classes that are more probable; of equal ones the first comes
     first. Sets grow with the doubt about the photo. The top class scores 0, so one model's sets are
     never empty. This is the score of APS without its random part, taken before the class's own mass
-    (Romano, Sesia, Candès, Classification with Valid and Adaptive Coverage, NeurIPS 2020, with u =
-    1). Coverage holds because known photos are scored alike, but may exceed what was asked: where
-    top classes alone are right that often, sets hold one class and no less.
+    (Romano, Sesia, Candès, Classification with Valid and Adaptive Coverage, NeurIPS 2020, u = 1).
+    Coverage may exceed what was asked, where top classes alone are right more often.
 
-    There may be any number of leading axes, or photos; each row sums to 1. Raises ValueError for
-    another method and for rows that are no probabilities.
+    Raises ValueError for another method and for rows that are no probabilities.
     """
     if method not in get_args(Method):
         raise ValueError(f"no such method: `{method}`; there are {', '.join(get_args(Method))}")
@@ -72,7 +67,15 @@ def nonconformity(
     if wide.size == 0:
         return wide
     metrics.check_probabilities(wide.reshape(-1, wide.shape[-1]))
-    return 1 - wide if method == "split" else _mass_before(wide)
+    if method == "split":
+        return 1 - wide
+    order = np.argsort(-wide, axis=-1, kind="stable")
+    sums = np.cumsum(np.take_along_axis(wide, order, axis=-1), axis=-1)
+    # Shifted, not less the own mass: the first is 0 exactly, and no rounding unsettles the order.
+    before = np.concatenate([np.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)
+    masses = np.empty_like(wide)
+    np.put_along_axis(masses, order, before, axis=-1)
+    return masses
 
 
 def prediction_sets(
@@ -91,80 +94,43 @@ def prediction_sets(
     not trained on the photo, `calibration_members` that member's number from 0, and
     `calibration_targets` the column of the true class.
 
-    Class y is in if fewer than coverage · (n + 1) known photos are less strange than y: Σ over
-    members k of #{i judged by k: s_i < s_k(x, y)} < coverage · (n + 1). For one member this is
-    split conformal prediction: y is in if its score is at most the ⌈coverage · (n + 1)⌉-th smallest
-    of the known, and always if there are fewer. It covers as asked. For k members this is CV+
-    (Romano, Sesia, Candès, NeurIPS 2020): it covers about as asked, and is proven to cover at least
-    1 - 2 · (1 - coverage), but for a term that vanishes with many known photos a member. With
-    `adaptive` scores its sets can be empty only where members disagree on the top class.
+    Class y is in if Σ over members k of #{i judged by k: s_i < s_k(x, y)} < coverage · (n + 1). For
+    one member this is split conformal prediction: y is in if its score is at most the ⌈coverage ·
+    (n + 1)⌉-th smallest of the known, and always if there are fewer. It covers as asked. For k
+    members this is CV+ (Romano, Sesia, Candès, NeurIPS 2020): it covers about as asked, and is
+    proven to cover at least 1 - 2 · (1 - coverage), but for a term that vanishes with many known
+    photos a member. With `adaptive` scores its sets can be empty only where members disagree on the
+    top class.
 
     With `per_class`, class y is judged by the known photos of class y alone (Mondrian: Vovk,
     Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 4), which covers each
     class as asked. A class of fewer than coverage / (1 - coverage) known photos is in every set.
 
-    Time is about m · classes · members · log n; memory a few arrays of m · classes. Raises
-    ValueError for a coverage outside 0 … 1 (both excluded), no known photos, scores that are not
-    finite, and shapes or numbers that do not fit.
+    Time is about m · classes · members · log n. Raises ValueError for a coverage outside 0 … 1
+    (both excluded), no known photos, scores that are not finite, and shapes that do not fit.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must lie between 0 and 1: {coverage}")
     _check(scores, calibration_scores, calibration_members, calibration_targets)
     known = calibration_scores.astype(np.float64)
-    if per_class:
-        below = _below_of_class(scores, known, calibration_members, calibration_targets)
-        photos = np.bincount(calibration_targets, minlength=scores.shape[2])
-    else:
-        below = _below(scores, known, calibration_members)
-        photos = np.array(len(known))
+    # The number of known photos less strange than each class, by the scores of their members.
+    below = np.zeros(scores.shape[1:], dtype=np.int64)
+    for member in np.unique(calibration_members).tolist():
+        own = scores[member].astype(np.float64)
+        judged = calibration_members == member
+        if not per_class:
+            below += np.searchsorted(np.sort(known[judged]), own)
+            continue
+        order = np.lexsort((known[judged], calibration_targets[judged]))
+        columns, starts = np.unique(calibration_targets[judged][order], return_index=True)
+        by_class = np.split(known[judged][order], starts[1:])
+        for column, ordered in zip(columns.tolist(), by_class, strict=True):
+            below[:, column] += np.searchsorted(ordered, own[:, column])
+    photos = (
+        np.bincount(calibration_targets, minlength=scores.shape[2]) if per_class else len(known)
+    )
     inside: NDArray[np.bool_] = below < coverage * (photos + 1) * (1 - _ROUNDING)
     return inside
-
-
-def _mass_before(wide: NDArray[np.float64]) -> NDArray[np.float64]:
-    order = np.argsort(-wide, axis=-1, kind="stable")
-    sums = np.cumsum(np.take_along_axis(wide, order, axis=-1), axis=-1)
-    # Shifted, not less the own mass: the first is 0 exactly, and no rounding unsettles the order.
-    before = np.concatenate([np.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)
-    masses = np.empty_like(wide)
-    np.put_along_axis(masses, order, before, axis=-1)
-    return masses
-
-
-def _below(
-    scores: NDArray[np.floating], known: NDArray[np.float64], members: NDArray[np.integer]
-) -> NDArray[np.int64]:
-    """Return the number of known photos less strange than each class, by their members' scores."""
-    below = np.zeros(scores.shape[1:], dtype=np.int64)
-    for member in np.unique(members).tolist():
-        judged = np.sort(known[members == member])
-        below += np.searchsorted(judged, scores[member].astype(np.float64))
-    return below
-
-
-def _below_of_class(
-    scores: NDArray[np.floating],
-    known: NDArray[np.float64],
-    members: NDArray[np.integer],
-    targets: NDArray[np.integer],
-) -> NDArray[np.int64]:
-    """Return the same number as `_below`, of each class's own known photos alone."""
-    below = np.zeros(scores.shape[1:], dtype=np.int64)
-    for member in np.unique(members).tolist():
-        judged = members == member
-        for column, ordered in _by_class(known[judged], targets[judged]):
-            own = scores[member, :, column].astype(np.float64)
-            below[:, column] += np.searchsorted(ordered, own)
-    return below
-
-
-def _by_class(
-    known: NDArray[np.float64], targets: NDArray[np.integer]
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield each class that occurs, with its scores in ascending order."""
-    order = np.lexsort((known, targets))
-    columns, starts = np.unique(targets[order], return_index=True)
-    yield from zip(columns.tolist(), np.split(known[order], starts[1:]), strict=True)
 
 
 def _check(

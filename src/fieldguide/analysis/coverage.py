@@ -1,8 +1,8 @@
 """The worth, on photos out of fold, of sets of classes and of answering only where a model is sure.
 
 Each fold's photos are judged by what the *other* folds' photos give: their temperature, their
-quantile of nonconformity. No photo is judged by a number that was chosen on it, and all photos are
-of one kind. Arrays in, numbers out. Knows nothing of runs, models or how results are shown.
+quantile of nonconformity. Arrays in, numbers out. Knows nothing of runs, models or how results are
+shown.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 
 from fieldguide.analysis import calibration, conformal, metrics
 from fieldguide.analysis.conformal import Method
@@ -56,9 +55,8 @@ def out_of_fold(
 
     This is split conformal prediction (`conformal.prediction_sets` with one member) once a fold:
     photos of all folds are exchangeable as far as the folds' networks are alike, so `held` is what
-    was asked, but for the luck of the draw. Logits are divided by the temperature that fits the
-    other folds. `fold_of` holds any integers, one a photo. With one fold the list is empty. Raises
-    ValueError as `calibration.cross_fitted` and `prediction_sets` do.
+    was asked, but for the luck of the draw. `fold_of` holds any integers, one a photo. With one
+    fold the list is empty. Raises ValueError as `calibration.cross_fitted` and `prediction_sets`.
     """
     metrics.check_scores(logits, targets)
     folds = np.unique(fold_of)
@@ -68,18 +66,15 @@ def out_of_fold(
     size = np.empty((len(coverages), len(targets)), dtype=np.int64)
     for fold in folds:
         inside = fold_of == fold
-        temperature = calibration.fit_temperature(logits[~inside], targets[~inside])
+        others = targets[~inside]
+        temperature = calibration.fit_temperature(logits[~inside], others)
         scores = conformal.nonconformity(calibration.scaled(logits, temperature), method)
-        known = _own(scores[~inside], targets[~inside])
+        known, member = metrics.own(scores[~inside], others), np.zeros_like(others)
         for number, asked in enumerate(coverages):
             sets = conformal.prediction_sets(
-                scores[inside][None],
-                known,
-                np.zeros(len(known), dtype=np.int64),
-                targets[~inside],
-                coverage=asked,
+                scores[inside][None], known, member, others, coverage=asked
             )
-            held[number, inside] = _own(sets, targets[inside])
+            held[number, inside] = metrics.own(sets, targets[inside])
             size[number, inside] = sets.sum(axis=1)
     return [
         Coverage(
@@ -98,11 +93,10 @@ def answered(
 ) -> Answered:
     """Return accuracy against the share of photos answered, the surest first.
 
-    Photos of equal confidence are answered together: no rule could tell them apart. At most
-    `points` points are kept, evenly over the share, always with the last: all photos. Source:
-    El-Yaniv, Wiener, On the Foundations of Noise-free Selective Classification, JMLR 11, 2010 (the
-    risk–coverage curve; here 1 - risk). Raises ValueError for no photos, another number of
-    confidences than of answers, or confidence that is not finite.
+    Photos of equal confidence are answered together. At most `points` points are kept, evenly over
+    the share, always with the last: all photos. Source: El-Yaniv, Wiener, On the Foundations of
+    Noise-free Selective Classification, JMLR 11, 2010 (the risk–coverage curve; here 1 - risk).
+    Raises ValueError for no photos, unequal lengths, or confidence that is not finite.
     """
     if len(confidence) == 0 or len(confidence) != len(correct):
         raise ValueError(f"{len(confidence)} values of confidence for {len(correct)} photos")
@@ -111,8 +105,7 @@ def answered(
     order = np.argsort(-confidence, kind="stable")
     falling = confidence[order].astype(np.float64)
     right = np.cumsum(correct[order])
-    last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    kept = last_of_equals
+    kept = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last of equals
     if len(kept) > points:  # evenly spaced by rank, with the last
         kept = kept[np.linspace(len(kept) - 1, 0, points).round().astype(np.int64)[::-1]]
     return Answered(
@@ -120,8 +113,3 @@ def answered(
         accuracy=right[kept] / (kept + 1),
         confidence=falling[kept],
     )
-
-
-def _own(values: NDArray, targets: NDArray[np.int64]) -> NDArray:  # type: ignore[type-arg]
-    """Return each row's value in the column of its class, whatever its type."""
-    return np.take_along_axis(values, targets[:, None], axis=1)[:, 0]

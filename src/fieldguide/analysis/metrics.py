@@ -1,17 +1,16 @@
 """The quality of predictions: accuracy and its relatives, calibration, and the doubt about a mean.
 
 Arrays in, numbers out, computed in float64. `scores` are one row a photo and one column a class,
-logits or probabilities: measures by rank take both. Of equal scores the first class wins, as with
-`numpy.argmax`. Each function raises ValueError if there are no photos, if the largest score of a
-row is not finite (NaN, or a diverged model), or if a target is no column of the scores. Knows
-nothing of models, folds or files.
+logits or probabilities: measures by rank take both. Of equal scores the first class wins. Each
+function raises ValueError for no photos, a row whose largest score is not finite (NaN, or a
+diverged model), and a target that is no column. Knows nothing of models, folds or files.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
 Scores: TypeAlias = Float[np.ndarray, "n classes"]
@@ -38,8 +37,7 @@ class PerClass:
 def softmax(logits: Scores) -> Float[np.ndarray, "n classes"]:
     """Return exp(logit) / Σ exp(logits) over each row, for logits of any finite size.
 
-    A logit of -inf gets probability 0. There may be no rows. ValueError if a row's largest is not
-    finite.
+    A logit of -inf gets probability 0. There may be no rows.
     """
     wide = logits.astype(np.float64)
     if wide.shape[1] == 0:
@@ -58,10 +56,7 @@ def accuracy(scores: Scores, targets: Targets) -> float:
 
 
 def balanced_accuracy(scores: Scores, targets: Targets) -> float:
-    """Return the mean recall over classes: every class counts alike.
-
-    Classes without targets do not count, as in scikit-learn's `balanced_accuracy_score`.
-    """
+    """Return the mean recall over the classes that have photos, as scikit-learn does."""
     found = per_class(scores, targets)
     return float(found.recall[found.support > 0].mean())
 
@@ -92,21 +87,19 @@ def log_loss(probabilities: Scores, targets: Targets) -> float:
     Probabilities are clipped from below at 2^-52 (float64's epsilon, as in scikit-learn), so one
     photo costs at most 36.04. ValueError if rows are not probabilities.
     """
-    check_scores(probabilities, targets)
-    check_probabilities(probabilities)
+    check_probabilities(probabilities, targets)
     return float(_losses(probabilities, targets).mean())
 
 
 def calibration_error(probabilities: Scores, targets: Targets, *, bins: int = 15) -> float:
     """Return the expected calibration error: Σ over bins of (photos / n) · |accuracy - confidence|.
 
-    Confidence is the highest probability of a photo, averaged over a bin; bins are equally wide,
-    ((b - 1)/bins, b/bins]. 0 is calibrated in every bin, 1 is sure and always wrong. Biased upwards
-    for few photos. Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks,
-    ICML 2017, equation 3, with its 15 bins. ValueError if rows are not probabilities.
+    Confidence is the highest probability of a photo, averaged over a bin (`confidence_bins`). 0 is
+    calibrated in every bin, 1 is sure and always wrong. Biased upwards for few photos. Source: Guo,
+    Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017, equation 3, with
+    its 15 bins. ValueError if rows are not probabilities.
     """
-    check_scores(probabilities, targets)
-    check_probabilities(probabilities)
+    check_probabilities(probabilities, targets)
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == targets
     bin_of = confidence_bins(confidence, bins)
@@ -116,10 +109,7 @@ def calibration_error(probabilities: Scores, targets: Targets, *, bins: int = 15
 
 
 def confidence_bins(confidence: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
-    """Return the number, from 0, of each confidence's bin ((b - 1)/bins, b/bins], b from 1.
-
-    ValueError if there is not at least one bin.
-    """
+    """Return the number, from 0, of each confidence's bin ((b - 1)/bins, b/bins], b from 1."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1: {bins}")
     return np.ceil(confidence.astype(np.float64) * bins).astype(np.int64).clip(1, bins) - 1
@@ -148,19 +138,17 @@ def bootstrap_interval(
     """Return the interval that holds the middle `share` of bootstrap means of `correct`.
 
     `correct` is one value a photo: right or wrong, or any other score. Whole `groups` (any
-    integers) are drawn with replacement, because photos of one group are right or wrong together
-    and count for less than as many independent ones; each mean is over the photos drawn. Percentile
-    bootstrap of clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13;
-    Field and Welsh, JRSS B 69, 2007). Too narrow for few groups (below about 30).
+    integers) are drawn with replacement, because photos of one group are right or wrong together;
+    each mean is over the photos drawn. Percentile bootstrap of clusters (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, ch. 13; Field and Welsh, JRSS B 69, 2007). Too narrow for
+    few groups (below about 30).
 
-    If all photos are right, or all wrong, every draw gives one mean; then the exact limits for as
-    many independent photos as groups stand in (Clopper and Pearson, Biometrika 26, 1934): 0.69 to 1
-    for ten right ones. With one group, or other values that are all equal, the interval has no
-    width, which says nothing of the doubt that remains.
+    If all photos are right, or all wrong, the exact limits for as many independent photos as groups
+    stand in (Clopper and Pearson, Biometrika 26, 1934): 0.69 to 1 for ten right ones. With one
+    group, or other values that are all equal, the interval has no width despite the doubt.
 
-    Time and memory follow the number of *different* groups (by size and sum): few if values are
-    right and wrong, whatever the number of photos. Raises ValueError for no values, a value that is
-    not finite, a share outside 0 … 1 (both excluded), or fewer than one draw.
+    Time and memory follow the number of *different* groups (by size and sum). Raises ValueError for
+    no values, a value that is not finite, a share outside 0 … 1 (both excluded), or no draw.
     """
     if not 0 < share < 1 or draws < 1:
         raise ValueError(f"share must lie between 0 and 1: {share}, draws be at least 1: {draws}")
@@ -186,27 +174,25 @@ def score_intervals(
     """Return the bootstrap interval of each score by name, as `bootstrap_interval` does.
 
     accuracy, balanced_accuracy, macro_f1, log_loss and, for more than 5 classes, top_5_accuracy.
-    Means over photos are `bootstrap_interval`'s. Each draw takes the two means over the classes
-    that occur in it: rare classes come and go. F1 is concave in the counts of a class, so that its
-    interval leans low where classes are small (simulated with 10 photos a class: by 0.8 of its
-    standard error; with 50: by 0.3). Time follows photos · draws, memory photos · classes. Raises
-    ValueError as `bootstrap_interval` and `log_loss` do.
+    Each draw takes the two means over the classes that occur in it. F1 is concave in the counts of
+    a class, so that its interval leans low where classes are small (simulated with 10 photos a
+    class: by 0.8 of its standard error; with 50: by 0.3). Time follows photos · draws, memory
+    photos · classes. Raises ValueError as `bootstrap_interval` and `log_loss` do.
     """
-    check_scores(probabilities, targets)
-    check_probabilities(probabilities)
+    check_probabilities(probabilities, targets)
     predicted = probabilities.argmax(axis=1)
-    means = {"accuracy": predicted == targets, "log_loss": _losses(probabilities, targets)}
-    if probabilities.shape[1] > 5:
-        means["top_5_accuracy"] = _among_first(probabilities, targets, 5)
-    found = {
-        name: bootstrap_interval(values, groups, share=share, draws=draws, seed=seed)
-        for name, values in means.items()
-    }
+
+    def interval(values: NDArray[Any]) -> tuple[float, float]:
+        return bootstrap_interval(values, groups, share=share, draws=draws, seed=seed)
+
+    found = {"accuracy": interval(predicted == targets)}
     random = np.random.default_rng(seed)
     balanced, f1 = _bootstrap_by_class(predicted, targets, groups, draws, random)
     found |= {"balanced_accuracy": _middle(balanced, share), "macro_f1": _middle(f1, share)}
-    order = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top_5_accuracy")
-    return {name: found[name] for name in order if name in found}
+    found["log_loss"] = interval(_losses(probabilities, targets))
+    if probabilities.shape[1] > 5:
+        found["top_5_accuracy"] = interval(_among_first(probabilities, targets, 5))
+    return found
 
 
 def _middle(values: NDArray[np.float64], share: float) -> tuple[float, float]:
@@ -256,17 +242,23 @@ def _bootstrap_by_class(
     return balanced, f1
 
 
+def own(values: Shaped[np.ndarray, "n classes"], targets: Targets) -> Shaped[np.ndarray, " n"]:
+    """Return each row's value in the column of its class, whatever its type."""
+    found: NDArray[Any] = np.take_along_axis(values, targets[:, None], axis=1)[:, 0]
+    return found
+
+
 def _among_first(scores: Scores, targets: Targets, k: int) -> Bool[np.ndarray, " n"]:
-    own = np.take_along_axis(scores, targets[:, None], axis=1)
+    own_scores = own(scores, targets)[:, None]
     earlier = np.arange(scores.shape[1]) < targets[:, None]
-    before = (scores > own) | ((scores == own) & earlier)
+    before = (scores > own_scores) | ((scores == own_scores) & earlier)
     among: NDArray[np.bool_] = before.sum(axis=1) < k
     return among
 
 
 def _losses(probabilities: Scores, targets: Targets) -> Float[np.ndarray, " n"]:
-    own = np.take_along_axis(probabilities, targets[:, None], axis=1)[:, 0].astype(np.float64)
-    losses: NDArray[np.float64] = -np.log(own.clip(np.finfo(np.float64).eps, 1))
+    confidence = own(probabilities, targets).astype(np.float64)
+    losses: NDArray[np.float64] = -np.log(confidence.clip(np.finfo(np.float64).eps, 1))
     return losses
 
 
@@ -302,8 +294,10 @@ def _refuse_infinite(values: NDArray[np.floating]) -> None:
         )
 
 
-def check_probabilities(values: Scores) -> None:
-    """Raise ValueError unless there are rows, they sum to 1 and nothing is negative or NaN."""
+def check_probabilities(values: Scores, targets: Targets | None = None) -> None:
+    """Raise ValueError unless rows sum to 1, nothing is negative or NaN, and targets fit them."""
+    if targets is not None:
+        check_scores(values, targets)
     off = float(np.abs(values.sum(axis=1, dtype=np.float64) - 1).max())
     # Rounding to float16 moves a sum by up to 2^-11 = 5e-4. NaN fails both comparisons.
     if not (values.min() >= 0 and off <= 1e-3):

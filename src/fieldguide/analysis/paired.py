@@ -1,13 +1,12 @@
 """Paired comparisons of classifiers on the same photos: which is better, and can that be told?
 
-Answers right or wrong in, numbers out: paired tests and intervals of a difference, a correction for
-asking several times, and the worth of choosing the best. Knows nothing of recipes or runs.
+Answers right or wrong in, numbers out. Knows nothing of recipes or runs.
 
-The rule for "a difference is shown", alone for single photos and for groups: the exact sign-flip
-test of whole groups (`sign_flip`), corrected by Holm for all comparisons with the base, gives at
-most `LEVEL`. Where every photo is a group of its own, the sign-flip test *is* McNemar's exact test.
-McNemar's on photos that come in groups takes copies for independent evidence and finds differences
-where there are none. The interval of the difference is not corrected.
+The rule for "a difference is shown": the exact sign-flip test of whole groups (`sign_flip`),
+corrected by Holm for all comparisons with the base, gives at most `LEVEL`. Where every photo is a
+group of its own, it *is* McNemar's exact test (Psychometrika 12, 1947). McNemar's on photos that
+come in groups takes copies for independent evidence and finds differences where there are none. The
+interval of the difference is not corrected.
 
 These trained networks are compared. That another seed would have trained others is no part of the
 doubt: see Dietterich, "Approximate Statistical Tests for Comparing Supervised Classification
@@ -61,29 +60,22 @@ def contrasts(
     return result
 
 
-def mcnemar(one: Right, other: Right) -> float:
-    """Return the two-sided p of McNemar's exact test.
-
-    Of the m photos that only one of the two gets right, one wins k. p = P(|K - m/2| ≥ |k - m/2|)
-    for K from Binomial(m, 1/2); 1 where m = 0. Photos in groups must not be judged by it: see
-    `sign_flip`. Source: McNemar, Psychometrika 12, 1947, in its exact, conditional form.
-    """
-    return sign_flip(one, other, np.arange(len(one)))
-
-
 def sign_flip(one: Right, other: Right, groups: Groups) -> float:
     """Return the two-sided p of the exact sign-flip test of whole groups (any integers).
 
     d_g = (right answers of one) - (of other) in group g, and S = Σ d_g. If it did not matter in any
     group which of the two gave which answers, S would be as likely with each d_g's sign flipped: p
-    = the share of all 2^groups choices of signs with |Σ ±d_g| ≥ |S|, counted without drawing. It is
-    `mcnemar` where each group is one photo, and 1 where the two differ nowhere.
+    = the share of all 2^groups choices of signs with |Σ ±d_g| ≥ |S|, counted without drawing; 1
+    where the two differ nowhere.
 
-    Of few groups p cannot be small: of five that differ, at least 1/16. Time is at most (Σ |d_g|)²,
-    far below a second for thousands of groups that differ. ValueError without answers. Source:
-    Fisher, The Design of Experiments, 1935, section 21, with whole groups as units.
+    Of few groups p cannot be small: of five that differ, at least 1/16. Time is at most (Σ |d_g|)².
+    ValueError without answers. Source: Fisher, The Design of Experiments, 1935, section 21, with
+    whole groups as units.
     """
-    signed = _group_sums(one, other, groups)
+    if not len(one):
+        raise ValueError("no answers to compare")
+    group_of = np.unique(groups, return_inverse=True)[1]
+    signed = np.rint(np.bincount(group_of, one.astype(np.int64) - other)).astype(np.int64)
     sums, observed = np.abs(signed), abs(int(signed.sum()))
     total = int(sums.sum())
     chances = _sum_chances(sums[sums > 0])
@@ -97,8 +89,7 @@ def difference(
 ) -> tuple[float, float, float]:
     """Return one's accuracy less the other's, and its interval by paired bootstrap over groups.
 
-    (mean, low, high): each draw takes whole groups, with both answers to each photo. See
-    `metrics.bootstrap_interval`, also for what is raised; the mean is that of the photos.
+    (mean, low, high): each draw takes whole groups (`metrics.bootstrap_interval`).
     """
     values = one.astype(np.float64) - other
     low, high = metrics.bootstrap_interval(values, groups, seed=seed)
@@ -132,12 +123,12 @@ def bias_corrected_best(
     """Return the accuracy of *choosing the best of these*, judged by photos without a say in it.
 
     In each draw, groups are drawn with replacement; the trial that is best on them is scored on the
-    groups that were not drawn (about 37 %), and these scores are averaged. With one trial it is its
-    accuracy, but for the noise of drawing; with many that are alike it lies below the best one's,
-    which was lucky. Slightly pessimistic, as fewer different photos choose than there are. Source:
-    Tsamardinos, Greasidou, Borboudakis, "Bootstrapping the out-of-sample predictions for efficient
-    and accurate cross-validation", Machine Learning 107, 2018 (algorithm BBC-CV). We draw whole
-    groups, and of equals take the first.
+    groups that were not drawn (about 37 %), and these scores are averaged. With many trials that
+    are alike it lies below the best one's, which was lucky. Slightly pessimistic, as fewer
+    different photos choose than there are. Source: Tsamardinos, Greasidou, Borboudakis,
+    "Bootstrapping the out-of-sample predictions for efficient and accurate cross-validation",
+    Machine Learning 107, 2018 (algorithm BBC-CV). We draw whole groups, and of equals take the
+    first.
 
     Raises ValueError without trials, with fewer than two groups, or with fewer than one draw.
     """
@@ -148,14 +139,6 @@ def bias_corrected_best(
     right = np.stack([np.bincount(group_of, weights=row) for row in correct])
     random = np.random.default_rng(seed)
     return float(np.mean([_chosen_outside(right, sizes, random) for _ in range(draws)]))
-
-
-def _group_sums(one: Right, other: Right, groups: Groups) -> Int[np.ndarray, " groups"]:
-    if not len(one):
-        raise ValueError("no answers to compare")
-    group_of = np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(group_of, weights=one.astype(np.int64) - other)
-    return np.rint(sums).astype(np.int64)
 
 
 def _sum_chances(sizes: Int[np.ndarray, " groups"]) -> NDArray[np.float64]:

@@ -1,12 +1,12 @@
 """Labels that look wrong, photos that are hard, and classes that are confused or unsteady.
 
-Computed from out-of-fold probabilities: each photo is judged by a model that did not train on it.
-Arrays in, ranked lists out; photos, classes and folds are numbers. `probabilities` are one row a
-photo and one column a class, `targets` each photo's labelled class. Each function raises ValueError
-where `metrics` would: for no photos, for rows that are no probabilities, for a target that is no
-column. Knows nothing of files, catalogs or runs.
+Out-of-fold probabilities in, one row a photo and one column a class, ranked lists out; photos,
+classes and folds are numbers, `targets` each photo's labelled class. Each function raises
+ValueError for no photos, rows that are no probabilities, or a target that is no column. Knows
+nothing of files, catalogs or runs.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -97,19 +97,17 @@ def suspects(probabilities: Scores, targets: Targets) -> list[Suspect]:
     """Return the photos whose label looks wrong, the most suspicious first.
 
     The confident joint says how many: the photos that it counts as another class, and that are
-    predicted so. p(own label) says which: as many are listed, the lowest first; of equal ones the
-    surer of another class. This is cleanlab's `low_self_confidence`. It always names some: where
-    classes are hard to tell apart, photos of them are listed in perfectly labelled collections too,
-    so somebody who knows must look at the list.
+    predicted so. As many are listed by p(own label), the lowest first; of equal ones the surer of
+    another class (cleanlab's `low_self_confidence`). Where classes are hard to tell apart, photos
+    of perfectly labelled collections are listed too: somebody who knows must look at the list.
 
     Measured (benchmarks/labels.py) on 5,359 photos of 100 classes, 268 of them labelled otherwise
     at random; 3 folds of a resnet18, 128 pixels, 3 epochs, one seed. Listed / precision / recall:
     this rule 283 / 0.905 / 0.955; the photos off the joint's diagonal themselves (the paper's
     C_confusion) 283 / 0.686 / 0.724; the calibrated joint's prune by class 369 / 0.618 / 0.851, by
-    noise rate 332 / 0.627 / 0.776, by both 272 / 0.743 / 0.754. What these lose are photos less
-    sure of their true class than its mean photo, and those surer of a third one. Ranking all
-    photos, p(own label) has an average precision of 0.981, the margin to the best class 0.839.
-    Random labels are the easy case: photos mistaken for a similar class keep more of p(own label).
+    noise rate 332 / 0.627 / 0.776, by both 272 / 0.743 / 0.754. Ranking all photos, p(own label)
+    has an average precision of 0.981, the margin to the best class 0.839. Random labels are the
+    easy case: photos mistaken for a similar class keep more of p(own label).
     """
     own, best = _own_and_best(probabilities, targets)
     counted = _confident_class(probabilities, targets)
@@ -164,26 +162,22 @@ def _confident_class(probabilities: Scores, targets: Targets) -> _Numbers:
     JAIR 70, 2021, equations 1 and 2, not calibrated. cleanlab 2.9 differs where several classes
     reach their threshold and the most probable class does not: it counts the latter.
     """
-    reached = probabilities >= _thresholds(probabilities, targets) - _ROUNDING
+    classes = probabilities.shape[1]
+    own = metrics.own(probabilities, targets).astype(np.float64)
+    photos = np.bincount(targets, minlength=classes)
+    means = np.bincount(targets, weights=own, minlength=classes) / np.maximum(photos, 1)
+    # Never so low that a probability of 0 reaches it; a class without a photo is out of reach.
+    thresholds = np.where(photos > 0, means.clip(2 * _ROUNDING), np.inf)
+    reached = probabilities >= thresholds - _ROUNDING
     best: _Numbers = np.where(reached, probabilities, -1).argmax(axis=1)
     return np.where(reached.any(axis=1), best, -1)
 
 
 def _own_and_best(probabilities: Scores, targets: Targets) -> tuple[_Floats, _Floats]:
     """Return each photo's probabilities of its label and of the most probable class."""
-    _check(probabilities, targets)
-    own = probabilities[np.arange(len(targets)), targets]
+    metrics.check_probabilities(probabilities, targets)
+    own = metrics.own(probabilities, targets)
     return own.astype(np.float64), probabilities.max(axis=1).astype(np.float64)
-
-
-def _thresholds(probabilities: Scores, targets: Targets) -> _Floats:
-    """Return each class's mean probability over the photos that are labelled so."""
-    classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    photos = np.bincount(targets, minlength=classes)
-    means = np.bincount(targets, weights=own, minlength=classes) / np.maximum(photos, 1)
-    # Never so low that a probability of 0 reaches it; a class without a photo is out of reach.
-    return np.where(photos > 0, means.clip(2 * _ROUNDING), np.inf)
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -195,27 +189,14 @@ def confused_pairs(probabilities: Scores, targets: Targets) -> list[ConfusedPair
     Only pairs with such a photo; equal numbers are ranked by their share of the two classes'
     photos. Needs no table of classes × classes.
     """
-    _check(probabilities, targets)
+    metrics.check_probabilities(probabilities, targets)
     predicted = probabilities.argmax(axis=1)
     support = np.bincount(targets, minlength=probabilities.shape[1]).tolist()
     wrong = predicted != targets
-    ways, counts = np.unique(
-        np.stack([targets[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True
-    )
-    number = {
-        (given, other): count
-        for (given, other), count in zip(ways.tolist(), counts.tolist(), strict=True)
-    }
+    ways = Counter(zip(targets[wrong].tolist(), predicted[wrong].tolist(), strict=True))
     pairs = [
-        ConfusedPair(
-            one,
-            other,
-            number.get((one, other), 0),
-            number.get((other, one), 0),
-            support[one],
-            support[other],
-        )
-        for one, other in {(min(way), max(way)) for way in number}
+        ConfusedPair(a, b, ways[a, b], ways[b, a], support[a], support[b])
+        for a, b in {(min(way), max(way)) for way in ways}
     ]
     return sorted(pairs, key=lambda pair: (-pair.photos, -pair.rate, pair.one, pair.other))
 
@@ -236,16 +217,15 @@ def unsteady_classes(
 ) -> list[UnsteadyClass]:
     """Return classes whose recall differs between folds by more than chance, the surest first.
 
-    For each class the photos' folds are shuffled `draws` times, and p = (1 + draws at least as
-    uneven) / (1 + draws), by Pearson's chi-square of right and wrong by fold. Then p is adjusted
-    for the number of classes (Benjamini and Hochberg, Controlling the False Discovery Rate, JRSS B
-    57, 1995): of the classes listed, a share of `level` is expected to be listed by chance. The
-    least p is 1 / (1 + draws): 100 classes need draws above 100 / level for one to be found alone.
+    For each class the photos' folds are shuffled `draws` times: p = (1 + draws at least as uneven)
+    / (1 + draws), by Pearson's chi-square of right and wrong by fold, adjusted for the number of
+    classes (Benjamini and Hochberg, Controlling the False Discovery Rate, JRSS B 57, 1995): of the
+    classes listed, a share of `level` is expected to be there by chance. The least p is 1 / (1 +
+    draws): 100 classes need draws above 100 / level for one to be found alone.
 
-    Classes of fewer than ten photos, in one fold, or all right or all wrong are left out. Photos
-    count as independent: copies of one photo, which share a fold, make a class look unsteadier than
-    it is. ValueError for no photos, unequal lengths, a negative target, a level outside 0 … 1 or no
-    draw.
+    Classes of fewer than ten photos, in one fold, or all right or all wrong are left out. Copies of
+    one photo, which share a fold, make a class look unsteadier than it is. ValueError for no
+    photos, unequal lengths, a negative target, a level outside 0 … 1 or no draw.
     """
     if not 0 <= level <= 1 or draws < 1:
         raise ValueError(f"level must lie between 0 and 1: {level}, draws be at least 1: {draws}")
@@ -321,7 +301,3 @@ def _adjusted(p_values: _Floats) -> _Floats:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return adjusted
-
-
-def _check(probabilities: Scores, targets: Targets) -> None:
-    metrics.log_loss(probabilities, targets)  # raises ValueError for what are no probabilities

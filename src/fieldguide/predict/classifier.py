@@ -1,8 +1,8 @@
 """A classifier: weights, what they expect of a picture, and how far to trust its answers.
 
 It is one folder that needs no run: `classifier.json`, a safetensors file a member, and the
-out-of-fold scores by which sets of classes are drawn. Nothing in it is pickled, and every file's
-hash is checked when it is read. Knows nothing of runs or of how members came about.
+out-of-fold scores by which sets of classes are drawn. Every file's hash is checked when it is read.
+Knows nothing of runs or of how members came about.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors.numpy import load as load_arrays
@@ -46,9 +46,8 @@ class Card:
 
     `combine` says how members become one: the mean of their probabilities (`ensemble`), the softmax
     of the mean of their logits (`logits`), or the normalised geometric mean of their probabilities
-    (`geometric`); with one view of each photo the last two are the same. Logits are divided by
-    `temperature` first. `members` are names; `license` is that of the weights that training began
-    with; `calibration` and `provenance` are records for the reader.
+    (`geometric`, which is `logits` for one view of each photo). Logits are divided by `temperature`
+    first. `license` is that of the weights that training began with.
     """
 
     architecture: Architecture
@@ -65,8 +64,8 @@ class Card:
 class OutOfFold:
     """The members' scores on photos that they were not trained on.
 
-    `split` and `adaptive` are the nonconformity scores of the true class `targets` of each photo
-    (`analysis.conformal`), after scaling by the temperature, under the member `members` (a number).
+    `split` and `adaptive` are the scores (`analysis.conformal`) of each photo's class `targets`,
+    after scaling by the temperature, under the member of the number `members`.
     """
 
     split: Float[np.ndarray, " n"]
@@ -101,11 +100,7 @@ class Classifier:
     @property
     def nbytes(self) -> int:
         """The size of the weights on disk and in memory."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for weights in self.members
-            for tensor in weights.values()
-        )
+        return sum(tensor.nbytes for weights in self.members for tensor in weights.values())
 
     def predict(
         self,
@@ -118,8 +113,7 @@ class Classifier:
     ) -> Predictions:
         """Return predictions, in memory, for a folder, a table, files, several, or a catalog.
 
-        There is one row for every photo, in the order of `inputs.read`; one that cannot be read has
-        the reason in place of a result. See `stream` for the rest.
+        There is one row for every photo, in the order of `inputs.read`. See `stream` for the rest.
         """
         found = (
             [Input(photo.path, photos.file(photo)) for photo in photos.photos]
@@ -213,26 +207,21 @@ class Classifier:
             by_member = member_probabilities(batch.logits, temperature)
             probabilities[rows] = combined(batch.logits, by_member, temperature, self.card.combine)
             if sets and chosen is not None:
-                chosen[rows] = self._sets(by_member, sets)
+                known = self.out_of_fold
+                chosen[rows] = conformal.prediction_sets(
+                    conformal.nonconformity(by_member, sets.method),
+                    known.split if sets.method == "split" else known.adaptive,
+                    known.members,
+                    known.targets,
+                    coverage=sets.coverage,
+                    per_class=sets.per_class,
+                )
         return Predictions(
             names=tuple(photos[n].name for n in span),
             problems=tuple(problems[n] for n in span),
             classes=self.classes,
             probabilities=probabilities,
             sets=chosen,
-        )
-
-    def _sets(
-        self, by_member: Float[np.ndarray, "members n classes"], sets: conformal.Sets
-    ) -> Bool[np.ndarray, "n classes"]:
-        known = self.out_of_fold
-        return conformal.prediction_sets(
-            conformal.nonconformity(by_member, sets.method),
-            known.split if sets.method == "split" else known.adaptive,
-            known.members,
-            known.targets,
-            coverage=sets.coverage,
-            per_class=sets.per_class,
         )
 
 

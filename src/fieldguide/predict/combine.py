@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -71,8 +71,8 @@ class Outside:
 class Ingredients:
     """The parts of a run that make a classifier.
 
-    `weights` reads those of a fold, or (None) of the common start; `judged` and `targets` are each
-    done fold's out-of-fold logits and classes; `training` are the files of all folds.
+    `weights` reads a fold's, or (None) the common start's; `judged` and `targets` are each done
+    fold's out-of-fold logits and classes; `training` are the files of all folds.
     """
 
     recipe: Recipe
@@ -96,11 +96,17 @@ class Ingredients:
         }
         return Architecture(classes=len(self.classes), **settings)
 
+    @property
+    def pooled(self) -> tuple[Float[np.ndarray, "n classes"], Int[np.ndarray, " n"]]:
+        """The out-of-fold logits and classes of all folds that are done."""
+        both = self.judged, self.targets
+        logits, targets = (np.concatenate(list(by_fold.values())) for by_fold in both)
+        return logits, targets
+
     @cached_property
     def temperature(self) -> float:
-        """The temperature that fits the out-of-fold logits of all folds that are done."""
-        logits = np.concatenate(list(self.judged.values()))
-        return calibration.fit_temperature(logits, np.concatenate(list(self.targets.values())))
+        """The temperature that fits the pooled logits."""
+        return calibration.fit_temperature(*self.pooled)
 
     def fold_weights(self, folds: Sequence[int]) -> list[Weights]:
         """Return each fold's weights as tensors."""
@@ -111,8 +117,8 @@ class Ingredients:
 class Greedy:
     """The folds that a greedy soup chose, and the worth of that choice.
 
-    `accuracy` is that on the photos that chose it, which flatters. `logits` are cross-fitted: the
-    outside photos are halved, and each half is judged by the soup that the other half chose.
+    `accuracy` is that on the photos that chose it, which flatters. `logits` are cross-fitted: each
+    half of the outside photos is judged by the soup that the other half chose.
     """
 
     folds: tuple[int, ...]
@@ -124,23 +130,16 @@ def by_name(
     ingredients: Ingredients, name: str, *, batch_norm: BatchNorm, machine: Machine
 ) -> Classifier:
     """Return the classifier called `name`: a way to answer together, a rule, or `fold-0`."""
-    for together in get_args(Together):
-        if name == together:
-            return ensemble(ingredients, together)
-    for rule in RULES:
-        if name == rule:
-            return soup(ingredients, rule, batch_norm=batch_norm, machine=machine)
+    if name in get_args(Together):
+        return ensemble(ingredients, cast(Together, name))
+    if name in RULES:
+        return soup(ingredients, cast(Rule, name), batch_norm=batch_norm, machine=machine)
     return one_fold(ingredients, int(name.removeprefix("fold-")))
 
 
 def ensemble(ingredients: Ingredients, together: Together = "ensemble") -> Classifier:
     """Return all folds that are done, each calibrated by the photos that it was judged on."""
-    folds = list(ingredients.judged)
-    return Classifier(
-        _card(ingredients, [f"fold {fold}" for fold in folds], together, {"folds": folds}),
-        tuple(ingredients.fold_weights(folds)),
-        _out_of_fold(ingredients, {fold: member for member, fold in enumerate(folds)}),
-    )
+    return _of_folds(ingredients, list(ingredients.judged), together)
 
 
 def one_fold(ingredients: Ingredients, fold: int) -> Classifier:
@@ -150,10 +149,14 @@ def one_fold(ingredients: Ingredients, fold: int) -> Classifier:
             f"fold {fold} is not trained",
             hint=f"the folds that are: {', '.join(map(str, ingredients.judged))}",
         )
+    return _of_folds(ingredients, [fold], "ensemble")
+
+
+def _of_folds(ingredients: Ingredients, folds: list[int], together: Together) -> Classifier:
     return Classifier(
-        _card(ingredients, [f"fold {fold}"], "ensemble", {"folds": [fold]}),
-        tuple(ingredients.fold_weights([fold])),
-        _out_of_fold(ingredients, {fold: 0}),
+        _card(ingredients, [f"fold {fold}" for fold in folds], together, {"folds": folds}),
+        tuple(ingredients.fold_weights(folds)),
+        _out_of_fold(ingredients, {fold: member for member, fold in enumerate(folds)}),
     )
 
 
@@ -167,8 +170,8 @@ def soup(
 ) -> Classifier:
     """Return one network merged from all done folds. `chosen`: the result of `greedy`, if known.
 
-    Its temperature and sets come from the folds' out-of-fold predictions, which stand for its own:
-    it has none. Raises `DataError` where `greedy` has no photos outside all folds to choose by.
+    Its temperature and sets come from the folds' out-of-fold predictions: it has none of its own.
+    Raises `DataError` where `greedy` has no photos outside all folds to choose by.
     """
     made: dict[str, Any] = {"rule": rule, "batch_norm": batch_norm}
     folds: tuple[int, ...] = tuple(ingredients.judged)
@@ -176,10 +179,9 @@ def soup(
         chosen = chosen or greedy(ingredients, batch_norm=batch_norm, machine=machine)
         folds = chosen.folds
         made |= {"chosen_on": len(ingredients.outside), "accuracy_where_chosen": chosen.accuracy}
-    weights = merged(ingredients, folds, rule, batch_norm, machine)
     return Classifier(
         _card(ingredients, [rule], "ensemble", made | {"folds": list(folds)}),
-        (weights,),
+        (merged(ingredients, folds, rule, batch_norm, machine),),
         _out_of_fold(ingredients, dict.fromkeys(ingredients.judged, 0)),
     )
 
@@ -256,20 +258,14 @@ def add_greedily(
 
 def by_accuracy(ingredients: Ingredients) -> list[int]:
     """Return the folds by falling out-of-fold accuracy."""
-    accuracy = {
-        fold: metrics.accuracy(logits, ingredients.targets[fold])
-        for fold, logits in ingredients.judged.items()
-    }
-    return sorted(accuracy, key=lambda fold: -accuracy[fold])
+    judged, targets = ingredients.judged, ingredients.targets
+    return sorted(judged, key=lambda fold: -metrics.accuracy(judged[fold], targets[fold]))
 
 
 def halves(groups: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return rows to judge and rows to choose by, twice; a group is in one half whole.
-
-    A group's name draws its half. Where all groups fall into one half, the first goes to the other.
-    """
+    """Return rows to judge and rows to choose by, twice; a group's name draws its half."""
     side = np.array([derive_seed("half", group) % 2 for group in groups])
-    if side.min() == side.max():
+    if side.min() == side.max():  # the first group goes to the other half
         side[np.array(groups) == groups[0]] = 1 - side[0]
     first, second = np.flatnonzero(side == 0), np.flatnonzero(side == 1)
     if not len(first) or not len(second):
@@ -335,8 +331,7 @@ def _card(
 
 def _calibration_record(ingredients: Ingredients) -> dict[str, Any]:
     """Return calibration out of fold before and after scaling; after is cross-fitted."""
-    logits = np.concatenate(list(ingredients.judged.values()))
-    targets = np.concatenate(list(ingredients.targets.values()))
+    logits, targets = ingredients.pooled
     sizes = [len(part) for part in ingredients.judged.values()]
     fold_of = np.repeat(np.arange(len(sizes)), sizes)
     return {
@@ -367,16 +362,10 @@ def _out_of_fold(ingredients: Ingredients, member_of: Mapping[int, int]) -> OutO
     targets = np.concatenate([ingredients.targets[fold] for fold in folds])
     logits = np.concatenate([ingredients.judged[fold] for fold in folds])
     probabilities = calibration.scaled(logits, ingredients.temperature)
-    own = targets[:, None]
-
-    def scores(method: conformal.Method) -> NDArray[np.float64]:
-        every = conformal.nonconformity(probabilities, method)
-        return np.take_along_axis(every, own, axis=1)[:, 0]
-
     sizes = [len(ingredients.targets[fold]) for fold in folds]
     return OutOfFold(
-        split=scores("split"),
-        adaptive=scores("adaptive"),
+        split=metrics.own(conformal.nonconformity(probabilities, "split"), targets),
+        adaptive=metrics.own(conformal.nonconformity(probabilities, "adaptive"), targets),
         targets=targets,
         members=np.repeat([member_of[fold] for fold in folds], sizes),
     )

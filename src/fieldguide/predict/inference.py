@@ -1,8 +1,7 @@
 """Photos to logits, by networks of one architecture that share every read, decode and resize.
 
-Prediction, scores and soups all look at photos through `logits`, with the preprocessing that the
-folds were judged by. A photo that cannot be read is named and never gets another's result.
-Knows nothing of runs, folds or uses of the logits.
+The preprocessing is that by which the folds were judged. A photo that cannot be read is named and
+never gets another's result. Knows nothing of runs, folds or uses of the logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -176,9 +175,8 @@ class _Networks:
         Those that autocast would round at every batch are rounded here, once.
         """
         layout, precision = self.normalise.layout, getattr(torch, self.precision)
-        here = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        ready = {}
-        for name, tensor in self.absorbed.weights(here).items():
+        ready = self.absorbed.weights({name: t.to(self.device) for name, t in weights.items()})
+        for name, tensor in ready.items():
             rounded = tensor.to(precision) if name in self.narrowed else tensor
             four = rounded.ndim == 4
             ready[name] = rounded.contiguous(memory_format=layout) if four else rounded
@@ -270,7 +268,7 @@ def _all_views(
     architecture: Architecture, views: Sequence[View]
 ) -> Callable[[Picture], UInt8[Tensor, "views 3 size size"]]:
     """Return the transform to several views; the first equals the plain one exactly."""
-    settings = (architecture.size, architecture.eval_resize, architecture.interpolation)
+    settings = architecture.size, architecture.eval_resize, architecture.interpolation
     plain, several = evaluation(*settings), view_transform(*settings, views)
 
     def all_views(picture: Picture) -> UInt8[Tensor, "views 3 size size"]:

@@ -1,8 +1,7 @@
 """The photos that a model is asked about: every input is one entry, in a stated order.
 
-From folders, tables, lists and single files to a list of `Input`. Nothing is dropped: a photo that
-is missing, cannot be listed or is named twice has its entry as well, because users look for its row
-in the result. Knows nothing of models, nor of what the files hold.
+Nothing is dropped: a photo that is missing, cannot be listed or is named twice has its entry as
+well, because users look for its row. Knows nothing of models, nor of what the files hold.
 """
 
 import os
@@ -22,8 +21,6 @@ from fieldguide.storage import addresses
 TABLES = frozenset({".csv", ".tsv", ".tab"})
 LISTS = frozenset({".txt", ".lst"})
 STANDARD_INPUT = "-"
-
-_NOT_FOUND = "file not found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +66,9 @@ def read(
     may stand for `/`. `encoding` is theirs; without it UTF-16 is known by its mark and all else is
     UTF-8, and in lists also bytes that are not, as in file names.
 
-    Addresses are fetched first, see `addresses.local`; `notice` reports waits.
-
-    Raises DataError if a source does not exist (but a file that ends like a picture is an input and
-    missing), a folder has no picture or a table cannot be read; UsageError for an unused option.
+    Addresses are fetched first, see `addresses.local`; `notice` reports waits. Raises DataError if
+    a source does not exist (but a file that ends like a picture is an input and missing), a folder
+    has no picture or a table cannot be read; UsageError for an unused option.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
     found = [_recognised(source, notice) for source in several]
@@ -174,6 +170,5 @@ def _looked_up(texts: Iterable[str], source: _Source, root: str | Path | None) -
 
 
 def _entry(name: str, file: Path | None) -> Input:
-    if file is None:
-        return Input(name, None, _NOT_FOUND if name.strip() else "no path")
-    return Input(name, file)
+    problem = "file not found" if name.strip() else "no path"
+    return Input(name, file, "" if file else problem)

@@ -2,14 +2,12 @@
 
 They may come from timm, torchvision or fieldguide, in .safetensors or .pth. Notes warn of copies
 that only look mergeable: unrelated weights, an anchor that they do not come from, and, with
-labelled photos, a merged network that is worse than its copies.
+labelled photos, a merged network that is worse than its copies. Knows nothing of runs and folds.
 
     copies = read(paths)
     merged = merge(copies, "stock", read_one(anchor))
     merged, barrier = on_photos(copies, merged, architecture(copies[0], "resnet50"), catalog)
     write(out, merged, provenance)
-
-Knows nothing of runs and folds.
 """
 
 import json
@@ -85,9 +83,8 @@ class Checkpoint:
 class Merged:
     """The merged weights in the dtypes of the first copy, and what is known of them.
 
-    `cosine` is the least mean cosine between the weights of two copies: near 1 for copies
-    fine-tuned from one start, near 0 for unrelated ones. `moves` are of anchored tensors, `notes`
-    warnings.
+    `cosine` is the least mean cosine between the weights of two copies: near 1 for copies of one
+    start, near 0 for unrelated ones. `moves` are of anchored tensors, `notes` warnings.
     """
 
     weights: Weights
@@ -98,12 +95,12 @@ class Merged:
     @property
     def angle(self) -> float:
         """The mean angle over tensors between the copies' moves from the anchor, or NaN."""
-        return _mean_or_nan([move.angle for move in self.moves.values()])
+        return fmean(move.angle for move in self.moves.values()) if self.moves else math.nan
 
     @property
     def ratio(self) -> float:
         """The mean share over tensors of the copies' mean against the anchor, or NaN."""
-        return _mean_or_nan([move.ratio for move in self.moves.values()])
+        return fmean(move.ratio for move in self.moves.values()) if self.moves else math.nan
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Barrier:
     """The accuracy of each copy and of the merged weights on the same photos.
 
     `photos` were judged, `unreadable` ones left out. `drop` is the copies' mean less that of the
-    merged weights, `error` its standard error over photos. Training photos flatter all.
+    merged weights, `error` its standard error over photos.
     """
 
     photos: int
@@ -150,7 +147,18 @@ def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
             f"nothing to merge: {count(len(paths), 'checkpoint')} given",
             hint="name at least two files",
         )
-    copies = _with_all_counters([read_one(path) for path in paths])
+    found = [read_one(path) for path in paths]
+    zeros = {
+        name: torch.zeros_like(tensor)
+        for copy in found
+        for name, tensor in copy.weights.items()
+        if name.endswith(_COUNTER)
+    }
+    dtypes = {name: copy.dtypes[name] for copy in found for name in zeros.keys() & copy.dtypes}
+    copies = tuple(
+        Checkpoint(copy.path, {**zeros, **copy.weights}, {**dtypes, **copy.dtypes})
+        for copy in found
+    )
     for copy in copies[1:]:
         _require_alike(copies[0], copy)
     return copies
@@ -189,37 +197,16 @@ def write(path: Path, merged: Merged, provenance: Mapping[str, object]) -> None:
     """
     require_free(path)
     content = {name: tensor.contiguous() for name, tensor in merged.weights.items()}
-    files.write_bytes(path, _with_record(save(content, {"format": "pt"}), provenance))
-
-
-def _with_record(data: bytes, provenance: Mapping[str, object]) -> bytes:
-    """Return safetensors' bytes with one more entry of metadata.
-
-    Its own writer puts several entries in an order that changes from call to call. The format is
-    eight bytes with the length of a JSON header, the header, and tensors by offsets from its end.
-    """
+    data = save(content, {"format": "pt"})
+    # The record is added by hand: safetensors' own writer puts several entries in an order that
+    # changes from call to call. The format is eight bytes with the length of a JSON header, the
+    # header, and tensors by offsets from its end.
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"]["provenance"] = json.dumps(provenance, ensure_ascii=False)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
-    return len(text).to_bytes(8, "little") + text + data[end:]
-
-
-def _with_all_counters(copies: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """Return the copies, each with all counters that any of them has."""
-    found = {
-        name: (torch.zeros_like(tensor), copy.dtypes[name])
-        for copy in copies
-        for name, tensor in copy.weights.items()
-        if name.endswith(_COUNTER)
-    }
-    zeros = {name: zero for name, (zero, _) in found.items()}
-    dtypes = {name: dtype for name, (_, dtype) in found.items()}
-    return tuple(
-        replace(copy, weights=zeros | dict(copy.weights), dtypes=dtypes | dict(copy.dtypes))
-        for copy in copies
-    )
+    files.write_bytes(path, len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -264,11 +251,11 @@ def _other_shapes(one: Weights, other: Weights) -> dict[str, str]:
 def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = None) -> Merged:
     """Return one checkpoint from several: their mean (`soup`), or `stock`, which needs the anchor.
 
-    `stock` pulls the mean towards the anchor, the weights that all copies were fine-tuned from, by
-    the angle between the copies (`merge.model_stock`). The anchor may have another head, whose
-    tensors are then averaged, and names with or without fieldguide's `backbone.`. Batch norm's
-    statistics are averaged; counters keep their maximum. With `soup` an anchor only adds moves and
-    warnings. Raises `UsageError` for an anchor of another architecture.
+    `stock` pulls the mean towards the anchor, the weights that all copies were fine-tuned from
+    (`merge.model_stock`). The anchor may have another head, whose tensors are then averaged, and
+    names with or without fieldguide's `backbone.`. Batch norm's statistics are averaged; counters
+    keep their maximum. With `soup` an anchor only adds moves and warnings. Raises `UsageError` for
+    an anchor of another architecture.
     """
     if rule not in RULES:
         raise UsageError(f"unknown rule: `{rule}`", hint=f"use {' or '.join(RULES)}")
@@ -279,10 +266,7 @@ def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = 
         )
     weights = [copy.weights for copy in copies]
     anchored, missing = _anchored(copies[0], anchor) if anchor else ({}, ())
-    if rule == "stock":
-        merged, _ = model_stock(weights, anchored)
-    else:
-        merged = average(weights)
+    merged = model_stock(weights, anchored)[0] if rule == "stock" else average(weights)
     cosines = _cosines(weights, _large(copies[0].weights, head=False))
     found = moves(weights, anchored)
     notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines)]
@@ -312,7 +296,8 @@ def _dtype(dtype: torch.dtype) -> str:
 def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the anchor's trained tensors under the copies' names, and a note on the others.
 
-    A head under fieldguide's names began with random weights, which are no anchor.
+    A head under fieldguide's names began with random weights, which are no anchor. Raises
+    `UsageError` for an anchor with other shapes below the head, or of no use.
     """
     start = {_bare(name): tensor for name, tensor in anchor.weights.items()}
     trained = [
@@ -325,16 +310,6 @@ def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor],
         for name in trained
         if _bare(name) in start and not (_is_ours(first.weights) and _is_head(name))
     }
-    _require_one_start(first, anchor, shared)
-    found = {
-        name: tensor for name, tensor in shared.items() if tensor.shape == first.weights[name].shape
-    }
-    rest = [f"`{name}`" for name in trained if name not in found]
-    return found, (f"averaged and not anchored: {some(rest)}",) if rest else ()
-
-
-def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -> None:
-    """Raise `UsageError` for an anchor with other shapes below the head, or of no use."""
     hint = "name the weights that the checkpoints were fine-tuned from"
     odd = _other_shapes(shared, first.weights)
     body = [text for name, text in odd.items() if not _is_head(name)]
@@ -353,6 +328,9 @@ def _require_one_start(first: Checkpoint, anchor: Checkpoint, shared: Weights) -
             f" {theirs} against {ours}",
             hint=hint,
         )
+    found = {name: tensor for name, tensor in shared.items() if name not in odd}
+    rest = [f"`{name}`" for name in trained if name not in found]
+    return found, (f"averaged and not anchored: {some(rest)}",) if rest else ()
 
 
 def _is_ours(weights: Weights) -> bool:
@@ -429,14 +407,20 @@ def _anchor_notes(
     found: Mapping[str, Move],
 ) -> list[str]:
     """Return notes on copies that do not come from the anchor, and on moves in all directions."""
-    large = _large(anchored, head=False)
-    distances = [_distance(copy.weights, anchored, large) for copy in copies]
-    notes = [
-        f"`{copy.path}` does not seem to come from the anchor `{anchor.path}`: its weights moved by"
-        f" {distance:.2f} of the anchor's length (fine-tuning: about 0.1)"
-        for copy, distance in zip(copies, distances, strict=True)
-        if distance > FAR_FROM_ANCHOR
-    ]
+    lengths = {name: float(anchored[name].norm()) for name in _large(anchored, head=False)}
+    notes = []
+    for copy in copies:
+        shares = [
+            float((copy.weights[name] - anchored[name]).norm()) / length
+            for name, length in lengths.items()
+            if length
+        ]
+        distance = fmean(shares or [0.0])
+        if distance > FAR_FROM_ANCHOR:
+            notes.append(
+                f"`{copy.path}` does not seem to come from the anchor `{anchor.path}`: its weights"
+                f" moved by {distance:.2f} of the anchor's length (fine-tuning: about 0.1)"
+            )
     angle = fmean(move.angle for move in found.values())
     if angle > NOTHING_IN_COMMON:
         notes.append(
@@ -444,17 +428,6 @@ def _anchor_notes(
             f" {angle:.0f}°): `stock` stays close to the anchor"
         )
     return notes
-
-
-def _distance(weights: Weights, anchored: Weights, names: Sequence[str]) -> float:
-    """Return the mean of |w − w_0| / |w_0| over the tensors whose anchor is not zero."""
-    lengths = {name: float(anchored[name].norm()) for name in names}
-    shares = [
-        float((weights[name] - anchored[name]).norm()) / length
-        for name, length in lengths.items()
-        if length
-    ]
-    return fmean(shares) if shares else 0.0
 
 
 def _dtype_notes(copies: Sequence[Checkpoint]) -> list[str]:
@@ -469,10 +442,6 @@ def _dtype_notes(copies: Sequence[Checkpoint]) -> list[str]:
 
 def _kinds(copy: Checkpoint) -> str:
     return " and ".join(sorted({_dtype(d) for d in copy.dtypes.values() if d.is_floating_point}))
-
-
-def _mean_or_nan(values: Sequence[float]) -> float:
-    return fmean(values) if values else math.nan
 
 
 # --- photos ---------------------------------------------------------------------------------------
@@ -492,9 +461,8 @@ def architecture(
 ) -> Architecture:
     """Return the network that a checkpoint is for, and what it expects of a picture.
 
-    Settings left out are timm's for the backbone: name those that the copies were trained with.
-    `size` alone keeps the share that evaluation cuts off. Head and number of classes are read from
-    the tensors. Raises `UsageError` without a backbone and for one that the tensors do not fit.
+    Settings left out are timm's for the backbone. `size` alone keeps the share that evaluation cuts
+    off. Raises `UsageError` without a backbone and for one that the tensors do not fit.
     """
     if backbone is None:
         raise UsageError(
@@ -504,12 +472,18 @@ def architecture(
     weights = _in_network(copy.weights)
     head, classes = _head(copy, weights)
     network = build(backbone, weights="none", head=head, classes=classes, dropout=0.0, seed=0)
-    _require_fits(copy, backbone, weights, network.state_dict())
+    own = network.state_dict()
+    sides = [*_lacking("lacks", own, weights), *_lacking("holds besides", weights, own)]
+    if odd := _other_shapes(weights, own):
+        sides.append(f"differs from it in {some(list(odd.values()))}")
+    if sides:
+        raise UsageError(
+            f"`{copy.path}` does not fit `{backbone}`: it {'; it '.join(sides)}",
+            hint="set --backbone to the network that the checkpoints were trained with",
+        )
     usual = input_config(network.backbone)
     side = usual.size if size is None else size
-    resize = eval_resize
-    if resize is None:
-        resize = round(usual.eval_resize * side / usual.size)
+    resize = round(usual.eval_resize * side / usual.size) if eval_resize is None else eval_resize
     if resize < side:
         raise UsageError(
             f"pictures of {resize} pixels are smaller than the network's input of {side}",
@@ -560,10 +534,10 @@ def on_photos(
 def recalibrated(
     merged: Merged, network: Architecture, photos: Catalog, machine: Machine = Machine()
 ) -> Merged:
-    """Return the weights with batch norm's means and variances, and nothing else, re-estimated.
+    """Return the weights with batch norm's means and variances re-estimated.
 
-    At most 1,024 photos are taken in random order, of the training part if there is one; unreadable
-    ones are left out. Raises `DataError` if none can be read.
+    On at most 1,024 photos in random order, of the training part if there is one. Raises
+    `DataError` if none can be read.
     """
     statistics = [name for name in merged.weights if name.endswith(("running_mean", "running_var"))]
     if not statistics:
@@ -595,8 +569,7 @@ def barrier(
     """Return the accuracy of copies and merged weights on at most 10,000 labelled photos.
 
     They are outside the training part, if any are. The network's classes are taken to be the labels
-    in code-point order, like names of folders in timm, torchvision and fieldguide. Raises
-    `DataError` if no photo can be read.
+    in code-point order, as in timm and torchvision. Raises `DataError` if no photo can be read.
     """
     labelled = [photo for photo in photos.photos if photo.label is not None]
     beyond = [photo for photo in labelled if photo.split != "train"]
@@ -705,19 +678,6 @@ def _head(copy: Checkpoint, weights: Weights) -> tuple[Literal["linear", "se", "
             f" {', '.join(f'`{name}.weight`' for name in CLASSIFIERS)} is among its tensors",
             hint="merge it without --photos",
         )
-    kind: Literal["linear", "se", "attention"] = (
-        "se" if "gate" in kinds else "attention" if "attention" in kinds else "linear"
-    )
-    return kind, len(layer)
-
-
-def _require_fits(copy: Checkpoint, backbone: str, weights: Weights, own: Weights) -> None:
-    sides = [*_lacking("lacks", own, weights), *_lacking("holds besides", weights, own)]
-    odd = _other_shapes(weights, own)
-    if odd:
-        sides.append(f"differs from it in {some(list(odd.values()))}")
-    if sides:
-        raise UsageError(
-            f"`{copy.path}` does not fit `{backbone}`: it {'; it '.join(sides)}",
-            hint="set --backbone to the network that the checkpoints were trained with",
-        )
+    if "gate" in kinds:
+        return "se", len(layer)
+    return "attention" if "attention" in kinds else "linear", len(layer)

@@ -4,7 +4,7 @@ Knows nothing of models or pixels, nor of how tables are written.
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -22,8 +22,7 @@ Id = Literal["auto", "path", "name", "stem"]
 class Submission:
     """A table as a grader wants it: an id, and one label or the probability of every class.
 
-    Row n belongs to `ids[n]` and to the photo `names[n]`. Unreadable photos have empty cells after
-    the id.
+    Row n belongs to the photo `names[n]`. Unreadable photos have empty cells after the id.
     """
 
     columns: tuple[str, ...]  # the first holds the ids
@@ -62,13 +61,13 @@ def submission(
 ) -> tuple[Submission, list[Input]]:
     """Return the layout, and the inputs in the order of its rows: predict them in that order.
 
-    With `sample`, a submission as the grader shows it, header, separator, ids and their order are
-    the sample's. Its first column is the id; after it comes one column, for the label, or one for
-    each class, for probabilities. Without it `columns` names id and label.
+    Header, separator, ids and their order are those of `sample`, a submission as the grader shows
+    it: the id first, then one column for the label, or one for each class for probabilities.
+    Without it `columns` names id and label.
 
     `id` names the part of a photo that is its id: `path`, the whole name; `name`, that of the file;
-    `stem`, the same without its ending. `auto` takes the first of them under which every id of the
-    sample is found, and without a sample the file's name. Unicode forms do not matter.
+    `stem`, the same without its ending. `auto` takes the one under which most ids of the sample are
+    found, and without a sample the file's name. Unicode forms do not matter.
 
     Raises DataError where an id stands twice, has no photo, or a photo has no id, and where the
     sample's columns fit neither way; UsageError unless one of `sample` and `columns` is given.
@@ -100,7 +99,12 @@ def _as_sample(
     table = read_cells(sample)
     probabilities = _wants_probabilities(table, classes)
     keys = _keys_of(table)
-    kind = id if id != "auto" else max(_IDS, key=lambda each: _hits(keys, inputs, each))
+
+    def hits(kind: str) -> int:
+        found = {_normal(_IDS[kind](each)) for each in inputs}
+        return sum(key in found for key in keys)
+
+    kind = id if id != "auto" else max(_IDS, key=hits)
     rows = _rows_of(inputs, kind)
     _refuse_unmatched(table, keys, rows, inputs, kind)
     ordered = [inputs[rows[key]] for key in keys]
@@ -115,12 +119,11 @@ def _wants_probabilities(table: Table, classes: Sequence[str]) -> bool:
     if len(others) == 1:
         return False
     known, shown = set(classes), set(others)
-    missing = [name for name in classes if name not in shown]
-    unknown = [name for name in others if name not in known]
-    odd = [
-        *([f"no column for {quoted(missing)}"] if missing else []),
-        *([f"no class is called {quoted(unknown)}"] if unknown else []),
-    ]
+    odd = []
+    if missing := [name for name in classes if name not in shown]:
+        odd.append(f"no column for {quoted(missing)}")
+    if unknown := [name for name in others if name not in known]:
+        odd.append(f"no class is called {quoted(unknown)}")
     if odd:
         raise DataError(
             f"{table.name}, row 1: {'; '.join(odd)}",
@@ -141,11 +144,6 @@ def _keys_of(table: Table) -> list[str]:
         if not cells[0]:
             raise DataError(f"{table.name}, row {number}: the id is empty")
     return list(row_of)
-
-
-def _hits(keys: Iterable[str], inputs: Iterable[Input], kind: str) -> int:
-    found = {_normal(_IDS[kind](each)) for each in inputs}
-    return sum(key in found for key in keys)
 
 
 def _rows_of(inputs: Sequence[Input], kind: str) -> dict[str, int]:
@@ -172,13 +170,11 @@ def _refuse_unmatched(
     kind: str,
 ) -> None:
     """Raise DataError with the ids that have no photo and the photos that have no id."""
-    known = set(keys)
-    missing = [key for key in keys if key not in rows]
-    extra = [inputs[row].name for key, row in rows.items() if key not in known]
-    odd = [
-        *([f"{len(missing):,} without a photo: {quoted(missing)}"] if missing else []),
-        *([f"{count(len(extra), 'photo')} without an id: {quoted(extra)}"] if extra else []),
-    ]
+    known, odd = set(keys), []
+    if missing := [key for key in keys if key not in rows]:
+        odd.append(f"{len(missing):,} without a photo: {quoted(missing)}")
+    if extra := [inputs[row].name for key, row in rows.items() if key not in known]:
+        odd.append(f"{count(len(extra), 'photo')} without an id: {quoted(extra)}")
     if odd:
         raise DataError(
             f"{table.name}: of {len(keys):,} ids {'; '.join(odd)}",

@@ -1,8 +1,7 @@
 """A model's predictions, and the plain tables that hold them.
 
-A row is made from one `Predictions`, which holds the name of a photo with its probabilities, so
-no row can carry another photo's result. Tables are written chunk by chunk: memory does not grow
-with the number of photos. Knows nothing of models or pixels.
+A row is made from one `Predictions`, so that no row can carry another photo's result. Tables are
+written chunk by chunk: memory does not grow with the photos. Knows nothing of models or pixels.
 """
 
 import itertools
@@ -136,12 +135,10 @@ class Layout:
 
     def header(self, classes: Sequence[str]) -> list[str]:
         """Return the names of the columns."""
-        ranks = [
-            _ORDINALS[n - 2] if n < len(_ORDINALS) + 2 else f"top{n}"
-            for n in range(2, min(self.top, len(classes)) + 1)
-        ]
         names = ["path", "label", "confidence"]
-        names += [name for rank in ranks for name in (rank, f"{rank}_confidence")]
+        for n in range(2, min(self.top, len(classes)) + 1):
+            rank = _ORDINALS[n - 2] if n < len(_ORDINALS) + 2 else f"top{n}"
+            names += [rank, f"{rank}_confidence"]
         names += ["status", *(("set", "unsure") if self.sets else ())]
         names += [f"p:{name}" for name in classes] if self.probabilities else []
         return self._safe(names)
@@ -171,7 +168,7 @@ def set_separator(classes: Iterable[str]) -> str:
 
     `; `, then `| `, a tab, `|| `, `||| ` and so on. Splitting at it gives the classes back.
     """
-    text = "\n\n".join(classes)  # no separator holds a line end: none can arise by joining
+    text = "\n\n".join(classes)  # no separator holds a line end
     candidates = itertools.chain(("; ", "| ", "\t"), ("|" * n + " " for n in itertools.count(2)))
     return next(separator for separator in candidates if separator not in text)
 
@@ -239,18 +236,14 @@ def require_free(out: Path, overwrite: bool = False) -> None:
 
 
 def write(
-    out: Path,
-    chunks: Iterable[Predictions],
-    layout: Rows,
-    *,
-    overwrite: bool = False,
+    out: Path, chunks: Iterable[Predictions], layout: Rows, *, overwrite: bool = False
 ) -> Counts:
     """Write predictions as CSV while they come, and return the numbers of rows.
 
-    Rows go to `OUT.part`, which takes the place of `out` in the end. After any failure, Ctrl-C and
-    errors of `chunks` included, `OUT.part` keeps the rows of all chunks so far. At least one chunk
-    is needed, of no photos perhaps: it names the classes (ValueError). Raises as `require_free`
-    before the first chunk is taken; ResourceError where the disk is full.
+    Rows go to `OUT.part`, which takes the place of `out` in the end, and after any failure keeps
+    the rows of all chunks so far. At least one chunk is needed, of no photos perhaps: it names the
+    classes (ValueError). Raises as `require_free` before the first chunk is taken; ResourceError
+    where the disk is full.
     """
     require_free(out, overwrite)
     photos = unreadable = 0
@@ -278,8 +271,8 @@ def zip_path(out: Path) -> Path:
 def write_zip(out: Path, *, overwrite: bool = False) -> Path:
     """Pack the file `out` into `OUT.zip` beside it, whole or not at all, and return its path.
 
-    The same file makes the same archive: it holds no time and no permissions of its own. Raises as
-    `require_free`; ResourceError where a file cannot be read or written.
+    The same file makes the same archive. Raises as `require_free`; ResourceError where a file
+    cannot be read or written.
     """
     packed = zip_path(out)
     require_free(packed, overwrite)
