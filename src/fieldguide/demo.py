@@ -194,8 +194,7 @@ def smooth(*knots: Point) -> Points:
 
 def traced(knots: str) -> Points:
     """Return a closed outline through the knots of a text such as `0,0 1,0 1,1`."""
-    pairs = (knot.split(",") for knot in knots.split())
-    return smooth(*(complex(float(x), float(y)) for x, y in pairs))
+    return smooth(*(complex(*map(float, knot.split(","))) for knot in knots.split()))
 
 
 def mirrored(*half: Point) -> Points:
@@ -391,8 +390,11 @@ def draw_bird(pen: Pen, rng: Generator, bird: Bird) -> None:
     for turn in (-2.6, -2.35, -2.1) if bird.crest else ():
         feather = mirrored(0, 0.5 * bird.crest + 0.05j, bird.crest)
         animal.at(0.26 - 0.6j, turn).fill(feather, shaded(back, 0.72))
-    if bird.speckled:
-        draw_speckles(animal, rng, shaded(back, 0.5))
+    # Speckles are three rows of drops from the throat to the belly.
+    for row, along in product(range(3 if bird.speckled else 0), np.linspace(0, 1, 6)):
+        place = 0.44 - 0.12j + row * (-0.1 + 0.03j) + along * (-0.3 + 0.44j)
+        drop = animal.at(place + complex(*rng.normal(0, 0.015, 2)), high=1.5)
+        drop.dot(0, rng.uniform(0.022, 0.034), shaded(back, 0.5))
     draw_bird_wing(animal.at(0, turn=rng.normal(0, 0.05)), bird.wing_bars, back, pale)
     draw_face(animal.at(0.4 - 0.44j, turn=rng.normal(0, 0.15)), rng, bird, back)
 
@@ -406,14 +408,6 @@ def draw_twig_and_legs(pen: Pen, rng: Generator) -> None:
     pen.line(twig - 0.015j, bark, 0.06, end=0.7)
     for hip in (-0.06 + 0.3j, 0.1 + 0.3j):
         pen.line(bow(hip, hip + 0.15j, hip + 0.05 + 0.3j), (92, 66, 52), 0.035)
-
-
-def draw_speckles(pen: Pen, rng: Generator, colour: Colour) -> None:
-    """Draw three rows of drops from the throat to the belly."""
-    for row, along in product(range(3), np.linspace(0, 1, 6)):
-        place = 0.44 - 0.12j + row * (-0.1 + 0.03j) + along * (-0.3 + 0.44j)
-        place += complex(*rng.normal(0, 0.015, 2))
-        pen.at(place, high=1.5).dot(0, rng.uniform(0.022, 0.034), colour)
 
 
 def draw_bird_wing(pen: Pen, bars: int, back: Colour, pale: Colour) -> None:

@@ -226,7 +226,7 @@ class Recipe(BaseModel):
 
 
 class ResolvedRecipe(Recipe):
-    """A recipe without `auto`: what a run computes with, which has become of the one asked for."""
+    """A recipe without `auto`, resolved from the one asked for; a run computes with it."""
 
     size: Pixels
     first_size: Pixels
@@ -384,12 +384,11 @@ def section_of(name: str) -> str:
 
 def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return settings that differ and matter, as (stored, asked); `auto` agrees with anything."""
-    pairs = {
+    return {
         name: (getattr(stored, name), getattr(asked, name))
         for name in Recipe.model_fields
-        if name not in HARMLESS and getattr(asked, name) != "auto"
+        if name not in HARMLESS and getattr(asked, name) not in ("auto", getattr(stored, name))
     }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def without_effect(recipe: Recipe) -> list[str]:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
-from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot
+from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot, given, refuse
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import mirror
 from fieldguide.words import count
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fieldguide.analysis.conformal import Method, Sets
     from fieldguide.photos.augment import View
     from fieldguide.predict.classifier import Classifier
-    from fieldguide.predict.inference import Machine
     from fieldguide.predict.inputs import Input
     from fieldguide.predict.submissions import Submission
     from fieldguide.predict.tables import Layout, Predictions
@@ -205,9 +204,9 @@ def _sets(
     coverage: float | None, method: "Method | None", per_class: bool, calibrated: bool
 ) -> "Sets | None":
     if coverage is None:
-        idle = [flag for flag, on in (("--sets", method), ("--sets-per-class", per_class)) if on]
-        if idle:
-            raise UsageError(f"{idle[0]} has no effect without --coverage")
+        for flag, on in (("--sets", method), ("--sets-per-class", per_class)):
+            if on:
+                raise UsageError(f"{flag} has no effect without --coverage")
         return None
     if not 0 < coverage < 1:
         raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
@@ -259,11 +258,11 @@ def _write(
 ) -> None:
     """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
     from fieldguide.predict import tables
-    from fieldguide.predict.inference import precision_used
 
-    machine = answers.machine.chosen()
-    classifier = _classifier(folder, answers.combine, answers.photos_root, machine)
-    architecture = classifier.card.architecture
+    classifier = _classifier(folder, answers)
+    from fieldguide.predict.inference import precision_used  # brings torch
+
+    machine, architecture = answers.machine.chosen(), classifier.card.architecture
     used = precision_used(architecture, machine)
     if used != architecture.precision and machine.precision == "auto":
         terminal.tell(
@@ -306,23 +305,21 @@ def _classes_of(model: Path) -> Sequence[str]:
     return classes
 
 
-def _classifier(
-    model: Path, combine: str | None, photos_root: Path | None, machine: "Machine"
-) -> "Classifier":
+def _classifier(model: Path, answers: Answers) -> "Classifier":
     """Return the classifier of a run, or a saved one."""
     if (model / "setup.json").is_file():
         from fieldguide.runs.run import Run
 
-        opened = Run(model, photos=photos_root)
-        opened.combination(combine or "ensemble")
+        opened = Run(model, photos=answers.photos_root)
+        combine = answers.combine or "ensemble"
+        opened.combination(combine)
         if not opened.complete:
             terminal.tell(
                 f"{len(opened.done)} of {opened.recipe.folds} folds are done: only these predict"
             )
-        return opened.classifier(combine or "ensemble", machine=machine)
-    for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
-        if value is not None:
-            raise UsageError(f"{flag} is for runs, and `{model}` is none", hint="leave it out")
+        return opened.classifier(combine, machine=answers.machine.chosen())
+    idle = [flag for flag in given(answers) if flag in {"--combine", "--photos-root"}]
+    refuse(idle, f"for runs, and `{model}` is none")
     from fieldguide.predict.classifier import Classifier
 
     return Classifier.load(model)
