@@ -25,8 +25,6 @@ def pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
 
 
-# --- views ----------------------------------------------------------------------------------------
-
 VIEWS: list[tuple[tuple[View, ...], int]] = [
     (("flips",), 2),
     (("crops",), 5),
@@ -84,9 +82,6 @@ def test_the_decoder_leaves_enough_for_the_largest_view() -> None:
         assert decoded_side(resize) >= round(SECOND_SCALE * resize) > resize
 
 
-# --- normalising ----------------------------------------------------------------------------------
-
-
 def test_normalising_is_that_of_torchvision_for_any_number_of_axes() -> None:
     std = (0.229, 0.224, 0.225)
     images = torch.stack([pixels(photograph(seed, (9, 7))) for seed in range(6)])
@@ -106,9 +101,6 @@ def test_the_mean_becomes_nothing_and_a_deviation_from_it_one() -> None:
     found = normalise(ends[:, :, None, None], mean, std)[:, :, 0, 0]
     expected = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
     torch.testing.assert_close(found, expected)
-
-
-# --- mixing ---------------------------------------------------------------------------------------
 
 
 def batch(n: int = 4, height: int = 12, width: int = 10) -> tuple[Tensor, Tensor]:

@@ -77,9 +77,6 @@ def run(network: nn.Module, seen: Tensor | None = None) -> Tensor:
     return logits
 
 
-# --- the law --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_absorbed_logits_are_those_of_evaluation(backbone: str) -> None:
     network = make(backbone)
@@ -131,9 +128,6 @@ def test_what_is_absorbed_is_float32_whatever_was_given(dtype: torch.dtype) -> N
         assert weights[f"{pair.convolution}.bias"].dtype == torch.float32
 
 
-# --- what is left alone ---------------------------------------------------------------------------
-
-
 def test_the_network_its_mode_and_its_weights_are_left_as_they_were() -> None:
     network = stir(make()).train()
     before, modules = weights_of(network), [id(module) for module in network.modules()]
@@ -167,9 +161,6 @@ def test_weights_of_another_network_are_refused(name: str) -> None:
     odd |= {} if name in given else {name: torch.zeros(1)}
     with pytest.raises(RuntimeError, match=f"among the weights: {name}$"):
         absorbed.weights(odd)
-
-
-# --- what is a pair, and what is not --------------------------------------------------------------
 
 
 class Wired(nn.Module):

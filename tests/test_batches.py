@@ -95,9 +95,6 @@ def equal(one: dict[int, Tensor], other: dict[int, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-# --- plans ----------------------------------------------------------------------------------------
-
-
 @given(st.integers(1, 300), st.integers(1, 70), st.integers(0, 3))
 def test_an_epoch_has_every_row_once(count: int, batch_size: int, seed: int) -> None:
     rows = np.arange(count) * 3
@@ -215,9 +212,6 @@ def test_a_plan_is_made_as_it_is_asked_for() -> None:
     assert once[0] == [Draw(5, 1), Draw(6, 2)]
 
 
-# --- pixels ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_the_order_asked_for(pictures: Pictures, workers: int) -> None:
     draws = plan()
@@ -267,9 +261,6 @@ def test_a_loader_serves_one_plan_after_another_even_if_one_was_left(
     next(loader.batches(plan(epoch=3)))
     assert equal(seen(loader.batches(plan())), pixels(pictures, plan()))
     assert equal(seen(loader.batches(plan(epoch=1))), pixels(pictures, plan(epoch=1)))
-
-
-# --- photos that vanish ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -361,9 +352,6 @@ def test_what_cannot_be_read_is_left_out_and_named_and_the_rest_stays(
             assert torch.equal(image, whole[photo])
 
 
-# --- threads --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", [RuntimeError("my mistake"), FileNotFoundError("my mistake")])
 def test_a_mistake_in_a_transform_stays_what_it_is(
@@ -401,9 +389,6 @@ def test_threads_are_no_further_ahead_than_memory_allows(pictures: Pictures) -> 
     batches.close()  # type: ignore[attr-defined]
 
 
-# --- the store ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_store_changes_no_pixel_and_saves_every_later_decode(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -427,9 +412,6 @@ def test_photos_that_cannot_be_read_are_never_stored(fragile: Pictures, tmp_path
     assert [photo for photo, _ in batch.unreadable] == [3]
     assert store.get(keys[3]) is None and store.get(keys[4]) is not None
     store.close()
-
-
-# --- shares of replicas -----------------------------------------------------------------------
 
 
 def dealt(count: int, replicas: int, *, classes: int = 5, epoch: int = 0) -> list[np.ndarray]:

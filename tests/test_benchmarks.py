@@ -46,9 +46,6 @@ def usual(tmp_path: Path) -> Options:
 ROW = Row("step", "ours vs theirs", (6.0, 1.0, 8.0), (2.0, 2.0, 2.0), "photos/s", "cpu")
 
 
-# --- arithmetic -----------------------------------------------------------------------------------
-
-
 def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
     calls: list[str] = []
 
@@ -107,9 +104,6 @@ def test_without_target_or_measurement_nothing_is_met() -> None:
     assert Row("gpu", "", target=Target("≥", 1), missing="no GPU").met is None
 
 
-# --- words ----------------------------------------------------------------------------------------
-
-
 def test_a_line_shows_medians_ratio_and_span() -> None:
     told = harness.line(ROW)
     words = "step ours vs theirs, cpu 6.00 2.00 photos/s 3.00 (0.500 … 4.00) - -"
@@ -136,9 +130,6 @@ def test_a_record_holds_all_values_and_what_they_depend_on(usual: Options) -> No
     assert {"date", "processor", "cores", "threads", "platform", "rounds"} <= read.keys()
     nothing = json.loads(harness.record(harness.not_measured("gpu", "", "no GPU"), {}))
     assert nothing["missing"] == "no GPU" and "result" not in nothing
-
-
-# --- material -------------------------------------------------------------------------------------
 
 
 def test_composed_photos_are_as_many_as_asked_for_and_no_two_alike(usual: Options) -> None:
@@ -170,9 +161,6 @@ def test_more_real_photos_than_there_are_is_an_error(nature100: Path, usual: Opt
         material.collection(usual, 100_000)
 
 
-# --- commands of their own ------------------------------------------------------------------------
-
-
 def test_memory_is_the_commands_and_not_this_processs() -> None:
     """Linux counts what a process held before it became the command; this one holds torch."""
     little = commands.spent(["-c", "pass"]).mebibytes
@@ -195,9 +183,6 @@ def test_what_is_not_installed_is_not_measured(quick: Options) -> None:
     )
 
 
-# --- what is compared does the same ---------------------------------------------------------------
-
-
 def test_the_plain_loop_merges_as_we_do() -> None:
     network = merges._network("test_resnet")
     copies = [merges._moved(merges.weights_of(network), seed) for seed in range(3)]
@@ -215,8 +200,6 @@ def test_right_answers_are_those_of_the_runs_scores(trained: fg.Run) -> None:
     assert right[rows].mean() == pytest.approx(trained.scores.accuracy)
     assert not right[np.setdiff1d(np.arange(len(right)), rows)].any()
 
-
-# --- the parts ------------------------------------------------------------------------------------
 
 CHEAP = ("data-cached", "data-first", "step", "merge", "predict", "epoch")
 

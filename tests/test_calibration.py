@@ -28,9 +28,6 @@ cases = st.builds(
 )
 
 
-# --- the temperature -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_the_temperature_is_where_a_minimiser_finds_the_least_loss(seed: int) -> None:
     from scipy.optimize import minimize_scalar
@@ -100,9 +97,6 @@ def test_scaling_keeps_the_order_of_classes_and_one_changes_nothing() -> None:
     assert calibration.scaled(np.empty((0, 3)), 2.0).shape == (0, 3)
 
 
-# --- cross-fitting ---------------------------------------------------------------------------
-
-
 def test_each_fold_is_scaled_as_fits_the_others() -> None:
     logits, targets = random_case(5, temperature=2)
     fold_of = np.random.default_rng(0).integers(0, 3, len(targets)) * 5 - 2
@@ -121,9 +115,6 @@ def test_one_fold_alone_is_left_as_it_is() -> None:
         calibration.cross_fitted(logits, targets, np.full(len(targets), 4)),
         metrics.softmax(logits),
     )
-
-
-# --- reliability -----------------------------------------------------------------------------
 
 
 @given(cases, st.integers(1, 20))
@@ -148,9 +139,6 @@ def test_bins_from_low_to_high_each_with_its_upper_edge() -> None:
     assert found.photos.tolist() == [0, 1, 2, 1]
     assert found.confidence.tolist() == pytest.approx([0, 0.5, (0.6 + 0.75) / 2, 1])
     assert found.accuracy.tolist() == [0, 1, 0.5, 1]
-
-
-# --- refusals --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,6 @@ def refused(action: object, *arguments: object, **options: object) -> Fieldguide
     return caught.value
 
 
-# --- folders --------------------------------------------------------------------------------------
-
-
 def test_one_folder_a_class(tmp_path: Path) -> None:
     put(tmp_path, "rosa/b.jpg", "rosa/a.JPG", "abies/c.png")
     found = scan(tmp_path)
@@ -266,9 +263,6 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     catalog.require_trainable(scan(tree))
 
 
-# --- tables ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return put(tmp_path, "p/1.jpg", "p/2.jpg", "p/3, three.jpg")
@@ -417,8 +411,6 @@ def test_a_list_to_predict_needs_no_labels(folder: Path) -> None:
         Photo("p/1.jpg", None, split="test"),
     )
 
-
-# --- run folders ----------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 PHOTOS = st.builds(

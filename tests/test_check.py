@@ -46,9 +46,6 @@ def checked(photos: Catalog, **options: object) -> list[Finding]:
     return check.findings(photos, inspect.inspect(photos), **options)  # type: ignore[arg-type]
 
 
-# --- looking at photos ----------------------------------------------------------------------------
-
-
 def test_facts_of_good_and_bad_files(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.jpg", 1, (90, 60))
     (tmp_path / "a" / "2.jpg").touch()
@@ -93,9 +90,6 @@ def test_stopping_does_not_wait_for_the_rest(
     with pytest.raises(KeyboardInterrupt):
         inspect.inspect(many, workers=1, progress=stop)
     assert len(looked) < 1500
-
-
-# --- copies ---------------------------------------------------------------------------------------
 
 
 def copies(image: Image.Image) -> dict[str, bytes]:
@@ -245,9 +239,6 @@ def test_clusters_do_not_depend_on_the_order(tmp_path: Path) -> None:
     assert {frozenset(shuffled.photos[r].path for r in c) for c in clusters} == paths
 
 
-# --- groups ---------------------------------------------------------------------------------------
-
-
 def groups_of(photos: Catalog, facts: Sequence[Facts]) -> Sequence[str]:
     return joined_groups(photos, duplicates(photos, facts))
 
@@ -280,9 +271,6 @@ def test_no_group_spans_two_names() -> None:
             together = group is not None and group == photos.photos[other].group
             if together or facts[one].fingerprint == facts[other].fingerprint:
                 assert names[one] == names[other]
-
-
-# --- findings -------------------------------------------------------------------------------------
 
 
 def test_a_good_collection_has_no_findings(tmp_path: Path) -> None:

@@ -56,9 +56,6 @@ def names(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(map(str, paths))
 
 
-# --- members become one ---------------------------------------------------------------------------
-
-
 def some_logits(views: int, members: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 3, (members, 5, views, 3)).astype(np.float32)
 
@@ -119,9 +116,6 @@ def test_a_classifier_answers_as_its_card_says(trained: fg.Run, photos: list[Pat
         found = trained.classifier(way).predict(photos, views=("flips",), machine=CPU)
         expected = together(logits, way, ingredients.temperature)
         np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
-
-
-# --- the same photo, the same answer --------------------------------------------------------------
 
 
 def test_each_fold_says_of_its_test_photos_what_was_said_out_of_fold(trained: fg.Run) -> None:
@@ -192,8 +186,6 @@ def test_a_classifier_is_told_without_its_numbers(ensemble: Classifier) -> None:
     assert "fold 0" in repr(ensemble)
     assert "tensor" not in repr(ensemble) and "array" not in repr(ensemble)
 
-
-# --- rows, whatever can be read -------------------------------------------------------------------
 
 CLASSES = 3
 
@@ -278,9 +270,6 @@ def test_rows_come_batch_by_batch_and_nothing_is_looked_at_in_advance(
     assert sizes == [4, 4, 2]
 
 
-# --- views ----------------------------------------------------------------------------------------
-
-
 def test_without_views_the_plain_one_counts_and_with_them_it_is_one_of_several(
     ensemble: Classifier, photos: list[Path]
 ) -> None:
@@ -300,9 +289,6 @@ def test_without_views_the_plain_one_counts_and_with_them_it_is_one_of_several(
     views = ensemble.predict(photos, views=("flips", "scales"), machine=CPU).probabilities
     np.testing.assert_allclose(views, np.mean(each, axis=0), atol=1e-5)
     assert np.abs(views - plain).max() > 1e-3
-
-
-# --- sets of classes ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["split", "adaptive"])
@@ -354,9 +340,6 @@ def test_sets_hold_the_classes_that_look_no_stranger_than_known_ones(
 def test_sets_need_calibrated_probabilities(ensemble: Classifier, photos: list[Path]) -> None:
     with pytest.raises(UsageError, match="need calibrated probabilities"):
         ensemble.predict(photos, sets=Sets(0.9), calibrated=False, machine=CPU)
-
-
-# --- a folder of its own --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -499,9 +482,6 @@ def test_a_killed_save_leaves_no_classifier(
         ensemble.save(tmp_path / "saved")
     with pytest.raises(ResourceError, match="not finished"):
         Classifier.load(tmp_path / "saved")
-
-
-# --- what it costs --------------------------------------------------------------------------------
 
 
 def test_parameters_and_bytes_are_those_of_all_members(

@@ -47,9 +47,6 @@ def restored_signals() -> Iterator[None]:
         assert signal.getsignal(number) is handler
 
 
-# --- without torch --------------------------------------------------------------------------------
-
-
 QUICK = [
     ("--help", 0, "Turn a folder of photographs"),
     ("fit --help", 0, "--backbone-rate"),
@@ -197,9 +194,6 @@ def test_what_needs_no_torch_is_answered_without_it(
     assert quick[number][0] == code
 
 
-# --- commands -------------------------------------------------------------------------------------
-
-
 def test_fit_and_score_print_data_to_stdout_and_progress_to_stderr(
     discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], restored_signals: None
 ) -> None:
@@ -334,8 +328,6 @@ def test_every_recipe_is_printed_as_toml_that_reads_back(
         )
         assert own == back
 
-
-# --- streams --------------------------------------------------------------------------------------
 
 ODD = "bl\x1b[2Ju\ne\t"  # clears a screen where it is printed as it is
 

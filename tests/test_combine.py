@@ -54,9 +54,6 @@ def is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var"))
 
 
-# --- ensembles and folds --------------------------------------------------------------------------
-
-
 def test_an_ensemble_has_every_fold_that_is_done(trained: fg.Run, ingredients: Ingredients) -> None:
     model = combine.ensemble(ingredients)
     for fold, weights in zip(trained.done, model.members, strict=True):
@@ -87,9 +84,6 @@ def test_the_temperature_is_fitted_out_of_fold_on_all_folds(
     models = [combine.ensemble(ingredients), combine.one_fold(ingredients, 0)]
     models.append(combine.soup(ingredients, "soup", batch_norm="average"))
     assert {model.card.temperature for model in models} == {trained.scores.temperature}
-
-
-# --- soups ----------------------------------------------------------------------------------------
 
 
 def test_a_soup_is_the_mean_of_the_folds(ingredients: Ingredients) -> None:
@@ -176,9 +170,6 @@ def test_sets_of_a_soup_are_calibrated_by_all_folds(ingredients: Ingredients) ->
     np.testing.assert_array_equal(soup.targets, every.targets)
 
 
-# --- which photos are looked at -------------------------------------------------------------------
-
-
 def test_batch_norm_is_measured_on_training_photos_alone(
     ingredients: Ingredients, opened: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,9 +217,6 @@ def test_a_lost_outside_photo_is_named(ingredients: Ingredients, tmp_path: Path)
     with pytest.raises(DataError, match=r"1 of 12 photos .*gone\.jpg") as error:
         combine.soup(lacking, "greedy", batch_norm="average", machine=CPU)
     assert "--photos-root" in error.value.hint
-
-
-# --- greedy soups ---------------------------------------------------------------------------------
 
 
 def by_the_rule(order: Sequence[int], accuracy: Callable[[tuple[int, ...]], float]) -> set[int]:
@@ -384,9 +372,6 @@ def test_soups_are_merged_once_however_often_they_are_asked_about(
     assert max(Counter(asked).values()) == 1
 
 
-# --- halves ---------------------------------------------------------------------------------------
-
-
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=30))
 def test_halves_keep_groups_whole_and_judge_every_photo_once(groups: list[str]) -> None:
     if len(set(groups)) == 1:
@@ -410,9 +395,6 @@ def test_halves_are_drawn_from_the_names_of_groups_alone() -> None:
     assert {backwards[row] for row in combine.halves(backwards)[0][0]} == first
     more = [*groups, "photo 200"]
     assert {more[row] for row in combine.halves(more)[0][0]} - {"photo 200"} == first
-
-
-# --- logits of outside photos ---------------------------------------------------------------------
 
 
 def test_outside_logits_are_those_of_a_look_at_each_photo(ingredients: Ingredients) -> None:

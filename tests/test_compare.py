@@ -213,9 +213,6 @@ def test_photos_of_one_group_count_as_one(
     assert (done.photos, done.groups) == (48, 24)
 
 
-# --- what is refused ------------------------------------------------------------------------------
-
-
 def test_batches_that_ranks_share_are_refused_before_any_work(discs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"batch_ranks=2: `batch_ranks` needs torchrun"):
         compare(fg.scan(discs), trials(BASE, {"batch_ranks": [2]}), tmp_path / "out")
@@ -269,9 +266,6 @@ def test_errors_that_the_user_must_mend_end_the_comparison(
     monkeypatch.setattr(fitting, "fit", full)
     with pytest.raises(ResourceError, match="full"):
         compare(fg.scan(discs), TRIED, tmp_path / "out")
-
-
-# --- rebuilt from the folder ----------------------------------------------------------------------
 
 
 def test_a_comparison_is_rebuilt_from_its_folder_which_stays_as_it_is(

@@ -67,9 +67,6 @@ def split_sets(
     )
 
 
-# --- scores ----------------------------------------------------------------------------------
-
-
 def mass_before(row: np.ndarray) -> list[float]:
     """Straight from the definition: what is more probable, and what is equal and comes first."""
     return [
@@ -213,9 +210,6 @@ def test_a_product_that_float64_puts_too_high() -> None:
     assert sets.sum() == 7
 
 
-# --- laws ------------------------------------------------------------------------------------
-
-
 def test_no_new_photos() -> None:
     case = Several(0, new=0)
     assert case.sets(0.9).shape == (0, 4)
@@ -233,9 +227,6 @@ def test_arguments_are_left_unchanged() -> None:
     for method in METHODS:
         nonconformity(probabilities, method)
     np.testing.assert_array_equal(probabilities, before)
-
-
-# --- coverage --------------------------------------------------------------------------------
 
 
 def spread(coverage: float, known: int, new: int, trials: int) -> float:
@@ -270,9 +261,6 @@ def test_models_of_folds_cover_together(method: Method) -> None:
     doubt = 4 * spread(0.8, 60, 60, 150)
     assert np.mean(covered) > 0.8 - doubt  # 0.6 is proven
     assert method == "adaptive" or np.mean(covered) < 0.85 + doubt
-
-
-# --- refusals --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -0.1, math.nan, 90.0])

@@ -55,9 +55,6 @@ def logits_of(run: fg.Run) -> np.ndarray:
         return np.asarray(file["logits"])
 
 
-# --- batch norm over ranks ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sizes", [(3, 4), (1, 1)])
 def test_batch_norm_over_ranks_is_that_of_all_photos(
     sizes: tuple[int, int], tmp_path: Path
@@ -95,9 +92,6 @@ def test_batch_norm_over_ranks_is_that_of_all_photos(
     for found, expected in zip(together, whole, strict=True):
         assert torch.allclose(found.double(), expected.double(), rtol=1e-4, atol=2e-3)
     assert all(torch.equal(*pair) for pair in zip(first[4:], second[4:], strict=True))
-
-
-# --- one step -------------------------------------------------------------------------------------
 
 
 def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) -> dict[str, Tensor]:
@@ -211,9 +205,6 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
     assert not torch.equal(told[0][1][2]["head.linear.bias"], before["head.linear.bias"])
 
 
-# --- a fit whose batches are shared ---------------------------------------------------------------
-
-
 def test_shared_batches_are_those_of_one_process(discs: Path, tmp_path: Path) -> None:
     """With batch norm over all ranks, but for rounding, which AdamW makes larger."""
     settings = UNEVEN | {"replicas": 1, "batch_norm": "average", "merge": "none"}
@@ -318,9 +309,6 @@ def test_where_norms_wait_for_each_other_it_ends_all(
         assert isinstance(found, ResourceError)
         assert found.message.startswith("memory ran out on `cpu` where the ranks of a batch wait")
         assert "`accumulate`" in found.hint
-
-
-# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

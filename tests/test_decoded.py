@@ -100,8 +100,6 @@ def python(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-# --- pictures -------------------------------------------------------------------------------------
-
 shapes = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=12)
 
 
@@ -159,9 +157,6 @@ def test_a_closed_store_keeps_what_was_got_and_finds_nothing(folder: Path) -> No
     assert np.array_equal(found, picture(1))  # type: ignore[arg-type]
     assert kept.get(key(1)) is None and kept.get(key(2)) is None
     assert pieces(folder)[0].count == 1
-
-
-# --- many processes and threads -------------------------------------------------------------------
 
 
 def test_looks_are_rare(
@@ -279,9 +274,6 @@ def test_many_threads_at_once(opened: Callable[..., Store]) -> None:
     assert len(said) == 1
 
 
-# --- shards that are continued --------------------------------------------------------------------
-
-
 @posix_only
 def test_short_runs_share_a_shard(folder: Path, opened: Callable[..., Store]) -> None:
     for number in range(5):
@@ -311,8 +303,6 @@ def test_a_shard_is_continued_behind_what_was_torn(
     assert all(there(kept, number) for number in range(6))
     assert len(pieces(folder)) == 1
 
-
-# --- damage ---------------------------------------------------------------------------------------
 
 WRITE_ON = """
 kept = Store(Path(sys.argv[1]))
@@ -391,9 +381,6 @@ def test_a_removed_shard_is_forgotten(folder: Path, opened: Callable[..., Store]
     assert not there(kept, 0)
     kept.put(key(0), picture(0))
     assert there(kept, 0)
-
-
-# --- the disk's bounds ----------------------------------------------------------------------------
 
 
 class Full(io.FileIO):
@@ -549,9 +536,6 @@ def test_the_own_store_makes_room_of_what_was_unused_for_a_day(
         kept.put(key(5), picture(5))
     assert old.path.exists() is stays
     assert there(kept, 5) is not stays
-
-
-# --- what lies on disk ----------------------------------------------------------------------------
 
 
 def test_reading_counts_as_use_where_that_can_be_written(

@@ -120,9 +120,6 @@ def test_a_cpu_has_a_name() -> None:
     assert device_name(CPU)
 
 
-# --- processes and threads ------------------------------------------------------------------------
-
-
 def cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
 

@@ -24,9 +24,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- written whole ---------------------------------------------------------------------------
-
-
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     for data in (b"", b"one\0", b"two\r\n" * 100_000):
@@ -115,9 +112,6 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
-
-
-# --- or not at all ---------------------------------------------------------------------------
 
 
 WRITES: list[Callable[[Path], None]] = [
@@ -264,9 +258,6 @@ def test_temporaries_of_a_folder_that_is_none(tmp_path: Path) -> None:
         files.remove_temporaries(tmp_path / "none")
 
 
-# --- manifests -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     (tmp_path / "folds" / "0").mkdir(parents=True)
@@ -353,9 +344,6 @@ def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"no manifest.json in .*: it was not finished"):
         files.verify(tmp_path)
-
-
-# --- the lock --------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -73,9 +73,6 @@ def sweep_of(losses: list[float], part: Any = "head") -> Sweep:
     return read_sweep(part, np.geomspace(1e-5, 1.0, len(losses)).tolist(), losses, "range")
 
 
-# --- the numbers
-
-
 @given(LOSSES, SHARES)
 def test_the_smoothed_loss_is_the_weighted_mean_of_all_so_far(
     losses: list[float], share: float
@@ -132,9 +129,6 @@ def test_exploded_is_four_times_the_least_smoothed_loss() -> None:
     assert not has_exploded([*steady, 10 * EXPLODED - 10])  # (1 - 0.9) · 30 + 0.9 = 3.9
     assert has_exploded([*steady, 10 * EXPLODED - 8])
     assert not has_exploded([5.0])
-
-
-# --- the sweeps
 
 
 def test_both_sweeps_learn_something_and_suggest_a_rate_within_their_ranges(found: Found) -> None:
@@ -340,9 +334,6 @@ def test_too_few_steps_are_refused_before_photos_are_read() -> None:
     nowhere = fg.Catalog(Path("nowhere"), ())
     with pytest.raises(UsageError, match="`steps` = 5: a range test needs at least 20"):
         find_rate(nowhere, small_recipe(), steps=5)
-
-
-# --- the record and the picture
 
 
 def test_the_advice_names_settings_suggestion_and_the_recipes_rate(found: Found) -> None:

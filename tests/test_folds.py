@@ -89,9 +89,6 @@ def assert_sound(photos: Collection, folds: tuple[Fold, ...]) -> None:
         assert names[1].isdisjoint(photos.groups[row] for row in fold.test)
 
 
-# --- laws ------------------------------------------------------------------------------------
-
-
 @given(grouped_collections())
 def test_tests_partition_the_rows_keep_groups_whole_and_leave_every_class_to_train(
     photos: Collection,
@@ -242,9 +239,6 @@ def test_about_as_even_as_stratified_group_k_fold(classes_per_group: int) -> Non
     assert ours <= 1.1 * unevenness(class_counts(photos, reference))
 
 
-# --- examples and refusals -------------------------------------------------------------------
-
-
 def test_no_fold_tests_nothing_even_if_there_are_as_many_as_photos() -> None:
     for seed in range(20):
         photos = singles({"a": 2, "b": 2, "c": 2, "d": 2}, folds=8, seed=seed)
@@ -319,9 +313,6 @@ def test_a_hundred_thousand_photos() -> None:
     assert [len(fold.test) for fold in folds] == [size // 10] * 10
 
 
-# --- folds that the user gives ---------------------------------------------------------------
-
-
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=30))
 def test_given_folds_are_obeyed(numbers: list[int]) -> None:
     values = sorted(set(numbers))
@@ -350,9 +341,6 @@ def test_given_folds_that_cannot_be(
     with pytest.raises(DataError) as caught:
         given_folds(numbers, list(groups), labels=None if labels is None else list(labels))
     assert message in caught.value.message
-
-
-# --- a part for early stopping ---------------------------------------------------------------
 
 
 @given(grouped_collections(), st.floats(0.01, 0.99))

@@ -77,9 +77,6 @@ def predicted(run: fg.Run, combine: str | int) -> np.ndarray:
     return run.classifier(combine, machine=CPU).predict(paths, machine=CPU).probabilities
 
 
-# --- scores ---------------------------------------------------------------------------------------
-
-
 def test_there_is_a_row_for_each_fold_their_mean_the_ensemble_and_each_soup(
     rows: dict[str, Worth],
 ) -> None:
@@ -151,9 +148,6 @@ def test_an_unfinished_run_is_judged_by_the_folds_that_are_done(own: fg.Run) -> 
     (own.fold_folder(1) / files.MANIFEST).unlink()
     names = [row.name for row in holdout_scores.worths(fg.Run(own.folder), CPU).rows]
     assert names == ["fold 0", "fold 2", "mean of folds", "ensemble"]
-
-
-# --- the table is kept ----------------------------------------------------------------------------
 
 
 def test_the_table_is_read_again_while_nothing_changes(own: fg.Run, looks: list[int]) -> None:
@@ -245,9 +239,6 @@ def test_a_run_that_cannot_be_written_to_is_scored_all_the_same(
 
     monkeypatch.setattr(files, "write_json", refuse)
     assert len(holdout_scores.worths(own, CPU).rows) == 5
-
-
-# --- merged models --------------------------------------------------------------------------------
 
 
 def test_a_merged_model_is_kept_in_the_run_and_answers_by_its_name(own: fg.Run) -> None:
@@ -352,9 +343,6 @@ def test_a_model_that_another_process_merged_meanwhile_is_left(
     assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
 
 
-# --- greedy soups and the photos that chose them --------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def greedy(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
     """A run with a greedy soup whose cross-fitted worth differs from the one where it was chosen.
@@ -426,9 +414,6 @@ def test_on_photos_that_chose_nothing_a_greedy_soup_is_like_any_other(
     )
     assert row.note == ""
     assert row.accuracy == metrics.accuracy(probabilities, given.targets)
-
-
-# --- other photos ---------------------------------------------------------------------------------
 
 
 def test_photos_that_no_fold_has_seen_come_with_their_classes(
@@ -584,9 +569,6 @@ def test_photos_of_which_none_can_be_read_are_an_error(
         holdout_scores.worths_on(trained, given, CPU)
     assert str(given.files[0]) in error.value.message
     assert "--photos-root" in error.value.hint
-
-
-# --- speed ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 4096])

@@ -98,9 +98,6 @@ def expected(known: Known) -> np.ndarray:
     return torch.stack(found).numpy()
 
 
-# --- logits ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_logits_are_those_of_torch_photo_by_photo_whatever_the_batch(
     batch_size: int, known: Known, expected: np.ndarray
@@ -189,9 +186,6 @@ def test_generator_threads_and_weights_are_left_as_they_were(known: Known) -> No
         assert all(torch.equal(weights[name], tensor) for name, tensor in copy.items())
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
-
 def limited(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Lets the memory run out for more than so many photos at once; the batches that went through.
 
@@ -245,9 +239,6 @@ def test_weights_that_lack_a_tensor_do_not_answer_with_random_ones(known: Known)
             known.look(known.photos[:2], members=[known.members[1], part])
 
 
-# --- what cannot be -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -266,9 +257,6 @@ def test_an_unknown_view_is_answered_with_those_there_are(known: Known) -> None:
     with pytest.raises(UsageError, match="no view `tilts`") as error:
         next(unchecked(*known, CPU, ("flips", "tilts")))
     assert "flips, crops, scales" in error.value.hint
-
-
-# --- precision ------------------------------------------------------------------------------------
 
 
 def test_auto_precision_is_that_of_training_where_the_device_has_it(
@@ -292,9 +280,6 @@ def test_precision_changes_rounding_alone(known: Known, expected: np.ndarray) ->
     found = together(known.look(machine=machine))[:, :, 0]
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
-
-
-# --- recalibration --------------------------------------------------------------------------------
 
 
 def test_recalibration_measures_the_photos_that_can_be_read(

@@ -46,9 +46,6 @@ def standard_input(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
     return give
 
 
-# --- one entry an input ---------------------------------------------------------------------------
-
-
 PRESENT = ["a.jpg", "b c.png", "d/ünïcode 名前.jpg", "d/👍.jpg", "d/e.f.webp"]
 LINES = [*PRESENT, "a", "d\\e.f.webp", " a.jpg ", "gone.jpg", "d/gone", "x" * 300, "d"]
 
@@ -116,9 +113,6 @@ def test_however_it_is_spelled_a_path_is_the_same_file(
 def test_all_of_nothing(tmp_path: Path) -> None:
     assert inputs.read([]) == []
     assert inputs.read([write(tmp_path / "t.csv", "path,n\n"), write(tmp_path / "l.txt", "")]) == []
-
-
-# --- folders --------------------------------------------------------------------------------------
 
 
 def test_a_folder_in_code_point_order_whatever_the_file_system_says(
@@ -236,9 +230,6 @@ def test_long_names(tmp_path: Path) -> None:
     assert problems(inputs.read([f"{tmp_path}/n{name}"])) == ["file not found"]
 
 
-# --- tables ---------------------------------------------------------------------------------------
-
-
 def test_every_row_of_a_table_is_an_input(tmp_path: Path) -> None:
     put(tmp_path, "p/1.jpg", "p/2.jpg", "other.jpg")
     rows = "p/2.jpg,x\np/1.jpg,y\np/2.jpg,z\np/9.jpg,\n,q\n\np/1.jpg,y\n"
@@ -308,9 +299,6 @@ def test_which_column(tmp_path: Path) -> None:
     refused(DataError, [empty], path_column="were")
 
 
-# --- lists ----------------------------------------------------------------------------------------
-
-
 def test_a_list_has_one_path_a_line(tmp_path: Path) -> None:
     put(tmp_path, "a b.jpg", "c,d.jpg", "path")
     text = "a b.jpg\n\n  \r\nc,d.jpg\r\npath\ngone.jpg\na b.jpg"
@@ -333,9 +321,6 @@ def test_standard_input_is_a_list(
     standard_input(b"a\0b")
     assert refused(DataError, "-").message.startswith("standard input, row 1: a NUL byte")
     assert "read once" in refused(UsageError, ["-", "a.jpg", "-"]).message
-
-
-# --- single files ---------------------------------------------------------------------------------
 
 
 def test_what_is_named_is_an_input_whatever_its_ending(tmp_path: Path) -> None:
@@ -366,9 +351,6 @@ def test_a_typo_is_found_before_anything_is_read(
     standard_input(b"a.jpg")
     refused(DataError, ["-", tmp_path / "typo"])
     assert sys.stdin.buffer.read() == b"a.jpg"
-
-
-# --- options and size -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,6 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# --- suspects -------------------------------------------------------------------------------------
-
-
 def test_a_swapped_label_is_found_and_told(
     tmp_path: Path, swapped: tuple[Catalog, list[str]]
 ) -> None:
@@ -182,9 +179,6 @@ def test_a_run_without_a_fold_is_refused(tmp_path: Path, photos: Catalog) -> Non
 )
 def test_probabilities_in_words(probability: float, words: str) -> None:
     assert labels.percent(probability) == words
-
-
-# --- look-alikes ----------------------------------------------------------------------------------
 
 
 def with_look_alikes(root: Path) -> Catalog:

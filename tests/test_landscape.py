@@ -57,9 +57,6 @@ def at(found: Landscape, t: float, norm: str = "average") -> landscape.Point:
     return point
 
 
-# --- the line -------------------------------------------------------------------------------------
-
-
 def test_the_ends_are_the_ends_and_arguments_are_left_unchanged() -> None:
     one, other = weights(1), weights(2)
     for t, end in ((0.0, weights(1)), (1.0, weights(2))):
@@ -94,9 +91,6 @@ def test_both_ends_and_the_middle_are_measured_and_a_quarter_beyond() -> None:
     assert {0.0, 0.5, 1.0} <= set(landscape.PLACES)
     assert (min(landscape.PLACES), max(landscape.PLACES)) == (-0.25, 1.25)
     assert list(landscape.PLACES) == sorted(set(landscape.PLACES))
-
-
-# --- measuring ------------------------------------------------------------------------------------
 
 
 def test_between_replicas_the_middle_is_the_merged_model(found: Landscape, kept: fg.Run) -> None:
@@ -160,9 +154,6 @@ def test_few_photos_are_drawn_from_the_seed(kept: fg.Run, monkeypatch: pytest.Mo
     assert one.photos == 5 and one.points == other.points
 
 
-# --- what cannot be measured ----------------------------------------------------------------------
-
-
 def test_without_replicas_it_says_how_to_get_them(trained: fg.Run) -> None:
     with pytest.raises(UsageError, match="holds the weights of 0 replicas") as caught:
         landscape.measure(trained, 0, machine=CPU)
@@ -198,9 +189,6 @@ def test_photos_that_cannot_be_read_are_left_out(
     path.write_bytes(b"broken")
     found = landscape.measure(run, 0, machine=CPU)
     assert found.photos == 11
-
-
-# --- the file -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -144,9 +144,6 @@ def test_unlike_copies_are_refused_by_name() -> None:
         merge.average([weights(1), {**weights(1), "conv": torch.zeros(2, 3)}])
 
 
-# --- the outer step -------------------------------------------------------------------------------
-
-
 def outer_example() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(4)
     draw = lambda: torch.randn(50, generator=generator) * 10.0 ** torch.arange(-25, 25)  # noqa: E731

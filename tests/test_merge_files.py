@@ -99,9 +99,6 @@ def refusal(action: Callable[[], object]) -> UsageError:
     return caught.value
 
 
-# --- laws of merging ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rule", merge_files.RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_same_checkpoint_twice_is_itself_bit_for_bit(
@@ -143,9 +140,6 @@ def test_stock_needs_an_anchor(relatives: tuple[Checkpoint, ...]) -> None:
     error = refusal(lambda: merge(relatives, "stock"))
     assert "`stock` needs" in error.message
     assert "--anchor" in error.hint
-
-
-# --- what files must have in common ---------------------------------------------------------------
 
 
 def test_one_file_is_nothing_to_merge(files: Files) -> None:
@@ -196,9 +190,6 @@ def test_values_that_are_not_finite_are_refused(files: Files) -> None:
     assert f"`{paths[1]}`: `fc.weight` holds values that are not finite" in error.message
 
 
-# --- dtypes ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "pickle"])
 def test_half_precision_in_is_half_precision_out(kind: str, tmp_path: Path) -> None:
     paths = []
@@ -228,9 +219,6 @@ def test_files_of_two_precisions_give_the_first_if_it_can_hold_all_and_say_so(fi
     large = small(2) | {"bn1.running_var": torch.full((8,), 1e6)}
     error = refusal(lambda: merge(read(files(half, large)), "soup"))
     assert "`bn1.running_var` does not fit into float16" in error.message
-
-
-# --- anchors --------------------------------------------------------------------------------------
 
 
 def test_an_anchor_with_another_head_anchors_the_rest(
@@ -306,9 +294,6 @@ def test_movements_without_a_common_direction_are_noted(files: Files, anchor: Ch
     assert any("mean angle 180°" in note for note in merged.notes)
 
 
-# --- relatives ------------------------------------------------------------------------------------
-
-
 def test_an_unrelated_network_is_named(files: Files) -> None:
     paths = files(near(small(0), 1), near(small(0), 2), small(50))
     merged = merge(read(paths), "soup")
@@ -323,9 +308,6 @@ def test_classes_in_another_order_are_noticed_in_the_head(files: Files) -> None:
     other["fc.weight"] = other["fc.weight"].roll(1, dims=0)
     (note,) = merge(read(files(one, other)), "soup").notes
     assert "the heads of" in note and "another order" in note
-
-
-# --- writing --------------------------------------------------------------------------------------
 
 
 def test_what_is_written_comes_back_with_its_record(
@@ -363,9 +345,6 @@ def test_only_new_safetensors_in_a_folder_that_is_there_are_written(
     assert said in str(refusal(lambda: merge_files.write(tmp_path / name, merged, {})))
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
     merge_files.require_free(tmp_path / "new.safetensors")
-
-
-# --- the network of a checkpoint ------------------------------------------------------------------
 
 
 def checkpoint(weights: dict[str, Tensor]) -> Checkpoint:
@@ -431,9 +410,6 @@ def test_tensors_that_make_no_network_are_refused_by_name() -> None:
     headless = checkpoint(timm.create_model("test_resnet", num_classes=0).state_dict())
     error = refusal(lambda: architecture(headless, "test_resnet"))
     assert "has no classifier" in error.message and "`fc.weight`" in error.message
-
-
-# --- photos ---------------------------------------------------------------------------------------
 
 
 SMALL: dict[str, Any] = {"size": 32, "eval_resize": 36}

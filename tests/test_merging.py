@@ -16,9 +16,6 @@ from fieldguide.storage import files
 Command = Callable[..., Answer]
 
 
-# --- soup -----------------------------------------------------------------------------------------
-
-
 def test_a_soup_is_kept_in_the_run_where_predict_reads_it(
     own: Path, parts: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,9 +84,6 @@ def relocated(run: Path, place: Path) -> Path:
     return run
 
 
-# --- merge ----------------------------------------------------------------------------------------
-
-
 def test_merged_checkpoints_name_each_file_they_come_from(
     own: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -107,9 +101,6 @@ def test_merged_checkpoints_name_each_file_they_come_from(
     assert record["anchor"] == {"file": "start.safetensors", "sha256": files.sha256(start)}
     said = command(*asked)
     assert said.code == 2 and "is there already" in said.err
-
-
-# --- save -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("combine", ["ensemble", "geometric", "fold-2", "soup"])

@@ -64,9 +64,6 @@ def test_the_case_has_a_class_that_is_predicted_and_never_true() -> None:
     assert 6 in logits.argmax(axis=1)
 
 
-# --- laws ------------------------------------------------------------------------------------
-
-
 @given(cases)
 def test_softmax_rows_are_probabilities_in_the_order_of_the_logits(
     case: tuple[np.ndarray, np.ndarray],
@@ -102,9 +99,6 @@ def test_calibration_error_is_the_sum_over_bins(
             gap = (predicted == targets)[inside].mean() - confidence[inside].mean()
             expected += inside.mean() * abs(gap)
     assert metrics.calibration_error(probabilities, targets, bins=bins) == pytest.approx(expected)
-
-
-# --- extremes --------------------------------------------------------------------------------
 
 
 def test_all_right_and_all_wrong() -> None:
@@ -173,9 +167,6 @@ MEASURES: list[Callable[[np.ndarray, np.ndarray], float]] = [
 ]
 
 
-# --- refusals --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("measure", [*MEASURES, metrics.per_class])
 @pytest.mark.parametrize(
     ("scores", "targets", "message"),
@@ -214,9 +205,6 @@ def test_settings_that_cannot_be() -> None:
         metrics.softmax(np.empty((2, 0)))
     with pytest.raises(ValueError, match="not finite"):
         metrics.softmax(np.full((1, 2), -np.inf))
-
-
-# --- the bootstrap ---------------------------------------------------------------------------
 
 
 def brute_force_interval(values: np.ndarray, groups: np.ndarray, draws: int) -> tuple[float, float]:
@@ -304,9 +292,6 @@ def test_intervals_that_cannot_be(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.bootstrap_interval(np.array(values), np.array(groups, dtype=np.int64), **options)
-
-
-# --- the bootstrap of every score ------------------------------------------------------------
 
 
 def grouped_case(
@@ -429,9 +414,6 @@ def test_score_intervals_that_cannot_be(
     zeros = np.zeros(len(rows), dtype=np.int64)
     with pytest.raises(ValueError, match=message):
         metrics.score_intervals(rows, zeros, zeros, **options)
-
-
-# --- what other modules check by -------------------------------------------------------------
 
 
 def test_each_confidence_has_one_bin() -> None:

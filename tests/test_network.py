@@ -67,9 +67,6 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- the start ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("head", HEADS)
 def test_photos_become_logits_whatever_the_head(head: str) -> None:
     network = make(head=head).eval()
@@ -98,9 +95,6 @@ def test_every_weight_is_named_after_its_part() -> None:
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(UsageError, match="`backbone` = 'resnet81'"):
         make(backbone="resnet81")
-
-
-# --- weights from a file --------------------------------------------------------------------------
 
 
 def test_a_file_gives_the_backbone_and_the_seed_the_head(tmp_path: Path) -> None:
@@ -192,9 +186,6 @@ def test_the_input_is_what_the_weights_were_made_for(name: str) -> None:
     assert found.license == (config.get("license") or "")
 
 
-# --- weights --------------------------------------------------------------------------------------
-
-
 def test_weights_are_copied_out_and_in_place_in() -> None:
     network, other = make(), weights_of(make(seed=5))
     places = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
@@ -228,9 +219,6 @@ def test_the_anchor_is_the_trained_part_of_the_backbone() -> None:
     assert all(anchor[name] is weights[name] for name in anchor)
 
 
-# --- freezing -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_freezing_takes_the_stem_then_stage_by_stage_then_all_but_the_head(backbone: str) -> None:
     with torch.device("meta"):
@@ -260,9 +248,6 @@ def test_norms_of_frozen_stages_do_not_move_in_training() -> None:
     }
     assert moved == {"layer2", "layer3", "layer4"}
     assert network.training and network.head.training
-
-
-# --- batch norm -----------------------------------------------------------------------------------
 
 
 def inputs_of(norm: nn.Module, network: nn.Module, images: Tensor) -> np.ndarray:

@@ -51,9 +51,6 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 
         optimizer.zero_grad()
 
 
-# --- groups ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("frozen", [0, 1, 3])
 @pytest.mark.parametrize(
@@ -110,9 +107,6 @@ def test_the_optimiser_does_not_change_the_groups_it_is_made_from() -> None:
     assert [group["lr"] for group in groups] == [1e-2, 1e-2, 1e-1, 1e-1]
 
 
-# --- steps ----------------------------------------------------------------------------------------
-
-
 def test_a_fused_step_is_the_plain_step() -> None:
     fused, plain = small(), small()
     optimizer = optimizer_of(plain)
@@ -147,9 +141,6 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: tensor.grad for name, tensor in twin.named_parameters() if tensor.grad is not None
     }
-
-
-# --- schedule -------------------------------------------------------------------------------------
 
 
 @given(STEPS, st.integers(0, 500), st.sampled_from(["constant", "cosine"]))
@@ -191,9 +182,6 @@ def test_rates_are_set_from_the_peak_however_often() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
         [1e-3, 1e-3, 1e-2, 1e-2]
     )
-
-
-# --- moments --------------------------------------------------------------------------------------
 
 
 def test_there_are_no_moments_before_the_first_step() -> None:

@@ -29,9 +29,6 @@ def three(draw: st.DrawFn) -> tuple[Answers, Answers, NDArray[np.int64]]:
     return np.array(draw(bits)), np.array(draw(bits)), np.array(draw(groups))
 
 
-# --- the two tests --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("one", "other"), [(0, 0), (0, 1), (3, 3), (1, 9), (40, 61), (700, 800)])
 def test_mcnemar_is_the_binomial_test_of_photos_that_one_alone_gets_right(
     one: int, other: int
@@ -77,9 +74,6 @@ def test_without_answers_nothing_is_compared() -> None:
         paired.mcnemar(answers(0), answers(0))
 
 
-# --- the difference -------------------------------------------------------------------------------
-
-
 def test_difference_is_that_of_the_accuracies_within_its_interval() -> None:
     one, other, groups = answers(400, seed=1), answers(400, share=0.7, seed=2), numbers(400, 200)
     mean, low, high = paired.difference(one, other, groups)
@@ -102,9 +96,6 @@ def test_copies_do_not_narrow_the_interval() -> None:
     single = paired.difference(one, other, groups)
     copied = paired.difference(*(np.repeat(values, 9) for values in (one, other, groups)))
     assert copied == pytest.approx(single)
-
-
-# --- several at once ------------------------------------------------------------------------------
 
 
 def holm_step_by_step(p_values: list[float], level: float) -> list[bool]:
@@ -155,9 +146,6 @@ def test_a_difference_that_is_shown_alone_may_not_be_among_many() -> None:
     many = paired.contrasts(base, [one, base.copy(), base.copy()], np.arange(200))
     assert alone[0].verdict == "better"
     assert many[0].verdict == "no difference shown"
-
-
-# --- the winner -----------------------------------------------------------------------------------
 
 
 def test_the_best_is_the_first_of_equals() -> None:

@@ -43,9 +43,6 @@ def test_load_reads_a_file_whatever_it_is_called(tmp_path: Path) -> None:
         assert distance(pixels.load(tmp_path / name), photograph(1)) == 0
 
 
-# --- files that hold no picture -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -92,9 +89,6 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadablePhoto, match=r"^not a regular file$"):
         pixels.load(tmp_path / "pipe.jpg")
-
-
-# --- truncated and damaged ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -219,9 +213,6 @@ def test_random_damage_raises_nothing_else() -> None:
                 assert error.message
 
 
-# --- upright --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_pictures_are_turned_upright(orientation: int, kind: str) -> None:
@@ -240,9 +231,6 @@ def test_senseless_exif_is_ignored(block: bytes) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         frame = pixels.decode(encoded(photograph(10), kind, exif=block))
         assert (frame.width, frame.height, frame.warning) == (96, 64, "")
-
-
-# --- colours --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -330,9 +318,6 @@ def test_heic_with_the_extra() -> None:
     assert distance(frame.image, photograph(16, (128, 96))) < 8
 
 
-# --- sizes ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 5000), (5000, 1)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_tiny_and_long_pictures(size: tuple[int, int], kind: str) -> None:
@@ -391,9 +376,6 @@ def test_pillows_own_limit_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     for kind in ("JPEG", "PNG", "TIFF", "BMP"):
         assert pixels.decode(encoded(photograph(1), kind)).image.size == (96, 64)
-
-
-# --- metadata -------------------------------------------------------------------------------------
 
 
 def test_broken_metadata_is_ignored() -> None:

@@ -59,9 +59,6 @@ def flat(parts: Path, tmp_path: Path) -> Path:
     return folder
 
 
-# --- predict --------------------------------------------------------------------------------------
-
-
 def test_every_input_has_one_row_in_order_and_bad_ones_their_reason(
     trained: fg.Run, mixed: Path, predict: Command, out: Path
 ) -> None:
@@ -191,9 +188,6 @@ def test_an_unfinished_run_answers_by_the_folds_that_are_done(
         (unfinished / "folds" / str(fold) / "manifest.json").unlink()
     said = command(*asked)
     assert said.code == 4 and "no fold of" in said.err
-
-
-# --- submit ---------------------------------------------------------------------------------------
 
 
 def sample(place: Path, header: str, ids: list[str], rest: str) -> Path:

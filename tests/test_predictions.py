@@ -66,9 +66,6 @@ some = st.integers(0, 9).flatmap(
 )
 
 
-# --- predictions ----------------------------------------------------------------------------------
-
-
 @given(some)
 def test_labels_confidences_and_status(case: tuple[int, set[int]]) -> None:
     count, lost = case
@@ -130,9 +127,6 @@ def test_what_does_not_fit_together_is_refused() -> None:
         Predictions.concatenate([])
     with pytest.raises(AssertionError):
         Predictions.concatenate([predicted(["a"]), predicted(["a"], ("x", "y"))])
-
-
-# --- plain tables ---------------------------------------------------------------------------------
 
 
 def test_the_columns(tmp_path: Path) -> None:
@@ -297,9 +291,6 @@ def test_real_inputs_have_a_row_each(tmp_path: Path) -> None:
     assert [status for status in read["status"] if status != "ok"] == [
         "unreadable: file not found"
     ] * 2
-
-
-# --- written while they come ----------------------------------------------------------------------
 
 
 WHOLE = predicted([f"{n}.jpg" for n in range(40)])
@@ -470,9 +461,6 @@ def test_a_zip_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(ResourceError):
         tables.write_zip(tmp_path / "none.csv")
     assert not (tmp_path / "none.csv.zip").exists()
-
-
-# --- submissions ----------------------------------------------------------------------------------
 
 
 def asked(*names: str) -> list[Input]:

@@ -41,9 +41,6 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 def test_safetensors_come_back_as_they_were(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "a.safetensors")
     assert_same(read_weights(tmp_path / "a.safetensors"), tensors())
@@ -179,9 +176,6 @@ def test_a_file_of_torch_with_a_changed_byte_is_refused_or_read(
 def test_a_file_without_tensors_by_name_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     assert "hold no tensors by name" in refusal(tmp_path / "a.pth").message
-
-
-# --- the hub --------------------------------------------------------------------------------------
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):

@@ -28,8 +28,6 @@ from fieldguide.train import step as steps
 
 pytestmark = needs_fork
 
-# --- how a process was started --------------------------------------------------------------------
-
 
 def test_a_process_alone_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
@@ -58,9 +56,6 @@ def test_alone_everything_is_as_it_was_given() -> None:
     assert ALONE.first and ALONE.exchange(3) == ALONE.collect(3) == [3]
     assert ALONE.announce(3) == 3 and ALONE.agree(None, True) == (None, True)
     assert ALONE.gather(weights) == [weights] and ALONE.same(weights) == weights
-
-
-# --- what ranks tell each other -------------------------------------------------------------------
 
 
 def test_weights_are_gathered_in_order_with_shapes_and_types(tmp_path: Path) -> None:
@@ -194,9 +189,6 @@ def test_a_gpu_for_all_ranks_or_too_few_are_refused(monkeypatch: pytest.MonkeyPa
         joined("auto", 2),
     ):
         raise AssertionError
-
-
-# --- a fit on ranks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -397,9 +389,6 @@ def test_evaluation_looks_at_each_photo_once(
     assert sum(len(part) for part in parts.values()) == photos
     for rank in range(world):
         assert np.array_equal(evaluate.evaluate(job, rows, Counting(Launch(rank, world))), expected)
-
-
-# --- the command line on ranks --------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("plain_consoles")

@@ -39,9 +39,6 @@ def ray() -> Iterator[Any]:
     found.shutdown()
 
 
-# --- what is passed on ----------------------------------------------------------------------------
-
-
 def test_what_a_job_does_again_is_told_once() -> None:
     told: list[Any] = []
     notices: list[str] = []
@@ -64,9 +61,6 @@ def test_what_a_job_does_again_is_told_once() -> None:
         "2 steps are trained again",
         "0 steps are trained again",
     ]
-
-
-# --- clusters that are not there ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":6379", "ray://"])
@@ -113,9 +107,6 @@ class NotThere:
 
     def __call__(self, controls: Controls) -> TrainFold:
         raise AssertionError
-
-
-# --- jobs -----------------------------------------------------------------------------------------
 
 
 def test_every_fold_is_a_job_and_what_it_tells_is_heard(ray: Any, tmp_path: Path) -> None:
@@ -178,9 +169,6 @@ def test_a_cluster_without_such_a_machine_is_refused(ray: Any, tmp_path: Path) -
         train_on_cluster(
             partial(made, "ends", tmp_path), [0], "local", {"num_cpus": 99.0}, Controls()
         )
-
-
-# --- fits -----------------------------------------------------------------------------------------
 
 
 def test_a_fit_on_a_cluster_has_the_bits_of_one_in_sequence(

@@ -60,9 +60,6 @@ def refused_file(path: Path, text: str | bytes) -> UsageError:
     return caught.value
 
 
-# --- what is accepted and refused -----------------------------------------------------------------
-
-
 def test_an_unknown_setting_is_answered_with_the_nearest() -> None:
     error = refusal(bacth_size=32)
     assert error.message.startswith("there is no setting `bacth_size` (did you mean `batch_size`")
@@ -190,9 +187,6 @@ def test_a_recipe_does_not_change_and_its_variants_are_checked() -> None:
         recipe.replace(epochs=0)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("comments", [True, False])
 def test_a_named_recipe_survives_its_file(name: str, comments: bool, tmp_path: Path) -> None:
@@ -254,9 +248,6 @@ def test_the_settings_of_a_named_recipe_are_a_copy() -> None:
     assert load("quick").epochs != 99
 
 
-# --- environment ----------------------------------------------------------------------------------
-
-
 def test_environment_variables_become_values_of_the_right_kind() -> None:
     settings = from_environment(
         {
@@ -309,9 +300,6 @@ def test_an_environment_variable_that_is_no_setting_is_refused_with_the_nearest(
         from_environment({"FIELDGUIDE_BATCHSIZE": "3"})
 
 
-# --- comparing ------------------------------------------------------------------------------------
-
-
 def test_a_recipe_does_not_differ_from_itself() -> None:
     assert differences(load("reference"), load("reference")) == {}
 
@@ -339,9 +327,6 @@ def test_settings_of_the_machine_do_not_matter() -> None:
     }
     assert set(values) == HARMLESS
     assert differences(build(values), Recipe()) == {}
-
-
-# --- the named recipes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REFERENCE)

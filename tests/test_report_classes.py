@@ -104,9 +104,6 @@ def test_thumbnails_stay_within_their_number(number: int) -> None:
     assert set(range(min(number, 5))) <= set(pictured)  # the worst ones
 
 
-# --- the section ----------------------------------------------------------------------------------
-
-
 def test_names_are_harmless_and_legible(hostile: fg.Run) -> None:
     body = classes.section(hostile)
     assert "<script" not in body

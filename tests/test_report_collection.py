@@ -26,9 +26,6 @@ def photo(path: str, label: str | None = "a", **more: Any) -> Photo:
     return Photo(path, label, **more)
 
 
-# --- counts and sizes -----------------------------------------------------------------------------
-
-
 def test_classes_come_with_their_training_photos_the_most_first() -> None:
     photos = [photo(f"{n}", "abbccc"[n]) for n in range(6)] + [photo("v", "a", split="val")] * 9
     assert collection.class_counts(catalog_of(*photos)) == [("c", 3), ("b", 2), ("a", 1)]
@@ -70,9 +67,6 @@ def test_every_class_is_in_the_chart(classes: int, most: int) -> None:
     assert [(row["class"], row["photos"]) for row in rows] == counts
     across = "x" if classes <= 40 else "y"
     assert (spec["encoding"][across]["scale"].get("type") == "log") == (most == 5000)
-
-
-# --- what the check found -------------------------------------------------------------------------
 
 
 def test_the_table_of_findings_is_shown_by_kind(trained: fg.Run, tmp_path: Path) -> None:
@@ -125,9 +119,6 @@ def test_where_nothing_is_amiss_nothing_is_found() -> None:
     assert collection.known_findings(catalog, 2) == []
 
 
-# --- folds ----------------------------------------------------------------------------------------
-
-
 def test_the_folds_share_all_training_photos(trained: fg.Run) -> None:
     table = collection.fold_table(trained.catalog, trained.classes, 3)
     assert table.sum() == sum(len(fold.test) for fold in trained.folds)
@@ -144,9 +135,6 @@ def test_the_folds_share_all_training_photos(trained: fg.Run) -> None:
 def test_the_most_uneven_class_is_named() -> None:
     table = np.array([[3, 9, 1], [3, 2, 1], [4, 4, 0]])
     assert collection._apart(("a", "b", "c"), table) == ("b", 2, 9)
-
-
-# --- the training batch ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mix", ["none", "cutmix", "mixup", "either"])
@@ -173,9 +161,6 @@ def test_the_batch_is_that_of_the_first_step_to_the_pixel(
     pixels = 255 * (mixed.permute(0, 2, 3, 1).double().numpy() * std + mean)
     assert np.abs(pixels - images).max() <= 0.5001
     np.testing.assert_array_equal(shares, expected.numpy())
-
-
-# --- the section ----------------------------------------------------------------------------------
 
 
 def test_names_are_harmless_and_legible(hostile: fg.Run) -> None:

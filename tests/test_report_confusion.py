@@ -36,9 +36,6 @@ def apart(similar: np.ndarray, order: np.ndarray) -> float:
     return float((similar * distance).sum() / similar.sum())
 
 
-# --- the order ------------------------------------------------------------------------------------
-
-
 @given(st.integers(0, 1000), st.integers(1, 30))
 def test_every_class_stands_in_the_order_once(seed: int, count: int) -> None:
     assert sorted(confusion.seriated(graph(seed, count)).tolist()) == list(range(count))
@@ -81,9 +78,6 @@ def test_what_is_confused_with_nothing_comes_last_by_name() -> None:
     similar[1, 4] = similar[4, 1] = 2
     assert confusion.seriated(similar).tolist() == [1, 4, 0, 2, 3, 5]
     assert confusion.seriated(np.zeros((0, 0))).tolist() == []
-
-
-# --- the matrix -----------------------------------------------------------------------------------
 
 
 def test_the_cells_are_the_confusion_matrix_without_its_zeros() -> None:
@@ -141,9 +135,6 @@ def test_without_a_confusion_the_example_is_correct_and_without_photos_there_is_
     assert confusion.example(known, 2, 0) is None
 
 
-# --- names ----------------------------------------------------------------------------------------
-
-
 @given(st.text())
 def test_a_legible_name_is_one_short_visible_line(name: str) -> None:
     shown = confusion.legible(name)
@@ -155,9 +146,6 @@ def test_a_legible_name_is_one_short_visible_line(name: str) -> None:
 @pytest.mark.parametrize("name", ["Vanessa atalanta", "Étoile «bleue»", "蝶", "👩‍👧", "x" * 60])
 def test_a_name_that_is_legible_is_left_alone(name: str) -> None:
     assert confusion.legible(name) == name
-
-
-# --- the chart and the section --------------------------------------------------------------------
 
 
 def test_the_chart_draws_the_cells_in_their_order() -> None:

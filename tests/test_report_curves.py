@@ -59,9 +59,6 @@ def shown(found: Curves) -> list[dict[str, Any]]:
     return [row for spec in specs for row in rows(spec, spec["data"])]
 
 
-# --- numbers --------------------------------------------------------------------------------------
-
-
 def test_the_mean_is_that_of_the_folds_and_lies_between_their_extremes() -> None:
     points = some_points()
     for mean in curves.averaged(points):
@@ -124,9 +121,6 @@ def test_what_is_no_finite_number_is_none(value: object) -> None:
     assert curves.number(value) is None
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
 def test_the_curves_are_those_of_the_tables(run: fg.Run) -> None:
     found = curves.read(run)
     assert found.models == ["replica-1", "replica-2", MERGED]
@@ -184,9 +178,6 @@ def stopped(photos: Path, out: Path, after_steps: int) -> fg.Run:
     with pytest.raises(Killed):
         small_fit(photos, out, watcher=Watcher(on_step=killer(after_steps)), epochs=3)
     return fg.Run(out)
-
-
-# --- what is drawn and said -----------------------------------------------------------------------
 
 
 def test_the_lines_of_a_fold_are_its_history_and_those_of_the_mean_its_mean(run: fg.Run) -> None:

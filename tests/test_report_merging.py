@@ -80,9 +80,6 @@ def words(run: fg.Run) -> str:
     return " ".join(merging.section(run).unescape().split())
 
 
-# --- layers ---------------------------------------------------------------------------------------
-
-
 def test_tensors_belong_to_blocks_and_blocks_to_stages() -> None:
     blocks = ["stem", "stem", "layer1.0", "layer1.0", "layer1.10", "layer2.0", "layer4.1"]
     assert [merging.block(tensor) for tensor in TENSORS] == blocks
@@ -128,9 +125,6 @@ def test_distances_are_means_by_stage() -> None:
     }
     own = [m.distance for m in known if m.tensor in TENSORS[:2] and m.epoch == 2]
     assert found["stem", 2] == pytest.approx(statistics.fmean(own))
-
-
-# --- what merging brought -------------------------------------------------------------------------
 
 
 def test_a_gain_is_merged_minus_mean_replica() -> None:
@@ -182,9 +176,6 @@ def test_gains_of_a_run_are_those_of_its_tables(run: fg.Run) -> None:
         assert each.gain == pytest.approx(merged - (one + other) / 2)
 
 
-# --- batch norm -----------------------------------------------------------------------------------
-
-
 def score(name: str, accuracy: float) -> Worth:
     interval = (accuracy - 0.01, accuracy + 0.01)
     return Worth(name, accuracy, interval, 1 - accuracy, 0.02, 0.05, 1000, 4000)
@@ -203,9 +194,6 @@ def test_old_scores_are_not_compared(trained: fg.Run, tmp_path: Path) -> None:
     assert "Not compared yet" in words(own)
     (own.folder / "scores.json").write_text("{}")
     assert "Old scores are not shown. scores.json is of another version." in words(own)
-
-
-# --- charts and the section -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epochs", [1, 30])

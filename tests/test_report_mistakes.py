@@ -32,9 +32,6 @@ def some_probabilities(photos: int = 200, classes: int = 12) -> tuple[np.ndarray
     return draw.dirichlet(np.full(classes, 0.3), photos), draw.integers(0, classes, photos)
 
 
-# --- which photos ---------------------------------------------------------------------------------
-
-
 def test_the_surest_mistakes_come_first() -> None:
     probabilities, targets = some_probabilities()
     found = mistakes.surest_mistakes(hard_photos(probabilities, targets), 20)
@@ -65,9 +62,6 @@ def test_no_probability_is_told_as_a_certainty() -> None:
         assert mistakes.percent(value).split("\N{NO-BREAK SPACE}")[0] in {"under", "over"}
     assert mistakes.percent(0.5) == "50\N{NO-BREAK SPACE}%"
     assert mistakes.percent(0.004) == "0.4\N{NO-BREAK SPACE}%"
-
-
-# --- doubtful labels ------------------------------------------------------------------------------
 
 
 def test_labels_csv_is_shown_where_it_is(copied: Callable[[], fg.Run]) -> None:
@@ -118,9 +112,6 @@ def test_a_table_that_is_none_is_named_and_left_aside(
     listed, why = mistakes.doubtful(run, judge(run))
     assert why.startswith("labels.csv cannot be used: ")
     assert listed == mistakes._suspected(run, judge(run))
-
-
-# --- the section ----------------------------------------------------------------------------------
 
 
 def wrong_photos(run: fg.Run) -> int:

@@ -69,9 +69,6 @@ def spec_of(figure: str) -> dict[str, Any]:
     return spec
 
 
-# --- the frame ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_makes_no_element_anywhere(name: str) -> None:
     figure = page.figure(bars(name), caption=name, description=name)
@@ -149,9 +146,6 @@ def test_the_page_is_found_one_s_way_in_without_a_mouse() -> None:
 def test_percent_keeps_number_and_sign_together() -> None:
     assert page.percent(0.9276) == "92.8\N{NO-BREAK SPACE}%"
     assert page.percent(1.0, 0) == "100\N{NO-BREAK SPACE}%"
-
-
-# --- the report -----------------------------------------------------------------------------------
 
 
 def sections_of(path: Path) -> list[str | None]:

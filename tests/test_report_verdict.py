@@ -57,9 +57,6 @@ def copied(trained: fg.Run, tmp_path: Path) -> fg.Run:
     return fg.Run(tmp_path / "run", photos=trained.environment["photos"])
 
 
-# --- the sentence ---------------------------------------------------------------------------------
-
-
 def test_the_sentence_gives_accuracy_interval_photos_and_folds(trained: fg.Run) -> None:
     scores = trained.scores
     text = words(verdict.section(trained))
@@ -95,9 +92,6 @@ def test_the_commonest_class_is_the_bar_to_clear(trained: fg.Run) -> None:
     assert "largest class would reach 33.3 %" in words(verdict.section(trained))
 
 
-# --- what was chosen on what ----------------------------------------------------------------------
-
-
 def test_each_way_to_stop_says_what_chose_the_epoch(trained: fg.Run) -> None:
     selected = replace(trained.scores, selected_accuracy=0.987)
     (plain,) = verdict.choices(small_recipe(), trained.scores, 0)
@@ -122,9 +116,6 @@ def test_every_score_has_its_value_and_interval(trained: fg.Run) -> None:
     assert rows["log loss"].interval == f"{low:.3f} to {high:.3f}"
     assert "top-5 accuracy" not in rows  # of three classes
     assert {"accuracy of fold 0", "accuracy of fold 1", "accuracy of fold 2"} <= set(rows)
-
-
-# --- outside photos -------------------------------------------------------------------------------
 
 
 def test_a_table_that_fits_the_run_is_shown_with_a_chart(copied: fg.Run) -> None:
@@ -177,9 +168,6 @@ def test_the_chart_leaves_single_folds_out_and_begins_with_the_cheapest() -> Non
 def test_a_speed_that_was_not_measured_is_not_drawn() -> None:
     (row,) = verdict.cost_rows([replace(worth("soup"), photos_per_second=0.0)])
     assert row["milliseconds"] is None
-
-
-# --- advice ---------------------------------------------------------------------------------------
 
 
 def test_a_run_without_findings_is_to_be_used() -> None:

@@ -26,9 +26,6 @@ def test_rows_at_once_change_nothing(trained: fg.Run, monkeypatch: pytest.Monkey
         assert list(runs._judged_rows(trained)) == whole
 
 
-# --- photos outside the folds ---------------------------------------------------------------------
-
-
 def test_photos_outside_are_the_labelled_val_part(trained: fg.Run) -> None:
     photos = [trained.catalog.photos[row] for row in trained.outside]
     assert [photo.split for photo in photos] == ["val"] * 12
@@ -53,9 +50,6 @@ def test_copies_of_training_photos_are_not_outside(parts: Path, tmp_path: Path) 
     assert outside == {
         path.relative_to(parts).as_posix() for path in (parts / "val").glob("*/*.jpg")
     }
-
-
-# --- what the folds were judged by ----------------------------------------------------------------
 
 
 def test_folds_are_judged_by_their_saved_weights(trained: fg.Run) -> None:
@@ -109,9 +103,6 @@ def test_classifiers_are_made_from_logits_of_their_own_weights(stopping: fg.Run)
     assert provenance["out_of_fold_accuracy"] == run.scores.accuracy == 0.0
     assert metrics.accuracy(logits, targets) > 0
     assert provenance["out_of_fold_interval"] == list(run.scores.interval)
-
-
-# --- classifiers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,9 +179,6 @@ def test_photos_of_a_run_may_lie_elsewhere(trained: fg.Run, parts: Path, tmp_pat
     assert elsewhere.outside.hashes == tuple(
         trained.catalog.photos[row].sha256 for row in trained.outside
     )
-
-
-# --- the summary ----------------------------------------------------------------------------------
 
 
 def test_the_summary_holds_scaled_scores_and_an_interval_for_each(trained: fg.Run) -> None:

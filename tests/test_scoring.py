@@ -38,9 +38,6 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-# --- score ----------------------------------------------------------------------------------------
-
-
 def test_score_tells_what_ensembles_and_soups_are_worth_and_remembers_it(
     own: Path, command: Command, looks: list[int]
 ) -> None:
@@ -120,9 +117,6 @@ def test_score_judges_other_photos_and_leaves_no_table_of_them(
     ensemble = next(row for row in found["rows"] if row["name"] == "ensemble")
     assert ensemble["accuracy"] == pytest.approx(accuracy)
     assert not (own / "scores.json").exists()
-
-
-# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_labels_lists_what_looks_wrong_in_the_run(parts: Path, own: Path, command: Command) -> None:

@@ -137,9 +137,6 @@ def test_a_class_that_is_never_thought_of_is_out_of_reach_of_a_probability_of_0(
     np.testing.assert_array_equal(joint, [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
 
 
-# --- suspects -------------------------------------------------------------------------------------
-
-
 def test_swapped_labels_are_found_first_and_named() -> None:
     probabilities, targets = random_case(0, photos=500, classes=10, swapped=0, sure=9)
     given_labels = targets.copy()
@@ -237,9 +234,6 @@ def test_what_is_no_prediction_is_refused(
         function(np.array(probabilities, dtype=float), np.array(targets, dtype=int))  # type: ignore[operator]
 
 
-# --- hard photos ----------------------------------------------------------------------------------
-
-
 def test_hard_photos_are_the_wrong_ones_by_the_probability_of_their_class() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2], [0.1, 0.3, 0.6], [0.5, 0.5, 0.0]])
     found = hard_photos(probabilities, np.array([2, 1, 2, 2]))
@@ -262,9 +256,6 @@ def test_every_wrong_photo_is_hard_and_its_place_is_that_of_top_k(
         assert 1 - beyond / len(targets) == pytest.approx(share)
     own = [photo.given_probability for photo in found]
     assert own == sorted(own)
-
-
-# --- confused pairs -------------------------------------------------------------------------------
 
 
 def test_pairs_of_a_small_case() -> None:
@@ -298,9 +289,6 @@ def test_pairs_hold_every_photo_off_the_diagonal_of_the_confusion(
     assert sum(pair.photos for pair in found) == table.sum() - table.trace()
     counts = [pair.photos for pair in found]
     assert counts == sorted(counts, reverse=True)
-
-
-# --- unsteady classes -----------------------------------------------------------------------------
 
 
 def answers(*recalls: list[float], each: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -116,9 +116,6 @@ def folder(run: fg.Run, tmp_path: Path) -> Path:
     return place
 
 
-# --- events.jsonl
-
-
 @given(ROWS)
 def test_every_row_is_written_and_sent_once_in_order(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -206,9 +203,6 @@ def test_a_fit_that_is_killed_and_goes_on_has_each_row_of_its_history_once(
     assert len(come) > len(set(come)) == len(history(run))  # some came again
     written = [tuple(str(value) for value in key(row)) for row in lines(folder / EVENTS)]
     assert written == history(run)
-
-
-# --- guarded
 
 
 def test_all_rows_arrive_in_order_in_one_thread_that_is_not_the_fits() -> None:
@@ -305,9 +299,6 @@ def test_a_fit_whose_tracker_hangs_or_fails_has_the_same_bits(
         assert results(same) == results(run)
 
 
-# --- what is sent
-
-
 def test_figures_are_what_was_measured() -> None:
     full = row(steps=5, test_loss=float("nan"), diverged=True)
     assert figures(full) == {"test_accuracy": 0.25, "steps": 5, "diverged": True}
@@ -331,9 +322,6 @@ def test_a_run_is_known_by_an_id_of_its_own_and_its_place_stays_private(
     assert other_id != own_id
     assert settings["weights"] == "first.safetensors"
     assert str(tmp_path) not in json.dumps(settings)
-
-
-# --- the packages
 
 
 def test_a_module_that_is_read_imports_no_tracker_and_no_torch() -> None:

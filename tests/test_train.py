@@ -499,9 +499,6 @@ def test_no_more_steps_than_planned(discs: Path, tmp_path: Path) -> None:
     assert small_recipe().epochs == plans[0].recipe.epochs
 
 
-# --- shares and the outer step --------------------------------------------------------------------
-
-
 def test_replicas_on_shares_go_through_all_photos_together(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

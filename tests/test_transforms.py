@@ -79,9 +79,6 @@ def planes_of(picture: Image.Image) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
-# --- the same draws -------------------------------------------------------------------------------
-
-
 @given(settings_of_all_kinds, sizes, seeds)
 def test_draws_and_pictures_are_those_of_torchvision(
     settings: Augmentation, size: tuple[int, int], seed: int
@@ -95,9 +92,6 @@ def test_draws_and_pictures_are_those_of_torchvision(
     assert same
     off = differences(found, expected)
     assert settings.size < 24 or off.mean() <= 2.5
-
-
-# --- the same pixels ------------------------------------------------------------------------------
 
 
 @given(sizes, seeds, st.tuples(strengths, st.just(1.0)))
@@ -244,9 +238,6 @@ def test_real_photographs_are_those_of_torchvision(nature100: Path, policy: Any)
     assert np.mean(offs) <= 0.3 and max(offs) <= 1.5
 
 
-# --- what a transform leaves alone ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 def test_read_only_memory_maps_are_read_and_not_written(tmp_path: Path, policy: Any) -> None:
     pixels = np.asarray(photograph(6, (32, 32)))
@@ -297,9 +288,6 @@ def test_erased_boxes_have_the_levels_of_the_mean() -> None:
     for mean in [(0.6, 0.2, 0.7), (0.0, 1.0, 0.5), (0.4, 0.1, 0.9)]:
         fill = torch.tensor([255 * channel for channel in mean]).to(torch.uint8)
         assert transforms.training(CROPS, mean).fill == tuple(fill.tolist())
-
-
-# --- evaluation -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interpolation", MODES)

@@ -91,9 +91,6 @@ def measured(
     return measure(step, WAYS, batch, to_go, whole=gpu)
 
 
-# --- from timings to a choice ---------------------------------------------------------------------
-
-
 def test_the_default_stays_unless_another_is_clearly_faster() -> None:
     for gain, expected in ((0.5, PLAIN), (1.0, PLAIN), (1.04, PLAIN), (1.06, LAST), (3.0, LAST)):
         assert fastest({LAST: 1.0 / gain, PLAIN: 1.0}, PLAIN) == expected, gain
@@ -122,9 +119,6 @@ def test_a_choice_follows_ratios_and_not_the_order(
     scaled = fastest({way: factor * table[way] for way in order}, PLAIN)
     assert table[scaled] == pytest.approx(best)
     assert best <= min(table[PLAIN], min(seconds) * MARGIN**2 * (1 + 1e-9))
-
-
-# --- what is tried --------------------------------------------------------------------------------
 
 
 def hardware(monkeypatch: pytest.MonkeyPatch, bfloat16: bool = True) -> None:
@@ -383,9 +377,6 @@ def test_what_is_given_is_not_measured_nor_is_a_little_fit(
     assert list(tmp_path.iterdir()) == machine.steps == []
 
 
-# --- compiling ------------------------------------------------------------------------------------
-
-
 def choose_on_gpu(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, cache: Path | None = None, to_go: int = 10**6
 ) -> Choice:
@@ -437,8 +428,6 @@ def test_a_resnest_in_a_long_fit_is_compiled_where_there_is_a_compiler(
     assert not compiles(make(), 10**8)
     assert not trial.may_gain(network, MPS)
 
-
-# --- the cache ------------------------------------------------------------------------------------
 
 SPEEDS = {PLAIN: 0.01, FULL: 0.02, LAST: 0.005, BOTH: 0.02}
 

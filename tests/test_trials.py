@@ -17,9 +17,6 @@ def names(found: Sequence[Trial]) -> list[str]:
     return [trial.name for trial in found]
 
 
-# --- what varies ----------------------------------------------------------------------------------
-
-
 def test_values_are_read_as_the_settings_types() -> None:
     found = parse_vary(
         ["mix=none,cutmix", "epochs = 2, 3", "crop-scale=0.08 1,0.35 1", "mix=mixup"]
@@ -75,9 +72,6 @@ def test_folders_are_plain_and_no_two_alike() -> None:
     assert len({folder.lower() for folder in folders}) == len(folders)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in folders)
     assert all(0 < len(name) < 70 and name[0] not in ".-" for name in folders)
-
-
-# --- settings without effect ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,9 +134,6 @@ def test_recipes_of_one_effect_train_the_same_networks(discs: Path, tmp_path: Pa
         for run in (one, other)
     ]
     assert networks[0] == networks[1]
-
-
-# --- the report's experiments ---------------------------------------------------------------------
 
 
 def test_the_preset_repeats_the_experiments_of_the_report() -> None:

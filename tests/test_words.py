@@ -6,8 +6,6 @@ import pytest
 
 from fieldguide import words
 
-# --- counts, lists and shares ---------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("number", "noun", "text"),

@@ -140,9 +140,6 @@ def draw_photo(name: str, number: int, *, seed: int = 0) -> bytes:
     return taken(rng, behind_blades(rng, scene), light)
 
 
-# The pen and its outlines
-
-
 @dataclass(frozen=True)
 class Pen:
     """A pen with a frame of its own: `right` and `down` are its units as steps in pixels."""
@@ -186,7 +183,7 @@ class Pen:
 
 
 def smooth(*knots: Point) -> Points:
-    """Return a closed outline through the knots: a Catmull-Rom spline with eight points a knot."""
+    """Return a closed outline, eight points a knot: a Catmull-Rom spline through the knots."""
     here = np.array(knots, dtype=np.complex128)[:, None]
     before, after, beyond = (np.roll(here, shift, axis=0) for shift in (1, -1, -2))
     t = np.arange(8) / 8
@@ -197,8 +194,7 @@ def smooth(*knots: Point) -> Points:
 
 def traced(knots: str) -> Points:
     """Return a closed outline through the knots of a text such as `0,0 1,0 1,1`."""
-    pairs = (knot.split(",") for knot in knots.split())
-    return smooth(*(complex(float(x), float(y)) for x, y in pairs))
+    return smooth(*(complex(*map(float, knot.split(","))) for knot in knots.split()))
 
 
 def mirrored(*half: Point) -> Points:
@@ -213,16 +209,8 @@ def bow(start: Point, by_way_of: Point, end: Point) -> Points:
     return points
 
 
-def near(rng: Generator, where: Point, spread: Real) -> Point:
-    """Return a point near another."""
-    return where + complex(*rng.normal(0, spread, 2))
-
-
 CIRCLE = np.exp(2j * pi * np.arange(24) / 24)
 LEAF = mirrored(0, 0.3 + 0.2j, 0.65 + 0.16j, 1)
-
-
-# Colours
 
 
 def mixed(one: Colour, other: Colour, part: Real) -> Colour:
@@ -240,9 +228,6 @@ def picked(rng: Generator, palette: Palette) -> Colour:
     """Return a colour between two of the palette, somewhat lighter or darker."""
     one, other = rng.choice(len(palette), 2, replace=False)
     return shaded(mixed(palette[one], palette[other], rng.uniform(0, 0.5)), rng.uniform(0.85, 1.1))
-
-
-# Specimens
 
 
 def draw_specimen(rng: Generator, species: Species, size: Size) -> Image.Image:
@@ -269,9 +254,14 @@ PETAL_OUTLINES = {
 
 
 def draw_flower(pen: Pen, rng: Generator, flower: Flower) -> None:
-    """Draw a flower on its stem, seen from above and a little aside."""
+    """Draw a flower, seen from above and a little aside, on a stem with two leaves."""
     green, colour = picked(rng, LEAVES), picked(rng, PETALS)
-    draw_stem(pen, rng, green)
+    stem = bow(0, rng.normal(0, 0.25) + 0.8j, rng.normal(0, 0.5) + 2.2j)
+    pen.line(stem, shaded(green, 0.7), 0.07)
+    pen.line(stem - 0.012, green, 0.035)
+    for side in (-1, 1):
+        turn = pi / 2 - side * rng.uniform(0.6, 1.3)
+        draw_leaf(pen.at(stem[rng.integers(4, 8)], turn), green)
     aside = pen.at(0, turn=rng.uniform(0, 2 * pi), high=rng.uniform(0.6, 1))
     head = aside.at(0, turn=rng.uniform(0, 2 * pi))
     apart = 2 * pi / flower.petals
@@ -280,16 +270,6 @@ def draw_flower(pen: Pen, rng: Generator, flower: Flower) -> None:
     for number in rng.permutation(flower.petals):
         draw_petal(head.at(0, turn=number * apart + rng.normal(0, 0.07)), rng, flower, colour)
     draw_flower_centre(head, rng, flower)
-
-
-def draw_stem(pen: Pen, rng: Generator, green: Colour) -> None:
-    """Draw a stem that leaves the picture below, with two leaves."""
-    stem = bow(0, rng.normal(0, 0.25) + 0.8j, rng.normal(0, 0.5) + 2.2j)
-    pen.line(stem, shaded(green, 0.7), 0.07)
-    pen.line(stem - 0.012, green, 0.035)
-    for side in (-1, 1):
-        turn = pi / 2 - side * rng.uniform(0.6, 1.3)
-        draw_leaf(pen.at(stem[rng.integers(4, 8)], turn), green)
 
 
 def draw_leaf(pen: Pen, green: Colour) -> None:
@@ -364,7 +344,8 @@ def draw_eyespots(pen: Pen, rng: Generator, places: tuple[Point, ...], dark: Col
     """Draw dark spots in pale rings, with a glint."""
     ring = mixed(GOLD, CREAM, rng.uniform(0.2, 0.8))
     for place in places:
-        spot, radius = near(rng, place, 0.015), rng.uniform(0.085, 0.115)
+        spot = place + complex(*rng.normal(0, 0.015, 2))
+        radius = rng.uniform(0.085, 0.115)
         pen.dot(spot, 1.35 * radius, ring)
         pen.dot(spot, radius, dark)
         pen.dot(spot - 0.3 * radius * (1 + 1j), 0.3 * radius, CREAM)
@@ -398,25 +379,24 @@ def draw_bird(pen: Pen, rng: Generator, bird: Bird) -> None:
     perch = pen.at(0.2 * facing * (bird.tail - bird.beak), wide=facing)
     tilted = perch.at(0, turn=rng.normal(0, 0.16))
     animal = tilted.at(0, wide=rng.uniform(0.85, 1), high=rng.uniform(0.9, 1.12))
-    draw_tail(animal.at(-0.46 + 0.22j, turn=pi - rng.normal(0.5, 0.15)), bird, back)
+    tail = animal.at(-0.46 + 0.22j, turn=pi - rng.normal(0.5, 0.15))
+    feather = mirrored(0, 0.4 * bird.tail + 0.07j, 0.9 * bird.tail + 0.08j, bird.tail)
+    for turn in (-0.24, 0.24) if bird.forked else (-0.05, 0.05):
+        tail.at(0, turn).round_off(feather, shaded(back, 0.7), bulge=0.3)
     draw_twig_and_legs(perch, rng)
     animal.fill(1.015 * BIRD_BODY, shaded(back, 0.6))
     animal.round_off(BIRD_BODY, back, bulge=0.2)
     animal.round_off(BELLY, pale, bulge=0.12)
-    if bird.crest:
-        draw_crest(animal.at(0.26 - 0.6j), bird.crest, back)
-    if bird.speckled:
-        draw_speckles(animal, rng, shaded(back, 0.5))
+    for turn in (-2.6, -2.35, -2.1) if bird.crest else ():
+        feather = mirrored(0, 0.5 * bird.crest + 0.05j, bird.crest)
+        animal.at(0.26 - 0.6j, turn).fill(feather, shaded(back, 0.72))
+    # Speckles are three rows of drops from the throat to the belly.
+    for row, along in product(range(3 if bird.speckled else 0), np.linspace(0, 1, 6)):
+        place = 0.44 - 0.12j + row * (-0.1 + 0.03j) + along * (-0.3 + 0.44j)
+        drop = animal.at(place + complex(*rng.normal(0, 0.015, 2)), high=1.5)
+        drop.dot(0, rng.uniform(0.022, 0.034), shaded(back, 0.5))
     draw_bird_wing(animal.at(0, turn=rng.normal(0, 0.05)), bird.wing_bars, back, pale)
     draw_face(animal.at(0.4 - 0.44j, turn=rng.normal(0, 0.15)), rng, bird, back)
-
-
-def draw_tail(pen: Pen, bird: Bird, back: Colour) -> None:
-    """Draw two tail feathers, side by side or forked."""
-    feather = mirrored(0, 0.4 * bird.tail + 0.07j, 0.9 * bird.tail + 0.08j, bird.tail)
-    spread = 0.24 if bird.forked else 0.05
-    for turn in (-spread, spread):
-        pen.at(0, turn).round_off(feather, shaded(back, 0.7), bulge=0.3)
 
 
 def draw_twig_and_legs(pen: Pen, rng: Generator) -> None:
@@ -428,20 +408,6 @@ def draw_twig_and_legs(pen: Pen, rng: Generator) -> None:
     pen.line(twig - 0.015j, bark, 0.06, end=0.7)
     for hip in (-0.06 + 0.3j, 0.1 + 0.3j):
         pen.line(bow(hip, hip + 0.15j, hip + 0.05 + 0.3j), (92, 66, 52), 0.035)
-
-
-def draw_crest(pen: Pen, length: Real, back: Colour) -> None:
-    """Draw three feathers that stand up from the crown."""
-    feather = mirrored(0, 0.5 * length + 0.05j, length)
-    for turn in (-2.6, -2.35, -2.1):
-        pen.at(0, turn).fill(feather, shaded(back, 0.72))
-
-
-def draw_speckles(pen: Pen, rng: Generator, colour: Colour) -> None:
-    """Draw three rows of drops from the throat to the belly."""
-    for row, along in product(range(3), np.linspace(0, 1, 6)):
-        place = 0.44 - 0.12j + row * (-0.1 + 0.03j) + along * (-0.3 + 0.44j)
-        pen.at(near(rng, place, 0.015), high=1.5).dot(0, rng.uniform(0.022, 0.034), colour)
 
 
 def draw_bird_wing(pen: Pen, bars: int, back: Colour, pale: Colour) -> None:
@@ -467,9 +433,6 @@ def draw_face(pen: Pen, rng: Generator, bird: Bird, back: Colour) -> None:
     pen.line(bow(0.16 - 0.02j, 0.02 - 0.06j, -0.18 + 0.02j), shaded(back, 0.55), 0.05, end=0.4)
     pen.dot(0.03 - 0.05j, 0.05, INK)
     pen.dot(0.045 - 0.067j, 0.016, (255, 255, 255))
-
-
-# Backgrounds
 
 
 def draw_background(rng: Generator, size: Size) -> Image.Image:
@@ -553,9 +516,6 @@ def blended(one: Colour, other: Colour, part: Pixels) -> Image.Image:
     return as_picture(np.array(one) + part * (np.array(other) - np.array(one)))
 
 
-# Light and lens
-
-
 def as_picture(pixels: Pixels) -> Image.Image:
     """Return pixels rounded and clipped to RGB."""
     return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
@@ -563,7 +523,7 @@ def as_picture(pixels: Pixels) -> Image.Image:
 
 def over(layer: Image.Image, picture: Pixels, light: Pixels | Real = 1) -> Image.Image:
     """Return an `RGBa` layer, its light multiplied, over a picture."""
-    pixels = np.asarray(layer).astype(np.float32)
+    pixels = np.asarray(layer, dtype=np.float32)
     return as_picture(picture * (1 - pixels[..., 3:] / 255) + pixels[..., :3] * light)
 
 
@@ -575,27 +535,19 @@ def softened(mask: Image.Image, radius: Real) -> Pixels:
 def laid_on(
     rng: Generator, picture: Image.Image, specimen: Image.Image, light: Point
 ) -> Image.Image:
-    """Return the specimen, lit from one side, over the picture that carries its shadow."""
+    """Return the specimen, lit from one side, over the picture that carries its shadow.
+
+    The farther away the ground is, the softer the shadow. Edges that face the light are brighter.
+    """
     mask = specimen.getchannel(3)
-    behind = np.asarray(picture) * (1 - rng.uniform(0.1, 0.6) * shadow(rng, mask, light))
-    texture = 0.9 + 0.2 * clouded(rng, picture.size, 24, 60)
-    return over(specimen, behind, relief(mask, light) * texture)
-
-
-def shadow(rng: Generator, mask: Image.Image, light: Point) -> Pixels:
-    """Return the depth of the shadow on the ground, 0 to 1: the farther away, the softer."""
-    distance = rng.uniform(2, 12)  # pixels
+    depth, distance = rng.uniform(0.1, 0.6), rng.uniform(2, 12)  # the distance in pixels
     shift = -distance * light
-    moved = mask.rotate(0, translate=(round(shift.real), round(shift.imag)))
-    return softened(moved, 1 + distance / 3)
-
-
-def relief(mask: Image.Image, light: Point) -> Pixels:
-    """Return the light on a bulging specimen: above 1 on the edges that face the light."""
-    height = softened(mask, 7)
-    down, right = (np.gradient(height, axis=axis) for axis in (0, 1))
-    facing: Pixels = right * light.real + down * light.imag
-    return 1 - 4 * facing
+    shadow = mask.rotate(0, translate=(round(shift.real), round(shift.imag)))
+    behind = np.asarray(picture) * (1 - depth * softened(shadow, 1 + distance / 3))
+    texture = 0.9 + 0.2 * clouded(rng, picture.size, 24, 60)
+    down, right = np.gradient(softened(mask, 7), axis=(0, 1))
+    relief = 1 - 4 * (right * light.real + down * light.imag)
+    return over(specimen, behind, relief * texture)
 
 
 def behind_blades(rng: Generator, picture: Image.Image) -> Image.Image:
@@ -614,7 +566,7 @@ def taken(rng: Generator, scene: Image.Image, light: Point) -> bytes:
     uneven = 1 + rng.uniform(0, 0.25) * (right * light.real + down[:, None] * light.imag)
     exposure = rng.uniform(0.85, 1.3) * rng.normal(1, 0.07, 3)
     grain = rng.uniform(1, 9) * rng.standard_normal(seen.shape, dtype=np.float32)
-    file = BytesIO()
     developed = as_picture(seen * uneven[..., None] * exposure + grain)
+    file = BytesIO()
     developed.save(file, "JPEG", quality=int(rng.integers(60, 93)))
     return file.getvalue()

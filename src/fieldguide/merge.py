@@ -77,11 +77,14 @@ def model_stock(
 def moves(copies: Sequence[Weights], anchor: Weights) -> dict[str, Move]:
     """Return the copies' move of each floating tensor that the anchor has."""
     _require_alike(copies)
-    return {
-        name: _move([copy[name] for copy in copies], tensor)
-        for name, tensor in anchor.items()
-        if name in copies[0] and tensor.is_floating_point()
-    }
+    found = {}
+    for name, start in anchor.items():
+        if name in copies[0] and start.is_floating_point():
+            lengths, cosine = _lengths_and_cosine([copy[name] for copy in copies], start)
+            angle = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
+            distance = math.fsum(lengths) / len(lengths) / (_length(start) or 1.0)
+            found[name] = Move(angle, _ratio(cosine, len(copies)), distance)
+    return found
 
 
 def outer_step(
@@ -194,10 +197,3 @@ def _length(tensor: Tensor) -> float:
 def _ratio(cosine: float, k: int) -> float:
     cosine = min(max(cosine, 0.0), 1.0)
     return k * cosine / (1 + (k - 1) * cosine)
-
-
-def _move(tensors: Sequence[Tensor], anchor: Tensor) -> Move:
-    lengths, cosine = _lengths_and_cosine(tensors, anchor)
-    angle = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
-    scale = _length(anchor) or 1.0
-    return Move(angle, _ratio(cosine, len(tensors)), math.fsum(lengths) / len(lengths) / scale)

@@ -10,7 +10,7 @@ are answered at once.
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -163,87 +163,62 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Recipe":
-        for broken, message in self._conflicts():
-            if broken:
-                raise ValueError(message)
+        for message in self._conflicts():
+            raise ValueError(message)
         return self
 
-    def _conflicts(self) -> list[tuple[bool, str]]:
-        size, resize = self.size, self.eval_resize
+    def _conflicts(self) -> Iterator[str]:
+        """Yield a message for each value, or pair of values, that cannot work."""
+        size, resize, stored, first = self.size, self.eval_resize, self.stored_side, self.first_size
         low, high = self.crop_scale
-        stored = self.stored_side
-        return [
-            (
-                isinstance(size, int)
-                and isinstance(self.first_size, int)
-                and self.first_size > size,
-                f"`first_size` = {self.first_size} is larger than `size` = {size}",
-            ),
-            (
-                isinstance(stored, int) and isinstance(resize, int) and 0 < stored < resize,
-                f"`stored_side` = {stored} is smaller than `eval_resize` = {resize}",
-            ),
-            (
-                isinstance(size, int) and isinstance(resize, int) and resize < size,
-                f"`eval_resize` = {resize} is smaller than `size` = {size}",
-            ),
-            (not 0 < low <= high <= 1, f"`crop_scale` = {[low, high]} is no range within (0, 1]"),
-            (min(self.jitter) < 0, f"`jitter` = {list(self.jitter)} has a negative strength"),
-            (self.jitter[3] > 0.5, f"`jitter` has hue {self.jitter[3]}, at most 0.5 is possible"),
-            (
-                self.mean != "auto" and not 0 <= min(self.mean) <= max(self.mean) <= 1,
-                f"`mean` = {self.mean} is not between 0 and 1",
-            ),
-            (
-                self.std != "auto" and not 0 < min(self.std) <= max(self.std) <= 1,
-                f"`std` = {self.std} is not above 0 and at most 1",
-            ),
-            (
-                self.merge == "none" and self.replicas > 1,
-                f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas}"
-                " unused",
-            ),
-            (
-                self.mix != "none" and self.batch_size == 1,
-                f"`mix` = {self.mix!r} needs a `batch_size` of at least 2",
-            ),
-            (
-                self.accumulate > self.batch_size,
-                f"`accumulate` = {self.accumulate} is more than `batch_size` = {self.batch_size}",
-            ),
-            (
-                self.batch_ranks > 1 and self.batch_size < 2 * self.batch_ranks,
+        if size != "auto" and first != "auto" and first > size:
+            yield f"`first_size` = {first} is larger than `size` = {size}"
+        if stored != "auto" and resize != "auto" and 0 < stored < resize:
+            yield f"`stored_side` = {stored} is smaller than `eval_resize` = {resize}"
+        if size != "auto" and resize != "auto" and resize < size:
+            yield f"`eval_resize` = {resize} is smaller than `size` = {size}"
+        if not 0 < low <= high <= 1:
+            yield f"`crop_scale` = {[low, high]} is no range within (0, 1]"
+        if min(self.jitter) < 0:
+            yield f"`jitter` = {list(self.jitter)} has a negative strength"
+        if self.jitter[3] > 0.5:
+            yield f"`jitter` has hue {self.jitter[3]}, at most 0.5 is possible"
+        if self.mean != "auto" and not 0 <= min(self.mean) <= max(self.mean) <= 1:
+            yield f"`mean` = {self.mean} is not between 0 and 1"
+        if self.std != "auto" and not 0 < min(self.std) <= max(self.std) <= 1:
+            yield f"`std` = {self.std} is not above 0 and at most 1"
+        if self.merge == "none" and self.replicas > 1:
+            yield f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas} unused"
+        if self.mix != "none" and self.batch_size == 1:
+            yield f"`mix` = {self.mix!r} needs a `batch_size` of at least 2"
+        if self.accumulate > self.batch_size:
+            yield f"`accumulate` = {self.accumulate} is more than `batch_size` = {self.batch_size}"
+        if self.batch_ranks > 1 and self.batch_size < 2 * self.batch_ranks:
+            yield (
                 f"`batch_size` = {self.batch_size} leaves fewer than 2 photos"
-                f" for each of `batch_ranks` = {self.batch_ranks}",
-            ),
-            (
-                self.sync_batch_norm and self.batch_ranks > 1 and self.compile == "on",
-                "`sync_batch_norm` cannot be compiled: set `compile` to off",
-            ),
-            (
-                self.watch_val and self.stop != "fold",
-                f"`watch_val` has no effect with `stop` = {self.stop!r}: turn it off (--no-watch-val)",
-            ),
-            (
-                self.holdout > 0 and self.watch_val,
+                f" for each of `batch_ranks` = {self.batch_ranks}"
+            )
+        if self.sync_batch_norm and self.batch_ranks > 1 and self.compile == "on":
+            yield "`sync_batch_norm` cannot be compiled: set `compile` to off"
+        if self.watch_val and self.stop != "fold":
+            yield f"`watch_val` has no effect with `stop` = {self.stop!r}: turn it off (--no-watch-val)"
+        if self.holdout > 0 and self.watch_val:
+            yield (
                 "`watch_val` would choose epochs by the photos that `holdout` sets aside:"
-                " leave one of them out",
-            ),
-            (
-                self.device.startswith("cpu:") and self.workers != "auto",
+                " leave one of them out"
+            )
+        if self.device.startswith("cpu:") and self.workers != "auto":
+            yield (
                 f"`device` = {self.device!r} says how many folds are trained at the same time:"
-                f" leave out `workers` = {self.workers}",
-            ),
-            (
-                self.cluster != "none" and (":" in self.device or "," in self.device),
+                f" leave out `workers` = {self.workers}"
+            )
+        if self.cluster != "none" and (":" in self.device or "," in self.device):
+            yield (
                 f"`cluster` = {self.cluster!r} chooses devices itself:"
-                f" `device` = {self.device!r} is to be auto, cpu or cuda",
-            ),
-            (
-                self.warmup >= self.epochs,
-                f"`warmup` = {self.warmup} does not end within `epochs` = {self.epochs}",
-            ),
-        ]
+                f" `device` = {self.device!r} is to be auto, cpu or cuda"
+            )
+        if self.warmup >= self.epochs:
+            yield f"`warmup` = {self.warmup} does not end within `epochs` = {self.epochs}"
 
     def replace(self: R, **settings: Any) -> R:
         """Return the same recipe with some settings changed and checked."""
@@ -251,7 +226,7 @@ class Recipe(BaseModel):
 
 
 class ResolvedRecipe(Recipe):
-    """A recipe without `auto`: what a run computes with, which has become of the one asked for."""
+    """A recipe without `auto`, resolved from the one asked for; a run computes with it."""
 
     size: Pixels
     first_size: Pixels
@@ -351,12 +326,12 @@ def load_resolved(path: Path) -> ResolvedRecipe:
 
 
 def load(name: str) -> Recipe:
-    """The recipe of that name, or that of a TOML file."""
+    """Return the recipe of that name, or that of a TOML file."""
     return build(settings_of(name), where=name if name not in RECIPES else "")
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """What a named recipe or a TOML file sets, without the defaults."""
+    """Return the settings of a named recipe or a TOML file, without the defaults."""
     if name in RECIPES:
         return dict(RECIPES[name][1])
     path = Path(name)
@@ -374,54 +349,50 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The settings among environment variables, as `FIELDGUIDE_BATCH_SIZE=32`, converted."""
-    given = {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
-    }
-    for name in given:
-        require_known(name, "the environment")
-    return {name: from_text(name, value) for name, value in given.items()}
+    """Return the settings among environment variables, as `FIELDGUIDE_BATCH_SIZE=32`, converted."""
+    found = {}
+    for variable, value in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            require_known(name, "the environment")
+            found[name] = from_text(name, value)
+    return found
 
 
 def to_toml(recipe: Recipe, *, comments: bool = False, title: str = "") -> str:
-    """The recipe as TOML: every setting under its section's name, explained if `comments`."""
+    """Return the recipe as TOML: every setting under its section's name, explained if `comments`."""
     lines = [f"# {title}", ""] if title else []
     section = ""
     for name, field in Recipe.model_fields.items():
         if section != section_of(name):
+            lines += ["", f"# {section_of(name)}"] if section else [f"# {section_of(name)}"]
             section = section_of(name)
-            lines += ["", f"# {section}"] if section != "Network" else [f"# {section}"]
-        line = f"{name} = {_as_toml(getattr(recipe, name))}"
-        lines.append(f"{line:<44}  # {_comment(name, field.description)}" if comments else line)
+        # JSON writes settings as TOML does, but for one character.
+        value = json.dumps(getattr(recipe, name), ensure_ascii=False).replace("\x7f", "\\u007f")
+        choices = _choices(field.annotation)
+        comment = f"{' | '.join(choices)}: " * (len(choices) > 1) + str(field.description)
+        lines.append(f"{f'{name} = {value}':<44}  # {comment}" if comments else f"{name} = {value}")
     return "\n".join(lines) + "\n"
 
 
 def section_of(name: str) -> str:
-    """The heading under which a setting stands."""
+    """Return the heading under which a setting stands."""
     extra = Recipe.model_fields[name].json_schema_extra
     assert isinstance(extra, dict)
     return str(extra["section"])
 
 
 def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ and matter, as (stored, asked); `auto` asked agrees with anything."""
-    pairs = {
+    """Return settings that differ and matter, as (stored, asked); `auto` agrees with anything."""
+    return {
         name: (getattr(stored, name), getattr(asked, name))
         for name in Recipe.model_fields
-        if name not in HARMLESS and getattr(asked, name) != "auto"
+        if name not in HARMLESS and getattr(asked, name) not in ("auto", getattr(stored, name))
     }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _as_toml(value: Any) -> str:
-    """Values of settings are written alike in JSON and TOML, but for one character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def without_effect(recipe: Recipe) -> list[str]:
-    """What to tell of settings that were changed from the default but do nothing beside the others."""
+    """Return notes on settings that differ from the default but do nothing, given the others."""
     default = Recipe()
     return [
         f"`{name}` = {getattr(recipe, name)!r} has no effect with {cause}"
@@ -431,10 +402,10 @@ def without_effect(recipe: Recipe) -> list[str]:
 
 
 def effective(recipe: Recipe) -> Recipe:
-    """The recipe with its default for every setting that has no say in what the fit predicts.
+    """Return the recipe with the default of every setting that does not change what it predicts.
 
     Recipes whose effective ones are equal train the same networks, on the same kind of device.
-    `auto` stays: what it stands for hangs on weights and device.
+    `auto` stays: its value depends on weights and device.
     """
     silent = {name for name, _ in _idle(recipe)} | HARMLESS | {"keep_replicas", "replica_curves"}
     if recipe.merge != "model_stock":  # the anchor is only measured from
@@ -449,9 +420,12 @@ def effective(recipe: Recipe) -> Recipe:
 
 
 def _idle(recipe: Recipe) -> list[tuple[str, str]]:
-    """Settings that do nothing beside the others, each with the setting that makes it so."""
+    """Return settings that do nothing, each with the setting that makes it so."""
+    moments = () if recipe.moments == "reset" else ("moments",)
+    # Without merges, moments are still reset, and epochs chosen, as often.
+    every = ("merge_every",) if moments and recipe.stop == "none" else ()
     idle = {
-        "merge": ("anchor", "batch_norm", "keep_replicas", "outer", *_idle_without_merge(recipe)),
+        "merge": ("anchor", "batch_norm", "keep_replicas", "outer", *moments, *every),
         "outer": ("outer_rate", "outer_momentum"),
         "stop": ("patience", "inner_share"),
         "mix": ("mix_alpha",),
@@ -470,18 +444,6 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     return found
 
 
-def _idle_without_merge(recipe: Recipe) -> tuple[str, ...]:
-    """Return what is idle without merges; moments are still reset, and epochs chosen, as often."""
-    if recipe.moments == "reset":
-        return ()
-    return ("moments",) if recipe.stop != "none" else ("moments", "merge_every")
-
-
-def _comment(name: str, description: str | None) -> str:
-    choices = _choices(Recipe.model_fields[name].annotation)
-    return f"{' | '.join(choices)}: {description}" if len(choices) > 1 else str(description)
-
-
 def _choices(annotation: Any) -> list[str]:
     arguments = getattr(annotation, "__args__", ())
     return [argument for argument in arguments if isinstance(argument, str)] or [
@@ -490,7 +452,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def from_text(name: str, value: str, *, called: str = "") -> Any:
-    """The value that `value` stands for, as `build` would have it.
+    """Return the value that a text stands for, as `build` takes it.
 
     `called` is the setting's name in messages, that of its environment variable if empty.
     """
@@ -512,7 +474,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 
 def require_known(name: str, where: str = "") -> None:
-    """Raise `UsageError`, with the nearest, for what is no setting; `where` it was read."""
+    """Raise `UsageError`, with the nearest settings, if there is none of this name."""
     if name not in Recipe.model_fields:
         place = f" in {where}" if where else ""
         raise UsageError(
@@ -522,20 +484,17 @@ def require_known(name: str, where: str = "") -> None:
 
 
 def usage_error(error: ValidationError, where: str = "") -> UsageError:
-    """What pydantic says of settings, in our words: one line a setting."""
+    """Return pydantic's error in our words, one line a setting; `where` they were read."""
     lines, quoted = [], False
-    for name, details in _by_setting(error).items():
-        value, reason = details
+    for name, (value, reason) in _by_setting(error).items():
         quoted |= isinstance(value, str) and _is_number(value)
         lines.append(f"`{name}` = {value!r}: {reason}" if name else reason)
-    prefix = f"{where}: " if where else ""
-    return UsageError(
-        prefix + "\n".join(lines), hint="write numbers without quotes" if quoted else ""
-    )
+    message = (f"{where}: " if where else "") + "\n".join(lines)
+    return UsageError(message, hint="write numbers without quotes" if quoted else "")
 
 
 def _by_setting(error: ValidationError) -> dict[str, tuple[Any, str]]:
-    """One reason a setting, though pydantic gives one a part of a tuple and a branch of a union."""
+    """Return one reason a setting; pydantic has one for each part of a tuple or branch of a union."""
     found: dict[str, tuple[Any, list[str]]] = {}
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else ""

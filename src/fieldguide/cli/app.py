@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors go to stderr."""
     try:
-        _refuse_ranks(arguments)
+        # Several processes would do the same in the same folder.
+        if launch().world > 1 and arguments[:1] not in (["fit"], ["recipe"]):
+            raise UsageError("only `fit` works on several ranks", hint="leave torchrun out")
         _refuse_submissions(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
@@ -86,12 +88,6 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return 0
-
-
-def _refuse_ranks(arguments: Sequence[str]) -> None:
-    """Raise `UsageError` if several processes would do the same in the same folder."""
-    if launch().world > 1 and arguments[:1] not in (["fit"], ["recipe"]):
-        raise UsageError("only `fit` works on several ranks", hint="leave torchrun out")
 
 
 def _refuse_submissions(arguments: Sequence[str]) -> None:

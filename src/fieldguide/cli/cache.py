@@ -15,8 +15,6 @@ from fieldguide.storage import cache_folder
 from fieldguide.storage.cache_folder import Kept
 from fieldguide.words import shown_bytes
 
-DAY = 24 * 3600.0
-
 
 @app.command
 def cache(*, clear: bool = False, older_than: float | None = None, verify: bool = False) -> None:
@@ -42,7 +40,7 @@ def cache(*, clear: bool = False, older_than: float | None = None, verify: bool 
 
     root = cache_folder.root()
     if clear or older_than is not None:
-        latest = time.time() - (older_than or 0) * DAY
+        latest = time.time() - 24 * 3600 * (older_than or 0)
         found = _grouped(copies.kept(root))
         _remove([group for group in found if clear or _last_used(group) <= latest])
     found = _grouped(copies.kept(root))

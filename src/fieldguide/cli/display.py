@@ -4,7 +4,6 @@ All goes to stderr. Knows nothing of how the work is done.
 """
 
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -46,12 +45,7 @@ class Display:
         self.progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
     def begin(self, what: str, total: int) -> None:

@@ -66,20 +66,17 @@ def watching(what: str = "") -> "Iterator[Callable[[], Watcher]]":
     `what` is the work, if it is no fit. The first SIGINT or SIGTERM asks for a checkpoint and an
     orderly end; a later one ends at once.
     """
-    asked: list[int] = []
-    first = 0.0
+    asked: list[tuple[int, float]] = []  # the first signal and its time
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        nonlocal first
         if not asked:
-            first = time.monotonic()
-            asked.append(number)
-        elif time.monotonic() - first > SAME_SIGNAL:
+            asked.append((number, time.monotonic()))
+        elif time.monotonic() - asked[0][1] > SAME_SIGNAL:
             os._exit(128 + number)
 
     def check_stop() -> None:
         if asked:
-            raise Stopped(asked[0])
+            raise Stopped(asked[0][0])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -95,12 +92,10 @@ def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "
 
     def on_plan(plan: "Plan") -> None:
         recipe = plan.recipe
-        training = (
-            f"training {len(plan.folds)} folds × {recipe.replicas} replicas"
-            f" × {recipe.epochs} epochs"
-        )
+        folds = len(plan.folds)
+        training = f"training {folds} folds × {recipe.replicas} replicas × {recipe.epochs} epochs"
         if plan.trials > 1:
-            training = f"training {plan.trials} trials: {len(plan.folds)} folds"
+            training = f"training {plan.trials} trials: {folds} folds"
         display.begin(what or training, plan.steps)
 
     def on_check(photos: int) -> None:

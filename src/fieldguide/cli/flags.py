@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,36 +17,24 @@ from fieldguide.recipe import Recipe
 from fieldguide.storage import addresses
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from fieldguide.photos.catalog import Catalog
     from fieldguide.predict.inference import Machine
 
 
 def _settings_model() -> type[BaseModel]:
     """Return a model with every field of `Recipe` as an optional flag; `Recipe` checks bounds."""
-    sections = {name: recipes.section_of(name) for name in Recipe.model_fields}
-    order = list(dict.fromkeys(sections.values()))
-    groups = {name: Group(name, sort_key=order.index(name)) for name in order}
-    fields: dict[str, Any] = {
-        name: (
-            Annotated[
-                _flag_type(name) | None,
-                Parameter(group=groups[sections[name]], alias=ALIASES.get(name)),
-            ],
-            Field(default=None, description=field.description),
-        )
-        for name, field in Recipe.model_fields.items()
-    }
+    sections = dict.fromkeys(map(recipes.section_of, Recipe.model_fields))
+    groups = {name: Group(name, sort_key=number) for number, name in enumerate(sections)}
+    fields: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        kind: Any = str if name in TEXT_FLAGS else field.annotation
+        flag = Parameter(group=groups[recipes.section_of(name)], alias=ALIASES.get(name))
+        default = Field(default=None, description=field.description)
+        fields[name] = (Annotated[kind | None, flag], default)
     return create_model("Settings", __config__=ConfigDict(frozen=True), **fields)
 
 
-def _flag_type(name: str) -> Any:
-    """Return the type that a flag is parsed as: its own, or text for several numbers or `auto`."""
-    return str if name in TEXT_FLAGS else Recipe.model_fields[name].annotation
-
-
-TEXT_FLAGS = ("mean", "std")
+TEXT_FLAGS = ("mean", "std")  # parsed as text: several numbers, or `auto`
 ALIASES = {"device": "--devices"}
 
 Settings = _settings_model()
@@ -69,10 +57,10 @@ RecipeName = Annotated[
 ]
 
 
-def given(group: "DataclassInstance") -> dict[str, object]:
+def given(group: object) -> dict[str, object]:
     """Return the given flags of a group, as they are typed, with their values."""
-    found = {each.name: getattr(group, each.name) for each in fields(group)}
-    return {f"--{n.replace('_', '-')}": value for n, value in found.items() if value is not None}
+    values = vars(group).items()
+    return {f"--{name.replace('_', '-')}": value for name, value in values if value is not None}
 
 
 def refuse(flags: Iterable[str], why: str, hint: str = "leave it out") -> None:

@@ -11,7 +11,6 @@ from cyclopts import Parameter
 
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
-from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, MachineFlags, PhotosRoot, RunFolder, given, refuse
 from fieldguide.errors import DataError, UsageError
 from fieldguide.network.backbones import require_backbone
@@ -53,11 +52,8 @@ def soup(
         opened, rule, batch_norm=batch_norm, machine=machine.chosen()
     )
     terminal.stdout.print(f"the merged model is in {folder}")
-    for command in (
-        f"fieldguide score {run}",
-        f"fieldguide predict {run} PHOTOS --combine {folder.name}",
-    ):
-        terminal.stdout.print(f"  {command}")
+    terminal.stdout.print(f"  fieldguide score {run}")
+    terminal.stdout.print(f"  fieldguide predict {run} PHOTOS --combine {folder.name}")
 
 
 @dataclass(frozen=True)
@@ -126,8 +122,8 @@ def merge(
             raise UsageError(f"`{source}` is a folder: give one run, or the files of checkpoints")
         if not source.is_file():
             raise UsageError(f"`{source}` is neither a run's folder nor a checkpoint")
-    run_hint = "leave it out; `fieldguide soup RUN` merges the folds of a run"
-    refuse(given(of_run), "for runs, and checkpoints are given", run_hint)
+    hint = "leave it out; `fieldguide soup RUN` merges the folds of a run"
+    refuse(given(of_run), "for runs, and checkpoints are given", hint)
     if files.out is None:
         raise UsageError("merged checkpoints need a file to go to: --out merged.safetensors")
     if rule == "greedy":
@@ -150,11 +146,9 @@ def _merge_run(
     machine: Computer,
 ) -> None:
     """Merge as `soup` does, and print to stderr how that is typed."""
-    more: dict[str, str] = {"--rule": rule}
-    for group in (of_run, machine):
-        more |= {flag: str(value) for flag, value in given(group).items()}
-    typed = ["fieldguide", "soup", str(run), *chain.from_iterable(more.items())]
-    told = shlex.join(typed)
+    flags = {"--rule": rule} | given(of_run) | given(machine)
+    typed = ["fieldguide", "soup", run, *chain.from_iterable(flags.items())]
+    told = shlex.join(map(str, typed))
     refuse(given(files), "for checkpoints, and a run is given", f"leave it out, and type: {told}")
     terminal.tell(f"note: `merge` of a run is deprecated, type: {told}")
     soup(
@@ -174,8 +168,8 @@ def _merge_files(
     merge_files.require_free(out)
     copies = merge_files.read(sources)
     anchor = asked.anchor
-    start = merge_files.read_one(anchor) if anchor else None
-    merged, barrier = merge_files.merge(copies, rule, start), None
+    merged = merge_files.merge(copies, rule, merge_files.read_one(anchor) if anchor else None)
+    barrier = None
     if asked.photos is not None:
         network = merge_files.architecture(
             copies[0], asked.backbone, size=asked.size, eval_resize=asked.eval_resize
@@ -240,9 +234,8 @@ def save(
     require_new(out)
     opened = Run(run, photos=photos_root)
     opened.combination(combine)
-    with Display(terminal.stderr) as display:
-        display.notice(f"combining folds: {combine}")
-        classifier = opened.classifier(combine, machine=machine.chosen())
+    terminal.tell(f"combining folds: {combine}")
+    classifier = opened.classifier(combine, machine=machine.chosen())
     classifier.save(out)
     terminal.stdout.print(
         f"{', '.join(classifier.card.members)}: {classifier.parameters / 1e6:.1f} M parameters,"

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
-from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot
+from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot, given, refuse
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import mirror
 from fieldguide.words import count
@@ -44,7 +44,7 @@ Photos = Annotated[
 
 @dataclass(frozen=True)
 class Answers:
-    """The flags for predictions and their table.
+    """The flags that `predict` and `submit` share.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ class Answers:
     strict: bool = False
     overwrite: bool = False
     photos_root: PhotosRoot = None
+    lists: ListFlags = Lists()
+    machine: MachineFlags = Computer()
 
 
 AnswerFlags = Annotated[Answers, Parameter(name="*")]
@@ -88,8 +90,6 @@ def predict(
     sets_per_class: bool = False,
     spreadsheet: bool = False,
     answers: AnswerFlags = Answers(),
-    lists: ListFlags = Lists(),
-    machine: MachineFlags = Computer(),
 ) -> None:
     """Write a table of the predicted classes of photos.
 
@@ -119,9 +119,9 @@ def predict(
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
     asked = _sets(coverage, sets, sets_per_class, answers.calibrated)
     tables.require_free(out, answers.overwrite)
-    folder, _, found = _opened(model, photos, answers, lists, machine)
+    folder, _, found = _opened(model, photos, answers)
     layout = tables.Layout(top, probabilities, asked is not None, spreadsheet)
-    _write(folder, found, layout, out, answers, machine, sets=asked)
+    _write(folder, found, layout, out, answers, sets=asked)
 
 
 @app.command
@@ -135,8 +135,6 @@ def submit(
     id: Literal["auto", "path", "name", "stem"] = "auto",
     zip: bool = False,
     answers: AnswerFlags = Answers(),
-    lists: ListFlags = Lists(),
-    machine: MachineFlags = Computer(),
 ) -> None:
     """Write predictions as a grader wants them.
 
@@ -173,18 +171,18 @@ def submit(
         )
     for place in (out, tables.zip_path(out)) if zip else (out,):
         tables.require_free(place, answers.overwrite)
-    folder, classes, found = _opened(model, photos, answers, lists, machine)
+    folder, classes, found = _opened(model, photos, answers)
     pair = (names[0], names[1]) if names else None
     layout, found = submission(found, classes, sample=sample, columns=pair, id=id)
-    _write(folder, found, layout, out, answers, machine, zip=zip)
+    _write(folder, found, layout, out, answers, zip=zip)
 
 
 def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
     """Raise `UsageError` for a flag among the photos, which the parser accepts because of `-`."""
-    odd = [text for text in photos if text.startswith("-") and text != "-"]
-    if not odd:
+    odd = next((text for text in photos if text.startswith("-") and text != "-"), None)
+    if odd is None:
         return
-    flag = odd[0].partition("=")[0]
+    flag = odd.partition("=")[0]
     if command == "submit" and flag in _flags_of("predict"):
         raise UsageError(
             f"{flag} has no place in a submission, whose columns are given",
@@ -193,7 +191,7 @@ def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
     close = difflib.get_close_matches(flag, _flags_of(command), n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     raise UsageError(
-        f"unknown option: {odd[0]}{meant}",
+        f"unknown option: {odd}{meant}",
         hint="--help lists the options; a photo of that name is given as ./NAME",
     )
 
@@ -206,9 +204,9 @@ def _sets(
     coverage: float | None, method: "Method | None", per_class: bool, calibrated: bool
 ) -> "Sets | None":
     if coverage is None:
-        idle = [flag for flag, on in (("--sets", method), ("--sets-per-class", per_class)) if on]
-        if idle:
-            raise UsageError(f"{idle[0]} has no effect without --coverage")
+        for flag, on in (("--sets", method), ("--sets-per-class", per_class)):
+            if on:
+                raise UsageError(f"{flag} has no effect without --coverage")
         return None
     if not 0 < coverage < 1:
         raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
@@ -222,26 +220,26 @@ def _sets(
 def _views(text: str) -> "tuple[View, ...]":
     known: tuple[View, ...] = ("flips", "crops", "scales")
     names = [name.strip() for name in text.split(",") if name.strip()]
-    odd = [name for name in names if name not in known]
-    if odd:
-        raise UsageError(f"--views: `{odd[0]}` is none of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--views: `{name}` is none of {', '.join(known)}")
     return tuple(view for view in known if view in names)
 
 
 def _opened(
-    model: str, photos: Sequence[str], answers: Answers, lists: Lists, machine: Computer
+    model: str, photos: Sequence[str], answers: Answers
 ) -> "tuple[Path, Sequence[str], list[Input]]":
     """Return the model's folder, its classes and the photos, all checked without torch."""
     from fieldguide.predict import inputs
 
-    machine.check()
+    answers.machine.check()
     _views(answers.views)
     found = inputs.read(
         photos,
         recursive=answers.recursive,
-        path_column=lists.path_column,
-        root=lists.root,
-        encoding=lists.encoding,
+        path_column=answers.lists.path_column,
+        root=answers.lists.root,
+        encoding=answers.lists.encoding,
         notice=terminal.tell,
     )
     folder = mirror.run_folder(model, terminal.tell)
@@ -254,7 +252,6 @@ def _write(
     layout: "Layout | Submission",
     out: Path,
     answers: Answers,
-    machine: Computer,
     *,
     sets: "Sets | None" = None,
     zip: bool = False,
@@ -262,19 +259,23 @@ def _write(
     """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
     from fieldguide.predict import tables
 
-    classifier = _classifier(folder, answers.combine, answers.photos_root, machine)
-    _tell_precision(classifier, machine)
+    classifier = _classifier(folder, answers)
+    from fieldguide.predict.inference import precision_used  # brings torch
+
+    machine, architecture = answers.machine.chosen(), classifier.card.architecture
+    used = precision_used(architecture, machine)
+    if used != architecture.precision and machine.precision == "auto":
+        terminal.tell(
+            f"this device has no {architecture.precision}, in which the folds were judged:"
+            f" {used} is used"
+        )
     views = _views(answers.views)
     if sets and views:
         terminal.tell("sets are calibrated on one view: with several, coverage may differ")
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(photos))
         chunks = classifier.stream(
-            photos,
-            views=views,
-            sets=sets,
-            calibrated=answers.calibrated,
-            machine=machine.chosen(),
+            photos, views=views, sets=sets, calibrated=answers.calibrated, machine=machine
         )
         try:
             counts = tables.write(
@@ -304,36 +305,24 @@ def _classes_of(model: Path) -> Sequence[str]:
     return classes
 
 
-def _classifier(
-    model: Path, combine: str | None, photos_root: Path | None, machine: Computer
-) -> "Classifier":
+def _classifier(model: Path, answers: Answers) -> "Classifier":
     """Return the classifier of a run, or a saved one."""
     if (model / "setup.json").is_file():
         from fieldguide.runs.run import Run
 
-        opened = Run(model, photos=photos_root)
-        opened.combination(combine or "ensemble")
+        opened = Run(model, photos=answers.photos_root)
+        combine = answers.combine or "ensemble"
+        opened.combination(combine)
         if not opened.complete:
             terminal.tell(
                 f"{len(opened.done)} of {opened.recipe.folds} folds are done: only these predict"
             )
-        return opened.classifier(combine or "ensemble", machine=machine.chosen())
-    for flag, value in (("--combine", combine), ("--photos-root", photos_root)):
-        if value is not None:
-            raise UsageError(f"{flag} is for runs, and `{model}` is none", hint="leave it out")
+        return opened.classifier(combine, machine=answers.machine.chosen())
+    idle = [flag for flag in given(answers) if flag in {"--combine", "--photos-root"}]
+    refuse(idle, f"for runs, and `{model}` is none")
     from fieldguide.predict.classifier import Classifier
 
     return Classifier.load(model)
-
-
-def _tell_precision(classifier: "Classifier", machine: Computer) -> None:
-    """Print a note if this device lacks the precision that the folds were trained and judged in."""
-    from fieldguide.predict.inference import precision_used
-
-    own = classifier.card.architecture.precision
-    used = precision_used(classifier.card.architecture, machine.chosen())
-    if used != own and machine.check().precision == "auto":
-        terminal.tell(f"this device has no {own}, in which the folds were judged: {used} is used")
 
 
 def _reported(

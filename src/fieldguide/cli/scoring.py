@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from fieldguide.cli import tables, terminal
+from fieldguide.cli import flags, tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
-from fieldguide.cli.flags import (
-    Columns,
-    Computer,
-    MachineFlags,
-    PhotosRoot,
-    RunFolder,
-    TableFlags,
-    given,
-    refuse,
-)
 from fieldguide.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,14 +20,14 @@ if TYPE_CHECKING:
 
 @app.command
 def score(
-    run: RunFolder,
+    run: flags.RunFolder,
     photos: str | None = None,
     *,
     per_class: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
-    photos_root: PhotosRoot = None,
-    columns: TableFlags = Columns(),
-    machine: MachineFlags = Computer(),
+    photos_root: flags.PhotosRoot = None,
+    columns: flags.TableFlags = flags.Columns(),
+    machine: flags.MachineFlags = flags.Computer(),
 ) -> None:
     """Print scores of a run, its ensemble and its merged models.
 
@@ -60,7 +50,7 @@ def score(
     opened = runs.Run(run, photos=photos_root)
     opened.scores  # noqa: B018 - its errors come before photos are read
     if photos is None:
-        refuse(given(columns), "for tables, and none is given")
+        flags.refuse(flags.given(columns), "for tables, and none is given")
     catalog = columns.read(photos) if photos is not None else None
     if not as_json:
         tables.print_scores(terminal.stdout, opened)
@@ -76,7 +66,9 @@ def score(
 
 
 @app.command
-def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot = None) -> None:
+def labels(
+    run: flags.RunFolder, *, out: Path | None = None, photos_root: flags.PhotosRoot = None
+) -> None:
     """List photos whose labels look wrong, with reasons.
 
     Parameters
@@ -90,7 +82,6 @@ def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot =
 
     if out is not None:
         prediction_tables.require_free(out)
-
     opened = Run(run, photos=photos_root)
     with Display(terminal.stderr) as display:
         display.begin("comparing photos", opened.scores.photos)
@@ -103,7 +94,7 @@ def labels(run: RunFolder, *, out: Path | None = None, photos_root: PhotosRoot =
 
 
 def _worths(
-    run: "Run", catalog: "Catalog | None", machine: Computer
+    run: "Run", catalog: "Catalog | None", machine: flags.Computer
 ) -> "tuple[Worths | None, DataError | None]":
     """Return the table of classifiers, or the error instead of one."""
     if catalog is None and not len(run.outside):
@@ -117,7 +108,12 @@ def _worths(
 
     try:
         if catalog is None:
-            _tell_related(run)
+            related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
+            if related:
+                terminal.tell(
+                    f"{related} photos of the val part are left out: copies of training photos, of"
+                    " their groups, or without a class"
+                )
             found = holdout_scores.worths(run, machine.chosen())
         else:
             with Display(terminal.stderr) as display:
@@ -131,16 +127,6 @@ def _worths(
     if found.unreadable:
         terminal.tell(f"{found.unreadable} photos cannot be read and are left out")
     return found, None
-
-
-def _tell_related(run: "Run") -> None:
-    """Print how many photos of the val part are left out as related to training photos."""
-    related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
-    if related:
-        terminal.tell(
-            f"{related} photos of the val part are left out: copies of training photos, of their"
-            " groups, or without a class"
-        )
 
 
 def _score_record(run: "Run", found: "Worths | None", per_class: bool) -> dict[str, Any]:

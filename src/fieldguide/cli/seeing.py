@@ -39,37 +39,28 @@ def report(
     heat_maps
         Show where the networks looked; some photos pass through them again for that.
     """
-    from fieldguide.report import build, save_figures, topics
-    from fieldguide.report.comparison import PREPARED
+    from fieldguide.report import build, comparison, save_figures, topics
     from fieldguide.runs.run import Run
 
-    if (run / PREPARED).is_file():
+    if (run / comparison.PREPARED).is_file():
         if photos_root is not None or not heat_maps:
             terminal.stderr.print(
                 "a comparison shows no photos: --photos-root and --no-heat-maps have no effect"
             )
-        _report_comparison(run, out, figures)
-        return
-    opened = Run(run, photos=photos_root)
-    with Display(terminal.stderr) as display:
-        display.begin("writing the report", len(topics()))
-        page = build(opened, out, heat_maps=heat_maps, progress=display.reach)
-    terminal.stdout.print(f"the report is {page}")
-    if figures is not None:
-        for path in save_figures(opened, figures):
-            terminal.stdout.print(f"  {path}")
+        from fieldguide.compare import results  # brings torch
 
-
-def _report_comparison(folder: Path, out: Path | None, figures: Path | None) -> None:
-    """Write the page of a comparison as its runs are now, and figures if asked for."""
-    from fieldguide.compare import results  # brings torch
-    from fieldguide.report import comparison
-
-    found = results.rebuilt(folder)
-    terminal.stdout.print(f"the report is {comparison.write_page(found, folder, out)}")
-    if figures is not None:
-        for path in results.save_figures(found, figures):
-            terminal.stdout.print(f"  {path}")
+        found = results.rebuilt(run)
+        terminal.stdout.print(f"the report is {comparison.write_page(found, run, out)}")
+        drawn = results.save_figures(found, figures) if figures else []
+    else:
+        opened = Run(run, photos=photos_root)
+        with Display(terminal.stderr) as display:
+            display.begin("writing the report", len(topics()))
+            page = build(opened, out, heat_maps=heat_maps, progress=display.reach)
+        terminal.stdout.print(f"the report is {page}")
+        drawn = save_figures(opened, figures) if figures else []
+    for path in drawn:
+        terminal.stdout.print(f"  {path}")
 
 
 @app.command

@@ -101,14 +101,9 @@ def print_classes(console: Console, run: "Run") -> None:
     """Print precision, recall and F1 of each class, out of fold."""
     table = Table(Column("class", overflow="fold"), "photos", "precision", "recall", "F1", box=None)
     found = run.per_class
-    for number, label in enumerate(run.classes):
-        table.add_row(
-            cell(label),
-            f"{found.support[number]:,}",
-            f"{found.precision[number]:.1%}",
-            f"{found.recall[number]:.1%}",
-            f"{found.f1[number]:.1%}",
-        )
+    columns = (found.support, found.precision, found.recall, found.f1)
+    for label, support, *shares in zip(run.classes, *columns, strict=True):
+        table.add_row(cell(label), f"{support:,}", *(f"{share:.1%}" for share in shares))
     console.print(table)
 
 
@@ -175,20 +170,13 @@ def _trial_cells(row: "Trial") -> list[str]:
     if row.accuracy is None or row.interval is None:
         return ["", "", "", row.status, ""]
     low, high = row.interval
-    contrast = row.contrast
-    against = (
-        f"{100 * contrast.difference:+.1f} [{100 * contrast.low:+.1f}, {100 * contrast.high:+.1f}]"
-        if contrast
-        else ""
-    )
-    verdict = contrast.verdict if contrast else row.status
-    return [
-        f"{row.accuracy:.1%}",
-        f"{100 * low:.1f}–{high:.1%}",
-        against,
-        verdict,
-        duration(row.seconds) if row.seconds else "",
-    ]
+    against = ""
+    if row.contrast:
+        change, least, most = row.contrast.difference, row.contrast.low, row.contrast.high
+        against = f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]"
+    verdict = row.contrast.verdict if row.contrast else row.status
+    time = duration(row.seconds) if row.seconds else ""
+    return [f"{row.accuracy:.1%}", f"{100 * low:.1f}–{high:.1%}", against, verdict, time]
 
 
 def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> None:
@@ -198,29 +186,16 @@ def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> No
     for doubt in found.ranked[:SHOWN]:
         console.print(f"  {doubt.path}\n    is labelled `{doubt.label}`: {doubt.reason}")
     console.print("\nclasses most often confused with each other:")
-    _print_ranked(
-        console,
-        ("one", "other", "photos", "share of both"),
-        [
-            (run.classes[pair.one], run.classes[pair.other], str(pair.photos), f"{pair.rate:.1%}")
-            for pair in found.confused
-        ],
-    )
+    names = run.classes
+    rows = [(names[p.one], names[p.other], str(p.photos), f"{p.rate:.1%}") for p in found.confused]
+    _print_ranked(console, ("one", "other", "photos", "share of both"), rows)
     if found.unsteady:
         console.print("\nclasses whose recall differs between folds:")
-        _print_ranked(
-            console,
-            ("class", "photos", "recall by fold", "adjusted p"),
-            [
-                (
-                    run.classes[each.label],
-                    str(each.photos),
-                    ", ".join(f"{recall:.0%}" for recall in each.recalls.values()),
-                    f"{each.adjusted:.3f}",
-                )
-                for each in found.unsteady
-            ],
-        )
+        rows = []
+        for each in found.unsteady:
+            recalls = ", ".join(f"{recall:.0%}" for recall in each.recalls.values())
+            rows.append((names[each.label], str(each.photos), recalls, f"{each.adjusted:.3f}"))
+        _print_ranked(console, ("class", "photos", "recall by fold", "adjusted p"), rows)
 
 
 def _print_ranked(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

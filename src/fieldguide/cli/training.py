@@ -9,12 +9,7 @@ from fieldguide import recipe as recipes
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
-from fieldguide.cli.fitting import (
-    chosen_recipe,
-    require_beside,
-    require_weights,
-    watching,
-)
+from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
 from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags
 from fieldguide.errors import DataError, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
@@ -95,12 +90,10 @@ def pack(
     require_beside(out, photos)
     from fieldguide.photos import pack as packing
 
-    catalog = columns.read(photos)
+    catalog, shard_bytes = columns.read(photos), round(1e6 * shard_mb)
     with Display(terminal.stderr) as display:
         display.begin("packing photos", len(catalog))
-        packed = packing.pack(
-            catalog, out, shard_bytes=round(1e6 * shard_mb), progress=display.reach
-        )
+        packed = packing.pack(catalog, out, shard_bytes=shard_bytes, progress=display.reach)
         for path, reason in packed.left_out:
             display.notice(f"left out: {path}: {reason}")
     terminal.stdout.print(f"{packed.photos:,} photos in {count(packed.shards, 'shard')}: {out}")
@@ -139,8 +132,7 @@ def fit(
     with mirror.mirrored(out, terminal.tell) as folder:
         require_weights(chosen, folder)
         catalog = columns.read(photos)
-        report &= first
-        run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
+        run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report and first)
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
 
@@ -156,12 +148,18 @@ def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) 
     out
         The folder for the collection (OUT/photos) and its run (OUT/run).
     """
+    from fieldguide.demo import SPECIES, draw_collection
     from fieldguide.photos.folders import scan
 
     chosen = chosen_recipe("demo", settings)
     photos, run_folder = out / "photos", out / "run"
     if not photos.exists():
-        _draw(photos)
+        begun = out / "photos.begun"
+        shutil.rmtree(begun, ignore_errors=True)  # an interrupted drawing starts again
+        with Display(terminal.stderr) as display:
+            display.begin("drawing specimens", DEMO_PHOTOS_EACH * len(SPECIES))
+            draw_collection(begun, photos_each=DEMO_PHOTOS_EACH, progress=display.reach)
+        begun.rename(photos)
     run = _fit(scan(photos), chosen, run_folder)
     tables.print_scores(terminal.stdout, run)
     terminal.stdout.print("\nnext:")
@@ -228,15 +226,3 @@ def _report(folder: Path) -> None:
         terminal.tell(
             f"the report could not be written: {error}; `fieldguide report {folder}` tries again"
         )
-
-
-def _draw(folder: Path) -> None:
-    """Draw the demo's collection; an interrupted drawing starts again."""
-    from fieldguide import demo
-
-    begun = folder.with_name(f"{folder.name}.begun")
-    shutil.rmtree(begun, ignore_errors=True)
-    with Display(terminal.stderr) as display:
-        display.begin("drawing specimens", DEMO_PHOTOS_EACH * len(demo.SPECIES))
-        demo.draw_collection(begun, photos_each=DEMO_PHOTOS_EACH, progress=display.reach)
-    begun.rename(folder)
