@@ -2,6 +2,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import traceback
@@ -459,6 +460,120 @@ def test_a_moved_run_resumes(undisturbed: fg.Run, discs: Path, tmp_path: Path) -
     assert results(small_fit(photos, moved)) == results(undisturbed)
 
 
+def refused(photos: Path, run: Path) -> str:
+    """What a finished run says of other photos; it stays as it is."""
+    before = results(fg.Run(run))
+    with pytest.raises(UsageError) as error:
+        small_fit(photos, run)
+    assert results(fg.Run(run)) == before
+    assert "--out" in error.value.hint
+    return str(error.value)
+
+
+def test_a_finished_run_says_how_its_photos_differ(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    assert small_fit(photos, run).complete
+    first, second = photos / "amber" / "000.jpg", photos / "amber" / "001.jpg"
+    content = first.read_bytes()
+    first.unlink()
+    assert "1 photo gone, such as `amber/000.jpg`" in refused(photos, run)
+    (photos / "blue" / "100.jpg").write_bytes(content)
+    said = refused(photos, run)
+    assert "1 photo gone, such as" in said
+    assert "1 photo added, such as `blue/100.jpg`" in said
+    (photos / "blue" / "100.jpg").rename(first)
+    assert small_fit(photos, run).complete
+    first.write_bytes(second.read_bytes())
+    assert "1 photo of other content, such as `amber/000.jpg`" in refused(photos, run)
+    first.write_bytes(content)
+    (photos / "amber").rename(photos / "yellow")
+    said = refused(photos, run)
+    amber = len([*(photos / "yellow").iterdir()])
+    assert f"{amber} photos gone" in said
+    assert f"{amber} photos added" in said
+
+
+def test_a_finished_run_says_how_its_table_differs(discs: Path, tmp_path: Path) -> None:
+    def table(**changed: dict[int, str]) -> Path:
+        """The photos with groups, splits and folds, some cells of which are changed."""
+        paths = sorted(path.relative_to(discs).as_posix() for path in discs.rglob("*.jpg"))
+        cells = {
+            "path": paths,
+            "label": [path.split("/")[0] for path in paths],
+            "group": [f"g{row // 2}" for row in range(len(paths))],
+            "split": ["train"] * len(paths),
+            "fold": [str(row // 2 % 2) for row in range(len(paths))],
+        }
+        for name, new in changed.items():
+            for row, value in new.items():
+                cells[name][row] = value
+        path = tmp_path / "photos.csv"
+        files.write_csv(path, [*cells], [*zip(*cells.values(), strict=True)])
+        return path
+
+    def fit_table(place: Path) -> fg.Run:
+        catalog = fg.read_table(place, root=discs)
+        return fit(catalog, small_recipe(epochs=1, warmup=0.0), tmp_path / "run")
+
+    fit_table(table())
+    assert fit_table(table()).complete
+    for changed, said in (
+        (
+            {"group": {0: "g9", 1: "g9"}},
+            "2 photos of another group, such as `amber/000.jpg`: `g0` ",
+        ),
+        (
+            {"label": {0: "blue"}},
+            "1 photo of another label, such as `amber/000.jpg`: `amber` there",
+        ),
+        (
+            {"fold": {0: "1", 1: "1"}},
+            "2 photos of another fold, such as `amber/000.jpg`: `0` there",
+        ),
+        ({"split": {0: "val"}, "fold": {0: ""}}, "1 photo of another split, such as"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            fit_table(table(**changed))
+
+
+@pytest.mark.parametrize("lost", ["folder", "weights", "table", "other"])
+def test_what_a_finished_run_has_lost_is_made_again(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path, lost: str
+) -> None:
+    run = fg.Run(shutil.copytree(undisturbed.folder, tmp_path / "run"))
+    fold, whole = run.fold_folder(0), results(run)
+    if lost == "folder":
+        shutil.rmtree(fold)
+    elif lost == "weights":
+        place = fold / "weights.safetensors"
+        place.write_bytes(place.read_bytes()[:-1] + b"x")
+    elif lost == "table":
+        (run.folder / "oof.csv").unlink()
+    else:  # a fold of its own manifest, but not the run's
+        shutil.rmtree(fold)
+        shutil.copytree(run.fold_folder(1), fold)
+    if lost in {"folder", "other"}:
+        assert (run.done, run.complete) == ([1], False)
+    notices = list[str]()
+    again = small_fit(discs, run.folder, watcher=Watcher(notice=notices.append))
+    assert again.complete
+    assert results(again) == whole
+    assert any("is damaged and made again" in notice for notice in notices)
+    files.verify(run.folder)
+
+
+def test_a_finished_run_without_its_start_is_refused(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    (run / "start.safetensors").unlink()
+    with pytest.raises(ResourceError, match=r"start\.safetensors: missing"):
+        small_fit(discs, run)
+
+
 def test_changed_photos_are_refused(discs: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(discs, tmp_path / "photos")
     with pytest.raises(Killed):
@@ -466,10 +581,10 @@ def test_changed_photos_are_refused(discs: Path, tmp_path: Path) -> None:
     first = photos / "amber" / "000.jpg"
     content = first.read_bytes()
     first.write_bytes(content + b"\0")
-    with pytest.raises(UsageError, match=r"1 photos changed .*amber/000\.jpg"):
+    with pytest.raises(UsageError, match=r"1 photo of other content.*amber/000\.jpg"):
         small_fit(photos, tmp_path / "run")
     first.rename(photos / "blue" / "100.jpg")
-    with pytest.raises(UsageError, match=r"1 photos are gone .*amber/000\.jpg"):
+    with pytest.raises(UsageError, match=r"1 photo gone.*amber/000\.jpg"):
         small_fit(photos, tmp_path / "run")
 
 
@@ -579,12 +694,14 @@ def test_a_damaged_result_is_named_when_it_is_read(discs: Path, tmp_path: Path) 
 
 def test_photos_added_later_are_told_and_left_out(discs: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(discs, tmp_path / "photos")
-    small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0)
+    with pytest.raises(Killed):
+        watcher = Watcher(on_step=killer(2))
+        small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0, watcher=watcher)
     shutil.copy(photos / "blue" / "000.jpg", photos / "blue" / "100.jpg")
     notices: list[str] = []
     watcher = Watcher(notice=notices.append)
     small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0, watcher=watcher)
-    assert notices[0].startswith("1 photos were added since this run was begun")
+    assert notices[0].startswith("1 photo added, such as `blue/100.jpg` since this run was begun")
 
 
 def test_what_cannot_work_is_told_before_any_photo_is_read(

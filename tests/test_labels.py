@@ -43,7 +43,7 @@ def run_of(
     """A run without training: each photo is `believed` to be a class, at 90 %."""
     settings = resolved_recipe(backbone="resnet18", folds=2, truncated=truncated)
     folder.mkdir()
-    run = runs.create(folder, settings, catalog, {}, {"photos": str(catalog.root)})
+    run = runs.create(folder, settings, catalog, catalog, {}, {"photos": str(catalog.root)})
     others = (1 - SURE) / (len(run.classes) - 1)
     probabilities = np.full((len(catalog), len(run.classes)), others)
     for row, label in enumerate(believed):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from fieldguide.errors import UsageError
 from fieldguide.network.network import Network, build, freeze, weights_of
@@ -143,6 +144,20 @@ def test_only_precisions_of_the_device_are_tried_the_default_first(
     layouts: tuple[Any, ...] = ("contiguous", "channels_last")
     expected = tuple(Way(layout, precision) for layout in layouts for precision in precisions)
     assert ways_to_try("auto", "auto", device) == expected
+
+
+def test_apples_gpus_train_contiguous_where_torch_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hardware(monkeypatch, bfloat16=False)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.13.1"))
+    assert ways_to_try("auto", "float32", MPS) == (Way("contiguous", "float32"),)
+    assert ways_to_try("channels_last", "float32", CPU) == (BOTH,)
+    with pytest.raises(UsageError, match=r"trains wrongly on `mps` with torch 2\.13") as error:
+        ways_to_try("channels_last", "float32", MPS)
+    assert "2.14" in error.value.hint
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.14.0"))
+    assert len(ways_to_try("auto", "float32", MPS)) == 2
 
 
 def test_what_is_asked_for_is_the_only_way(monkeypatch: pytest.MonkeyPatch) -> None:

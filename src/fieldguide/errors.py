@@ -3,6 +3,7 @@
 FieldguideError
 ├── UsageError        2  a command, option or recipe that cannot work
 ├── DataError         3  photographs, folders or tables that cannot be used
+│   ├── PhotosAway       no photo lies where they should: perhaps a disk that is not mounted
 │   └── UnreadablePhoto  one file that holds no usable picture
 ├── ResourceError     4  disk, network, device, or a run folder that cannot be used
 ├── TrainingError     5  training went wrong: it diverged
@@ -39,6 +40,10 @@ class DataError(FieldguideError):
     """Photographs, folders or tables that cannot be used as they are."""
 
     exit_code = 3
+
+
+class PhotosAway(DataError):
+    """A place for photos that is not there, or holds nothing at all."""
 
 
 class UnreadablePhoto(DataError):

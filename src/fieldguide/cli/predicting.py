@@ -13,6 +13,7 @@ from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot, given, refuse
+from fieldguide.cli.opening import open_run
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import mirror
 from fieldguide.words import count
@@ -308,15 +309,9 @@ def _classes_of(model: Path) -> Sequence[str]:
 def _classifier(model: Path, answers: Answers) -> "Classifier":
     """Return the classifier of a run, or a saved one."""
     if (model / "setup.json").is_file():
-        from fieldguide.runs.run import Run
-
-        opened = Run(model, photos=answers.photos_root)
+        opened = open_run(model, answers.photos_root)
         combine = answers.combine or "ensemble"
         opened.combination(combine)
-        if not opened.complete:
-            terminal.tell(
-                f"{len(opened.done)} of {opened.recipe.folds} folds are done: only these predict"
-            )
         return opened.classifier(combine, machine=answers.machine.chosen())
     idle = [flag for flag in given(answers) if flag in {"--combine", "--photos-root"}]
     refuse(idle, f"for runs, and `{model}` is none")

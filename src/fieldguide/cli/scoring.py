@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from fieldguide.cli import flags, tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
+from fieldguide.cli.opening import open_run
 from fieldguide.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,10 +45,8 @@ def score(
     as_json
         Print one JSON object instead of tables.
     """
-    from fieldguide.runs import run as runs
-
     machine.check()
-    opened = runs.Run(run, photos=photos_root)
+    opened = open_run(run, photos_root)
     opened.scores  # noqa: B018 - its errors come before photos are read
     if photos is None:
         flags.refuse(flags.given(columns), "for tables, and none is given")
@@ -77,12 +76,11 @@ def labels(
         The table to write, if not RUN/labels.csv.
     """
     from fieldguide.predict import tables as prediction_tables
-    from fieldguide.runs.run import Run
     from fieldguide.study import labels as suspicious
 
     if out is not None:
         prediction_tables.require_free(out)
-    opened = Run(run, photos=photos_root)
+    opened = open_run(run, photos_root)
     with Display(terminal.stderr) as display:
         display.begin("comparing photos", opened.scores.photos)
         found = suspicious.doubts(opened, progress=display.reach)

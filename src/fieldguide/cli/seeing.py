@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from fieldguide.cli import fitting, flags, tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
+from fieldguide.cli.opening import open_run
 from fieldguide.errors import UsageError
 from fieldguide.storage import files
 
@@ -40,7 +41,6 @@ def report(
         Show where the networks looked; some photos pass through them again for that.
     """
     from fieldguide.report import build, comparison, save_figures, topics
-    from fieldguide.runs.run import Run
 
     if (run / comparison.PREPARED).is_file():
         if photos_root is not None or not heat_maps:
@@ -53,7 +53,7 @@ def report(
         terminal.stdout.print(f"the report is {comparison.write_page(found, run, out)}")
         drawn = results.save_figures(found, figures) if figures else []
     else:
-        opened = Run(run, photos=photos_root)
+        opened = open_run(run, photos_root)
         with Display(terminal.stderr) as display:
             display.begin("writing the report", len(topics()))
             page = build(opened, out, heat_maps=heat_maps, progress=display.reach)
@@ -83,11 +83,10 @@ def landscape(
     between
         The ends: two replicas of the fold (of a run with --keep-replicas), or two folds.
     """
-    from fieldguide.runs.run import Run
     from fieldguide.study import landscape as landscapes
 
     machine.check()
-    opened = Run(run, photos=photos_root)
+    opened = open_run(run, photos_root)
     with Display(terminal.stderr) as display:
         display.begin("measuring along the line", len(landscapes.PLACES))
         found = landscapes.measure(

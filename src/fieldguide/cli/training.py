@@ -11,10 +11,10 @@ from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
 from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
 from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags
-from fieldguide.errors import DataError, TrainingError, UsageError
+from fieldguide.errors import DataError, PhotosAway, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
-from fieldguide.storage import mirror
+from fieldguide.storage import files, mirror
 from fieldguide.words import count
 
 if TYPE_CHECKING:
@@ -131,8 +131,13 @@ def fit(
     first = launch().rank == 0
     with mirror.mirrored(out, terminal.tell) as folder:
         require_weights(chosen, folder)
-        catalog = columns.read(photos)
-        run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report and first)
+        report &= first
+        try:
+            catalog = columns.read(photos)
+        except PhotosAway as error:
+            run = _finished(folder, chosen, error)
+        else:
+            run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
 
@@ -210,6 +215,23 @@ def _fit(
         raise
     if report and not (run.complete and (folder / "report.html").is_file()):
         _report(folder)
+    return run
+
+
+def _finished(folder: Path, recipe: Recipe, away: PhotosAway) -> "Run":
+    """Return a finished run although its photos are away; raise `away` for any other."""
+    from fieldguide.fitting.prepare import has_folds
+    from fieldguide.fitting.resume import require_same_recipe
+    from fieldguide.runs.run import Run
+
+    if not (folder / "manifest.json").is_file() or not (run := Run(folder)).complete:
+        raise away
+    require_same_recipe(run, recipe, own_folds=bool(run.given and has_folds(run.given)))
+    files.verify(folder)
+    terminal.tell(
+        f"the run `{folder}` is complete; whether its photos are as they were cannot be said,"
+        f" as they are away: {away.message}"
+    )
     return run
 
 

@@ -57,7 +57,7 @@ from fieldguide.storage import files
 
 Train = Callable[[Watcher, Trial], None]
 
-PREPARED_FILES = ("recipe.toml", runs.FINDINGS, "catalog.csv")
+PREPARED_FILES = ("recipe.toml", runs.FINDINGS, runs.GIVEN, "catalog.csv")
 
 
 def compare(
@@ -105,8 +105,8 @@ def compare(
                 (folder / trial.folder / name).is_file() for name in (files.MANIFEST, FAILED)
             )
         ]
-        if begun and todo:
-            require_same_photos(used, catalog, folder)
+        if begun:
+            require_same_photos(folder, runs.given(folder, catalog.root, PREPARED), used, catalog)
         fits = _Fits(folder, trials, used, command)
         if todo:
             with nullcontext() if cluster == "none" else connected(cluster):
@@ -126,6 +126,7 @@ def _prepared(folder: Path, catalog: Catalog, base: Recipe, watcher: Watcher) ->
         used = prepare(catalog, base, replace(watcher, on_findings=found.extend))
         check.write_findings(folder / runs.FINDINGS, found)
         files.write_text(folder / "recipe.toml", recipes.to_toml(base))
+        catalogs.write_rows(folder / runs.GIVEN, catalog)
         catalogs.write_rows(folder / "catalog.csv", used)
         files.write_manifest(folder, PREPARED_FILES, name=PREPARED)
         return used

@@ -16,6 +16,7 @@ from fieldguide.errors import DataError
 from fieldguide.fitting.settings import cache_of, readers
 from fieldguide.machine.device import (
     choose_device,
+    choose_layouts,
     choose_precision,
     memory_format,
 )
@@ -62,6 +63,7 @@ def fold_jobs(
         seed=recipe.seed,
     )
     freeze(network, recipe.freeze)
+    choose_layouts(recipe.layout, device)  # a run may have been begun on another kind of device
     network.to(device).to(memory_format=memory_format(recipe.layout))
     absorbed = batch_norm.absorb(network)
     if recipe.compile == "on":

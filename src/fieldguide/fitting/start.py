@@ -91,7 +91,7 @@ def create(
             for way, seconds in choice.table.items()
         ],
     }
-    return runs.create(folder, resolved, used, arrays(weights_of(network)), environment)
+    return runs.create(folder, resolved, catalog, used, arrays(weights_of(network)), environment)
 
 
 def _tried(recipe: Recipe, resolved: ResolvedRecipe, network: Network, used: Catalog) -> Choice:

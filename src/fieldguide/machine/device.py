@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -155,6 +155,22 @@ def training_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def choose_layouts(asked: Layout | Literal["auto"], device: torch.device) -> tuple[Layout, ...]:
+    """Return the layouts that training may use, the default first.
+
+    Raises `UsageError` for channels last on Apple's GPUs before torch 2.14: gradients are wrong.
+    """
+    wrong = device.type == "mps" and torch.__version__ < (2, 14)
+    if wrong and asked == "channels_last":
+        raise UsageError(
+            f"`layout` = 'channels_last' trains wrongly on `mps` with torch {torch.__version__}",
+            hint="take torch 2.14 or newer, or `layout` = 'contiguous'",
+        )
+    if asked != "auto":
+        return (asked,)
+    return ("contiguous",) if wrong else ("contiguous", "channels_last")
 
 
 @cache

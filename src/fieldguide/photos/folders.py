@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, PhotosAway
 from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -103,7 +103,7 @@ def _existing_folder(folder: str | Path) -> Path:
         return root
     if root.exists():
         raise DataError(f"not a folder: {folder}", hint="a CSV file is read with `read_table`")
-    raise DataError(f"no such folder: {folder}")
+    raise PhotosAway(f"no such folder: {folder}")
 
 
 class _Walk:
@@ -261,7 +261,8 @@ def _nothing_found(walk: _Walk) -> DataError:
             hint="put each class into a folder of its own, or describe the photos in a CSV file",
         )
     found = walk.endings_found()
-    return DataError(
+    raised = DataError if any(walk.folders("")) or found else PhotosAway
+    return raised(
         f"no photographs below {walk.root}; "
         + (f"found: {found}" if found else "the folders are empty"),
         hint="looked for " + " ".join(sorted(EXTENSIONS)),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, PhotosAway
 from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -122,8 +122,9 @@ def content_of(place: Path) -> bytes:
     try:
         return place.read_bytes()
     except OSError as error:
-        reason = "no such file or folder" if not place.exists() else (error.strerror or "").lower()
-        raise DataError(f"{reason}: {place}") from error
+        if not place.exists():
+            raise PhotosAway(f"no such file or folder: {place}") from error
+        raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
 
 
 def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
@@ -282,7 +283,7 @@ def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataErro
     missing = [note.path for note in notes if note.kind == "missing-file"]
     if not missing:
         return DataError(f"{table.name}: no row has a label")
-    return DataError(
+    return PhotosAway(
         f"{table.name}: none of the {count(len(missing), 'file')} was found below {base}:"
         f" {quoted(missing)}",
         hint="give the folder that the paths start from as `root`",

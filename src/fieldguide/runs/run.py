@@ -2,10 +2,11 @@
 
     RUN/
       recipe.toml         every setting, resolved
+      given.csv           path, label, group, split, fold of every photo, as they were read
       catalog.csv         path, label, group, split, fold, sha256 of every photo used
       environment.json    versions, device, command, seeds, weights and their licence
       start.safetensors   the weights that every replica of every fold starts from
-      setup.json          hashes of the four above, written last: the run exists
+      setup.json          hashes of the five above, written last: the run exists
       folds/0/            weights.safetensors, history.csv, merges.csv, predictions.npz
                           manifest.json, written last: the fold is done; checkpoint/ while it is not
       oof.csv             out-of-fold predictions, one row a training photo, in catalog order
@@ -53,7 +54,8 @@ if TYPE_CHECKING:  # torch takes seconds, and most of a run is read without it
 
 FORMAT = 1
 SETUP = "setup.json"
-SETUP_FILES = ("recipe.toml", "catalog.csv", "environment.json", "start.safetensors")
+GIVEN = "given.csv"
+SETUP_FILES = ("recipe.toml", GIVEN, "catalog.csv", "environment.json", "start.safetensors")
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
@@ -115,6 +117,11 @@ class Run:
         return catalogs.read_rows(self.folder / "catalog.csv", root=root)
 
     @cached_property
+    def given(self) -> Catalog | None:
+        """The collection as it was read when the run was begun; None of an older version's run."""
+        return given(self.folder, self.catalog.root, SETUP)
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """The classes, in the order of the network's outputs."""
         return self.catalog.classes
@@ -142,7 +149,7 @@ class Run:
     @property
     def complete(self) -> bool:
         """Whether every fold is trained and the results are written."""
-        return (self.folder / files.MANIFEST).is_file()
+        return (self.folder / files.MANIFEST).is_file() and not self.undone
 
     def require_complete(self) -> None:
         """Raise `UsageError` where folds are still to be trained."""
@@ -155,11 +162,15 @@ class Run:
 
     @property
     def done(self) -> list[int]:
-        """The folds that are trained."""
+        """The folds that are trained, and of a finished run not replaced by others since."""
+        whole = (self.folder / files.MANIFEST).is_file()
+        recorded = files.read_manifest(self.folder) if whole else {}
+        manifests = {fold: f"folds/{fold}/{files.MANIFEST}" for fold in range(self.recipe.folds)}
         return [
             fold
-            for fold in range(self.recipe.folds)
-            if (self.fold_folder(fold) / files.MANIFEST).is_file()
+            for fold, name in manifests.items()
+            if (self.folder / name).is_file()
+            and (not recorded or recorded[name].sha256 == files.sha256(self.folder / name))
         ]
 
     @property
@@ -357,6 +368,7 @@ class Run:
 def create(
     folder: Path,
     recipe_: Recipe,
+    given: Catalog,
     catalog: Catalog,
     start: Arrays,
     environment: Mapping[str, Any],
@@ -364,11 +376,20 @@ def create(
     """Write what a run starts from. The folder may hold an attempt that did not get so far."""
     files.make_folder(folder / "folds")
     files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
+    catalogs.write_rows(folder / GIVEN, given)
     catalogs.write_rows(folder / "catalog.csv", catalog)
     files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
     files.write_bytes(folder / "start.safetensors", _serialised(start))
     files.write_manifest(folder, SETUP_FILES, name=SETUP)
     return Run(folder)
+
+
+def given(folder: Path, root: Path, manifest: str) -> Catalog | None:
+    """Return the collection as `folder` keeps it; None if an older version began that folder."""
+    if GIVEN not in files.read_manifest(folder, name=manifest):
+        return None
+    files.verify(folder, [GIVEN], name=manifest)
+    return catalogs.read_rows(folder / GIVEN, root)
 
 
 def save_fold(run: Run, fold: int, result: TrainedFold) -> None:
@@ -483,7 +504,8 @@ def _all_files(run: Run) -> list[str]:
         for fold in range(run.recipe.folds)
         for name in [*files.read_manifest(run.fold_folder(fold)), files.MANIFEST]
     ]
-    return [*SETUP_FILES, SETUP, *folds, *RESULT_FILES]
+    setup = files.read_manifest(run.folder, name=SETUP)  # of an older version's run without `given`
+    return [*setup, SETUP, *folds, *RESULT_FILES]
 
 
 def _serialised(weights: Arrays) -> bytes:

@@ -347,16 +347,24 @@ def verify(folder: Path, names: Iterable[str] | None = None, *, name: str = MANI
     Raises ResourceError naming every file that is missing, not recorded, or of another size or
     SHA-256 than recorded. Other files are not looked at.
     """
-    recorded = read_manifest(folder, name=name)
-    wanted = sorted(recorded) if names is None else sorted(set(names))
-    faults = [_fault(folder, each, recorded.get(each)) for each in wanted]
-    lines = [f"{each}: {fault}" for each, fault in zip(wanted, faults, strict=True) if fault]
-    if lines:
+    names = set(read_manifest(folder, name=name) if names is None else names)
+    found = faults(folder, names, name=name)
+    if found:
         raise ResourceError(
-            f"{len(lines)} of {len(wanted)} files in {folder} are not as {name} records them\n"
-            + "\n".join(f"  {line}" for line in lines),
+            f"{len(found)} of {len(names)} files in {folder} are not as {name} records them\n"
+            + "\n".join(f"  {each}: {fault}" for each, fault in found.items()),
             hint="restore these files from a copy, or make them again",
         )
+
+
+def faults(
+    folder: Path, names: Iterable[str] | None = None, *, name: str = MANIFEST
+) -> dict[str, str]:
+    """Return what is wrong with each file of which `verify` would complain, by name."""
+    recorded = read_manifest(folder, name=name)
+    wanted = sorted(recorded) if names is None else sorted(set(names))
+    found = {each: _fault(folder, each, recorded.get(each)) for each in wanted}
+    return {each: fault for each, fault in found.items() if fault}
 
 
 def _record(folder: Path, name: str) -> Recorded:

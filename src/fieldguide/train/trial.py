@@ -128,7 +128,7 @@ def ways_to_try(
     """
     best = devices.choose_precision(precision, device)
     both = precision == "auto" and best == "bfloat16"
-    layouts: tuple[Layout, ...] = ("contiguous", "channels_last") if layout == "auto" else (layout,)
+    layouts = devices.choose_layouts(layout, device)
     precisions: tuple[Precision, ...] = ("bfloat16", "float32") if both else (best,)
     return tuple(Way(*pair) for pair in product(layouts, precisions))
 
