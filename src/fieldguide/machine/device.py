@@ -162,7 +162,7 @@ def choose_layouts(asked: Layout | Literal["auto"], device: torch.device) -> tup
 
     Raises `UsageError` for channels last on Apple's GPUs before torch 2.14: gradients are wrong.
     """
-    wrong = device.type == "mps" and torch.__version__ < (2, 14)
+    wrong = device.type == "mps" and torch.__version__ < "2.14"
     if wrong and asked == "channels_last":
         raise UsageError(
             f"`layout` = 'channels_last' trains wrongly on `mps` with torch {torch.__version__}",
