@@ -18,7 +18,7 @@ from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Note, Photo
 from fieldguide.photos.folders import scan
 from fieldguide.predict import inputs
-from fieldguide.storage import files
+from fieldguide.storage import files, shards
 from fieldguide.storage.shards import INDEX
 
 
@@ -68,7 +68,58 @@ def test_folders_within_tar_files_are_labels(tmp_path: Path, cache: Path) -> Non
 def test_of_several_pictures_in_a_sample_the_plain_one_is_used(tmp_path: Path, cache: Path) -> None:
     members = {"1.mask.png": jpeg(1), "1.jpg": jpeg(2), "1.cls": b"oak"}
     write_tar(tmp_path / "tars" / "1.tar", members)
-    assert scan(tmp_path / "tars").photos == (Photo("1/1.jpg", "oak"),)
+    found = scan(tmp_path / "tars")
+    assert found.photos == (Photo("1/1.jpg", "oak"),)
+    assert [note.message for note in found.notes] == [
+        "left out: 1 pictures beside the photo that their labels are of, such as masks"
+    ]
+
+
+def test_names_with_dots_keep_their_own_labels(tmp_path: Path, cache: Path) -> None:
+    said = {"IMG.0001": "oak", "IMG.0002": "elm", "IMG_7.crop_000": "fir", "IMG_7.crop_001": "oak"}
+    members = {}
+    for number, (name, label) in enumerate(said.items()):
+        members[f"{name}.jpg"] = jpeg(number)
+        members[f"{name}.json"] = json.dumps({"label": label}).encode()
+    members |= {"IMG_8.jpg": jpeg(8), "IMG_8.cls": b"fir", "IMG_8.crop.png": jpeg(9)}
+    members |= {"IMG_8.crop.cls": b"elm", "IMG_9.left.jpg": jpeg(10), "IMG_9.right.jpg": jpeg(11)}
+    members |= {"IMG_9.cls": b"yew", "IMG.0003.cls": b"yew", "IMG.0004.jpg": jpeg(12)}
+    write_tar(tmp_path / "tars" / "1.tar", members)
+    found = scan(tmp_path / "tars")
+    labels = {photo.path.removeprefix("1/"): photo.label for photo in found.photos}
+    assert labels == {f"{name}.jpg": label for name, label in said.items()} | {
+        "IMG_8.jpg": "fir",
+        "IMG_8.crop.png": "elm",
+        "IMG_9.left.jpg": "yew",
+        "IMG_9.right.jpg": "yew",
+    }
+    assert all(
+        pixels.read(found.file(photo)) == members[photo.path.removeprefix("1/")]
+        for photo in found.photos
+    )
+    notes = {note.kind: note for note in found.notes}
+    assert notes["empty-label"].path == "1/IMG.0004.jpg"  # another photo's labels are not its own
+    assert notes["samples"].message.startswith(
+        "5 photos whose names hold dots have labels of their"
+    )
+
+
+def test_an_index_of_another_rule_is_made_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {"IMG.0001.jpg": jpeg(1), "IMG.0001.cls": b"oak"}
+    write_tar(tmp_path / "tars" / "1.tar", members)
+    with monkeypatch.context() as patch:
+        patch.setattr("fieldguide.storage.shards._RULE", 0)
+        scan(tmp_path / "tars")
+    made: list[Path] = []
+    original = shards.write_index
+    monkeypatch.setattr(
+        shards, "write_index", lambda path, *a, **k: (made.append(path), original(path, *a, **k))
+    )
+    scan(tmp_path / "tars")
+    scan(tmp_path / "tars")
+    assert len(made) == 1
 
 
 def test_what_cannot_be_used_is_noted(tmp_path: Path, cache: Path) -> None:

@@ -62,5 +62,8 @@ def read_shards(index: shards.Index) -> Catalog:
 
 
 def left_out(index: shards.Index) -> tuple[Note, ...]:
-    """Return a note for each thing in the shards that is no photo."""
-    return tuple(Note("left-out", "", f"left out: {what}") for what in index.notes)
+    """Return a note for what in the shards is no photo, or no sample by WebDataset's own rule."""
+    return tuple(
+        Note("left-out" if what.startswith("left out") else "samples", "", what)
+        for what in index.notes
+    )

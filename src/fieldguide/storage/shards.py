@@ -39,6 +39,11 @@ FORMAT = 1
 
 _LABEL_BYTES = 1 << 20  # a file beside a photo that is larger says something else (taste)
 _OTHERS = 4 * 3600.0  # seconds that another process may take to read the shards (taste)
+_RULE = 2  # of what a photo of others' tar files is: an index made by another rule is made again
+_OWN = (
+    "photos whose names hold dots have labels of their own: a sample is what shares the name up to"
+    " the ending, where WebDataset's own rule would join all up to the first dot"
+)
 _ENDINGS = frozenset({".json", ".cls"})
 _SHARDS = frozenset({".tar", parquet.ENDING})
 
@@ -77,6 +82,7 @@ class Index:
     notes: tuple[str, ...]
     lines: mmap.mmap = field(repr=False, compare=False)
     start: int  # of the first photo's line, in bytes
+    rule: int = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield every photo by path in code-point order; DataError if the index is damaged."""
@@ -203,6 +209,7 @@ def _opened(path: Path, *_state: int) -> Index:
             tuple(header["notes"]),
             lines,
             start,
+            header.get("rule", 0),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, str(error)) from error
@@ -223,6 +230,7 @@ def write_index(
     """
     header = {
         "format": FORMAT,
+        "rule": _RULE,
         "folder": folder,
         "photos": photos,
         "notes": list(notes),
@@ -295,7 +303,9 @@ def _index_anew(
         else:
             found += _photos_of(path, number, shard.name, pictures, splits, left_out)
     found.sort(key=lambda entry: entry.path)
-    notes = [f"{count:,} {what}" for what, count in sorted(left_out.items())]
+    own = left_out.pop(_OWN, 0)
+    notes = [f"left out: {count:,} {what}" for what, count in sorted(left_out.items())]
+    notes += [f"{own:,} {_OWN}"] if own else []
     listed = [shard for _, shard in shards]
     write_index(place, listed, found, len(found), folder=str(folder), notes=notes)
 
@@ -307,7 +317,7 @@ def _copy(index: Path, shard: int) -> Path:
 
 def _fits(index: Index, shards: Sequence[Shard]) -> bool:
     """Return whether this is the index of the shards as they are, with all photos in place."""
-    return index.shards == tuple(shards) and all(
+    return (index.rule, index.shards) == (_RULE, tuple(shards)) and all(
         index.holder(number).is_file() for number in range(len(shards))
     )
 
@@ -338,11 +348,32 @@ def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
 
 @dataclass
 class _Sample:
-    """The files of one key, as they come."""
+    """The files of one key, as they come: WebDataset's sample, up to the first dot of a name.
+
+    Names that hold dots (`IMG.0001.jpg`, `IMG.crop_000.jpg`) make it several photos: a file of
+    labels belongs to the photo whose whole name it shares, up to the ending.
+    """
 
     key: str
     pictures: list[tuple[str, int, int, str]] = field(default_factory=list)
-    says: dict[str, Any] = field(default_factory=dict)
+    says: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name without the ending
+
+    def said_of(self, stem: str, left_out: Counter[str]) -> dict[str, Any] | None:
+        """Return what is said of the picture of that name; None if it only belongs to another."""
+        if stem in self.says:
+            if stem != self.key:
+                left_out[_OWN] += 1
+            return self.says[stem]
+        plain = any(_stem(inner) == self.key for inner, *_ in self.pictures)
+        if stem != self.key and plain and self.says:
+            left_out["pictures beside the photo that their labels are of, such as masks"] += 1
+            return None
+        near = (said for name, said in self.says.items() if name.startswith(f"{stem}."))
+        return self.says.get(self.key) or next(near, {})
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(PurePosixPath(name).suffix)
 
 
 def _photos_of(
@@ -357,16 +388,18 @@ def _photos_of(
     above, split = _above(name, splits)
     seen: set[str] = set()
     for sample in _samples(path, pictures, left_out):
-        plain = [each for each in sample.pictures if "." not in each[0][len(sample.key) + 1 :]]
-        for inner, offset, size, sha256 in plain or sample.pictures:
+        for inner, offset, size, sha256 in sample.pictures:
+            says = sample.said_of(_stem(inner), left_out)
+            if says is None:
+                continue
             if inner in seen:
                 left_out["photos whose name stands twice in a tar file"] += 1
                 continue
             seen.add(inner)
-            label = sample.says.get("label", PurePosixPath(inner).parent.name or None)
+            label = says.get("label", PurePosixPath(inner).parent.name or None)
             label = None if label is None else str(label)
-            group = None if sample.says.get("group") is None else str(sample.says["group"])
-            said = splits.get(str(sample.says.get("split", "")).lower(), split)
+            group = None if says.get("group") is None else str(says["group"])
+            said = splits.get(str(says.get("split", "")).lower(), split)
             place = (number, offset, size, sha256)
             yield Entry(f"{above}/{inner}", label, group, said, None, None, *place)
 
@@ -413,7 +446,7 @@ def _samples(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> It
             digest = hashlib.sha256(data()).hexdigest()
             sample.pictures.append((inner, member.offset_data, member.size, digest))
         elif ending in _ENDINGS and member.size <= _LABEL_BYTES:
-            sample.says |= _said(ending, data())
+            sample.says.setdefault(_stem(inner), {}).update(_said(ending, data()))
     yield sample
 
 
