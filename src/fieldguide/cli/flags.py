@@ -13,6 +13,7 @@ from fieldguide import recipe as recipes
 from fieldguide.cli import terminal
 from fieldguide.cli.display import Display
 from fieldguide.errors import UsageError
+from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
 from fieldguide.storage import addresses
 
@@ -127,10 +128,10 @@ class Columns(Lists):
     fold_column: str | None = None
 
     def read(self, photos: str) -> "Catalog":
-        """Read the catalog of a folder, a table or an address."""
+        """Read the catalog of a folder, a table or an address, and print how it was read."""
         from fieldguide.photos import sources
 
-        return sources.read(
+        catalog = sources.read(
             fetched(photos),
             path=self.path_column,
             label=self.label_column,
@@ -140,6 +141,10 @@ class Columns(Lists):
             root=self.root,
             encoding=self.encoding,
         )
+        if launch().rank == 0:
+            choose = "; --label-column, --group-column and --split-column choose others"
+            terminal.tell(catalog.told + choose * ("; not used: " in catalog.told))
+        return catalog
 
 
 TableFlags = Annotated[Columns, Parameter(name="*", group=Group("Tables", sort_key=90))]

@@ -142,6 +142,7 @@ def _environment(
     return {
         "photos": str(catalog.root.resolve()),
         "photos_found": len(catalog),
+        "collection": catalog.told,
         "command": list(command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {

@@ -7,7 +7,7 @@ picture.
 
 import csv
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import Literal
 from fieldguide.errors import DataError
 from fieldguide.storage import columns, files
 from fieldguide.storage.columns import Column, Records, Shared
-from fieldguide.words import quoted
+from fieldguide.words import count, quoted, some
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -90,12 +90,13 @@ class Catalog:
     """Photos in an order that does not depend on the file system, and notes about them.
 
     Photos of folders are ordered by split, label and path in code-point order, those of a table as
-    there.
+    there. `told` says in one line what was taken for labels, groups, splits and folds.
     """
 
     root: Path
     photos: Sequence[Photo]
     notes: tuple[Note, ...] = ()
+    told: str = ""
 
     def __len__(self) -> int:
         """The number of photos."""
@@ -143,6 +144,47 @@ class Files(Column[Path]):
 
     def _at(self, row: int) -> Path:
         return self.root / self.paths[row]
+
+
+def told(
+    photos: Iterable[Photo],
+    sources: Mapping[str, str],
+    *,
+    paths: str = "",
+    unused: Sequence[str] = (),
+) -> str:
+    """Return in one line what was read as what, with numbers.
+
+    `sources` says for each of label, group, split and fold where it comes from; what it lacks is
+    said to be none. `unused` are columns that nothing was taken from.
+    """
+    counts: dict[str, Counter[str]] = {
+        name: Counter() for name in ("label", "group", "split", "fold")
+    }
+    for photo in photos:
+        for name, counter in counts.items():
+            value = getattr(photo, name)
+            if value is not None:
+                counter[str(value)] += 1
+
+    def most(name: str) -> str:
+        return some([f"{value} {number:,}" for value, number in counts[name].most_common()], 3)
+
+    classes = count(len(counts["label"]), "class")
+    extents = {
+        "label": f"({classes}: {most('label')})",
+        "group": f"({len(counts['group']):,})",
+        "split": f"({most('split')})",
+        "fold": f"({len(counts['fold']):,})",
+    }
+    said = {
+        name: f"{sources[name]} {extents[name]}" if name in sources and counts[name] else "none"
+        for name in counts
+    }
+    parts = [f"labels: {said['label']}", f"groups: {said['group']}", f"split: {said['split']}"]
+    parts[1:1] = [f"paths: {paths}"] if paths else []
+    parts += [f"folds: {said['fold']}"] if "fold" in sources else []
+    return "; ".join(parts + ([f"not used: {', '.join(unused)}"] if unused else []))
 
 
 def require_trainable(catalog: Catalog) -> None:

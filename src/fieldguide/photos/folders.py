@@ -21,6 +21,7 @@ from fieldguide.photos.catalog import (
     in_columns,
     looking_alike,
     similar_classes,
+    told,
 )
 from fieldguide.photos.sharded import index_of, left_out, read_shards
 from fieldguide.storage import addresses
@@ -56,7 +57,8 @@ def scan(folder: str | Path) -> Catalog:
         raise _nothing_found(walk)
     photos.sort(key=lambda p: (SPLITS.index(p.split), p.label or "", p.path))
     walk.notes += similar_classes({p.label for p in photos if p.label is not None})
-    return Catalog(root, in_columns(photos), tuple(walk.all_notes()))
+    sources = {"label": "folders"} | ({"split": "folders"} if "train" in splits.values() else {})
+    return Catalog(root, in_columns(photos), tuple(walk.all_notes()), told(photos, sources))
 
 
 def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:

@@ -16,6 +16,7 @@ from fieldguide.photos.catalog import (
     Photo,
     in_columns,
     similar_classes,
+    told,
 )
 from fieldguide.storage import shards
 
@@ -58,7 +59,8 @@ def read_shards(index: shards.Index) -> Catalog:
 
     photos = found.take(sorted(range(len(rows)), key=turn))
     notes += similar_classes({each for each in photos.column("label") if each is not None})
-    return Catalog(index.path, photos, tuple(notes))
+    sources = dict.fromkeys(("label", "group", "split"), "shards")
+    return Catalog(index.path, photos, tuple(notes), told(photos, sources))
 
 
 def left_out(index: shards.Index) -> tuple[Note, ...]:

@@ -8,10 +8,12 @@ import csv
 import difflib
 import io
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fieldguide.errors import DataError, PhotosAway
@@ -25,24 +27,38 @@ from fieldguide.photos.catalog import (
     Split,
     in_columns,
     similar_classes,
+    told,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.storage import addresses, parquet
-from fieldguide.words import count, quoted
+from fieldguide.words import count, listed, quoted
+
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet such as .xlsx",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet such as .xls",
+    b"\x1f\x8b": "compressed by gzip",
+}
+NO_HEADER = "the first row is a photo, not names of columns: all rows are read"
+
+# Darwin Core's names of ranks, from wide to narrow. Beside others of them `class` is a rank.
+RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+BINOMIAL = "genus + species"  # a column made of both, where `species` holds epithets alone
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".tab"})
-
-_REQUIRED = ("path", "label")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: `rows` are (number, cells), and the header has the number 1."""
+    """A table as text: `rows` are (number, cells), and the header has the number 1.
+
+    Where the first row is a photo, `header` holds numbers from 1.
+    """
 
     name: str
     header: tuple[str, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
     separator: str = ","
+    headless: bool = False
 
 
 def read_table(
@@ -63,17 +79,16 @@ def read_table(
     image, ...; label, class, species, ...; group; split; fold). Separators `,` `;` tab and `|` are
     detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is given. Paths are absolute,
     relative to `root`, or to the table's folder; a file's ending may be left out, and a backslash
-    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels.
-
-    Rows without a label or a file are left out and noted. Raises DataError with the row for a
-    table that cannot be read, and with the nearest name for a missing column.
+    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels. Rows
+    without a label or a file are left out and noted. Raises DataError with the row for a table that
+    cannot be read, and with the nearest name for a missing column.
     """
     place = addresses.local(csv)
-    table = read_cells(place, encoding)
+    table = _with_binomials(read_cells(place, encoding))
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")
     wanted = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
-    columns = _find_columns(table, wanted, required=_REQUIRED if labelled else ("path",))
+    columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
     base = Path(place.parent if root is None else root).resolve()
@@ -82,13 +97,23 @@ def read_table(
             f"no such folder: {root}", hint="`root` is where the photos of the table lie"
         )
     finder = Finder(base)
-    notes: list[Note] = []
+    notes: list[Note] = [Note("no-header", "", NO_HEADER)] if table.headless else []
     photos = _photos_of_rows(table, columns, finder, notes, labelled)
+    missing = [note.path for note in notes if note.kind == "missing-file"]
+    if not photos and not missing:
+        raise DataError(f"{table.name}: no row has a label")
     if not photos:
-        raise _no_photo_found(table, notes, base)
+        windows = re.match(r"[A-Za-z]:[\\/]", missing[0])
+        raise PhotosAway(
+            f"{table.name}: none of the {count(len(missing), 'file')} was found below {base}:"
+            f" {quoted(missing)}",
+            hint="the paths are those of a Windows machine: write them from the photos' folder on"
+            if windows and os.name != "nt"
+            else "give the folder that the paths start from as `root`",
+        )
     notes += similar_classes({p.label for p in photos if p.label is not None})
     notes += finder.without_row()
-    return Catalog(base, in_columns(photos), tuple(notes))
+    return Catalog(base, in_columns(photos), tuple(notes), _told(table, columns, photos, base))
 
 
 def read_cells(place: Path, encoding: str | None = None) -> Table:
@@ -101,9 +126,16 @@ def read_cells(place: Path, encoding: str | None = None) -> Table:
     text = decoded(content_of(place), place.name, encoding)
     if not text.strip():
         raise DataError(f"the table is empty: {place}")
-    separator = "\t" if place.suffix.lower() in (".tsv", ".tab") else _separator(text)
-    rows = list(_parsed(place, text, separator))
-    header = tuple(rows[0][1])
+    if said := re.match(r"sep=(.)\r?\n", text):  # a spreadsheet's own line
+        separator, text = said[1], text[said.end() - 1 :]
+    else:
+        separator = "\t" if place.suffix.lower() in (".tsv", ".tab") else _separator(text)
+    rows = _without_empty_columns(list(_parsed(place, text, separator)))
+    header = rows[0][1]
+    headless = any(Path(cell.strip()).suffix.lower() in EXTENSIONS for cell in header)
+    if headless:
+        header = tuple(str(number) for number in range(1, len(header) + 1))
+        rows.insert(0, (0, header))
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{place.name}, row 1: column `{twice[0]}` stands there twice")
@@ -114,7 +146,19 @@ def read_cells(place: Path, encoding: str | None = None) -> Table:
                 f" the header has {len(header)}",
                 hint="put cells that hold the separator into double quotes",
             )
-    return Table(place.name, header, tuple(rows[1:]), separator)
+    return Table(place.name, header, tuple(rows[1:]), separator, headless)
+
+
+def _without_empty_columns(
+    rows: list[tuple[int, tuple[str, ...]]],
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Return the rows without columns at the right that have no name and no cell."""
+    width = len(rows[0][1])
+    while width > 1 and not rows[0][1][width - 1]:
+        width -= 1
+    if any(any(cells[width:]) for _, cells in rows):
+        return rows
+    return [(number, cells[:width]) for number, cells in rows]
 
 
 def content_of(place: Path) -> bytes:
@@ -130,9 +174,15 @@ def content_of(place: Path) -> bytes:
 def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
     """Return the text of a table or list called `name`, without a mark at its start.
 
-    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` is given; `errors` is that of
-    `bytes.decode`. Raises DataError with the row for anything else.
+    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` is given. Raises DataError with
+    the row for anything else.
     """
+    for magic, what in _NO_TEXT.items():
+        if data.startswith(magic):
+            raise DataError(
+                f"{name}: {what}, not a table in plain text",
+                hint="save it as CSV in UTF-8, as a spreadsheet program can",
+            )
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     codec = encoding or ("utf-16" if utf16 else "utf-8-sig")
     try:
@@ -155,14 +205,16 @@ def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "
             f"{name}, row {row}: a NUL byte, so this is not a table in plain text",
             hint="save it as CSV in UTF-8",
         )
-    return text
+    return text if "\n" in text else text.replace("\r", "\n")  # as old Macintoshes end lines
 
 
 def _separator(text: str) -> str:
     """Return the separator that cuts the header into most cells; a comma if none cuts it."""
     header = text.partition("\n")[0]
-    counts = {s: len(next(csv.reader([header], delimiter=s), [])) for s in ",;\t|"}
-    return max(counts, key=lambda s: counts[s])
+    with suppress(csv.Error):  # of a cell too long: who reads the rows says so
+        counts = {s: len(next(csv.reader([header], delimiter=s), [])) for s in ",;\t|"}
+        return max(counts, key=lambda s: counts[s])
+    return ","
 
 
 def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -186,9 +238,14 @@ def _find_columns(
 ) -> dict[str, int]:
     """Map roles to column numbers: by the user's names, usual names, or as the only choice."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
-    for role in USUAL_NAMES:
-        if role not in columns:
-            columns |= _usual(table, role, set(columns.values()))
+    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
+    for role, names in USUAL_NAMES.items():
+        usual = [plain.index(name) for name in names if name in plain]
+        free = [column for column in usual if column not in columns.values()]
+        if role == "label":
+            free = _labels_among(table, free, plain) if role in required else free
+        if role not in columns and free:
+            columns[role] = free[0]
     for role in required:
         if role not in columns:
             columns |= _only_sensible(table, role, set(columns.values()))
@@ -199,6 +256,64 @@ def _find_columns(
             hint=f"say which column is the {missing[0]}; the first row must name the columns",
         )
     return columns
+
+
+def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[int]:
+    """Return the column of the label, of all with usual names, or none; DataError if they compete.
+
+    Of Darwin Core's ranks it is the species, as a binomial where its column holds epithets alone.
+    Columns that stand for each other, as numbers and names of classes, do not compete.
+    """
+    if BINOMIAL in table.header:
+        return [table.header.index(BINOMIAL)]
+    if sum(name in plain for name in RANKS) > 1:
+        usual = [column for column in usual if plain[column] != "class"]
+    if len(usual) < 2:
+        return usual
+    first = [cells[usual[0]] for _, cells in table.rows]
+    for column in usual[1:]:
+        pairs = {*zip(first, (cells[column] for _, cells in table.rows), strict=True)}
+        if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
+            names = listed([f"`{table.header[each]}`" for each in usual])
+            raise DataError(
+                f"{table.name}: {names} may each be the labels",
+                hint=f"say which with --label-column, such as `{table.header[usual[0]]}`"
+                " (`label` in Python)",
+            )
+    return usual
+
+
+def _with_binomials(table: Table) -> Table:
+    """Return the table with a column of `genus + species`, where species are epithets alone."""
+    plain = [name.casefold() for name in table.header]
+    if not {"genus", "species"} <= {*plain}:
+        return table
+    genus, species = plain.index("genus"), plain.index("species")
+    epithets = [cells[species].strip() for _, cells in table.rows]
+    if any(" " in each or each[:1].isupper() for each in epithets):
+        return table
+    rows = tuple(
+        (number, (*cells, f"{cells[genus].strip()} {epithet}" if epithet else ""))
+        for (number, cells), epithet in zip(table.rows, epithets, strict=True)
+    )
+    return replace(table, header=(*table.header, BINOMIAL), rows=rows)
+
+
+def _told(table: Table, columns: Mapping[str, int], photos: Sequence[Photo], base: Path) -> str:
+    """Return what every column was taken for."""
+    names = {role: f"column {table.header[column]}" for role, column in columns.items()}
+    used = {*columns.values()}
+    if BINOMIAL in table.header:
+        used |= {table.header.index(BINOMIAL)}
+        if names.get("label") == f"column {BINOMIAL}":
+            plain = [name.casefold() for name in table.header]
+            used |= {plain.index("genus"), plain.index("species")}
+    unused = [
+        f"{name} ({count(len({cells[column] for _, cells in table.rows}), 'value')})"
+        for column, name in enumerate(table.header)
+        if column not in used
+    ]
+    return told(photos, names, paths=f"{names['path']} below {base}", unused=unused)
 
 
 def _named(table: Table, name: str) -> int:
@@ -213,14 +328,6 @@ def _named(table: Table, name: str) -> int:
 
 def _all_names(table: Table) -> str:
     return ", ".join(f"`{name}`" for name in table.header)
-
-
-def _usual(table: Table, role: str, taken: set[int]) -> dict[str, int]:
-    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
-    for name in USUAL_NAMES[role]:
-        if name in plain and plain.index(name) not in taken:
-            return {role: plain.index(name)}
-    return {}
 
 
 def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
@@ -244,6 +351,8 @@ def _photos_of_rows(
         where = f"{table.name}, row {number}"
         split = _split_of(row, where) if labelled else "test"
         label = row.get("label") or None
+        if label is not None and not label.strip():
+            label = None
         path = finder.find(row["path"])
         if path is None:
             notes.append(Note("missing-file", row["path"], f"row {number}: file not found"))
@@ -279,32 +388,17 @@ def _fold_of(row: Mapping[str, str], split: Split, where: str) -> int | None:
     return int(text)
 
 
-def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataError:
-    missing = [note.path for note in notes if note.kind == "missing-file"]
-    if not missing:
-        return DataError(f"{table.name}: no row has a label")
-    return PhotosAway(
-        f"{table.name}: none of the {count(len(missing), 'file')} was found below {base}:"
-        f" {quoted(missing)}",
-        hint="give the folder that the paths start from as `root`",
-    )
-
-
 class Finder:
-    """A finder of the files that a table names; it lists each folder at most once.
-
-    Paths are absolute or relative to `base`, an absolute path.
-    """
+    """A finder of the files that a table names; it lists each folder at most once."""
 
     def __init__(self, base: Path) -> None:
-        self._base = base
+        self._base = base  # absolute; other paths are relative to it
         self._names: dict[Path, dict[str, list[str]]] = {}
         self._found: set[Path] = set()
 
     def find(self, text: str) -> str | None:
         """Return the photo's path as the catalog keeps it, or None if there is no such file."""
-        place = self.file(text)
-        if place is None:
+        if (place := self.file(text)) is None:
             return None
         self._found.add(place)
         return _relative(place, self._base)
@@ -334,8 +428,7 @@ class Finder:
         place = Path(os.path.normpath(self._base / spelling))
         if answer_of(place.is_file):
             return place
-        names = self._names_in(place.parent)
-        alike = names.get(_key(place.name), [])
+        alike = self._names_in(place.parent).get(_key(place.name), [])
         return place.with_name(alike[0]) if len(alike) == 1 else None
 
     def _names_in(self, folder: Path) -> dict[str, list[str]]:

@@ -79,7 +79,7 @@ def read(
             case "folder":
                 inputs += _of_folder(source, recursive, with_folder=len(found) > 1)
             case "table":
-                inputs += _of_table(source, path_column, root, encoding)
+                inputs += _of_table(source, path_column, root, encoding, notice)
             case "list":
                 inputs += _of_list(source, root, encoding)
             case _:
@@ -140,9 +140,15 @@ def _of_folder(source: _Source, recursive: bool, with_folder: bool) -> list[Inpu
 
 
 def _of_table(
-    source: _Source, column: str | None, root: str | Path | None, encoding: str | None
+    source: _Source,
+    column: str | None,
+    root: str | Path | None,
+    encoding: str | None,
+    notice: Callable[[str], None],
 ) -> list[Input]:
     table = tables.read_cells(source.place, encoding)
+    if table.headless:
+        notice(f"{table.name}: {tables.NO_HEADER}")
     if not table.rows and column is None:  # nothing shows the column
         return []
     number = tables.path_column(table, column)

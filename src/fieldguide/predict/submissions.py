@@ -97,6 +97,11 @@ def _as_sample(
     inputs: Sequence[Input], classes: Sequence[str], sample: Path, id: Id
 ) -> tuple[Submission, list[Input]]:
     table = read_cells(sample)
+    if table.headless:
+        raise DataError(
+            f"{sample}: the first row is a photo, not names of columns",
+            hint="put the header of the grader's sample above it",
+        )
     probabilities = _wants_probabilities(table, classes)
     keys = _keys_of(table)
 

@@ -77,6 +77,7 @@ def section(run: Run) -> Markup:
     examples, why_none = _examples(run)
     return fragment(
         "collection.html",
+        read_as=run.environment.get("collection", ""),
         parts=part_counts(run.catalog),
         counts_chart=_counts_figure(counts),
         thin=counts[-1:-6:-1] if len(counts) > NAMED_BARS else [],

@@ -453,6 +453,7 @@ def summary(run: Run) -> dict[str, Any]:
         "complete": run.done == list(range(run.recipe.folds)),
         "classes": len(run.classes),
         "photos": scores.photos,
+        "collection": run.environment.get("collection", ""),  # older versions did not keep it
         "folds": run.recipe.folds,
         "replicas": run.recipe.replicas,
         "accuracy": scores.accuracy,
