@@ -24,8 +24,7 @@ View = Literal["flips", "crops", "scales"]
 # Enlargement of the second scale of `scales`: about what the usual crop of 7/8 leaves out.
 SECOND_SCALE = 1.15
 
-# Longer pictures are cut before they are resized. Taste: far from any photograph.
-LONGEST = 16
+LONGEST = 16  # times as long as wide: longer pictures are cut before they are resized (taste)
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,9 @@ class Normaliser:
         return normalised.sub_(self.centre).mul_(self.factor)
 
     def _make_room(self, images: Tensor) -> None:
-        """Make memory for n pictures, and repeat the constants for each pixel.
+        """Make memory for n pictures; with channels last, repeat the constants for each pixel.
 
-        With channels last, three constants that are repeated for each pixel take six times as long.
+        Three constants that torch repeats would take six times as long.
         """
         with torch.inference_mode(False):  # what is made in that mode may not be used outside
             batches = images.ndim == 4

@@ -115,13 +115,11 @@ def decode(
 ) -> Frame:
     """Return the picture in the bytes of a file.
 
-    `shorter_side` (pixels) allows faster decoding of a JPEG at 1/2, 1/4 or 1/8 of its size, as long
-    as its shorter side keeps at least that many pixels. `truncated="keep"` accepts a picture whose
-    data end early or are damaged: the rest stays grey or black. A JPEG that lacks only its last
-    bytes is always accepted, with a warning.
-
-    Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF,
-    JPEG 2000, PPM; HEIC with the extra `heic`.
+    `shorter_side` (pixels) allows faster decoding of a JPEG at 1/2, 1/4 or 1/8 of its size if its
+    shorter side keeps that many pixels. `truncated="keep"` accepts a picture whose data end early
+    or are damaged: the rest stays grey or black. A JPEG that lacks only its last bytes is always
+    accepted, with a warning. Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF,
+    BMP, TIFF, WebP, AVIF, JPEG 2000, PPM; HEIC with the extra `heic`.
     """
     kind = _kind(data)
     try:
@@ -367,30 +365,8 @@ class _Portions(io.BytesIO):
 # --- PNG ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Png:
-    """A PNG file reduced to the chunks that make its pixels."""
-
-    clean: bytes
-    orientation: int
-    frames: int
-    closed: bool  # the closing chunk is there
-    intact: bool  # the checksums agree
-
-
 def _decode_png(data: bytes, truncated: Truncated) -> Frame:
-    png = _strip_png(data)
-    if not png.intact and truncated == "refuse":
-        raise UnreadablePhoto("damaged")
-    picture = PngImageFile(io.BytesIO(png.clean))
-    _refuse_size(*picture.size, DECODED_LIMIT)
-    warning = _load_pixels(picture, truncated)
-    if not warning and not png.closed:
-        warning = "the last bytes are missing"
-    return _frame(picture, picture.size, png.orientation, png.frames, warning)
-
-
-def _strip_png(data: bytes) -> _Png:
+    """Decode the chunks that make the pixels, without the others."""
     kept = [data[:8]]
     orientation, frames, intact, closed = 1, 1, True, False
     for name, content, checksum in _chunks(data):
@@ -405,7 +381,14 @@ def _strip_png(data: bytes) -> _Png:
         closed |= name == b"IEND"
     if closed:
         kept.append(b"\0\0\0\0IEND\xaeB`\x82")
-    return _Png(b"".join(kept), orientation, frames, closed, intact)
+    if not intact and truncated == "refuse":
+        raise UnreadablePhoto("damaged")
+    picture = PngImageFile(io.BytesIO(b"".join(kept)))
+    _refuse_size(*picture.size, DECODED_LIMIT)
+    warning = _load_pixels(picture, truncated)
+    if not warning and not closed:
+        warning = "the last bytes are missing"
+    return _frame(picture, picture.size, orientation, frames, warning)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
@@ -501,7 +484,8 @@ def _decode_heic(data: bytes) -> Frame:
             "HEIC needs an extra", hint="install `fieldguide[heic]`, or convert the photos to JPEG"
         ) from error
     container = pillow_heif.open_heif(io.BytesIO(data))
-    _refuse_size(*container.size, DECODED_LIMIT)
+    width, height = container.size
+    _refuse_size(width, height, DECODED_LIMIT)
     image = _rgb(container.to_pillow())  # libheif has turned it upright
     return Frame(image, image.width, image.height, len(container))
 

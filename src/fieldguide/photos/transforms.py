@@ -86,7 +86,7 @@ class TrainingTransform:
         if settings.color_jitter and not _misses(generator, settings.color_jitter):
             planes = _jittered(planes, settings.jitter, generator)
         if settings.grayscale and not _misses(generator, settings.grayscale):
-            planes = _grey(planes)
+            planes = np.stack([_luma(_levels(planes), "pillow").astype(np.uint8)] * 3)
         if settings.policy != "none":
             policy = _POLICIES[settings.policy]
             planes = policy(planes, self.operations, settings.interpolation, generator)
@@ -118,9 +118,9 @@ class EvaluationTransform:
 def training(settings: Augmentation, mean: tuple[float, float, float]) -> TrainingTransform:
     """Return the counterpart of torchvision's transforms of these settings.
 
-    The draws are equal. So are the pixels, but for the resampling (torch's integers against
-    Pillow's: at most 1 level, bicubic 4), sums in float32 and, one pixel in a hundred, the hue of a
-    jitter (one of Pillow's 255 steps). A policy may spread such a level, as equalising does.
+    The draws are equal. So are the pixels, but for the resampling (at most 1 level, bicubic 4),
+    sums in float32 and, one pixel in a hundred, the hue of a jitter (one of Pillow's 255 steps). A
+    policy may spread such a level, as equalising does.
     """
     red, green, blue = (int(np.float32(255 * channel)) for channel in mean)
     operations = _operations(settings.policy, settings.size)
@@ -306,11 +306,6 @@ def _luma(levels: Levels, arithmetic: Arithmetic) -> Plane:
         grey *= np.float32(2**-16)
     np.floor(grey, out=grey)
     return grey
-
-
-def _grey(planes: Planes) -> Planes:
-    grey = _luma(_levels(planes), "pillow").astype(np.uint8)
-    return np.stack([grey, grey, grey])
 
 
 def _hue(levels: Levels, turn: float) -> Levels:
@@ -581,9 +576,8 @@ def _trivialaugment(
 def _augmix(
     planes: Planes, operations: Operations, interpolation: Interpolation, generator: Generator
 ) -> Planes:
-    """Mix three chains of one to three operations with the picture (Hendrycks et al., AugMix,
-    2020). Works on tensors, which torchvision cannot rotate bicubically.
-    """
+    """Mix three chains of 1 to 3 operations with the picture (Hendrycks et al., AugMix, 2020)."""
+    # It works on tensors, which torchvision cannot rotate bicubically.
     manner = Manner("bilinear" if interpolation == "bicubic" else interpolation, "torch")
     planes = np.ascontiguousarray(planes)
     own, others = torch._sample_dirichlet(torch.ones(1, 2), generator=generator)[0]
@@ -642,10 +636,7 @@ _CHANGES: dict[str, Callable[[Planes, float, Manner], Planes]] = {
 
 
 def _operations(policy: Policy, size: int) -> Operations:
-    """Return a policy's operations, in torchvision's order, with the magnitudes it can draw.
-
-    Magnitudes are those of the papers' tables; RandAugment's is the one of index 9.
-    """
+    """Return a policy's operations, in torchvision's order, with the magnitudes of the papers."""
     if policy == "randaugment":
         places = _places(0.3, 150 / 331 * size, 30.0, 31)
         all_of_them = [Operation("Identity"), *places, *_tones(0.9, 31), *_tables(8, 4, 31)]

@@ -39,8 +39,8 @@ from fieldguide.analysis import calibration, metrics
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
 from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.folders import root_of
 from fieldguide.photos.folds import Fold
-from fieldguide.photos.sharded import root_of
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.storage import files
 from fieldguide.train.result import Arrays, TrainedFold
