@@ -32,8 +32,6 @@ from fieldguide.words import count, quoted
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".tab"})
 
-_REQUIRED = ("path", "label")
-
 
 @dataclass(frozen=True)
 class Table:
@@ -63,17 +61,16 @@ def read_table(
     image, ...; label, class, species, ...; group; split; fold). Separators `,` `;` tab and `|` are
     detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is given. Paths are absolute,
     relative to `root`, or to the table's folder; a file's ending may be left out, and a backslash
-    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels.
-
-    Rows without a label or a file are left out and noted. Raises DataError with the row for a
-    table that cannot be read, and with the nearest name for a missing column.
+    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels. Rows
+    without a label or a file are left out and noted. Raises DataError with the row for a table that
+    cannot be read, and with the nearest name for a missing column.
     """
     place = addresses.local(csv)
     table = read_cells(place, encoding)
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")
     wanted = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
-    columns = _find_columns(table, wanted, required=_REQUIRED if labelled else ("path",))
+    columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
     base = Path(place.parent if root is None else root).resolve()
@@ -84,8 +81,15 @@ def read_table(
     finder = Finder(base)
     notes: list[Note] = []
     photos = _photos_of_rows(table, columns, finder, notes, labelled)
+    missing = [note.path for note in notes if note.kind == "missing-file"]
+    if not photos and not missing:
+        raise DataError(f"{table.name}: no row has a label")
     if not photos:
-        raise _no_photo_found(table, notes, base)
+        raise DataError(
+            f"{table.name}: none of the {count(len(missing), 'file')} was found below {base}:"
+            f" {quoted(missing)}",
+            hint="give the folder that the paths start from as `root`",
+        )
     notes += similar_classes({p.label for p in photos if p.label is not None})
     notes += finder.without_row()
     return Catalog(base, in_columns(photos), tuple(notes))
@@ -129,8 +133,8 @@ def content_of(place: Path) -> bytes:
 def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
     """Return the text of a table or list called `name`, without a mark at its start.
 
-    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` is given; `errors` is that of
-    `bytes.decode`. Raises DataError with the row for anything else.
+    UTF-16 is known by its mark, all else is UTF-8 unless `encoding` is given. Raises DataError with
+    the row for anything else.
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     codec = encoding or ("utf-16" if utf16 else "utf-8-sig")
@@ -185,9 +189,12 @@ def _find_columns(
 ) -> dict[str, int]:
     """Map roles to column numbers: by the user's names, usual names, or as the only choice."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
-    for role in USUAL_NAMES:
-        if role not in columns:
-            columns |= _usual(table, role, set(columns.values()))
+    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
+    for role, names in USUAL_NAMES.items():
+        usual = [plain.index(name) for name in names if name in plain]
+        free = [column for column in usual if column not in columns.values()]
+        if role not in columns and free:
+            columns[role] = free[0]
     for role in required:
         if role not in columns:
             columns |= _only_sensible(table, role, set(columns.values()))
@@ -212,14 +219,6 @@ def _named(table: Table, name: str) -> int:
 
 def _all_names(table: Table) -> str:
     return ", ".join(f"`{name}`" for name in table.header)
-
-
-def _usual(table: Table, role: str, taken: set[int]) -> dict[str, int]:
-    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
-    for name in USUAL_NAMES[role]:
-        if name in plain and plain.index(name) not in taken:
-            return {role: plain.index(name)}
-    return {}
 
 
 def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
@@ -278,32 +277,17 @@ def _fold_of(row: Mapping[str, str], split: Split, where: str) -> int | None:
     return int(text)
 
 
-def _no_photo_found(table: Table, notes: Sequence[Note], base: Path) -> DataError:
-    missing = [note.path for note in notes if note.kind == "missing-file"]
-    if not missing:
-        return DataError(f"{table.name}: no row has a label")
-    return DataError(
-        f"{table.name}: none of the {count(len(missing), 'file')} was found below {base}:"
-        f" {quoted(missing)}",
-        hint="give the folder that the paths start from as `root`",
-    )
-
-
 class Finder:
-    """A finder of the files that a table names; it lists each folder at most once.
-
-    Paths are absolute or relative to `base`, an absolute path.
-    """
+    """A finder of the files that a table names; it lists each folder at most once."""
 
     def __init__(self, base: Path) -> None:
-        self._base = base
+        self._base = base  # absolute; other paths are relative to it
         self._names: dict[Path, dict[str, list[str]]] = {}
         self._found: set[Path] = set()
 
     def find(self, text: str) -> str | None:
         """Return the photo's path as the catalog keeps it, or None if there is no such file."""
-        place = self.file(text)
-        if place is None:
+        if (place := self.file(text)) is None:
             return None
         self._found.add(place)
         return _relative(place, self._base)
@@ -333,8 +317,7 @@ class Finder:
         place = Path(os.path.normpath(self._base / spelling))
         if answer_of(place.is_file):
             return place
-        names = self._names_in(place.parent)
-        alike = names.get(_key(place.name), [])
+        alike = self._names_in(place.parent).get(_key(place.name), [])
         return place.with_name(alike[0]) if len(alike) == 1 else None
 
     def _names_in(self, folder: Path) -> dict[str, list[str]]:
