@@ -21,16 +21,10 @@ Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
 Mix = Literal["none", "cutmix", "mixup", "either"]
 View = Literal["flips", "crops", "scales"]
 
-# A large JPEG may be decoded at a fraction of its size, down to this many times the resized side:
-# the resize that follows still halves it, and so smooths what the decoder left rough.
-DECODED_SIDES = 2
-
-# Enlargement of the second scale of `scales`: about what the usual crop of 7/8 leaves out, so that
-# its centre fills the input.
+# Enlargement of the second scale of `scales`: about what the usual crop of 7/8 leaves out.
 SECOND_SCALE = 1.15
 
-# Longer pictures are cut before they are resized. Taste: far from any photograph.
-LONGEST = 16
+LONGEST = 16  # times as long as wide: longer pictures are cut before they are resized (taste)
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def view_transform(
 
 def decoded_side(side: int) -> int:
     """Return the shorter side (pixels) that a decoder must leave for a resize to `side`."""
-    return DECODED_SIDES * side
+    return 2 * side  # the resize still halves it, and so smooths what the decoder left rough
 
 
 def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:
@@ -82,9 +76,8 @@ def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:
 class Normaliser:
     """A function from pictures of 8 bits to a network's input: less `mean`, over `std` (in [0, 1]).
 
-    The next call reuses the memory of its result: three passes over it are 28 times faster than
-    expressions that make new tensors (9 against 256 µs a picture of 128 pixels). The layout in
-    memory is the one asked for.
+    The next call reuses the memory of its result: that is 28 times faster than new tensors (9
+    against 256 µs a picture of 128 pixels).
     """
 
     def __init__(
@@ -112,9 +105,9 @@ class Normaliser:
         return normalised.sub_(self.centre).mul_(self.factor)
 
     def _make_room(self, images: Tensor) -> None:
-        """Make memory for n pictures, and repeat the constants for each pixel.
+        """Make memory for n pictures; with channels last, repeat the constants for each pixel.
 
-        With channels last, three constants that are repeated for each pixel take six times as long.
+        Three constants that torch repeats would take six times as long.
         """
         with torch.inference_mode(False):  # what is made in that mode may not be used outside
             batches = images.ndim == 4

@@ -1,8 +1,7 @@
 """Batches of photos whose content depends only on the request.
 
-A `Draw` names a photo and the seed of its random changes. The caller lists the draws of a batch;
-threads turn draws into pixels and know nothing of epochs, replicas or folds. So any number of
-threads and any resume give the same pixels.
+The caller lists the draws of a batch; threads turn draws into pixels and know nothing of epochs,
+replicas or folds. So any number of threads and any resume give the same pixels.
 """
 
 import os
@@ -37,25 +36,18 @@ _NO_IMAGES = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
 
 
 class Draw(NamedTuple):
-    """A photo by its number in the collection, and the seed of its random changes.
-
-    Without a seed it is for evaluation, and not changed.
-    """
+    """A photo by its number in the collection, and the seed of its random changes."""
 
     photo: int
-    seed: int | None
+    seed: int | None  # None: for evaluation, without changes
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The way from files to pictures: all that decides the pixels that a store keeps.
+    """The way from files to pictures: all that decides the pixels that a store keeps."""
 
-    `side`: the most pixels of the shorter side; None: as in the file, or what the decoder leaves of
-    `decoded` (see `pixels.decode`).
-    """
-
-    decoded: int
-    side: int | None
+    decoded: int  # the `shorter_side` of `pixels.decode`
+    side: int | None  # the most pixels of the shorter side; None: as decoded
     interpolation: Interpolation
     truncated: pixels.Truncated
 
@@ -81,27 +73,21 @@ class Decoding:
 
 @dataclass
 class Batch:
-    """The photos of one step, in the order of the request.
-
-    `photos`: numbers in the collection; `missing`: the number of training photos that have become
-    unreadable and were replaced by another of the batch; `unreadable`: photos left out, if that is
-    allowed, each with the reason.
-    """
+    """The photos of one step, in the order of the request."""
 
     images: UInt8[Tensor, "n *views 3 size size"]
-    photos: Int[Tensor, " n"]
-    missing: int = 0
-    unreadable: tuple[tuple[int, str], ...] = ()
+    photos: Int[Tensor, " n"]  # numbers in the collection
+    missing: int = 0  # training photos, now unreadable, replaced by another of the batch
+    unreadable: tuple[tuple[int, str], ...] = ()  # those left out, if allowed, with the reason
 
 
 @dataclass(frozen=True)
 class Pictures:
     """The photos of a collection as batches of pixels: `pictures[draws]`.
 
-    `training` turns a picture and a seed into the network's view, `evaluation` a picture alone.
     `lenient`: unreadable photos are left out of their batch and named in it. A `store` keeps
-    decoded photos under their `keys`, one for each file; it changes no pixel. If `folder`, which
-    holds all photos, is gone, readers call `notice` and wait, then raise `ResourceError`.
+    decoded photos under their `keys`, one for each file. If `folder`, which holds all photos, is
+    gone, readers call `notice` and wait, then raise `ResourceError`.
     """
 
     files: Sequence[Path]
@@ -164,10 +150,10 @@ class Pictures:
         """Return the photo's pixels, from the store if it has them."""
         if self.store is None:
             return self._read(self.files[photo])
-        kept = self.store.get(self.keys[photo])
-        if kept is None:
+        key = self.keys[photo]
+        if (kept := self.store.get(key)) is None:
             kept = self._read(self.files[photo])
-            self.store.put(self.keys[photo], kept)
+            self.store.put(key, kept)
         return kept
 
     def _read(self, path: Path) -> Picture:
@@ -265,8 +251,7 @@ class Plan(Column[list[Draw]]):
     def shared(self, rank: int, ranks: int, least: int = 2) -> "Plan":
         """Return one rank's share of each batch, in size as equal as can be.
 
-        If a batch has fewer than `least` photos for each, the last ranks have none. A single photo
-        would have no variance for a batch norm of its own.
+        If a batch has fewer than `least` photos for each, the last ranks have none.
         """
         shared = []
         for part in self.parts:
@@ -310,9 +295,9 @@ def streamed(
 ) -> NDArray[np.int64]:
     """Return the rows shard after shard, mixed within a buffer.
 
-    The shards, `places[:, 0]`, come in a random order, and each is read from start to end by
-    offset, `places[:, 1]`. Each next row is drawn from `buffer` rows, and the following row takes
-    its place: 1 leaves the order as it is, `len(rows)` mixes all. Source: A. Aizman, G. Maltby,
+    The shards, `places[:, 0]`, come in a random order, each by offset, `places[:, 1]`. Each next
+    row is drawn from `buffer` rows, and the following row takes its place: 1 leaves the order as it
+    is, `len(rows)` mixes all. Source: A. Aizman, G. Maltby,
     T. Breuel, "High Performance I/O For Large Scale Deep Learning", IEEE Big Data 2019.
     """
     rank = generator.permutation(places[:, 0].max(initial=0) + 1)  # of each shard
@@ -331,8 +316,8 @@ def streamed(
 def steps_in_epoch(photos: int, batch_size: int) -> int:
     """Return the number of batches in an epoch.
 
-    No batch has a single photo, without variance for batch norm, unless `batch_size` is 1: with
-    `batch_size` = 2 and an odd number of photos, one batch holds three.
+    Unless `batch_size` is 1, no batch has a single photo, without variance for batch norm: of an
+    odd number with `batch_size` = 2, one batch holds three.
     """
     steps = -(-photos // batch_size)
     return steps if batch_size == 1 else max(min(steps, photos // 2), 1)
@@ -349,10 +334,9 @@ def share_of(
 ) -> NDArray[np.int64]:
     """Return the rows that a replica trains on in an epoch if replicas share the photos.
 
-    The shares partition the rows; in size, and in the number of each class, they differ by one at
-    most: photos are dealt out class by class, in a new order each epoch. So replicas together see
-    every photo once an epoch (Stich, "Local SGD converges fast and communicates little", ICLR
-    2019), and in time each sees all. `targets` are class numbers by row.
+    The shares partition the rows (Stich, "Local SGD converges fast and communicates little", ICLR
+    2019); in size, and in the number of each class, they differ by one at most: photos are dealt
+    out class by class, in a new order each epoch. `targets` are class numbers by row.
     """
     generator = np.random.default_rng(derive_seed(seed, "shares", epoch))
     shuffled = generator.permutation(rows)

@@ -1,8 +1,7 @@
 """The table of photographs: one row a photo, with its labels.
 
 Oddities found while reading become `Note`s; faults that make the rest unusable are DataErrors.
-Knows nothing of where the rows come from, nor of pixels: `inspect` finds out whether a file holds a
-picture.
+Knows nothing of where the rows come from, nor of pixels.
 """
 
 import csv
@@ -87,10 +86,9 @@ class Note:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Photos in an order that does not depend on the file system, and notes about them.
+    """The photos: of folders by split, label and path (code points), of a table in its order.
 
-    Photos of folders are ordered by split, label and path in code-point order, those of a table as
-    there. `told` says in one line what was taken for labels, groups, splits and folds.
+    `told` says in one line what was taken for labels, groups, splits and folds.
     """
 
     root: Path

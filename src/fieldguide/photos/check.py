@@ -20,8 +20,6 @@ from fieldguide.storage.columns import Records
 from fieldguide.words import quoted
 
 T = TypeVar("T")
-
-
 Finding = Note  # faults of photos have the same fields as oddities of their names
 
 
@@ -58,8 +56,8 @@ def _readable(facts: Records[Facts]) -> Iterator[int]:
     return (row for row, problem in enumerate(facts.column("problem")) if not problem)
 
 
-def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
-    """Yield the rows of pictures whose files have the same bytes."""
+def _same_files(facts: Records[Facts]) -> Iterable[list[int]]:
+    """Return the rows of pictures whose files have the same bytes."""
     first_of: dict[str, int] = {}
     rows_of: dict[int, list[int]] = {}
     hashes = facts.column("sha256")
@@ -67,7 +65,7 @@ def _same_files(facts: Records[Facts]) -> Iterator[list[int]]:
         first = first_of.setdefault(hashes[row], row)
         if first != row:
             rows_of.setdefault(first, [first]).append(row)
-    return iter(rows_of.values())
+    return rows_of.values()
 
 
 _RARE = 100  # times fewer photos than the largest class: then plain accuracy hides a class (taste)
@@ -109,7 +107,11 @@ def findings(
 
 
 def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> Iterator[Finding]:
-    for row in _odd_rows(facts, min_size):
+    names = ("problem", "warning", "width", "height")
+    each = zip(*(facts.column(name) for name in names), strict=True)
+    for row, (problem, warning, width, height) in enumerate(each):
+        if not problem and not warning and min(width, height) >= min_size:
+            continue  # nearly all: their facts are not gathered
         path, fact = catalog.photos[row].path, facts[row]
         if fact.problem:
             kind = "truncated" if fact.problem == "truncated" else "unreadable"
@@ -124,14 +126,6 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
     if several:
         message = f"files with several pictures; the first is used: {quoted(several)}"
         yield Finding("several-frames", several[0], message)
-
-
-def _odd_rows(facts: Records[Facts], min_size: int) -> Iterator[int]:
-    names = ("problem", "warning", "width", "height")
-    each = zip(*(facts.column(name) for name in names), strict=True)
-    for row, (problem, warning, width, height) in enumerate(each):
-        if problem or warning or min(width, height) < min_size:
-            yield row
 
 
 def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
@@ -230,8 +224,8 @@ def _thin(label: str, photos: int, groups: Sequence[str], folds: int) -> Iterato
 
 
 def _imbalance(photos: Counter[str]) -> Iterator[Finding]:
-    largest = min(photos, key=lambda label: (-photos[label], label))
-    smallest = min(photos, key=lambda label: (photos[label], label))
+    largest = max(sorted(photos), key=photos.__getitem__)
+    smallest = min(sorted(photos), key=photos.__getitem__)
     if photos[largest] > _RARE * photos[smallest]:
         message = (
             f"class `{largest}` has {photos[largest]} photos and class `{smallest}`"
@@ -242,9 +236,6 @@ def _imbalance(photos: Counter[str]) -> Iterator[Finding]:
 
 
 def write_findings(path: Path, found: Iterable[Finding]) -> None:
-    """Write findings as CSV (kind, path, reason, hint), safe to open in a spreadsheet.
-
-    A cell that would be taken for a formula gets a `'` in front.
-    """
+    """Write findings as CSV (kind, path, reason, hint); no cell is a formula to a spreadsheet."""
     rows = ([files.no_formula(c) for c in (f.kind, f.path, f.message, f.hint)] for f in found)
     files.write_csv(path, ("kind", "path", "reason", "hint"), rows)

@@ -1,12 +1,12 @@
-"""The catalog of a folder that holds one folder a class, read from file names alone.
+"""The catalog of a folder that holds one folder a class, or shards, read without pixels.
 
-Nothing is written beside the photos. Knows nothing of tables or pixels.
+Nothing is written beside the photos. Knows nothing of tables, nor of how photos are packed.
 """
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fieldguide.errors import DataError, PhotosAway
@@ -14,6 +14,7 @@ from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
     SPLITS,
+    USUAL_NAMES,
     Catalog,
     Note,
     Photo,
@@ -23,8 +24,7 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
-from fieldguide.photos.sharded import index_of, left_out, read_shards
-from fieldguide.storage import addresses
+from fieldguide.storage import addresses, shards
 from fieldguide.words import SHOWN, count, os_reason, quoted
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -35,22 +35,25 @@ def scan(folder: str | Path) -> Catalog:
 
     Or the folder holds `train`, and perhaps `val` (`valid`, `validation`) and `test`, each with one
     folder a class; `test` may also hold unlabelled photos directly. Photos deeper down belong to
-    the class folder above them. Links are followed, hidden files ignored.
-
-    Or the folder holds shards (see `shards`) of packed photos.
+    the class folder above them. Links are followed, hidden files ignored. Or the folder holds
+    shards (see `shards`) of packed photos.
 
     Raises DataError if there is no such folder, no photo, or no class folder.
     """
     root = _existing_folder(folder)
-    index = index_of(root)
-    if index:
-        return read_shards(index)
+    if index := _index_of(root):
+        return _read_shards(index)
     walk = _Walk(root)
     names = walk.folders("")
     splits = {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
     if "train" in splits.values():
         photos = [photo for name, split in splits.items() for photo in _tree(walk, name, split)]
-        _note_beside_splits(walk, splits)
+        beside = [name for name in names if name not in splits]
+        if beside:
+            message = f"folders beside the split folders, left out: {quoted(beside)}"
+            walk.notes.append(Note("beside-splits", beside[0], message))
+        if walk.images(""):
+            _note_loose(walk, "", walk.images(""))
     else:
         photos = list(_tree(walk, "", "train"))
     if not photos:
@@ -67,10 +70,9 @@ def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
     Raises DataError if there is no such folder or no photo in it.
     """
     root = _existing_folder(folder)
-    index = index_of(root)
-    if index:
+    if index := _index_of(root):
         found = (Photo(entry.path, None, split="test") for entry in index.entries())
-        return Catalog(index.path, in_columns(found), left_out(index))
+        return Catalog(index.path, in_columns(found), tuple(_left_out(index)))
     walk = _Walk(root)
     paths = sorted(walk.below("") if recursive else walk.images(""))
     if not paths:
@@ -84,11 +86,10 @@ def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dic
 
     The paths are those of `scan_unlabelled` in the same order, with links to nothing ("file not
     found") and folders that cannot be listed. Raises DataError if there is no such folder, it
-    cannot be listed, or nothing is found in it.
+    cannot be listed, or it is empty.
     """
     root = _existing_folder(folder)
-    index = index_of(root)
-    if index:
+    if index := _index_of(root):
         return index.path, dict.fromkeys((entry.path for entry in index.entries()), "")
     walk = _Walk(root)
     found = dict.fromkeys(walk.below("") if recursive else walk.images(""), "") | walk.lost
@@ -106,6 +107,61 @@ def _existing_folder(folder: str | Path) -> Path:
     if root.exists():
         raise DataError(f"not a folder: {folder}", hint="a CSV file is read with `read_table`")
     raise PhotosAway(f"no such folder: {folder}")
+
+
+def root_of(place: Path) -> Path:
+    """Return the root of photos' paths: the folder itself, or the index of its shards."""
+    index = _index_of(place.resolve()) if place.is_dir() else None
+    return index.path if index else place
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def _index_of(root: Path) -> shards.Index | None:
+    return shards.find_index(root, EXTENSIONS, SPLIT_FOLDERS, USUAL_NAMES)
+
+
+def _read_shards(index: shards.Index) -> Catalog:
+    """Return the photos in the order of the packed catalog, or else as from folders."""
+    notes = _left_out(index)
+    found = in_columns()
+    rows: list[int | None] = []
+    for entry in index.entries():
+        if entry.label is None and entry.split != "test":
+            notes.append(Note("empty-label", entry.path, "no label in the shard, left out"))
+            continue
+        split = SPLIT_FOLDERS[entry.split]
+        found.append(Photo(entry.path, entry.label, entry.group, split, entry.fold))
+        rows.append(entry.row)
+    if not rows:
+        raise DataError(
+            f"no labelled photographs in the shards of {index.folder}",
+            hint="tar files label them by folders, KEY.json or KEY.cls, Parquet files by a column"
+            " such as `label`",
+        )
+
+    def turn(number: int) -> tuple[int, int, str, str]:
+        if (row := rows[number]) is not None:
+            return row, 0, "", ""
+        photo = found[number]
+        return 0, SPLITS.index(photo.split), photo.label or "", photo.path
+
+    photos = found.take(sorted(range(len(rows)), key=turn))
+    notes += similar_classes({each for each in photos.column("label") if each is not None})
+    sources = dict.fromkeys(("label", "group", "split"), "shards")
+    return Catalog(index.path, photos, tuple(notes), told(photos, sources))
+
+
+def _left_out(index: shards.Index) -> list[Note]:
+    """Return a note for what in the shards is no photo, or no sample by WebDataset's own rule."""
+    return [
+        Note("left-out" if what.startswith("left out") else "samples", "", what)
+        for what in index.notes
+    ]
+
+
+# --- folders --------------------------------------------------------------------------------------
 
 
 class _Walk:
@@ -158,21 +214,17 @@ class _Walk:
         return status.st_dev, status.st_ino
 
     def _list(self, folder: str) -> tuple[list[str], list[str]]:
-        if folder not in self._listed:
-            self._listed[folder] = self._read(folder)
-        return self._listed[folder]
-
-    def _read(self, folder: str) -> tuple[list[str], list[str]]:
-        folders, images = [], []
+        if folder in self._listed:
+            return self._listed[folder]
+        folders, images = self._listed[folder] = [], []
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
             pictorial = Path(entry.name).suffix.lower() in EXTENSIONS
             if answer_of(entry.is_dir):  # no for a link to itself
                 folders += [] if pictorial else [path]  # a folder called x.jpg is neither
             elif entry.is_symlink() and not answer_of((self.root / path).exists):
-                self.notes.append(
-                    Note("dangling-link", path, "a link to a file that does not exist")
-                )
+                message = "a link to a file that does not exist"
+                self.notes.append(Note("dangling-link", path, message))
                 self.lost |= {path: "file not found"} if pictorial else {}
             elif pictorial:
                 images.append(path)
@@ -235,24 +287,14 @@ def _note_class(walk: _Walk, folder: str, label: str, paths: Sequence[str]) -> N
     if not paths:
         message = f"class `{label}` has 0 photos and is left out"
         walk.notes.append(Note("empty-class", folder, message, "add photos, or remove the folder"))
-    inner = walk.folders(folder)
     deep = sum(path.count("/") > folder.count("/") + 1 for path in paths)
     if deep:
         message = (
-            f"class `{label}` has {count(len(inner), 'folder')} inside;"
+            f"class `{label}` has {count(len(walk.folders(folder)), 'folder')} inside;"
             f" their {count(deep, 'photo')} count as `{label}`"
         )
         hint = "if the inner folders are the classes, give the folder above them"
         walk.notes.append(Note("nested-folders", folder, message, hint))
-
-
-def _note_beside_splits(walk: _Walk, splits: Mapping[str, Split]) -> None:
-    beside = [name for name in walk.folders("") if name not in splits]
-    if beside:
-        message = f"folders beside the split folders, left out: {quoted(beside)}"
-        walk.notes.append(Note("beside-splits", beside[0], message))
-    if walk.images(""):
-        _note_loose(walk, "", walk.images(""))
 
 
 def _nothing_found(walk: _Walk) -> DataError:

@@ -23,8 +23,6 @@ from fieldguide.words import SHOWN, count, quoted, some
 IntArray: TypeAlias = NDArray[np.int64]
 _Draws: TypeAlias = NDArray[np.uint64]
 
-_DRAWS_PER_HASH = 8  # a blake2b digest of 64 bytes holds eight draws
-
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Fold:
@@ -39,8 +37,7 @@ class Fold:
 class _Photos:
     """The rows of a collection in the order of their keys, with classes and groups as numbers.
 
-    Numbers follow the sorted names, so that the order of the rows does not matter. A photo alone is
-    a group of its own.
+    Numbers follow the sorted names, so that the order of the rows does not matter.
     """
 
     rows: IntArray  # the row numbers of the caller
@@ -60,22 +57,19 @@ def make_folds(
     shares of its classes most even. Then the single photos of each class complete the class as
     evenly as can be: without groups, two folds differ by at most one photo of it. A photo's fold
     comes from rendezvous hashing with capacities: pairs of photo and fold are visited in the order
-    of their hash, and a pair whose photo is free and whose fold has a seat is joined. It is the one
-    stable matching if both sides rank by that hash. A new photo displaces at most one photo in each
-    fold, and its new seat draws at most one from each, hence it moves at most 2 · (folds - 1)
-    photos of its class and none of the others. (In a collection so small that a fold would test
-    nothing, that fold gets one photo or group, and this promise ends.)
+    of their hash, and a pair whose photo is free and whose fold has a seat is joined. A new photo
+    displaces at most one photo in each fold, and its new seat draws at most one from each: it moves
+    at most 2 · (folds - 1) photos of its class and none of the others. (In a collection so small
+    that a fold would test nothing, that fold gets one photo or group, and this promise ends.)
 
     `keys` name the photos, stable and unique (path or content hash); `groups` name one group a
-    photo, of its own if it stands alone. Every integer is a seed, 0 too.
+    photo, of its own if it stands alone. Raises UsageError for fewer than two folds, DataError for
+    fewer groups than folds, for two groups with a photo of one key, and for a class that a fold
+    could not train on: it lies whole in one group, or groups of several classes leave no way out.
 
-    Raises UsageError for fewer than two folds, DataError for fewer groups than folds, for two
-    groups with a photo of one key, and for a class that a fold could not train on: because it lies
-    whole in one group, or because groups of several classes leave no way out.
-
-    Differs from scikit-learn's StratifiedGroupKFold in that its result survives additions, and
-    from StratifiedKFold in that it lets fold sizes differ by more than one (each class chooses by
-    hash which folds get its last photos, or a new photo would move others' classes).
+    Unlike scikit-learn's StratifiedGroupKFold, the result survives additions; unlike
+    StratifiedKFold's, fold sizes differ by more than one (each class chooses by hash which folds
+    get its last photos, or a new photo would move others' classes).
     """
     if folds < 2:
         raise UsageError(f"folds must be at least 2: {folds}")
@@ -102,11 +96,17 @@ def given_folds(
 
     Numbers are any integers; the folds follow them in ascending order and are counted from 0.
     Raises DataError for a row without a number, for fewer than two numbers, for a group with
-    several, and, given `labels`, for a class that the training part of a fold lacks. Rows in
-    messages are counted from 1.
+    several, and, given `labels`, for a class that the training part of a fold lacks.
     """
     assert len(numbers) == len(groups), "one number and one group a photo"
-    given = _all_numbers(numbers)
+    missing = [row for row, number in enumerate(numbers, start=1) if number is None]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {count(len(numbers), 'row')} have no fold number:"
+            f" {some([f'row {row}' for row in missing], SHOWN)}",
+            hint="give every row a number, or leave the fold column out",
+        )
+    given = np.array(numbers, dtype=np.int64)
     values, fold_of = np.unique(given, return_inverse=True)
     if len(values) < 2:
         shown = ", ".join(f"`{value}`" for value in values) or "none"
@@ -128,12 +128,11 @@ def inner_split(
 ) -> tuple[IntArray, IntArray]:
     """Return row numbers to train on and row numbers set aside, to stop by or to score by.
 
-    Splits `rows` (row numbers into the three sequences, as in `make_folds`) so that about `share`
-    of each class is set aside, groups stay whole and every class keeps photos to train on. Of a
-    class of n, share · n photos are set aside, rounded up or down by a draw of the class: small
-    classes give some at the right rate together. At least one photo is set aside. Both results are
-    ascending. No order of rows matters, and one photo more changes the part of its own class by at
-    most one photo, if no group interferes.
+    Splits `rows` (row numbers into the three sequences, as in `make_folds`), keeps groups whole and
+    leaves every class photos to train on. Of a class of n, share · n photos are set aside, rounded
+    up or down by a draw of the class; of all, at least one. Both results are ascending. No order of
+    rows matters, and one photo more changes the part of its own class by at most one photo, if no
+    group interferes.
 
     Raises UsageError for a share outside 0 … 1 (both excluded), DataError if every class has only
     one group.
@@ -141,7 +140,7 @@ def inner_split(
     if not 0 < share < 1:
         raise UsageError(f"the share to set aside must lie between 0 and 1: {share}")
     photos = _sorted_photos(labels, keys, groups, np.asarray(rows, dtype=np.int64))
-    sizes = np.bincount(photos.class_of, minlength=len(photos.classes))
+    sizes = np.bincount(photos.class_of)
     rounding = [int(_draws(seed, "share", name, 1)[0]) / 2**64 for name in photos.classes]
     wanted = [int(share * size + draw) for size, draw in zip(sizes, rounding, strict=True)]
     aside = _set_aside(photos, wanted, seed)
@@ -187,7 +186,7 @@ def _numbered(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
 
 def _draws(seed: int, kind: str, name: str, count: int) -> _Draws:
     """Return random 64-bit numbers that depend only on seed, kind and name, on every system."""
-    blocks = range(-(-count // _DRAWS_PER_HASH))
+    blocks = range(-(-count // 8))  # a blake2b digest of 64 bytes holds eight draws
     # The name comes last: the other parts hold no NUL, so no two triples make one text.
     # Lone surrogates stand for the bytes of a file name that is not UTF-8.
     texts = (
@@ -200,10 +199,10 @@ def _draws(seed: int, kind: str, name: str, count: int) -> _Draws:
 # --- groups of several photos ----------------------------------------------------------------
 
 
-def _members(photos: _Photos) -> Iterator[IntArray]:
-    """Yield the photos (positions in key order) of each group, by group number."""
-    order = np.argsort(photos.group_of, kind="stable")
-    ends = np.cumsum(np.bincount(photos.group_of, minlength=len(photos.groups)))
+def _members(number_of: IntArray) -> Iterator[IntArray]:
+    """Yield the photos (positions in key order) of each class or group, by its number."""
+    order = np.argsort(number_of, kind="stable")
+    ends = np.cumsum(np.bincount(number_of))
     for begin, end in pairwise([0, *ends.tolist()]):
         yield order[begin:end]
 
@@ -225,7 +224,7 @@ def _place_groups(photos: _Photos, folds: int, seed: int) -> IntArray:
     waiting = _groups_per_class(photos)
     held = np.zeros((len(photos.classes), folds), dtype=np.int64)
     fold_of = np.full(len(photos.keys), -1, dtype=np.int64)
-    several = [members for members in _members(photos) if len(members) > 1]
+    several = [members for members in _members(photos.group_of) if len(members) > 1]
     several.sort(key=lambda members: (-len(members), _group_draw(photos, members, "order", seed)))
     for members in several:
         group = photos.groups[photos.group_of[members[0]]]
@@ -234,7 +233,11 @@ def _place_groups(photos: _Photos, folds: int, seed: int) -> IntArray:
         growth = (held[classes] * (counts / sizes[classes] ** 2)[:, None]).sum(axis=0)
         growth[_closing(held[classes], waiting[classes])] = np.inf
         if np.isinf(growth).all():
-            _refuse_no_way_out(group, [photos.classes[each] for each in classes])
+            raise DataError(
+                f"group `{group}` fits in no fold: in each, a class would lie whole and could not"
+                f" be trained: {quoted([photos.classes[each] for each in classes])}",
+                hint="add photos of these classes, split the group, or change the number of folds",
+            )
         fold = np.lexsort((_draws(seed, "group", group, folds), growth))[0]
         fold_of[members] = fold
         held[classes, fold] += counts
@@ -260,9 +263,7 @@ def _closing(held: IntArray, waiting: IntArray) -> NDArray[np.bool_]:
 
 def _place_singles(photos: _Photos, fold_of: IntArray, folds: int, seed: int) -> None:
     """Fill in the fold, in `fold_of`, of every photo that has none yet."""
-    by_class = np.argsort(photos.class_of, kind="stable")
-    ends = np.cumsum(np.bincount(photos.class_of, minlength=len(photos.classes)))
-    for name, places in zip(photos.classes, np.split(by_class, ends[:-1]), strict=True):
+    for name, places in zip(photos.classes, _members(photos.class_of), strict=True):
         fixed = fold_of[places]
         held = np.bincount(fixed[fixed >= 0], minlength=folds)
         singles = places[fixed < 0]
@@ -273,8 +274,8 @@ def _place_singles(photos: _Photos, fold_of: IntArray, folds: int, seed: int) ->
 def _seats(held: IntArray, photos: int, draws: _Draws) -> list[int]:
     """Return the number of single photos for each fold that leaves the class most even.
 
-    Each seat goes to the fold with the fewest photos of the class, and among several to the lowest
-    draw: one photo more adds one seat and moves none.
+    Each seat goes to the fold with the fewest photos of the class, then to the lowest draw: one
+    photo more adds one seat and moves none.
     """
     seats = [0] * len(held)
     heap = list(zip(held.tolist(), draws.tolist(), range(len(held)), strict=True))
@@ -289,9 +290,9 @@ def _seats(held: IntArray, photos: int, draws: _Draws) -> list[int]:
 def _matched(keys: Sequence[str], seats: Sequence[int], seed: int) -> IntArray:
     """Return the fold of each key: rendezvous hashing with exactly as many seats as keys."""
     folds = len(seats)
-    fold_of = [-1] * len(keys)
     if not keys:
-        return np.array(fold_of, dtype=np.int64)
+        return np.empty(0, dtype=np.int64)
+    fold_of = [-1] * len(keys)
     free = list(seats)
     draws = np.stack([_draws(seed, "photo", key, folds) for key in keys])
     for pair in np.argsort(draws, axis=None, kind="stable").tolist():
@@ -308,12 +309,11 @@ def _matched(keys: Sequence[str], seats: Sequence[int], seed: int) -> IntArray:
 def _fill_empty_folds(photos: _Photos, fold_of: IntArray, folds: int, seed: int) -> None:
     """Give each fold that tests nothing, in `fold_of`, a group of a fold that has several.
 
-    It is the smallest group, and among several one from the fold with the most photos. A single
-    photo taken leaves its class as even as before: the empty fold had none of it.
+    It is the smallest group, and among several one from the fold with the most photos.
     """
     for empty in np.flatnonzero(np.bincount(fold_of, minlength=folds) == 0):
         load = np.bincount(fold_of, minlength=folds)
-        members = list(_members(photos))
+        members = list(_members(photos.group_of))
         homes = [int(fold_of[each[0]]) for each in members]
         spare = [each for each, home in zip(members, homes, strict=True) if homes.count(home) > 1]
         ranks = [
@@ -329,23 +329,32 @@ def _fill_empty_folds(photos: _Photos, fold_of: IntArray, folds: int, seed: int)
 def _set_aside(photos: _Photos, wanted: Sequence[int], seed: int) -> NDArray[np.bool_]:
     """Return a mask of photos (in key order) set aside, near the `wanted` number of each class.
 
-    Groups are visited in the order of their draws; one is taken if that brings the counts of its
-    classes nearer (in sum, each by its class's size) and leaves each class a photo.
+    Groups come in the order of their draws; one is taken if that brings the counts of its classes
+    nearer (in sum, each by its class's size) and leaves each class a photo.
     """
     sizes = np.bincount(photos.class_of).tolist()
     kept, short = list(sizes), list(wanted)
     aside = np.zeros(len(photos.keys), dtype=bool)
-    members = sorted(_members(photos), key=lambda each: _group_draw(photos, each, "aside", seed))
+    members = list(_members(photos.group_of))
+    members.sort(key=lambda each: _group_draw(photos, each, "aside", seed))
     for each in members:
         counts = Counter(photos.class_of[each].tolist())
         if _nearer(counts, short, sizes) and _leaves_some(counts, kept):
             aside[each] = True
-            for number, count in counts.items():
-                short[number] -= count
-                kept[number] -= count
-    if not aside.any():
-        aside[_first_spare(photos, members, sizes)] = True
-    return aside
+            for number, size in counts.items():
+                short[number] -= size
+                kept[number] -= size
+    if aside.any():
+        return aside
+    for each in members:  # very small collections may want none: the first that no class needs
+        if _leaves_some(Counter(photos.class_of[each].tolist()), sizes):
+            aside[each] = True
+            return aside
+    raise DataError(
+        f"none of {count(len(photos.keys), 'photo')} can be set aside:"
+        " every group holds a whole class",
+        hint="add photos, or set none aside",
+    )
 
 
 def _nearer(counts: Counter[int], short: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -360,18 +369,6 @@ def _leaves_some(counts: Counter[int], kept: Sequence[int]) -> bool:
     return all(kept[number] > count for number, count in counts.items())
 
 
-def _first_spare(photos: _Photos, members: Sequence[IntArray], sizes: Sequence[int]) -> IntArray:
-    """Return the first group that no class needs: very small collections may want none."""
-    for each in members:
-        if _leaves_some(Counter(photos.class_of[each].tolist()), sizes):
-            return each
-    raise DataError(
-        f"none of {count(len(photos.keys), 'photo')} can be set aside:"
-        " every group holds a whole class",
-        hint="add photos, or set none aside",
-    )
-
-
 # --- fold numbers to folds, and what is refused ----------------------------------------------
 
 
@@ -381,17 +378,6 @@ def _from_numbers(numbers: IntArray) -> tuple[Fold, ...]:
         Fold(index, np.flatnonzero(numbers != index), np.flatnonzero(numbers == index))
         for index in range(int(numbers.max()) + 1)
     )
-
-
-def _all_numbers(numbers: Sequence[int | None]) -> IntArray:
-    missing = [row for row, number in enumerate(numbers, start=1) if number is None]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {count(len(numbers), 'row')} have no fold number:"
-            f" {some([f'row {row}' for row in missing], SHOWN)}",
-            hint="give every row a number, or leave the fold column out",
-        )
-    return np.array(numbers, dtype=np.int64)
 
 
 def _refuse_split_groups(given: IntArray, groups: Sequence[str]) -> None:
@@ -423,27 +409,15 @@ def _refuse_untrained_classes(
 
 
 def _refuse_classes_in_one_group(photos: _Photos) -> None:
-    whole = np.flatnonzero(_groups_per_class(photos) == 1)
-    if not len(whole):
-        return
-    shown = [_whole_class(photos, number) for number in whole.tolist()]
-    raise DataError(
-        "a class of one photo or one group would be missing where a fold trains without it:"
-        f" {some(shown, SHOWN)}",
-        hint="add photos from other groups, merge the class with another, or leave it out",
-    )
-
-
-def _whole_class(photos: _Photos, number: int) -> str:
-    places = np.flatnonzero(photos.class_of == number)
-    group = photos.groups[photos.group_of[places[0]]]
-    size = "1 photo" if len(places) == 1 else f"{len(places)} photos, group `{group}`"
-    return f"`{photos.classes[number]}` ({size})"
-
-
-def _refuse_no_way_out(group: str, classes: Sequence[str]) -> None:
-    raise DataError(
-        f"group `{group}` fits in no fold: in each, a class would lie whole and could not be"
-        f" trained: {quoted(classes)}",
-        hint="add photos of these classes, split the group, or change the number of folds",
-    )
+    shown = []
+    for number in np.flatnonzero(_groups_per_class(photos) == 1).tolist():
+        places = np.flatnonzero(photos.class_of == number)
+        group = photos.groups[photos.group_of[places[0]]]
+        size = "1 photo" if len(places) == 1 else f"{len(places)} photos, group `{group}`"
+        shown.append(f"`{photos.classes[number]}` ({size})")
+    if shown:
+        raise DataError(
+            "a class of one photo or one group would be missing where a fold trains without it:"
+            f" {some(shown, SHOWN)}",
+            hint="add photos from other groups, merge the class with another, or leave it out",
+        )

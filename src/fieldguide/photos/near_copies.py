@@ -19,6 +19,7 @@ Clusters: TypeAlias = Sequence[tuple[int, ...]]
 
 _Bytes: TypeAlias = NDArray[np.uint8]  # of thumbnails: gray (n, 16, 16), colour (n, 2, 4, 4)
 _Hashes: TypeAlias = NDArray[np.uint64]
+_Floats: TypeAlias = NDArray[np.float32]
 _Numbers: TypeAlias = NDArray[np.int64]
 _Pairs: TypeAlias = NDArray[np.int64]  # of shape (pairs, 2)
 
@@ -44,10 +45,9 @@ def duplicates(catalog: Catalog, facts: Sequence[Facts]) -> tuple[tuple[int, ...
     """Return clusters of two photos or more that show one picture, as ascending row numbers.
 
     Copies are found if equal, re-encoded, resized, stretched, slightly brightened or mirrored, but
-    not if cropped or turned. First, hashes of 64 bits (is a cell brighter than the one to its left?
-    N. Krawetz, "Kind of Like That", 2013) are compared through tables keyed by three of their eight
-    bytes, for pictures and mirror images; then thumbnails must agree. The time is about linear in
-    the number of photos.
+    not if cropped or turned. Hashes of 64 bits (is a cell brighter than the one to its left?
+    N. Krawetz, "Kind of Like That", 2013) meet in tables keyed by three of their eight bytes; then
+    thumbnails must agree. The time is about linear in the number of photos.
     """
     table = as_records(facts)
     rows = np.flatnonzero(table.column("width"))
@@ -103,9 +103,9 @@ def _near_pairs(fingerprints: _Bytes, rows: _Numbers) -> _Pairs:
     """Return the pairs of these rows of (n, 288) that are copies or mirrored copies."""
     gray = fingerprints[:, :GRAY].reshape(-1, SIDE, SIDE)
     colour = fingerprints[:, GRAY:].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE)
-    mirrored, mirrored_colour = gray[..., ::-1], colour[..., ::-1]
+    mirrored = gray[..., ::-1]
     hashes = np.concatenate([_hashes(gray, rows), _hashes(mirrored, rows)])
-    straight, swapped = _candidates(hashes, (colour, mirrored_colour), rows)
+    straight, swapped = _candidates(hashes, (colour, colour[..., ::-1]), rows)
     straight = straight[_agreeing(_same_gray, gray, gray, straight)]
     swapped = swapped[_agreeing(_same_gray, gray, mirrored, swapped)]
     return np.concatenate([straight, swapped])
@@ -140,8 +140,8 @@ def _candidates(
 
     `hashes` holds those of the rows' pictures and then of their mirror images; `colours` are all
     pictures' and all mirror images'. Five flipped bits leave at least three of eight bytes alone,
-    so each such pair meets in one of the 56 tables; with seven flipped bits, about nine pairs in
-    ten do. Of 200,000 drawn photos 8 million pairs met, nearly all of other colours: not kept.
+    so such a pair meets in one of the 56 tables; with seven, about nine in ten do. Of 200,000 drawn
+    photos 8 million pairs met, nearly all of other colours: not kept.
     """
     count = len(rows)
     colour, mirrored = colours
@@ -165,10 +165,7 @@ def _candidates(
 
 
 def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Numbers, _Numbers]]:
-    """Yield positions of hashes with these bytes in common that differ by few bits.
-
-    Hashes of one key are compared in their order, each with the next few.
-    """
+    """Yield positions of hashes with these bytes in common that differ by few bits."""
     # The bytes of the key become the most significant ones: one sort brings keys together.
     others = [byte for byte in range(8) if byte not in bytes_kept]
     by_bytes = hashes.view(np.uint8).reshape(-1, 8).take([*others, *bytes_kept], axis=1)
@@ -226,9 +223,6 @@ def _same_colour(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
     apart = np.abs(one.astype(np.int16) - other).reshape(len(one), -1)
     same: NDArray[np.bool_] = apart.max(axis=1) <= _MOST_COLOUR
     return same
-
-
-_Floats: TypeAlias = NDArray[np.float32]
 
 
 def _normalised(thumbnails: _Bytes) -> tuple[_Floats, _Floats, _Floats]:

@@ -1,9 +1,9 @@
 """The photos of a catalog packed into shards: a few large files instead of many small ones.
 
 Every photo goes into a tar file with its bytes as they are, as `KEY.jpg`, and its labels as
-`KEY.json`, for all readers of WebDataset's format; see `shards` for the index beside them. The
-photos are mixed in an order that their paths decide: each shard is a sample of the collection. The
-same catalog gives the same bytes. Knows nothing of what pictures hold.
+`KEY.json`, for all readers of WebDataset's format; see `shards` for the index beside them. Paths
+decide the order: each shard is a sample of the collection. The same catalog gives the same bytes.
+Knows nothing of what pictures hold.
 """
 
 import hashlib
@@ -53,30 +53,24 @@ def pack(
     A shard ends before the photo that would make it larger than `shard_bytes`. Photos outside the
     catalog's root are packed under their path without its leading `/`. The folder is `OUT.part`
     until all is written; the next attempt replaces that. `progress` is called with the number of
-    photos done.
+    photos done. Memory: the catalog, some 100 bytes for each photo, and one photo.
 
-    Memory: the catalog, some 100 bytes for each photo, and one photo. Raises UsageError if there is
-    an `out` already, DataError if two photos would get one path or none can be read, ResourceError
-    if nothing can be written.
+    Raises UsageError if there is an `out` already, DataError if two photos would get one path or
+    none can be read, ResourceError if nothing can be written.
     """
     files.require_new(out)
     part = out.with_name(f"{out.name}.part")
     files.make_folder(part)
     with files.lock(part):
-        _clear(part)
+        for path in part.iterdir():  # what an interrupted attempt left
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != files.LOCK:
+                path.unlink()
         packed = _write(catalog, part, shard_bytes, progress)
         part.replace(out)  # the lock goes with it
     (out / files.LOCK).unlink(missing_ok=True)
     return packed
-
-
-def _clear(part: Path) -> None:
-    """Remove what an interrupted attempt left."""
-    for path in part.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != files.LOCK:
-            path.unlink()
 
 
 def _write(

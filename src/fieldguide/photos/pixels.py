@@ -2,11 +2,9 @@
 
 Every picture leaves here in mode RGB with 8 bits a channel, turned upright by its EXIF, first frame
 only, on white where it was transparent. Embedded colour profiles are not applied, as in the
-training of the public backbones. JPEG and PNG lose their metadata before Pillow sees them, so that
-a broken profile, a huge comment or a corrupt EXIF block cannot stop, slow or warn; Pillow's
-process-wide settings are not changed. Safe to call from many threads.
-
-Knows nothing of labels, folders, augmentation or tensors.
+training of the public backbones. JPEG and PNG lose their metadata before Pillow sees them: a broken
+profile or EXIF block cannot stop, slow or warn. Pillow's process-wide settings are not changed.
+Safe to call from many threads. Knows nothing of labels, folders, augmentation or tensors.
 """
 
 import hashlib
@@ -63,17 +61,13 @@ _DECODER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded picture and the facts of its decoding.
+    """A decoded picture and the facts of its decoding."""
 
-    `width` and `height` are those of the upright picture in the file, in pixels; `image` is smaller
-    after reduced decoding. `warning` is empty or a short reason.
-    """
-
-    image: Image.Image
-    width: int
+    image: Image.Image  # smaller than the size below after reduced decoding
+    width: int  # pixels of the upright picture in the file
     height: int
     frames: int = 1
-    warning: str = ""
+    warning: str = ""  # empty or a short reason
 
 
 def load(
@@ -88,7 +82,8 @@ def read(path: Path) -> bytes:
     try:
         data = _bytes_of(path)
     except OSError as error:
-        raise UnreadablePhoto(_system_reason(error)) from error
+        reasons = {FileNotFoundError: "file not found", PermissionError: "permission denied"}
+        raise UnreadablePhoto(reasons.get(type(error), os_reason(error).lower())) from error
     if not data:
         raise UnreadablePhoto("empty file")
     return data
@@ -120,13 +115,11 @@ def decode(
 ) -> Frame:
     """Return the picture in the bytes of a file.
 
-    `shorter_side` (pixels) allows faster decoding of a JPEG at 1/2, 1/4 or 1/8 of its size, as long
-    as its shorter side keeps at least that many pixels. `truncated="keep"` accepts a picture whose
-    data end early or are damaged: the rest stays grey or black. A JPEG that lacks only its last
-    bytes is always accepted, with a warning.
-
-    Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF,
-    JPEG 2000, PPM; HEIC with the extra `heic`.
+    `shorter_side` (pixels) allows faster decoding of a JPEG at 1/2, 1/4 or 1/8 of its size if its
+    shorter side keeps that many pixels. `truncated="keep"` accepts a picture whose data end early
+    or are damaged: the rest stays grey or black. A JPEG that lacks only its last bytes is always
+    accepted, with a warning. Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF,
+    BMP, TIFF, WebP, AVIF, JPEG 2000, PPM; HEIC with the extra `heic`.
     """
     kind = _kind(data)
     try:
@@ -144,70 +137,55 @@ def decode(
 # --- formats --------------------------------------------------------------------------------------
 
 
-_MAGIC = (
-    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
-    (re.compile(rb"GIF8[79]a"), "GIF"),
-    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), "TIFF"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
-    (re.compile(rb"\x00\x00\x00\x0cjP {2}\r\n\x87\n|\xff\x4f\xff\x51"), "JPEG2000"),
+_MAGIC = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]",
+    "WEBP": rb"(?s)RIFF....WEBP",
+    "JPEG2000": rb"\x00\x00\x00\x0cjP {2}\r\n\x87\n|\xff\x4f\xff\x51",
     # header sizes that exist: 12, 40, 52, 56, 64, 108, 124
-    (re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00", re.DOTALL), "BMP"),
-    (re.compile(rb"P[1-6]\s"), "PPM"),
-)
+    "BMP": rb"(?s)BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00",
+    "PPM": rb"P[1-6]\s",
+}
 _BRANDS = {
     "AVIF": (b"avif", b"avis"),
     "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
 }
-_NOT_IMAGES = (
-    (re.compile(rb"(<!doctype html|<html|<head|<body)", re.IGNORECASE), "HTML", ""),
-    (
-        re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", re.I),
-        "SVG",
-        "",
-    ),
-    (re.compile(rb"<\?xml"), "XML", ""),
-    (
-        re.compile(rb"version https://git-lfs"),
-        "a Git LFS pointer",
-        "fetch the pictures with `git lfs pull`",
-    ),
-    (re.compile(rb"%PDF"), "PDF", ""),
-    (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
-    (re.compile(rb"PAR1"), "a Parquet file", "name the folder that it lies in"),
-    (re.compile(rb".{4}ftyp", re.DOTALL), "a video", ""),
-    (re.compile(rb"\x00+\Z"), "only zero bytes", ""),
-    (re.compile(rb"[\t\r\n -~\x80-\xff]+\Z"), "text", ""),
-)
+_NOT_IMAGES = {
+    "HTML": rb"(?i)<!doctype html|<html|<head|<body",
+    "SVG": rb"(?i)(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg",
+    "XML": rb"<\?xml",
+    "a Git LFS pointer": rb"version https://git-lfs",
+    "PDF": rb"%PDF",
+    "a ZIP archive": rb"PK\x03\x04",
+    "a Parquet file": rb"PAR1",
+    "a video": rb"(?s).{4}ftyp",
+    "only zero bytes": rb"\x00+\Z",
+    "text": rb"[\t\r\n -~\x80-\xff]+\Z",
+}
+_HINTS = {
+    "a Git LFS pointer": "fetch the pictures with `git lfs pull`",
+    "a ZIP archive": "unpack it first",
+    "a Parquet file": "name the folder that it lies in",
+}
 
 
 def _kind(data: bytes) -> str:
     """Return the format by content, whatever the file's name."""
     head = data[:512]
-    for pattern, kind in _MAGIC:
-        if pattern.match(head):
+    for kind, magic in _MAGIC.items():
+        if re.match(magic, head):
             return kind
     if head[4:8] == b"ftyp":
         for kind, brands in _BRANDS.items():
             if any(brand in head[8:64] for brand in brands):
                 return kind
-    raise _not_an_image(head)
-
-
-def _not_an_image(head: bytes) -> UnreadablePhoto:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for pattern, name, hint in _NOT_IMAGES:
-        if pattern.match(text or head):
-            return UnreadablePhoto(f"not an image ({name})", hint=hint)
-    return UnreadablePhoto("not an image")
-
-
-def _system_reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "file not found"
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    return os_reason(error).lower()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip() or head
+    for name, pattern in _NOT_IMAGES.items():
+        if re.match(pattern, text):
+            raise UnreadablePhoto(f"not an image ({name})", hint=_HINTS.get(name, ""))
+    raise UnreadablePhoto("not an image")
 
 
 def _decoder_reason(error: BaseException) -> str:
@@ -258,19 +236,15 @@ def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) ->
     jpeg = _take_apart(data)
     reduction = _reduction(jpeg, shorter_side)
     image, early, complete = _decode_rows(jpeg, reduction)
-    if truncated == "refuse" and not complete:
-        raise UnreadablePhoto(_shortage(jpeg))
     if not complete:
-        warning = _shortage(jpeg)
+        warning = "damaged" if jpeg.closed or jpeg.stray else "truncated"
+        if truncated == "refuse":
+            raise UnreadablePhoto(warning)
     elif not jpeg.closed:
         warning = "the last bytes are missing"
     else:
         warning = "damaged: data are left over after the last row" if early else ""
     return _frame(image, (jpeg.width, jpeg.height), jpeg.orientation, 1, warning)
-
-
-def _shortage(jpeg: _Jpeg) -> str:
-    return "damaged" if jpeg.closed or jpeg.stray else "truncated"
 
 
 def _take_apart(data: bytes) -> _Jpeg:
@@ -330,8 +304,8 @@ def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:
     """Return the factor by which to shrink while decoding: 1, 2, 4 or 8."""
     _refuse_size(jpeg.width, jpeg.height, JPEG_LIMIT if jpeg.one_pass else DECODED_LIMIT)
     shortest = min(jpeg.width, jpeg.height)
-    wanted = [s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side]
-    reduction = wanted[0] if wanted else 1
+    fitting = (s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side)
+    reduction = next(fitting, 1)
     while jpeg.width * jpeg.height > DECODED_LIMIT * reduction**2 and reduction < 8:
         reduction *= 2
     _refuse_size(jpeg.width // reduction, jpeg.height // reduction, DECODED_LIMIT)
@@ -341,10 +315,9 @@ def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:
 def _decode_rows(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
     """Return the stored picture, whether it ended before its data, and whether these sufficed.
 
-    Pillow hides libjpeg's complaints: a picture that runs out of data is silently filled with grey.
-    But it stops reading after the last row. So the data come in three portions (all but the last
-    byte; that byte and a filler; the closing marker), and an intact picture takes exactly two.
-    Single flipped bits of 300 small photographs: see `tests/test_pixels.py`.
+    Pillow silently fills a picture that runs out of data with grey, but stops reading after the
+    last row. So the data come in three portions (all but the last byte; that byte and a filler; the
+    closing marker), and an intact picture takes exactly two.
     """
     if not jpeg.one_pass:  # nothing is painted before all scans have come
         return _decode_scans(jpeg, reduction)
@@ -356,8 +329,7 @@ def _decode_rows(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
 def _decode_scans(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
     """Decode a JPEG of several scans. Without a closing marker, bytes behind the data decide.
 
-    After a complete last scan they cannot change a pixel; otherwise the decoder takes them for more
-    of the picture.
+    They cannot change a pixel after a complete last scan; else they count as more of the picture.
     """
     whole = jpeg.head + jpeg.body
     picture = _fed(jpeg, reduction, _Portions((whole + _CLOSE,)))
@@ -393,37 +365,12 @@ class _Portions(io.BytesIO):
 # --- PNG ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Png:
-    """A PNG file reduced to the chunks that make its pixels."""
-
-    clean: bytes
-    orientation: int
-    frames: int
-    closed: bool  # the closing chunk is there
-    intact: bool  # the checksums agree
-
-
-_PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT"})
-
-
 def _decode_png(data: bytes, truncated: Truncated) -> Frame:
-    png = _strip_png(data)
-    if not png.intact and truncated == "refuse":
-        raise UnreadablePhoto("damaged")
-    picture = PngImageFile(io.BytesIO(png.clean))
-    _refuse_size(*picture.size, DECODED_LIMIT)
-    warning = _load_pixels(picture, truncated)
-    if not warning and not png.closed:
-        warning = "the last bytes are missing"
-    return _frame(picture, picture.size, png.orientation, png.frames, warning)
-
-
-def _strip_png(data: bytes) -> _Png:
+    """Decode the chunks that make the pixels, without the others."""
     kept = [data[:8]]
     orientation, frames, intact, closed = 1, 1, True, False
     for name, content, checksum in _chunks(data):
-        if name in _PNG_PIXELS:
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
             right = zlib.crc32(name + content)
             intact &= checksum in (right, None)
             kept.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", right))
@@ -434,7 +381,14 @@ def _strip_png(data: bytes) -> _Png:
         closed |= name == b"IEND"
     if closed:
         kept.append(b"\0\0\0\0IEND\xaeB`\x82")
-    return _Png(b"".join(kept), orientation, frames, closed, intact)
+    if not intact and truncated == "refuse":
+        raise UnreadablePhoto("damaged")
+    picture = PngImageFile(io.BytesIO(b"".join(kept)))
+    _refuse_size(*picture.size, DECODED_LIMIT)
+    warning = _load_pixels(picture, truncated)
+    if not warning and not closed:
+        warning = "the last bytes are missing"
+    return _frame(picture, picture.size, orientation, frames, warning)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
@@ -548,7 +502,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
 
 
 def _exif_orientation(exif: bytes) -> int:
@@ -563,7 +516,7 @@ def _exif_orientation(exif: bytes) -> int:
     count = struct.unpack_from(order + "H", exif, start)[0] if start + 2 <= len(exif) else 0
     for entry in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
         tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-        if tag == _ORIENTATION_TAG:
+        if tag == 0x0112:  # Orientation
             return int(value) if kind == 3 and 1 <= value <= 8 else 0
     return 0
 
@@ -592,17 +545,13 @@ def _rgb(image: Image.Image) -> Image.Image:
         canvas.paste(image, mask=image.getchannel("A"))
         return canvas
     if image.mode == "LAB":
-        return _from_lab(image)
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert converted is not None
-    return converted
 
 
 def _gray8(image: Image.Image) -> Image.Image:

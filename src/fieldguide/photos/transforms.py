@@ -1,19 +1,17 @@
 """The transforms of torchvision's v2, draw for draw, from arrays and without their overhead.
 
 `training(settings, mean)(picture, seed)` makes the draws of tests/reference_transforms.py after
-`torch.manual_seed(seed)`, in the same order, and changes the same pixels by the same formulas;
-`evaluation` is the plain resize and centre crop. The differences: one copy and one resize of the
-crop, colours as arithmetic on planes, shears as one gather, and a generator for each photo. Nothing
-global is touched, so that many threads may share a transform; the loops of numpy, torch and Pillow
-let other threads run. torch splits large arrays over its own threads: a pool that runs many
-transforms wants one of them each.
+`torch.manual_seed(seed)`, in the same order, and changes the same pixels by the same formulas. The
+differences: one copy and one resize of the crop, colours as arithmetic on planes, shears as one
+gather, and a generator for each photo. Nothing global is touched: many threads may share a
+transform. torch splits large arrays over its own threads: a pool of transforms wants one each.
 
 A picture is upright RGB of shape (height, width, 3), read-only or not; `Planes` below are its three
 channels. Knows nothing of files, batches or training.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -43,8 +41,6 @@ Arithmetic = Literal["pillow", "torch"]
 _CROP_RATIOS = (3 / 4, 4 / 3)
 _CROP_LOGS: list[float] = torch.log(torch.tensor(_CROP_RATIOS)).tolist()
 _BOX_LOGS: list[float] = torch.log(torch.tensor((0.3, 3.3))).tolist()
-_BOX_SCALE = (0.02, 0.33)
-_TRIES = 10  # of a crop or box that fits, before torchvision gives up
 
 # Sums of float32 that stand for a whole number end just below it; Pillow's, of float64, do not.
 _ROUNDING = 1e-3
@@ -73,7 +69,7 @@ class TrainingTransform:
     """A random crop, mirror image, colours, policy, erasing; made by `training`."""
 
     settings: Augmentation
-    fill: tuple[int, int, int]  # of what is erased, in levels
+    fill: tuple[int, int, int]  # levels of an erased box
     operations: Operations  # for the policy's choice
 
     def __call__(self, picture: Picture, seed: int) -> UInt8[Tensor, "3 size size"]:
@@ -86,23 +82,18 @@ class TrainingTransform:
         image = _resized(crop, settings.size, settings.size, settings.interpolation)
         if not _misses(generator, settings.flip):
             image = image.flip(1)
-        image = self._coloured(image.permute(2, 0, 1), generator)
-        if settings.erasing and not _misses(generator, settings.erasing):
-            _erase(image, self.fill, generator)
-        return image
-
-    def _coloured(
-        self, image: UInt8[Tensor, "3 size size"], generator: Generator
-    ) -> UInt8[Tensor, "3 size size"]:
-        settings, planes = self.settings, image.numpy()
+        planes = image.permute(2, 0, 1).numpy()
         if settings.color_jitter and not _misses(generator, settings.color_jitter):
             planes = _jittered(planes, settings.jitter, generator)
         if settings.grayscale and not _misses(generator, settings.grayscale):
-            planes = _grey(planes)
+            planes = np.stack([_luma(_levels(planes), "pillow").astype(np.uint8)] * 3)
         if settings.policy != "none":
             policy = _POLICIES[settings.policy]
             planes = policy(planes, self.operations, settings.interpolation, generator)
-        return torch.from_numpy(planes)
+        image = torch.from_numpy(planes)
+        if settings.erasing and not _misses(generator, settings.erasing):
+            _erase(image, self.fill, generator)
+        return image
 
 
 @dataclass(frozen=True)
@@ -127,9 +118,9 @@ class EvaluationTransform:
 def training(settings: Augmentation, mean: tuple[float, float, float]) -> TrainingTransform:
     """Return the counterpart of torchvision's transforms of these settings.
 
-    The draws are equal. So are the pixels, but for the resampling (torch's integers against
-    Pillow's: at most 1 level, bicubic 4), sums in float32 and, one pixel in a hundred, the hue of a
-    jitter (one of Pillow's 255 steps). A policy may spread such a level, as equalising does.
+    The draws are equal. So are the pixels, but for the resampling (at most 1 level, bicubic 4),
+    sums in float32 and, one pixel in a hundred, the hue of a jitter (one of Pillow's 255 steps). A
+    policy may spread such a level, as equalising does.
     """
     red, green, blue = (int(np.float32(255 * channel)) for channel in mean)
     operations = _operations(settings.policy, settings.size)
@@ -139,8 +130,7 @@ def training(settings: Augmentation, mean: tuple[float, float, float]) -> Traini
 def evaluation(size: int, resize: int, interpolation: Interpolation) -> EvaluationTransform:
     """Return the counterpart of torchvision's resize and centre crop.
 
-    Equal if the shorter side is `resize` already: nothing is resampled then. Else as many levels
-    off as in `training`.
+    Equal if the shorter side is `resize` already, else as many levels off as in `training`.
     """
     return EvaluationTransform(size, resize, interpolation)
 
@@ -157,13 +147,18 @@ def _uniform(generator: Generator, low: float, high: float) -> float:
     return torch.empty(1).uniform_(low, high, generator=generator).item()
 
 
-def _ratio(generator: Generator, low: float, high: float) -> float:
-    """Draw a ratio between e^low and e^high whose logarithm is uniform."""
-    return torch.empty(1).uniform_(low, high, generator=generator).exp_().item()
-
-
 def _below(generator: Generator, count: int) -> int:
     return int(torch.randint(count, (), generator=generator))
+
+
+def _sides(
+    area: int, scale: tuple[float, float], logs: list[float], generator: Generator
+) -> Iterator[tuple[int, int]]:
+    """Draw sides by their share of an area and the uniform logarithm of their ratio, ten times."""
+    for _ in range(10):  # then torchvision gives up
+        part = area * _uniform(generator, *scale)
+        ratio = torch.empty(1).uniform_(*logs, generator=generator).exp_().item()
+        yield round(math.sqrt(part * ratio)), round(math.sqrt(part / ratio))
 
 
 # --- crop and erasing -----------------------------------------------------------------------------
@@ -172,10 +167,7 @@ def _below(generator: Generator, count: int) -> int:
 def _drawn_crop(picture: Picture, scale: tuple[float, float], generator: Generator) -> Part:
     """Return a view of a box with a share of the area in `scale` and a side ratio of 3/4 to 4/3."""
     height, width = picture.shape[:2]
-    for _ in range(_TRIES):
-        area = height * width * _uniform(generator, *scale)
-        ratio = _ratio(generator, *_CROP_LOGS)
-        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    for across, down in _sides(height * width, scale, _CROP_LOGS, generator):
         if 0 < across <= width and 0 < down <= height:
             top = _below(generator, height - down + 1)
             left = _below(generator, width - across + 1)
@@ -192,10 +184,7 @@ def _erase(
 ) -> None:
     """Change `image`: fill a box of 2 to 33 % of its area."""
     height, width = image.shape[1:]
-    for _ in range(_TRIES):
-        area = height * width * _uniform(generator, *_BOX_SCALE)
-        ratio = _ratio(generator, *_BOX_LOGS)
-        down, across = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    for down, across in _sides(height * width, (0.02, 0.33), _BOX_LOGS, generator):
         if down < height and across < width:
             top = _below(generator, height - down + 1)
             left = _below(generator, width - across + 1)
@@ -317,11 +306,6 @@ def _luma(levels: Levels, arithmetic: Arithmetic) -> Plane:
         grey *= np.float32(2**-16)
     np.floor(grey, out=grey)
     return grey
-
-
-def _grey(planes: Planes) -> Planes:
-    grey = _luma(_levels(planes), "pillow").astype(np.uint8)
-    return np.stack([grey, grey, grey])
 
 
 def _hue(levels: Levels, turn: float) -> Levels:
@@ -463,10 +447,7 @@ def _moved(planes: Planes, right: int, down: int) -> Planes:
 
 
 def _sheared(planes: Planes, slope: float, axis: Literal[1, 2], manner: Manner) -> Planes:
-    """Slide rows (axis 2) or columns (axis 1) along themselves by `slope` times their position.
-
-    All pixels of a line slide by the same distance, with the same weights.
-    """
+    """Slide rows (axis 2) or columns (axis 1) along themselves by `slope` times their position."""
     height, width = planes.shape[1:]
     length, lines = (width, height) if axis == 2 else (height, width)
     offsets = slope * (np.arange(lines) + 0.5)
@@ -581,10 +562,7 @@ def _randaugment(
     """Apply two operations of fixed magnitude (Cubuk et al., RandAugment, 2020)."""
     manner = Manner(interpolation, "pillow")
     for _ in range(2):
-        operation = operations[_below(generator, len(operations))]
-        magnitude = operation.magnitudes[0] if operation.magnitudes else 0.0
-        magnitude = _signed(operation, magnitude, generator)
-        planes = _changed(planes, operation.name, magnitude, manner)
+        planes = _changed(planes, *_drawn(operations, generator), manner)
     return planes
 
 
@@ -592,16 +570,14 @@ def _trivialaugment(
     planes: Planes, operations: Operations, interpolation: Interpolation, generator: Generator
 ) -> Planes:
     """Apply one operation of any magnitude (Müller and Hutter, TrivialAugment, 2021)."""
-    name, magnitude = _drawn(operations, generator)
-    return _changed(planes, name, magnitude, Manner(interpolation, "pillow"))
+    return _changed(planes, *_drawn(operations, generator), Manner(interpolation, "pillow"))
 
 
 def _augmix(
     planes: Planes, operations: Operations, interpolation: Interpolation, generator: Generator
 ) -> Planes:
-    """Mix three chains of one to three operations with the picture (Hendrycks et al., AugMix,
-    2020). Works on tensors, which torchvision cannot rotate bicubically.
-    """
+    """Mix three chains of 1 to 3 operations with the picture (Hendrycks et al., AugMix, 2020)."""
+    # It works on tensors, which torchvision cannot rotate bicubically.
     manner = Manner("bilinear" if interpolation == "bicubic" else interpolation, "torch")
     planes = np.ascontiguousarray(planes)
     own, others = torch._sample_dirichlet(torch.ones(1, 2), generator=generator)[0]
@@ -624,16 +600,13 @@ _POLICIES: dict[Policy, Callable[[Planes, Operations, Interpolation, Generator],
 
 def _drawn(operations: Operations, generator: Generator) -> tuple[str, float]:
     """Draw an operation's name and one of its magnitudes, with its sign."""
-    operation = operations[_below(generator, len(operations))]
-    if not operation.magnitudes:
-        return operation.name, 0.0
-    magnitude = operation.magnitudes[_below(generator, len(operation.magnitudes))]
-    return operation.name, _signed(operation, magnitude, generator)
-
-
-def _signed(operation: Operation, magnitude: float, generator: Generator) -> float:
-    negative = operation.signed and torch.rand((), generator=generator).item() <= 0.5
-    return -magnitude if negative else magnitude
+    name, magnitudes, signed = operations[_below(generator, len(operations))]
+    if len(magnitudes) > 1:  # RandAugment draws none of its one
+        magnitude = magnitudes[_below(generator, len(magnitudes))]
+    else:
+        magnitude = magnitudes[0] if magnitudes else 0.0
+    negative = signed and torch.rand((), generator=generator).item() <= 0.5
+    return name, -magnitude if negative else magnitude
 
 
 def _changed(planes: Planes, name: str, magnitude: float, manner: Manner) -> Planes:
@@ -663,10 +636,7 @@ _CHANGES: dict[str, Callable[[Planes, float, Manner], Planes]] = {
 
 
 def _operations(policy: Policy, size: int) -> Operations:
-    """Return a policy's operations, in torchvision's order, with the magnitudes it can draw.
-
-    Magnitudes are those of the papers' tables; RandAugment's is the one of index 9.
-    """
+    """Return a policy's operations, in torchvision's order, with the magnitudes of the papers."""
     if policy == "randaugment":
         places = _places(0.3, 150 / 331 * size, 30.0, 31)
         all_of_them = [Operation("Identity"), *places, *_tones(0.9, 31), *_tables(8, 4, 31)]

@@ -39,8 +39,8 @@ from fieldguide.analysis import metrics
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
 from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.folders import root_of
 from fieldguide.photos.folds import Fold
-from fieldguide.photos.sharded import root_of
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs import scores as scoring
 from fieldguide.runs.scores import Scores
