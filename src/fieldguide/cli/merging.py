@@ -32,6 +32,8 @@ def soup(
 ) -> None:
     """Merge the networks of a run's folds into one, kept in the run.
 
+    Checkpoint files are merged by `fieldguide merge FILE FILE`.
+
     Parameters
     ----------
     rule
@@ -119,7 +121,10 @@ def merge(
         return
     for source in sources:
         if source.is_dir():
-            raise UsageError(f"`{source}` is a folder: give one run, or the files of checkpoints")
+            raise UsageError(
+                f"`{source}` is a folder, and checkpoints are files",
+                hint="`fieldguide soup RUN` merges the folds of a run",
+            )
         if not source.is_file():
             raise UsageError(f"`{source}` is neither a run's folder nor a checkpoint")
     hint = "leave it out; `fieldguide soup RUN` merges the folds of a run"

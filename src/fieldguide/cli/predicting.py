@@ -137,9 +137,7 @@ def submit(
     zip: bool = False,
     answers: AnswerFlags = Answers(),
 ) -> None:
-    """Write predictions as a grader wants them.
-
-    The table follows a sample, or has an id and a label.
+    """Write predictions as a grader wants them: like --sample, or with the two --columns.
 
     Parameters
     ----------
@@ -162,7 +160,7 @@ def submit(
     names = columns.split(",") if columns else []
     if (sample is None) == (columns is None):
         raise UsageError(
-            "a submission needs either --sample or --columns",
+            "a submission needs either --sample or --columns" + (", not both" if sample else ""),
             hint="such as --sample sample.csv, or --columns image_name,pred_label",
         )
     if sample is None and len(names) != 2:
@@ -184,6 +182,8 @@ def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
     if odd is None:
         return
     flag = odd.partition("=")[0]
+    if (command, flag) == ("submit", "--submission"):
+        raise UsageError(f"unknown option: {odd}", hint="the sample to follow is --sample FILE")
     if command == "submit" and flag in _flags_of("predict"):
         raise UsageError(
             f"{flag} has no place in a submission, whose columns are given",

@@ -213,9 +213,17 @@ def _fit(
         if report:
             _report(folder)
         raise
-    if report and not (run.complete and (folder / "report.html").is_file()):
+    if report and (run.complete or fold is None) and not _reported(run):
         _report(folder)
     return run
+
+
+def _reported(run: "Run") -> bool:
+    """Return whether a finished run has a report that is not older than its tables."""
+    page, whole = run.folder / "report.html", run.folder / files.MANIFEST
+    if not (run.complete and page.is_file()):
+        return False
+    return page.stat().st_mtime_ns >= whole.stat().st_mtime_ns
 
 
 def _finished(folder: Path, recipe: Recipe, away: PhotosAway) -> "Run":

@@ -65,13 +65,13 @@ def fit(
         run: Run | None = None
         tracker = None
         if ranks.first:  # it alone writes into the run folder
+            _refuse_early(catalog, recipe, fold)
             require_usable(folder)
             tracker = tracking.start(recipe.track, folder, watcher.notice)
-            _refuse_early(catalog, recipe, fold)
             run = _begun(folder, catalog, recipe, force, prepared, command, watcher)
             require_fold(fold, run.recipe.folds)
-        todo = ranks.announce(_undone(run, fold))
-        if todo:
+        free, held = ranks.announce(_undone(run, fold))
+        for todo in filter(None, (free, held)):  # those that others train now are tried last
             with tracked(watcher, tracker) as telling:
                 run = run or _seen(folder, ranks)
                 files.make_folder(folder / "folds")
@@ -135,11 +135,13 @@ def _begun(
     return reopen(folder, catalog, recipe, force, watcher)
 
 
-def _undone(run: Run | None, fold: int | None) -> tuple[int, ...]:
-    """Return the folds to be trained, as the first rank knows them."""
+def _undone(run: Run | None, fold: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the folds to be trained, free ones and held ones, as the first rank knows them."""
     if run is None or run.complete:
-        return ()
-    return tuple(number for number in run.undone if fold in (None, number))
+        return (), ()
+    todo = [number for number in run.undone if fold in (None, number)]
+    held = tuple(number for number in todo if files.is_held(run.fold_folder(number)))
+    return tuple(number for number in todo if number not in held), held
 
 
 def _seen(folder: Path, ranks: Ranks) -> Run:

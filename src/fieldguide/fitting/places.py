@@ -93,7 +93,8 @@ def train_in_turn(
 def _held(place: Path, patience: float, controls: Controls) -> Iterator[None]:
     """Hold a fold's folder, where a killed process may have left half-written files."""
     files.make_folder_within(place)
-    with files.lock(place, wait=patience, meanwhile=waiting(controls)):
+    hint = "wait until it ends; the same command then trains what is left"
+    with files.lock(place, wait=patience, meanwhile=waiting(controls), hint=hint):
         for folder in (place, place / "checkpoint"):
             if folder.is_dir():
                 files.remove_temporaries(folder)

@@ -23,7 +23,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,12 +228,14 @@ class Run:
         """
         if self.recipe.stop == "fold":
             logits = {fold: self.epoch_logits(fold) for fold in self.done}
-            return scoring.cross_fitted(logits, self.by_fold(self.targets))
+            return scoring.cross_fitted(logits, self.by_fold(self.targets, logits))
         return {fold: self.logits(fold) for fold in self.done}
 
-    def by_fold(self, values: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-        """The catalog's values at the test part of each done fold, by fold."""
-        return {fold: values[self.folds[fold].test] for fold in self.done}
+    def by_fold(
+        self, values: NDArray[np.int64], folds: Iterable[int]
+    ) -> dict[int, NDArray[np.int64]]:
+        """Return the catalog's values at the test part of each of these folds."""
+        return {fold: values[self.folds[fold].test] for fold in folds}
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
@@ -279,12 +281,13 @@ class Run:
         _require_some_fold(self)
         photos = self.catalog.photos
         outside = [photos[n] for n in self.outside]
+        judged = {fold: self.logits(fold) for fold in self.done}
         return Ingredients(
             recipe=self.recipe,
             classes=self.classes,
             weights=self.weights,
-            judged={fold: self.logits(fold) for fold in self.done},
-            targets=self.by_fold(self.targets),
+            judged=judged,
+            targets=self.by_fold(self.targets, judged),
             training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
             outside=Outside(
                 tuple(self.catalog.file(photo) for photo in outside),
@@ -342,15 +345,15 @@ class Run:
         chosen = self.recipe.stop == "fold"
         return scoring.out_of_fold(
             self.judged,
-            self.by_fold(self.targets),
-            self.by_fold(self.groups),
-            saved={fold: self.logits(fold) for fold in self.done} if chosen else None,
+            self.by_fold(self.targets, self.judged),
+            self.by_fold(self.groups, self.judged),
+            saved={fold: self.logits(fold) for fold in self.judged} if chosen else None,
         )
 
     @cached_property
     def per_class(self) -> metrics.PerClass:
         """Out-of-fold precision, recall, F1 and number of photos of each class."""
-        targets = self.by_fold(self.targets)
+        targets = self.by_fold(self.targets, self.judged)
         return metrics.per_class(
             *(np.concatenate(list(v.values())) for v in (self.judged, targets))
         )
@@ -484,7 +487,9 @@ def _provenance(run: Run) -> dict[str, Any]:
     """Return the origin of a classifier, without paths of this machine."""
     known = run.environment
     accuracy, interval = scoring.accuracy(
-        run.judged, run.by_fold(run.targets), run.by_fold(run.groups)
+        run.judged,
+        run.by_fold(run.targets, run.judged),
+        run.by_fold(run.groups, run.judged),
     )
     photos = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
     weights = run.recipe.weights

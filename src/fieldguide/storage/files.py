@@ -53,7 +53,7 @@ _HINTS = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "this file system is read-only: choose a folder on another one",
     errno.ENOTDIR: "a part of this path is a file: choose another folder",
-    errno.ENOENT: "create the folder first",
+    errno.ENOENT: "its folder is gone, or was never made: bring it back",
 }
 
 
@@ -434,7 +434,11 @@ def _stays_inside(name: str) -> bool:
 
 @contextmanager
 def lock(
-    folder: Path, *, wait: float = 0.0, meanwhile: Callable[[str], None] = lambda reason: None
+    folder: Path,
+    *,
+    wait: float = 0.0,
+    meanwhile: Callable[[str], None] = lambda reason: None,
+    hint: str = "wait until it ends, or choose another folder",
 ) -> Iterator[None]:
     """Hold `folder` for this process alone while the block runs.
 
@@ -453,7 +457,7 @@ def lock(
     while not _taken(held, path):
         reason = f"{folder} is in use: {_holder(path)}"
         if time.monotonic() >= until:
-            raise ResourceError(reason, hint="wait until it ends, or choose another folder")
+            raise ResourceError(reason, hint=hint)
         meanwhile(reason)
         time.sleep(min(LOOK, wait))
     try:
@@ -462,6 +466,17 @@ def lock(
     finally:
         _record_holder(held, path, "")
         held.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether another process, or thread, holds the lock of a folder at this moment."""
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    held = filelock.FileLock(path, thread_local=False)
+    free = _taken(held, path)
+    held.release()
+    return not free
 
 
 def _taken(held: filelock.BaseFileLock, path: Path) -> bool:

@@ -141,14 +141,15 @@ def save_state(folder: Path, state: FoldState) -> Path:
 
     The folder is made, in one that is there. Raises `ResourceError` where it cannot be written.
     """
-    files.make_folder_within(folder)
+    tensors, rest = _taken_apart(state)
+    content = save(tensors, {"state": json.dumps(rest)})
+    files.make_folder_within(folder)  # last, as its disk may go away meanwhile
     numbers = sorted(int(path.stem) for path in folder.glob("*.safetensors"))
     for number in numbers[:-1]:
         _file(folder, number).unlink()
         _digest(folder, number).unlink(missing_ok=True)
     path = _file(folder, (numbers or [0])[-1] + 1)
-    tensors, rest = _taken_apart(state)
-    files.write_bytes(path, save(tensors, {"state": json.dumps(rest)}))
+    files.write_bytes(path, content)
     files.write_text(path.with_suffix(".sha256"), files.sha256(path))
     return path
 
