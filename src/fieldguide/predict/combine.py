@@ -133,7 +133,7 @@ def by_name(
     if name in get_args(Together):
         return ensemble(ingredients, cast(Together, name))
     if name in RULES:
-        return soup(ingredients, cast(Rule, name), batch_norm=batch_norm, machine=machine)
+        return soup(ingredients, name, batch_norm=batch_norm, machine=machine)
     return one_fold(ingredients, int(name.removeprefix("fold-")))
 
 
