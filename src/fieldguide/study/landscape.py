@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
@@ -296,13 +296,17 @@ def _judged(
     logits, rows = inference.all_logits(view.architecture, members, view.judged, view.machine)
     if not len(rows):
         raise DataError(f"none of {len(view.judged)} photos can be read")
-    targets, points = view.targets[rows], []
-    for (t, norm, _), own in zip(variants, logits, strict=True):
-        finite = np.isfinite(own).all(axis=1)
-        right = (own.argmax(axis=1) == targets) & finite
-        loss = metrics.log_loss(metrics.softmax(own), targets) if finite.all() else None
-        points.append(Point(t, norm, loss, float(right.mean())))
-    return points, len(rows)
+    pairs, targets = zip(variants, logits, strict=True), view.targets[rows]
+    return [_point(t, norm, own, targets) for (t, norm, _), own in pairs], len(rows)
+
+
+def _point(
+    t: float, norm: Norm, logits: Float[np.ndarray, "n classes"], targets: Int[np.ndarray, " n"]
+) -> Point:
+    finite = np.isfinite(logits).all(axis=1)
+    right = (logits.argmax(axis=1) == targets) & finite
+    loss = metrics.log_loss(metrics.softmax(logits), targets) if finite.all() else None
+    return Point(t, norm, loss, float(right.mean()))
 
 
 def _key(run: Run, fold: int) -> str:
