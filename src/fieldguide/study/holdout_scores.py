@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
-
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.machine.device import choose_device, device_name
@@ -180,8 +178,7 @@ def _rows(
         record = model.card.provenance["made"].get("cross_fitted")
         choosers = _labelled(ingredients.outside) if record else set()
         if choosers and choosers == _labelled(photos):
-            worth = TypeAdapter(Worth).validate_python(record)
-            yield replace(worth, photos_per_second=one, note=CROSS_FITTED)
+            yield replace(_parsed(record), photos_per_second=one, note=CROSS_FITTED)
         else:
             found = combine.outside_logits(ingredients, model.members, photos, machine)
             row = _worth(name, model, found, photos, one)
@@ -363,8 +360,12 @@ def key_of(run: Run, machine: Machine) -> str:
 def _kept(path: Path, key: str) -> Worths | None:
     try:
         content = json.loads(path.read_bytes())
-        known = content.pop("key")
-        found = TypeAdapter(Worths).validate_python(content)
-        return found if known == key else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none that can be read
+        if content["key"] != key:
+            return None
+        return Worths(tuple(map(_parsed, content["rows"])), content["photos"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or none that can be read
         return None
+
+
+def _parsed(record: Mapping[str, Any]) -> Worth:
+    return Worth(**{**record, "interval": tuple(record["interval"])})
