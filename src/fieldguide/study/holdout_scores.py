@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.machine.device import choose_device, device_name
