@@ -44,8 +44,7 @@ Arrays = Mapping[str, NDArray[Any]]
 class Outside:
     """The labelled photos that no fold trained on and on which nothing was chosen.
 
-    `groups` name what belongs together: intervals draw whole groups, halves keep them whole.
-    `hashes` are the SHA-256 of the files.
+    `groups` name what belongs together; `hashes` are the SHA-256 of the files.
     """
 
     files: tuple[Path, ...]
@@ -133,7 +132,7 @@ def by_name(
     if name in get_args(Together):
         return ensemble(ingredients, cast(Together, name))
     if name in RULES:
-        return soup(ingredients, cast(Rule, name), batch_norm=batch_norm, machine=machine)
+        return soup(ingredients, name, batch_norm=batch_norm, machine=machine)
     return one_fold(ingredients, int(name.removeprefix("fold-")))
 
 
