@@ -73,8 +73,7 @@ def cross_fitted(
 ) -> Float[np.ndarray, "n classes"]:
     """Return each fold's probabilities at the temperature that fits the *other* folds best.
 
-    No photo is then judged by a number that was chosen on it. `fold_of` holds any integers, one a
-    photo; the result has the order of the rows. With one fold T = 1. Raises ValueError as
+    `fold_of` holds any integers, one a photo. With one fold T = 1. Raises ValueError as
     `fit_temperature` does, and if there is not one fold a photo.
     """
     metrics.check_scores(logits, targets)

@@ -99,8 +99,7 @@ def prediction_sets(
     (n + 1)⌉-th smallest of the known, and always if there are fewer. It covers as asked. For k
     members this is CV+ (Romano, Sesia, Candès, NeurIPS 2020): it covers about as asked, and is
     proven to cover at least 1 - 2 · (1 - coverage), but for a term that vanishes with many known
-    photos a member. With `adaptive` scores its sets can be empty only where members disagree on the
-    top class.
+    photos a member. With `adaptive` scores sets are empty only if members disagree on the top one.
 
     With `per_class`, class y is judged by the known photos of class y alone (Mondrian: Vovk,
     Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 4), which covers each

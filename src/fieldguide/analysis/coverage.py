@@ -1,8 +1,7 @@
 """The worth, on photos out of fold, of sets of classes and of answering only where a model is sure.
 
 Each fold's photos are judged by what the *other* folds' photos give: their temperature, their
-quantile of nonconformity. Arrays in, numbers out. Knows nothing of runs, models or how results are
-shown.
+quantile of nonconformity. Arrays in, numbers out. Knows nothing of runs, models or pages.
 """
 
 from collections.abc import Sequence

@@ -60,6 +60,11 @@ def contrasts(
     return result
 
 
+def mcnemar(one: Right, other: Right) -> float:
+    """Return the two-sided p of McNemar's exact test: not for photos in groups (`sign_flip`)."""
+    return sign_flip(one, other, np.arange(len(one)))
+
+
 def sign_flip(one: Right, other: Right, groups: Groups) -> float:
     """Return the two-sided p of the exact sign-flip test of whole groups (any integers).
 

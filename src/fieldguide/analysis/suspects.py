@@ -230,7 +230,10 @@ def unsteady_classes(
     if not 0 <= level <= 1 or draws < 1:
         raise ValueError(f"level must lie between 0 and 1: {level}, draws be at least 1: {draws}")
     folds, photos, right = _by_fold(correct, targets, fold_of)
-    tested = _telling(photos, right)
+    total, right_total = photos.sum(axis=1), right.sum(axis=1)
+    several_folds = (photos > 0).sum(axis=1) > 1
+    uneven = (right_total > 0) & (right_total < total)
+    tested = np.flatnonzero((total >= _LEAST_PHOTOS) & several_folds & uneven).tolist()
     p_values = np.array(
         [
             _p_value(photos[label], right[label], draws, derive_seed(seed, "unsteady", label))
@@ -240,11 +243,11 @@ def unsteady_classes(
     found = [
         UnsteadyClass(
             label,
-            int(photos[label].sum()),
+            int(total[label]),
             {
-                int(fold): int(found) / int(total)
-                for fold, found, total in zip(folds, right[label], photos[label], strict=True)
-                if total
+                int(fold): int(found) / int(tried)
+                for fold, found, tried in zip(folds, right[label], photos[label], strict=True)
+                if tried
             },
             float(p_value),
             float(adjusted),
@@ -272,14 +275,6 @@ def _by_fold(
     photos = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
     right = np.bincount(cells[correct], minlength=shape[0] * shape[1]).reshape(shape)
     return folds.astype(np.int64), photos, right
-
-
-def _telling(photos: _Numbers, right: _Numbers) -> list[int]:
-    """Return the classes for which one shuffle of the folds can be more uneven than another."""
-    total, found = photos.sum(axis=1), right.sum(axis=1)
-    several_folds = (photos > 0).sum(axis=1) > 1
-    telling = (total >= _LEAST_PHOTOS) & several_folds & (found > 0) & (found < total)
-    return [int(label) for label in np.flatnonzero(telling)]
 
 
 def _p_value(photos: _Numbers, right: _Numbers, draws: int, seed: int) -> float:

@@ -44,8 +44,7 @@ Arrays = Mapping[str, NDArray[Any]]
 class Outside:
     """The labelled photos that no fold trained on and on which nothing was chosen.
 
-    `groups` name what belongs together: intervals draw whole groups, halves keep them whole.
-    `hashes` are the SHA-256 of the files.
+    `groups` name what belongs together; `hashes` are the SHA-256 of the files.
     """
 
     files: tuple[Path, ...]

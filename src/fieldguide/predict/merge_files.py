@@ -54,8 +54,7 @@ RELATED = 0.5
 # lie at 1 or beyond, however short they are.
 FAR_FROM_ANCHOR = 0.9
 
-# Degrees. At 80° Model Stock takes 0.30 of the mean of two copies and 0.70 of the anchor (taste);
-# measured between folds: 45°.
+# Degrees. At 80° Model Stock takes 0.30 of the mean of two copies (taste); between folds: 45°.
 NOTHING_IN_COMMON = 80.0
 
 # The drop in accuracy that counts as a barrier, if there are photos enough to tell. Frankle,

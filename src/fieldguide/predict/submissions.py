@@ -111,7 +111,16 @@ def _as_sample(
 
     kind = id if id != "auto" else max(_IDS, key=hits)
     rows = _rows_of(inputs, kind)
-    _refuse_unmatched(table, keys, rows, inputs, kind)
+    known, odd = set(keys), []
+    if missing := [key for key in keys if key not in rows]:
+        odd.append(f"{len(missing):,} without a photo: {quoted(missing)}")
+    if extra := [inputs[row].name for key, row in rows.items() if key not in known]:
+        odd.append(f"{count(len(extra), 'photo')} without an id: {quoted(extra)}")
+    if odd:
+        raise DataError(
+            f"{table.name}: of {len(keys):,} ids {'; '.join(odd)}",
+            hint=f"the ids were compared with {_MEANING[kind]}",
+        )
     ordered = [inputs[rows[key]] for key in keys]
     ids = tuple(cells[0] for _, cells in table.rows)
     names = tuple(each.name for each in ordered)
@@ -165,26 +174,6 @@ def _rows_of(inputs: Sequence[Input], kind: str) -> dict[str, int]:
                 else "use the whole path as id",
             )
     return row_of
-
-
-def _refuse_unmatched(
-    table: Table,
-    keys: Sequence[str],
-    rows: Mapping[str, int],
-    inputs: Sequence[Input],
-    kind: str,
-) -> None:
-    """Raise DataError with the ids that have no photo and the photos that have no id."""
-    known, odd = set(keys), []
-    if missing := [key for key in keys if key not in rows]:
-        odd.append(f"{len(missing):,} without a photo: {quoted(missing)}")
-    if extra := [inputs[row].name for key, row in rows.items() if key not in known]:
-        odd.append(f"{count(len(extra), 'photo')} without an id: {quoted(extra)}")
-    if odd:
-        raise DataError(
-            f"{table.name}: of {len(keys):,} ids {'; '.join(odd)}",
-            hint=f"the ids were compared with {_MEANING[kind]}",
-        )
 
 
 def _file_name(each: Input) -> str:

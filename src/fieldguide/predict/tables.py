@@ -30,8 +30,8 @@ _ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
 class Predictions:
     """The predictions for some photos, in the order in which they were given.
 
-    `problems` are empty for photos that were read, else the reason; such photos have a row of NaN
-    in `probabilities`. `sets` marks the classes that are not ruled out, if sets were asked for.
+    `problems` are empty for photos that were read, else the reason, with a row of NaN in
+    `probabilities`. `sets` marks the classes that are not ruled out, if sets were asked for.
     """
 
     names: tuple[str, ...]
@@ -220,7 +220,7 @@ class Counts:
 
 
 def require_free(out: Path, overwrite: bool = False) -> None:
-    """Raise an error if `write` could not put `out` into place: call it before long work.
+    """Raise the error of a `write` to `out`: call it before long work.
 
     UsageError for a folder, or a file without `overwrite`; ResourceError if its folder is missing.
     """

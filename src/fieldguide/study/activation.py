@@ -1,7 +1,6 @@
 """The places in a photo where a network found evidence of a class: Grad-CAM.
 
-The last feature map is weighed by the gradient of the class's logit, so that it works with every
-head. Knows nothing of runs, folds or how heat is drawn.
+Works with every head. Knows nothing of runs, folds or how heat is drawn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,10 +68,10 @@ def grad_cam(
     """Return each photo's evidence for its class at each position of the last feature map.
 
     relu(Σ over channels k of a_k · A_k), A being the feature map (channels, rows, columns) and a_k
-    the mean over positions of d logit / d A_k. Evidence against the class is cut off. With a linear
-    layer on mean features it is, up to the factor 1 / positions, the class activation map of Zhou
-    et al., CVPR 2016: the share of each position in the logit (less the bias). The network has to
-    be in evaluation mode, as photos of a batch must not depend on each other; it is not changed.
+    the mean over positions of d logit / d A_k. With a linear layer on mean features it is, up to
+    the factor 1 / positions, the class activation map of Zhou et al., CVPR 2016: the share of each
+    position in the logit (less the bias). The network has to be in evaluation mode: photos of a
+    batch must not depend on each other.
 
     Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", ICCV 2017, equations 1 and 2.

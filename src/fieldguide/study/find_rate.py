@@ -10,7 +10,7 @@ start:
 
 Swept together in a fixed ratio, the part that explodes first would hide what the other can bear.
 Photos are those that fold 0 of a fit would train on, augmented and mixed as the recipe says. Knows
-nothing of the command line; the run folder in which folds are made is a temporary one.
+nothing of the command line.
 """
 
 import io
@@ -69,11 +69,11 @@ BELOW = 10.0  # the suggestion is the rate of the least loss, divided by this (f
 
 @dataclass(frozen=True)
 class Sweep:
-    """A range test of one part: the loss at each step, taken with the rate of the same place.
+    """A range test of one part: the loss of each step and its running mean, by rate.
 
-    `smoothed` is the running mean of `losses`. `ended`: the loss `exploded`, became `not finite`,
-    or the whole `range` was tried. If the smoothed loss falls, `lowest` is the rate at its minimum
-    and `steepest` that of its fastest fall over the logarithm of the rate.
+    `ended`: the loss `exploded`, became `not finite`, or the whole `range` was tried. If the
+    smoothed loss falls, `lowest` is the rate at its minimum and `steepest` that of its fastest fall
+    over the logarithm of the rate.
     """
 
     part: Part
@@ -96,10 +96,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Found:
-    """The range tests of a collection, and the rates that its recipe has.
-
-    `backbone` is None where the recipe freezes all of it.
-    """
+    """The range tests, and the recipe's rates; `backbone` is None where all of it is frozen."""
 
     head: Sweep
     backbone: Sweep | None
@@ -183,8 +180,8 @@ def find_rate(
 ) -> Found:
     """Return range tests of both rates on the photos that fold 0 of this fit would train on.
 
-    Writes nothing but a temporary folder. Raises what a fit raises before its training, and
-    whatever `watcher.check_stop` raises. `watcher.on_plan` is given the number of steps.
+    Raises what a fit raises before its training, and whatever `watcher.check_stop` raises.
+    `watcher.on_plan` is given the number of steps.
     """
     if steps < FEWEST_STEPS:
         raise UsageError(f"`steps` = {steps}: a range test needs at least {FEWEST_STEPS}")
@@ -205,11 +202,16 @@ def find_rates(job: FoldJob, *, steps: int = STEPS, controls: Controls | None = 
     controls = controls or Controls()
     recipe, backbone = job.recipe, job.network.backbone
     devices = [job.device] if job.device.type == "cuda" else []
+    trained = [tensor for tensor in backbone.parameters() if tensor.requires_grad]
     with _left_as_it_was(job.network), torch.random.fork_rng(devices=devices):
         train_mode(job.network)  # before freezing: features are as in a fit, normalised by batches
-        with _frozen(backbone):
+        try:
+            for tensor in trained:
+                tensor.requires_grad_(False)
             head = _sweep(job, "head", [], steps, controls)
-        trained = any(tensor.requires_grad for tensor in backbone.parameters())
+        finally:
+            for tensor in trained:
+                tensor.requires_grad_(True)
         beside = _groups(job, "head", head.suggestion or recipe.head_rate)
         return Found(
             head=head,
@@ -238,13 +240,15 @@ def _sweep(
         seed = derive_seed(job.recipe.seed, "range test", number)
         step = train_step(job, replica, batch, seed)
         controls.on_step()
-        skipped = 0 if step is not None else skipped + 1
-        if step is not None:
+        if step is None:
+            skipped += 1
+        else:
+            skipped = 0
             tried.append((rate, step.loss))
         if skipped == HOPELESS:
             ended = "not finite"
             break
-        if tried and has_exploded([loss for _, loss in tried]):
+        if has_exploded([loss for _, loss in tried]):
             ended = "exploded"
             break
     if not tried:
@@ -287,19 +291,6 @@ def _left_as_it_was(network: Network) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def _frozen(part: nn.Module) -> Iterator[None]:
-    """Train no tensor of the part within the block."""
-    trained = [tensor for tensor in part.parameters() if tensor.requires_grad]
-    for tensor in trained:
-        tensor.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for tensor in trained:
-            tensor.requires_grad_(True)
-
-
 # --- the record and the picture --------------------------------------------------------------
 
 
@@ -317,11 +308,10 @@ def write(found: Found, folder: Path) -> None:
 
 def as_json(found: Found) -> dict[str, Any]:
     """Return the record: every step of each sweep, what was read from it, the recipe's rate."""
-    sweeps: dict[str, Any] = {
-        sweep.part: {**asdict(sweep), "suggestion": sweep.suggestion, "recipe": rate}
-        for sweep, rate in found.pairs
-    }
-    return {"format": FORMAT, "head": None, "backbone": None, **sweeps}
+    record: dict[str, Any] = {"format": FORMAT, "head": None, "backbone": None}
+    for sweep, rate in found.pairs:
+        record[sweep.part] = {**asdict(sweep), "suggestion": sweep.suggestion, "recipe": rate}
+    return record
 
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; named in words too
@@ -329,7 +319,6 @@ BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"  # of Okabe and Ito; na
 
 def chart(found: Found) -> alt.VConcatChart:
     """Return loss over rate, a panel a part: steps, smoothed loss, and where the rates lie."""
-    panels = [_panel(sweep, rate) for sweep, rate in found.pairs]
     title = alt.Title(
         "Training loss while the learning rate grows",
         subtitle="points: single steps; line: running mean;"
@@ -337,6 +326,7 @@ def chart(found: Found) -> alt.VConcatChart:
         anchor="start",
         offset=16,
     )
+    panels = [_panel(sweep, rate) for sweep, rate in found.pairs]
     drawn: alt.VConcatChart = alt.vconcat(*panels, background="white", spacing=36, title=title)
     return drawn
 
@@ -355,11 +345,8 @@ def _panel(sweep: Sweep, recipe_rate: float) -> alt.LayerChart | alt.FacetChart:
         axis=alt.Axis(format="~e", tickCount=6, gridOpacity=0.3),
     )
     scale = alt.Scale(domain=[low, high])
-    tooltip = [
-        alt.Tooltip("rate:Q", format=".1e"),
-        alt.Tooltip("loss:Q", format=".3f"),
-        alt.Tooltip("smoothed:Q", format=".3f"),
-    ]
+    shown = {"rate": ".1e", "loss": ".3f", "smoothed": ".3f"}
+    tooltip = [alt.Tooltip(f"{name}:Q", format=digits) for name, digits in shown.items()]
     base = alt.Chart(alt.InlineData(values=values)).encode(x=x, tooltip=tooltip)
     points = base.mark_circle(color=BLUE, opacity=0.35, size=18, clip=True).encode(
         y=alt.Y("loss:Q", title="training loss", scale=scale)
@@ -367,9 +354,9 @@ def _panel(sweep: Sweep, recipe_rate: float) -> alt.LayerChart | alt.FacetChart:
     line = base.mark_line(color=BLUE, strokeWidth=2, clip=True).encode(
         y=alt.Y("smoothed:Q", scale=scale)
     )
-    marks = [*_mark(sweep, sweep.suggestion, "suggested", VERMILLION, [], -22)]
-    marks += _mark(sweep, recipe_rate, "recipe", GREY, [5, 4], -8)
-    return alt.layer(points, line, *marks).properties(width=560, height=220)
+    suggested = _mark(sweep, sweep.suggestion, "suggested", VERMILLION, [], -22)
+    own = _mark(sweep, recipe_rate, "recipe", GREY, [5, 4], -8)
+    return alt.layer(points, line, *suggested, *own).properties(width=560, height=220)
 
 
 def _mark(

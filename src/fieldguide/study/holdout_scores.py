@@ -1,8 +1,8 @@
 """The scores of classifiers on photos outside all folds, and their costs.
 
-A fold is judged out of fold. An ensemble or a soup has seen every photo of the folds, so it is
-judged here: on the collection's `val` part, on what `holdout` set aside, or on another labelled set
-without training photos. Merged models are written into the run from here.
+An ensemble or a soup has seen every photo of the folds, so it is judged here: on the collection's
+`val` part, on what `holdout` set aside, or on another labelled set without training photos. Merged
+models are written into the run from here.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Worth:
     """The scores of one classifier on photos outside all folds, by the probabilities of `predict`.
 
     `interval` is 95 %, by bootstrap over groups; `unscaled_error` is the calibration error without
-    the temperature; `photos_per_second` is from file to answer; `note` is what else must be known.
+    the temperature; `photos_per_second` is from file to answer.
     """
 
     name: str
@@ -78,8 +78,8 @@ def merge_into_run(
 ) -> Path:
     """Merge the run's folds into one model in the run; return its folder, named after the rule.
 
-    A model that is there already is left as it is. Raises `UsageError` for a run with folds to
-    come, and what `combine.soup` raises.
+    A model that is there already stays. Raises `UsageError` for a run with folds to come, and what
+    `combine.soup` raises.
     """
     run.require_complete()
     name = combine.model_name(rule, batch_norm)
@@ -133,15 +133,13 @@ def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worth
     read.
     """
     ingredients = run.ingredients()
-    readable = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)
-    _require_some(outside, readable)
-    ensemble = combine.ensemble(ingredients)
-    files_there = [outside.files[row] for row in readable]
-    logits, seen = inference.all_logits(
-        ingredients.architecture, ensemble.members, files_there, machine
-    )
+    there = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)
+    _require_some(outside, there)
+    photos, ensemble = outside.part(there), combine.ensemble(ingredients)
+    architecture = ingredients.architecture
+    logits, seen = inference.all_logits(architecture, ensemble.members, photos.files, machine)
     _require_some(outside, seen)
-    photos = outside.part(readable[seen])
+    photos = photos.part(seen)
     rows = _rows(run, ingredients, ensemble, logits, photos, machine)
     return Worths(tuple(rows), len(photos), len(outside) - len(photos))
 
@@ -197,10 +195,9 @@ def unseen(
 ) -> Outside:
     """Return the labelled photos of another collection, if no fold has seen one of them.
 
-    Photos that only look like a training photo (re-encoded, resized, mirrored: `check`) are left
-    out, with a notice. Raises `DataError` for the very files that the run trained on, or that chose
-    its epochs, and for labels that are none of its classes. `progress` is called with the number of
-    photos compared so far, of both collections (`compared`).
+    Photos that only look like a training photo (`check`) are left out, with a notice. Raises
+    `DataError` for the very files that the run trained on, or that chose its epochs, and for labels
+    that are none of its classes. `progress` is called with the number of photos compared so far.
     """
     photos = [photo for photo in catalog.photos if photo.label is not None]
     if not photos:
@@ -214,7 +211,7 @@ def unseen(
         )
     labelled = replace(catalog, photos=tuple(photos))
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda photo: _sha256(catalog.file(photo)), photos))
+        hashes = list(pool.map(_sha256, map(catalog.file, photos)))
     _refuse_known(run, labelled, hashes)
     alike = _look_alikes(run, labelled, notice, progress)
     if alike:
@@ -226,11 +223,11 @@ def unseen(
             hint="give photos that the run was not trained on",
         )
     return Outside(
-        tuple(catalog.file(photos[row]) for row in kept),
-        np.array([numbers[str(photos[row].label)] for row in kept], dtype=np.int64),
-        tuple(photos[row].group or photos[row].path for row in kept),
-        tuple(hashes[row] for row in kept),
-    )
+        tuple(map(catalog.file, photos)),
+        np.array([numbers[str(photo.label)] for photo in photos], dtype=np.int64),
+        tuple(photo.group or photo.path for photo in photos),
+        tuple(hashes),
+    ).part(np.array(kept))
 
 
 def compared(run: Run, catalog: Catalog) -> int:
@@ -245,16 +242,12 @@ def speed(classifier: Classifier, photos: Sequence[Path], machine: Machine = Mac
     """
     batch = min(machine.batch_size, TIMED_PHOTOS // 4)
     timed = (list(photos) * (1 + TIMED_PHOTOS // len(photos)))[:TIMED_PHOTOS]
-    seen = inference.logits(
-        classifier.card.architecture,
-        classifier.members,
-        timed[:batch] + timed,
-        replace(machine, batch_size=batch, workers=0),
-    )
+    alone = replace(machine, batch_size=batch, workers=0)
+    architecture, members = classifier.card.architecture, classifier.members
+    seen = inference.logits(architecture, members, timed[:batch] + timed, alone)
     next(seen)
-    started, done = time.perf_counter(), 0
-    for found in seen:
-        done += len(found.photos)
+    started = time.perf_counter()
+    done = sum(len(found.photos) for found in seen)
     return done / (time.perf_counter() - started)
 
 
@@ -271,11 +264,8 @@ def _used(run: Run) -> list[Photo]:
 
 def _refuse_known(run: Run, catalog: Catalog, hashes: Sequence[str]) -> None:
     known = {photo.sha256: photo.path for photo in _used(run)}
-    seen = [
-        (photo.path, known[digest])
-        for photo, digest in zip(catalog.photos, hashes, strict=True)
-        if digest in known
-    ]
+    pairs = zip(catalog.photos, hashes, strict=True)
+    seen = [(photo.path, known[digest]) for photo, digest in pairs if digest in known]
     if seen:
         raise DataError(
             f"{len(seen)} of {len(hashes)} photos were used by the folds in training:"
@@ -346,16 +336,12 @@ def _mean(
 ) -> Worth:
     """Return one fold's mean scores; the interval is that of the mean share right."""
     correct = (logits.argmax(axis=2) == outside.targets).mean(axis=0)
+    interval = metrics.bootstrap_interval(correct, _numbers(outside))
     scores = ("accuracy", "log_loss", "calibration_error", "unscaled_error")
     means: dict[str, Any] = {
         score: float(np.mean([getattr(row, score) for row in rows])) for score in scores
     }
-    return replace(
-        rows[0],
-        name="mean of folds",
-        interval=metrics.bootstrap_interval(correct, _numbers(outside)),
-        **means,
-    )
+    return replace(rows[0], name="mean of folds", interval=interval, **means)
 
 
 def _numbers(outside: Outside) -> NDArray[np.int64]:
@@ -377,7 +363,7 @@ def _kept(path: Path, key: str) -> Worths | None:
         content = json.loads(path.read_bytes())
         if content["key"] != key:
             return None
-        return Worths(tuple(_parsed(row) for row in content["rows"]), content["photos"])
+        return Worths(tuple(map(_parsed, content["rows"])), content["photos"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or none that can be read
         return None
 

@@ -1,9 +1,8 @@
 """The list of a run's labels that look wrong: RUN/labels.csv.
 
 Two things cast doubt on a label: a picture that looks the same and is labelled otherwise, and a
-model that did not train on the photo and is sure of another class. Only training photos of done
-folds are judged, each by its own fold. Nothing is changed: the list is for somebody who knows the
-subject. Knows nothing of how it is shown, nor of torch.
+model that did not train on the photo and is sure of another class. Nothing is changed: the list is
+for somebody who knows the subject. Knows nothing of how it is shown, nor of torch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,9 +53,8 @@ class Doubts:
     """The labels that look wrong, the most suspicious first, and the photos searched for them.
 
     `photos` are the training photos of the `folds` that are done. Of these `unseen` could not be
-    compared with others, because the file is gone or changed. `confused` are pairs of classes that
-    are taken for each other, the most often first, and `unsteady` classes that some folds recognise
-    better than others, by more than chance.
+    compared with others, because the file is gone or changed. `confused` and `unsteady` are as
+    `analysis.suspects` finds them.
     """
 
     ranked: tuple[Doubt, ...]
@@ -105,10 +103,16 @@ def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts
     """
     judged = _judged(run)
     catalog = judged.catalog
-    facts = _unchanged(catalog, inspect(catalog, truncated=run.recipe.truncated, progress=progress))
+    read = inspect(catalog, truncated=run.recipe.truncated, progress=progress)
+    facts = [  # none of a file that is not the one that the run was trained on
+        fact if fact.sha256 == photo.sha256 else Facts()
+        for photo, fact in zip(catalog.photos, read, strict=True)
+    ]
     alike = list(_look_alikes(judged, facts))
     listed = {doubt.path for doubt in alike}
     suspected = [doubt for doubt in _suspected(judged) if doubt.path not in listed]
+    correct = judged.probabilities.argmax(axis=1) == judged.targets
+    unsteady = unsteady_classes(correct, judged.targets, judged.fold_of, seed=run.recipe.seed)
     return Doubts(
         ranked=(*alike, *suspected),
         photos=len(catalog),
@@ -116,14 +120,7 @@ def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts
         planned_folds=run.recipe.folds,
         unseen=sum(not fact.fingerprint for fact in facts),
         confused=tuple(confused_pairs(judged.probabilities, judged.targets)),
-        unsteady=tuple(
-            unsteady_classes(
-                judged.probabilities.argmax(axis=1) == judged.targets,
-                judged.targets,
-                judged.fold_of,
-                seed=run.recipe.seed,
-            )
-        ),
+        unsteady=tuple(unsteady),
     )
 
 
@@ -152,14 +149,6 @@ def _judged(run: Run) -> _Judged:
     )
 
 
-def _unchanged(catalog: Catalog, facts: Sequence[Facts]) -> list[Facts]:
-    """Return the facts, empty for files that are not those that the run was trained on."""
-    return [
-        fact if fact.sha256 == photo.sha256 else Facts()
-        for photo, fact in zip(catalog.photos, facts, strict=True)
-    ]
-
-
 # --- look-alikes ----------------------------------------------------------------------------------
 
 
@@ -176,9 +165,8 @@ def _look_alikes(judged: _Judged, facts: Sequence[Facts]) -> Iterator[Doubt]:
         for row in cluster:
             others = [each for each in cluster if photos[each].label != photos[row].label]
             copies = [each for each in others if facts[each].sha256 == facts[row].sha256]
-            likeness, other = (
-                ("is the same file as", min(copies)) if copies else ("looks like", min(others))
-            )
+            likeness = "is the same file as" if copies else "looks like"
+            other = min(copies or others)
             path, label = photos[other].path, int(judged.targets[other])
             reason = f"{likeness} {path}, which is labelled `{judged.classes[label]}`"
             yield _doubt(judged, row, label, reason, path)

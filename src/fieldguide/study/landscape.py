@@ -4,11 +4,10 @@
               one    middle   other
 
 `one` and `other` are two replicas of a fold before its last merge, or the merged weights of two
-folds. Copies that came from one start and did not leave its basin have a line without a barrier,
-and a middle that is no worse than they are: that is why merging works (Frankle, Dziugaite, Roy,
-Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020). Batch-norm
-statistics of a mixture are no mixture of statistics, so each place is judged with them mixed like
-the weights, and re-estimated on training photos.
+folds. Copies that did not leave the basin of their one start have a line without a barrier: that is
+why merging works (Frankle, Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket
+Hypothesis", ICML 2020). Batch-norm statistics of a mixture are no mixture of statistics, so each
+place is judged with them mixed like the weights, and re-estimated on training photos.
 
 Knows nothing of how it is drawn. Reading needs no torch.
 """
@@ -49,9 +48,7 @@ PLACES = tuple(step / 8 for step in range(-2, 11))
 
 JUDGED_PHOTOS = 512  # an accuracy of 0.9 is then known to ±0.013
 RECALIBRATION_PHOTOS = 256  # at each place; a merge takes a thousand, once (taste)
-
-# Weights that are held at once; a photo is decoded again for each portion of this size (taste).
-HELD_BYTES = 2**28
+HELD_BYTES = 2**28  # of weights at once; a photo is decoded again for each such portion (taste)
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class Point:
 class Landscape:
     """The points between `one` (t = 0) and `other` (t = 1), judged on `photos` photos.
 
-    `judged_on` says which photos; `kept` is what is in use: the weights that the fold kept, or the
-    soup of all folds. It need not lie on the line; its `t` is ½. `seconds` is what it took.
+    `kept` is what is in use, the weights that the fold kept or the soup of all folds: it need not
+    lie on the line, and its `t` is ½.
     """
 
     between: Between
@@ -95,9 +92,8 @@ def measure(
     """Return the landscape between the fold's two first replicas, or between it and the next fold.
 
     Replicas are judged on at most 512 of the fold's test photos; folds on photos outside all of
-    them, if there are any. The recipe's seed draws them. `progress` is called with the number of
-    places done, of `len(PLACES)`. Raises `UsageError` without kept weights, `DataError` without
-    photos.
+    them, if there are any. `progress` is called with the number of places done, of `len(PLACES)`.
+    Raises `UsageError` without kept weights, `DataError` without photos.
     """
     from fieldguide.predict.inference import Machine
 
@@ -145,10 +141,20 @@ def read(run: Run) -> Landscape | None:
 def on_line(one: Arrays, other: Arrays, t: float) -> dict[str, NDArray[Any]]:
     """Return (1 − t) · one + t · other, computed in float64 and of the same types.
 
-    0 gives `one`, 1 `other`, ½ their mean. Counters (integers) are the larger of both. A variance
-    that would fall below 0 beyond the ends is 0.
+    Counters (integers) are the larger of both. A variance that would fall below 0 beyond the ends
+    is 0.
     """
-    return {name: _mixed(name, one[name], other[name], t) for name in one}
+    found = {}
+    for name, first in one.items():
+        second = other[name]
+        if np.issubdtype(first.dtype, np.floating):
+            mixed = np.asarray((1 - t) * first.astype(np.float64) + t * second.astype(np.float64))
+            if name.endswith(".running_var"):
+                mixed = mixed.clip(0)
+            found[name] = mixed.astype(first.dtype)
+        else:
+            found[name] = np.asarray(np.maximum(first, second))
+    return found
 
 
 # --- what lies at the ends ------------------------------------------------------------------------
@@ -197,15 +203,6 @@ def _folds(run: Run, fold: int) -> _Ends:
     )
 
 
-def _mixed(name: str, one: NDArray[Any], other: NDArray[Any], t: float) -> NDArray[Any]:
-    if not np.issubdtype(one.dtype, np.floating):
-        return np.asarray(np.maximum(one, other))
-    mixed = np.asarray((1 - t) * one.astype(np.float64) + t * other.astype(np.float64))
-    if name.endswith(".running_var"):
-        mixed = mixed.clip(0)
-    return mixed.astype(one.dtype)
-
-
 # --- looking at photos ----------------------------------------------------------------------------
 
 
@@ -227,8 +224,10 @@ def _view(run: Run, fold: int, between: Between, machine: "Machine") -> _View:
         test, judged_on = run.outside, "photos outside all folds"
     elif between == "folds":
         judged_on += ", which the other fold trained on"
-    judged = _drawn(run, "landscape", fold, test, JUDGED_PHOTOS)
-    training = _drawn(run, "landscape norm", fold, run.folds[fold].train, RECALIBRATION_PHOTOS)
+    draw = np.random.default_rng(derive_seed(run.recipe.seed, "landscape", fold))
+    judged = draw.permutation(test)[:JUDGED_PHOTOS]
+    draw = np.random.default_rng(derive_seed(run.recipe.seed, "landscape norm", fold))
+    training = draw.permutation(run.folds[fold].train)[:RECALIBRATION_PHOTOS]
     return _View(
         architecture=run.ingredients().architecture,
         machine=machine,
@@ -237,11 +236,6 @@ def _view(run: Run, fold: int, between: Between, machine: "Machine") -> _View:
         judged_on=judged_on,
         calibration=_files(run, training),
     )
-
-
-def _drawn(run: Run, what: str, fold: int, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    draw = np.random.default_rng(derive_seed(run.recipe.seed, what, fold))
-    return draw.permutation(rows)[:most]
 
 
 def _files(run: Run, rows: NDArray[np.int64]) -> tuple[Path, ...]:
@@ -302,11 +296,8 @@ def _judged(
     logits, rows = inference.all_logits(view.architecture, members, view.judged, view.machine)
     if not len(rows):
         raise DataError(f"none of {len(view.judged)} photos can be read")
-    targets = view.targets[rows]
-    points = [
-        _point(t, norm, own, targets) for (t, norm, _), own in zip(variants, logits, strict=True)
-    ]
-    return points, len(rows)
+    pairs, targets = zip(variants, logits, strict=True), view.targets[rows]
+    return [_point(t, norm, own, targets) for (t, norm, _), own in pairs], len(rows)
 
 
 def _point(

@@ -8,7 +8,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import TypeAlias, get_args
 
@@ -62,17 +61,14 @@ class Band:
 def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
     """Write the sheet as PNG, whole or not at all, over what was there, and return its path.
 
-    `auto` settings are resolved from the backbone's description, without its weights. The same
-    photos and recipe give the same sheet. Raises `DataError` if no photo can be read,
+    The same photos and recipe give the same sheet. Raises `DataError` if no photo can be read,
     `ResourceError` if the file cannot be written.
     """
     backbone = build_backbone(recipe.backbone, weights="none", seed=recipe.seed)
     resolved = resolve(recipe, backbone)
-    image = sheet(
-        _title(resolved), [*policy_bands(catalog, resolved), *mix_bands(catalog, resolved)]
-    )
+    bands = [*policy_bands(catalog, resolved), *mix_bands(catalog, resolved)]
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    sheet(_title(resolved), bands).save(buffer, "PNG")
     files.write_bytes(Path(out), buffer.getvalue())
     return Path(out)
 
@@ -80,8 +76,7 @@ def preview(catalog: Catalog, recipe: Recipe, out: str | Path) -> Path:
 def policy_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
     """Yield the photo as it is evaluated, then under every policy.
 
-    Pictures below each other have one seed, and so the same crop, flip and colours before the
-    policy.
+    Pictures below each other have the same crop, flip and colours before the policy.
     """
     photo = _readable(catalog, recipe, 1)[0]
     paths = [catalog.file(each) for each in catalog.photos]
@@ -101,8 +96,7 @@ def mix_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
     batch = _readable(catalog, recipe, DRAWS)
     names = sorted({_name(catalog.photos[n]) for n in batch})
     targets = torch.tensor([names.index(_name(catalog.photos[n])) for n in batch])
-    seeds = [derive_seed(recipe.seed, "preview", "batch", photo) for photo in batch]
-    draws = [Draw(photo, seed) for photo, seed in zip(batch, seeds, strict=True)]
+    draws = [Draw(n, derive_seed(recipe.seed, "preview", "batch", n)) for n in batch]
     paths = [catalog.file(photo) for photo in catalog.photos]
     images = _drawn(pictures(recipe, paths), draws)
     for mix in _MIXES if len(batch) > 1 else _MIXES[:1]:
@@ -110,10 +104,8 @@ def mix_bands(catalog: Catalog, recipe: ResolvedRecipe) -> Iterator[Band]:
         own = " (one of the recipe's two)" if mix != "none" and recipe.mix == "either" else own
         for number in range(1 if mix == "none" else MIXED_DRAWS):
             mixed, shares = _mixed(images, targets, len(names), mix, recipe, number)
-            cells = tuple(
-                _cell(image, *_shares(share, names))
-                for image, share in zip(mixed, shares, strict=True)
-            )
+            shown = zip(mixed, shares, strict=True)
+            cells = tuple(_cell(image, *_shares(share, names)) for image, share in shown)
             yield Band(f"mix = {mix}{own}" + (", another step" if number else ""), cells)
 
 
@@ -158,12 +150,12 @@ def _varied(catalog: Catalog, seed: int) -> list[int]:
     draw = np.random.default_rng(derive_seed(seed, "preview"))
     order = draw.permutation(np.array(training or range(len(catalog)), dtype=np.int64)).tolist()
     earlier: Counter[str] = Counter()
-    turns = []
+    turn_of: dict[int, int] = {}
     for number in order:
         name = _name(catalog.photos[number])
-        turns.append(earlier[name])
+        turn_of[number] = earlier[name]
         earlier[name] += 1
-    return [number for _, number in sorted(zip(turns, order, strict=True), key=itemgetter(0))]
+    return sorted(order, key=turn_of.__getitem__)
 
 
 def _drawn(shown: Pictures, draws: Sequence[Draw]) -> UInt8[Tensor, "n 3 size size"]:
@@ -243,10 +235,10 @@ def _cell(image: UInt8[Tensor, "3 size size"], *lines: str) -> Cell:
 def _shares(shares: Float[Tensor, " classes"], names: Sequence[str]) -> list[str]:
     """Return the classes that a picture counts as, the largest share first."""
     order = shares.argsort(descending=True, stable=True).tolist()
-    named = [(names[n], float(shares[n])) for n in order if shares[n] > 0]
+    named = {names[n]: float(shares[n]) for n in order if shares[n] > 0}
     if len(named) == 1:
-        return [named[0][0]]
-    return [f"{100 * share:.0f} % {name}" for name, share in named]
+        return list(named)
+    return [f"{100 * share:.0f} % {name}" for name, share in named.items()]
 
 
 def _title(recipe: Recipe) -> list[str]:
