@@ -47,6 +47,59 @@ def restored_signals() -> Iterator[None]:
         assert signal.getsignal(number) is handler
 
 
+def test_the_last_fold_writes_the_report(
+    discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert cli.run([*fit_flags(discs, run), "--fold", "0"]) == 0
+    assert not (run / "report.html").exists()
+    (run / "report.html").write_text("of a part of the run")
+    assert cli.run([*fit_flags(discs, run), "--fold", "1"]) == 0
+    page = (run / "report.html").read_bytes()
+    assert b"of a part of the run" not in page
+    before = (run / "report.html").stat().st_mtime_ns
+    assert cli.run(fit_flags(discs, run)) == 0
+    assert (run / "report.html").stat().st_mtime_ns == before
+    told = capsys.readouterr().err
+    assert "labels: folders (3 classes: " in told
+    collection = json.loads((run / "summary.json").read_bytes())["collection"]
+    assert collection in told
+    assert collection.encode() in page
+
+
+def test_a_finished_run_is_shown_while_its_photos_are_away(
+    discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, run = shutil.copytree(discs, tmp_path / "photos"), tmp_path / "run"
+    assert cli.run([*fit_flags(photos, run), "--fold", "0"]) == 0
+    photos.rename(tmp_path / "unmounted")
+    assert cli.run(fit_flags(photos, run)) == 3  # there is still something to train
+    assert cli.run(fit_flags(tmp_path / "unmounted", run)) == 0
+    capsys.readouterr()
+    for _ in range(2):
+        assert cli.run(fit_flags(photos, run)) == 0
+        out, told = capsys.readouterr()
+        assert "is complete" in told
+        assert "are away: no" in told
+        assert "out-of-fold accuracy" in out
+        photos.mkdir(exist_ok=True)  # the place to mount it to
+    assert cli.run([*fit_flags(photos, run), "--epochs", "7"]) == 2
+
+
+def test_commands_say_which_folds_answer(
+    trained: fg.Run, discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    shutil.rmtree(run / "folds" / "1")
+    for command in (["score", str(run)], ["labels", str(run)], ["report", str(run)]):
+        assert cli.run(command) == 0
+        assert (
+            "2 of 3 folds are used: fold 1 is not trained, or was lost" in capsys.readouterr().err
+        )
+    assert cli.run(["predict", str(run), str(discs), "--out", str(tmp_path / "p.csv")]) == 0
+    assert "2 of 3 folds are used" in capsys.readouterr().err
+
+
 QUICK = [
     ("--help", 0, "Turn a folder of photographs"),
     ("fit --help", 0, "--backbone-rate"),
@@ -60,6 +113,9 @@ QUICK = [
     ("--version", 0, "0."),
     ("recipe reference", 0, "resnest200e"),
     ("fitt", 2, '"fit"'),
+    ("submit RUN VAL --submission s.csv", 2, "--sample FILE"),
+    ("submit RUN VAL --sample s.csv --columns a,b", 2, "not both"),
+    ("merge RUN VAL --out m.safetensors", 2, "fieldguide soup RUN"),
     ("fit x --out y --batchsize 3", 2, "--batch-size"),
     ("fit x --out y --epochs 0", 2, "`epochs` = 0"),
     ("fit x --out y --backbone resnet81", 2, "resnet18"),
@@ -122,7 +178,7 @@ QUICK = [
     ("soup RUN --anchor TABLE", 2, "--anchor"),
     ("soup UNFINISHED", 2, "2 of 3 folds are done"),
     ("merge GONE", 2, "`GONE`"),
-    ("merge RUN UNFINISHED", 2, "`RUN` is a folder: give one run"),
+    ("merge RUN UNFINISHED", 2, "`RUN` is a folder, and checkpoints are files"),
     ("merge RUN --out m.safetensors", 2, "--out is for checkpoints"),
     ("merge RUN --anchor TABLE", 2, "and type: fieldguide soup RUN --rule soup"),
     ("merge UNFINISHED", 2, "2 of 3 folds are done"),

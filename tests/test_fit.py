@@ -565,6 +565,37 @@ def test_what_a_finished_run_has_lost_is_made_again(
     files.verify(run.folder)
 
 
+def test_free_folds_are_trained_before_one_that_another_process_holds(
+    discs: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        small_fit(discs, run, watcher=Watcher(on_step=killer(1)))
+    with files.lock(run / "folds" / "0"):
+        assert files.is_held(run / "folds" / "0")
+        with pytest.raises(ResourceError, match=r"folds.0 is in use") as error:
+            small_fit(discs, run)
+    assert "the same command then trains what is left" in error.value.hint
+    assert fg.Run(run).done == [1]
+    assert not files.is_held(run / "folds" / "0")
+    assert small_fit(discs, run).complete
+
+
+def test_scores_are_of_the_folds_that_were_done_when_they_were_read(
+    undisturbed: fg.Run, tmp_path: Path
+) -> None:
+    run = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    (run / "manifest.json").unlink()
+    manifest = run / "folds" / "1" / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.unlink()
+    opened = fg.Run(run)
+    assert list(opened.judged) == [0]
+    manifest.write_bytes(content)
+    assert opened.done == [0, 1]
+    assert opened.scores.photos == len(opened.folds[0].test) == opened.per_class.support.sum()
+
+
 def test_a_finished_run_without_its_start_is_refused(
     undisturbed: fg.Run, discs: Path, tmp_path: Path
 ) -> None:
