@@ -21,7 +21,8 @@ from fieldguide.errors import UsageError
 Auto = Literal["auto"]
 # ResNets halve a picture five times; of a smaller one, torch's bfloat16 convolutions of stride 2 have
 # gradients with memory that nobody wrote.
-Pixels = Annotated[int, Field(ge=32)]
+MOST_PIXELS = 4096  # of a side (taste)
+Pixels = Annotated[int, Field(ge=32, le=MOST_PIXELS)]
 Count = Annotated[int, Field(ge=0)]
 Gigabytes = Annotated[float, Field(gt=0)]
 Channels = tuple[float, float, float]
@@ -73,7 +74,7 @@ class Recipe(BaseModel):
     truncated: Literal["refuse", "keep"] = _setting("Pictures", "refuse",
         "truncated photos: leave them out, or use the part that can be read")
 
-    folds: int = _setting("Folds", 5, "folds of the cross-validation", ge=2)
+    folds: int = _setting("Folds", 5, "folds of the cross-validation", ge=2, le=10_000)
     seed: int = _setting("Folds", 0, "seed of folds, initial head, order and augmentation; 0 is a seed like any other", ge=0)
     min_per_class: int = _setting("Folds", 0, "classes with fewer photos are left out", ge=0)
     holdout: float = _setting("Folds", 0.0,

@@ -15,7 +15,7 @@ from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot, given, refuse
 from fieldguide.cli.opening import open_run
 from fieldguide.errors import DataError, UsageError
-from fieldguide.storage import mirror
+from fieldguide.storage import files, mirror
 from fieldguide.words import count
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fieldguide.predict.inputs import Input
     from fieldguide.predict.submissions import Submission
     from fieldguide.predict.tables import Layout, Predictions
+    from fieldguide.runs.run import Run
 
 Model = Annotated[
     str,
@@ -120,9 +121,9 @@ def predict(
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
     asked = _sets(coverage, sets, sets_per_class, answers.calibrated)
     tables.require_free(out, answers.overwrite)
-    folder, _, found = _opened(model, photos, answers)
+    opened, _, found = _opened(model, photos, answers)
     layout = tables.Layout(top, probabilities, asked is not None, spreadsheet)
-    _write(folder, found, layout, out, answers, sets=asked)
+    _write(opened, found, layout, out, answers, sets=asked)
 
 
 @app.command
@@ -170,10 +171,10 @@ def submit(
         )
     for place in (out, tables.zip_path(out)) if zip else (out,):
         tables.require_free(place, answers.overwrite)
-    folder, classes, found = _opened(model, photos, answers)
+    opened, classes, found = _opened(model, photos, answers)
     pair = (names[0], names[1]) if names else None
     layout, found = submission(found, classes, sample=sample, columns=pair, id=id)
-    _write(folder, found, layout, out, answers, zip=zip)
+    _write(opened, found, layout, out, answers, zip=zip)
 
 
 def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
@@ -229,8 +230,8 @@ def _views(text: str) -> "tuple[View, ...]":
 
 def _opened(
     model: str, photos: Sequence[str], answers: Answers
-) -> "tuple[Path, Sequence[str], list[Input]]":
-    """Return the model's folder, its classes and the photos, all checked without torch."""
+) -> "tuple[Run | Path, Sequence[str], list[Input]]":
+    """Return the model, its classes and the photos, all checked without torch."""
     from fieldguide.predict import inputs
 
     answers.machine.check()
@@ -244,11 +245,11 @@ def _opened(
         notice=terminal.tell,
     )
     folder = mirror.run_folder(model, terminal.tell)
-    return folder, _classes_of(folder), found
+    return *_model_of(folder, answers), found
 
 
 def _write(
-    folder: Path,
+    model: "Run | Path",
     photos: "list[Input]",
     layout: "Layout | Submission",
     out: Path,
@@ -260,7 +261,7 @@ def _write(
     """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
     from fieldguide.predict import tables
 
-    classifier = _classifier(folder, answers)
+    classifier = _classifier(model, answers)
     from fieldguide.predict.inference import precision_used  # brings torch
 
     machine, architecture = answers.machine.chosen(), classifier.card.architecture
@@ -293,26 +294,23 @@ def _write(
         raise SystemExit(DataError.exit_code)
 
 
-def _classes_of(model: Path) -> Sequence[str]:
-    """Read the classes of a run or of a saved classifier without torch."""
-    if (model / "setup.json").is_file():
-        from fieldguide.runs.run import Run
+def _model_of(folder: Path, answers: Answers) -> "tuple[Run | Path, Sequence[str]]":
+    """Return a run, or the folder of a saved classifier, and its classes, without torch."""
+    if (folder / "setup.json").is_file():
+        run = open_run(folder, answers.photos_root)
+        run.combination(answers.combine or "ensemble")
+        return run, run.classes
+    if not (folder / "classifier.json").is_file():
+        raise UsageError(f"`{folder}` is neither a run's folder nor a classifier's")
+    with files.parsing(folder / "classifier.json"):
+        classes = json.loads(files.read_member(folder, "classifier.json"))["classes"]
+        return folder, [str(each) for each in classes]
 
-        return Run(model).classes
-    try:
-        classes: list[str] = json.loads((model / "classifier.json").read_bytes())["classes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's") from error
-    return classes
 
-
-def _classifier(model: Path, answers: Answers) -> "Classifier":
+def _classifier(model: "Run | Path", answers: Answers) -> "Classifier":
     """Return the classifier of a run, or a saved one."""
-    if (model / "setup.json").is_file():
-        opened = open_run(model, answers.photos_root)
-        combine = answers.combine or "ensemble"
-        opened.combination(combine)
-        return opened.classifier(combine, machine=answers.machine.chosen())
+    if not isinstance(model, Path):
+        return model.classifier(answers.combine or "ensemble", machine=answers.machine.chosen())
     idle = [flag for flag in given(answers) if flag in {"--combine", "--photos-root"}]
     refuse(idle, f"for runs, and `{model}` is none")
     from fieldguide.predict.classifier import Classifier

@@ -5,26 +5,27 @@ out-of-fold scores by which sets of classes are drawn. Every file's hash is chec
 Knows nothing of runs or of how members came about.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from fieldguide import recipe
 from fieldguide.analysis import calibration, conformal, metrics
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.merge import Weights
+from fieldguide.network.backbones import require_backbone
 from fieldguide.photos.augment import View
 from fieldguide.photos.catalog import Catalog
 from fieldguide.predict import inference, inputs
@@ -37,6 +38,7 @@ FORMAT = 1
 CARD = "classifier.json"
 SCORES = "out-of-fold.safetensors"
 
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Combine = Literal["ensemble", "logits", "geometric"]
 
 
@@ -179,14 +181,17 @@ class Classifier:
         place = Path(folder)
         if not (place / CARD).is_file():
             raise UsageError(f"`{folder}` is no classifier: it has no {CARD}")
-        files.verify(place)
-        card = _read_card(place / CARD)
-        names = [f"member-{n}.safetensors" for n in range(len(card.members))]
-        return Classifier(
-            card,
-            tuple(load_tensors((place / name).read_bytes()) for name in names),
-            OutOfFold(**load_arrays((place / SCORES).read_bytes())),
-        )
+        with files.parsing(place / CARD):
+            card = _card(files.read_member(place, CARD))
+        members = []
+        for number in range(len(card.members)):
+            name = f"member-{number}.safetensors"
+            with files.parsing(place / name):
+                members.append(load_tensors(files.read_member(place, name)))
+                inference.require_weights(card.architecture, members[-1])
+        with files.parsing(place / SCORES):
+            scores = _scores(load_arrays(files.read_member(place, SCORES)), card)
+        return Classifier(card, tuple(members), scores)
 
     def _answered(
         self,
@@ -255,14 +260,52 @@ def as_tensors(weights: Mapping[str, NDArray[Any]]) -> Weights:
     return {name: torch.from_numpy(array) for name, array in weights.items()}
 
 
-def _read_card(path: Path) -> Card:
-    try:
-        content = json.loads(path.read_bytes())
-        if content.pop("format") != FORMAT:
-            raise ResourceError(
-                f"{path} has an unknown format",
-                hint="read it with the version of fieldguide that wrote it",
-            )
-        return TypeAdapter(Card).validate_python(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResourceError(f"{path} is damaged: {error}") from error
+class _Sized(BaseModel, extra="allow"):
+    """The bounds of an architecture's numbers: a hostile one costs no time or memory."""
+
+    classes: int = Field(ge=2, le=1_000_000)
+    size: int = Field(ge=1, le=recipe.MOST_PIXELS)
+    eval_resize: int = Field(ge=1, le=recipe.MOST_PIXELS)
+    stored_side: int = Field(ge=0, le=4 * recipe.MOST_PIXELS)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[_Positive, _Positive, _Positive]
+
+
+class _Written(BaseModel):
+    """A card as it is written, checked before anything is made of it."""
+
+    format: int
+    architecture: _Sized
+    classes: list[Annotated[str, Field(min_length=1)]]
+    members: list[str] = Field(min_length=1, max_length=1000)
+    temperature: _Positive
+
+
+def _card(content: bytes) -> Card:
+    """Return a card from the bytes of its file; pydantic's ValueError for a damaged one."""
+    written = _Written.model_validate_json(content)
+    if written.format != FORMAT:
+        raise ResourceError(
+            f"{CARD} has an unknown format",
+            hint="read it with the version of fieldguide that wrote it",
+        )
+    card = TypeAdapter(Card).validate_json(content)
+    require_backbone(card.architecture.backbone)
+    if not len({*card.classes}) == len(card.classes) == card.architecture.classes:
+        raise ValueError(f"{card.architecture.classes} classes, with {len(card.classes)} names")
+    if card.architecture.eval_resize < card.architecture.size:
+        raise ValueError("`eval_resize` is below `size`")
+    return card
+
+
+def _scores(arrays: Mapping[str, NDArray[Any]], card: Card) -> OutOfFold:
+    """Return the out-of-fold scores of that card; ValueError for others."""
+    found = OutOfFold(**arrays)
+    for name, array in arrays.items():
+        if array.ndim != 1 or len(array) != len(found.targets) or not np.isfinite(array).all():
+            raise ValueError(f"`{name}` is no list of {len(found.targets)} numbers")
+    for name, most in (("targets", len(card.classes)), ("members", len(card.members))):
+        numbers = arrays[name]
+        if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < most)).all():
+            raise ValueError(f"`{name}` are not all from 0 to {most - 1}")
+    return found

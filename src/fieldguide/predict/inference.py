@@ -227,6 +227,23 @@ def template(architecture: Architecture) -> Network:
     )
 
 
+def require_weights(architecture: Architecture, weights: Weights) -> None:
+    """Raise ValueError unless names, shapes and kinds are the network's, and all are finite."""
+    with torch.device("meta"):
+        expected = template(architecture).state_dict()
+    if odd := sorted(expected.keys() ^ weights.keys()):
+        raise ValueError(f"`{odd[0]}` is in the weights or in the network alone")
+    for name, tensor in expected.items():
+        found = weights[name]
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(
+                f"`{name}` is {tuple(found.shape)} {found.dtype},"
+                f" not {tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if not found.isfinite().all():
+            raise ValueError(f"`{name}` holds what is no number")
+
+
 def _laid_out(architecture: Architecture, device: torch.device) -> Network:
     """Return the template on the device, in the layout of its pictures."""
     return template(architecture).to(device).to(memory_format=memory_format(architecture.layout))

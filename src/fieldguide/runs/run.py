@@ -21,8 +21,9 @@ import csv
 import difflib
 import hashlib
 import io
-import json
+import math
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -101,20 +103,33 @@ class Run:
     @cached_property
     def recipe(self) -> ResolvedRecipe:
         """The settings, without `auto`."""
-        return recipe.load_resolved(self.folder / "recipe.toml")
+        with files.parsing(self.folder / "recipe.toml"):
+            return recipe.load_resolved(self.folder / "recipe.toml")
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
         """Versions, device, command and what else would be needed to repeat the run."""
-        content: Mapping[str, Any] = json.loads((self.folder / "environment.json").read_bytes())
-        return content
+        path = self.folder / "environment.json"
+        with files.parsing(path):
+            content = self._read(path.name, self.folder, SETUP)
+            found = _Environment.model_validate_json(content)
+            return Recorded(path, found.model_dump(exclude_unset=True))
 
     @cached_property
     def catalog(self) -> Catalog:
         """The photos, with the fold that tests each training photo."""
         root = root_of(Path(self.photos)) if self.photos else None
         root = root or Path(self.environment["photos"])
-        return catalogs.read_rows(self.folder / "catalog.csv", root=root)
+        path = self.folder / "catalog.csv"
+        with files.parsing(path):
+            found = catalogs.read_rows(path, root=root)
+            folds = {fold for fold in found.table.column("fold") if fold is not None}
+            if not (folds == {*range(self.recipe.folds)} and len(found.classes) > 1):
+                raise ValueError(
+                    f"{len(found.classes)} classes in folds {sorted(folds)[:9]}"
+                    f" of {self.recipe.folds}"
+                )
+            return found
 
     @cached_property
     def given(self) -> Catalog | None:
@@ -185,14 +200,14 @@ class Run:
     def weights(self, fold: int | None = None) -> dict[str, NDArray[Any]]:
         """A fold's merged weights, or (None) those that all started from, by name."""
         if fold is None:
-            return load_tensors(self._read("start.safetensors", self.folder, SETUP))
-        return load_tensors(self._read("weights.safetensors", self.fold_folder(fold)))
+            return self._weights("start.safetensors", self.folder, SETUP)
+        return self._weights("weights.safetensors", self.fold_folder(fold))
 
     def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
         """Each replica's weights before the fold's last merge; empty without `keep_replicas`."""
         folder = self.fold_folder(fold)
         names = sorted(name for name in files.read_manifest(folder) if name.startswith("replica-"))
-        return [load_tensors(self._read(name, folder)) for name in names]
+        return [self._weights(name, folder) for name in names]
 
     def logits(self, fold: int) -> Float[np.ndarray, "n classes"]:
         """Logits of a fold's test part, as `folds[fold].test` orders it, from its saved weights."""
@@ -216,8 +231,17 @@ class Run:
         return max((int(row["parts"]) for row in self._history()), default=found)
 
     def _history(self) -> list[dict[str, str]]:
-        texts = [self._read("history.csv", self.fold_folder(fold)).decode() for fold in self.done]
-        return [row for text in texts for row in csv.DictReader(io.StringIO(text, newline=""))]
+        return [row for fold in self.done for row in self.table(fold, "history.csv")]
+
+    def table(self, fold: int, name: str) -> list[dict[str, str]]:
+        """Return the rows of a fold's `history.csv` or `merges.csv`, as texts by column."""
+        path = self.fold_folder(fold) / name
+        with files.parsing(path):
+            text = self._read(name, path.parent).decode()
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            for row in rows:
+                _require_numbers(row, HISTORY if name == "history.csv" else MERGES)
+            return rows
 
     @cached_property
     def judged(self) -> dict[int, Float[np.ndarray, "n classes"]]:
@@ -359,13 +383,71 @@ class Run:
         )
 
     def _predictions(self, fold: int) -> dict[str, NDArray[Any]]:
-        data = self._read("predictions.npz", self.fold_folder(fold))
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays)
+        folder = self.fold_folder(fold)
+        shape = (len(self.folds[fold].test), len(self.classes))
+        with files.parsing(folder / "predictions.npz"):
+            arrays = read_arrays(self._read("predictions.npz", folder))
+            logits, epochs = arrays["logits"], arrays["epoch_logits"]
+            if not (logits.shape == shape and epochs.shape[1:] in (shape, (0, shape[1]))):
+                raise ValueError(f"logits of shape {logits.shape}, not {shape}")
+            if not (np.isfinite(logits).all() and np.isfinite(epochs).all()):
+                raise ValueError("logits that are no numbers")
+            return arrays
 
     def _read(self, name: str, folder: Path, manifest: str = files.MANIFEST) -> bytes:
-        files.verify(folder, [name], name=manifest)
-        return (folder / name).read_bytes()
+        return files.read_member(folder, name, manifest=manifest)
+
+    def _weights(self, name: str, folder: Path, manifest: str = files.MANIFEST) -> dict[str, Any]:
+        with files.parsing(folder / name):
+            return load_tensors(self._read(name, folder, manifest))
+
+
+class Recorded(dict[str, Any]):
+    """The environment of a run; ResourceError for what a damaged one lacks."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        """Raise the error."""
+        raise ResourceError(f"{self.path} is damaged: it lacks `{name}`")
+
+
+class _Environment(BaseModel, extra="allow", strict=True):
+    """The values of `environment.json` that are reckoned with or shown."""
+
+    photos: str
+    photos_found: NonNegativeInt = 0
+    parts: PositiveInt = 1
+    threads: int = Field(1, ge=1, le=4096)
+    versions: dict[str, str] = {}
+    command: list[str] = []
+    collection: str = ""
+    weights_sha256: str = ""
+    weights_license: str = ""
+    started: str = ""
+    platform: str = ""
+    device: str = ""
+    parameters: NonNegativeInt = 0
+
+
+def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz file, which must be stored as they are: sizes are bounded."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise ValueError("compressed arrays")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _require_numbers(row: Mapping[str, str | None], columns: Sequence[str]) -> None:
+    """Raise ValueError for a row that lacks a column or holds no number, where one belongs."""
+    if {*row} != {*columns}:
+        raise ValueError(f"columns {', '.join(map(str, row))}")
+    for name, text in row.items():
+        if text and name not in {"model", "tensor", "diverged"} and not math.isfinite(float(text)):
+            raise ValueError(f"`{name}` = {text}")
 
 
 def create(

@@ -14,7 +14,9 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -24,9 +26,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import filelock
+from safetensors import SafetensorError
 
-from fieldguide.errors import ResourceError, UsageError
-from fieldguide.words import os_reason
+from fieldguide.errors import FieldguideError, ResourceError, UsageError
+from fieldguide.words import first_line, os_reason
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -37,6 +40,15 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 # Seconds between looks at a lock that another process holds (taste).
 LOOK = 0.2
+
+_MOST_MANIFEST = 1 << 26  # bytes: some 300,000 files (taste)
+_RESTORE = "restore it from a copy, or make it again"
+
+# What reading a file of unknown content by csv, json, numpy, pydantic and safetensors may raise.
+_DAMAGE = (
+    *(FieldguideError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(EOFError, MemoryError, RecursionError, csv.Error, zipfile.BadZipFile, SafetensorError),
+)
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -309,8 +321,53 @@ class Recorded:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal; OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading; OSError for what is none, as a pipe, which would never end."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_member(folder: Path, name: str, *, manifest: str = MANIFEST) -> bytes:
+    """Return the bytes of a file that the folder's manifest names, as they were when recorded.
+
+    Raises ResourceError for one that is missing, not named, no regular file, or another than
+    recorded. No more is read than is recorded.
+    """
+    recorded = read_manifest(folder, name=manifest).get(name)
+    fault, data = "not in the manifest", b""
+    if recorded:
+        try:
+            with open_regular(folder / name) as file:
+                data = file.read(recorded.bytes + 1)
+        except OSError as error:
+            fault = "missing" if isinstance(error, FileNotFoundError) else os_reason(error)
+        else:
+            same = recorded == Recorded(hashlib.sha256(data).hexdigest(), len(data))
+            fault = "" if same else "size or SHA-256 differs"
+    if fault:
+        raise ResourceError(
+            f"{folder / name} is not as {manifest} records it: {fault}", hint=_RESTORE
+        )
+    return data
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """Turn whatever the content of a damaged or hostile file raises into a ResourceError."""
+    try:
+        yield
+    except ResourceError:
+        raise
+    except _DAMAGE as error:
+        raise ResourceError(f"{path} is damaged: {first_line(error)}", hint=_RESTORE) from error
 
 
 def write_manifest(folder: Path, names: Iterable[str], *, name: str = MANIFEST) -> None:
@@ -331,12 +388,13 @@ def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
     """
     path = folder / name
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = json.loads(file.read(_MOST_MANIFEST))
     except FileNotFoundError as error:
         raise ResourceError(f"no {name} in {folder}: it was not finished") from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResourceError(f"{path} is damaged: {error}") from error
     return _parsed(content, path)
 
@@ -353,7 +411,7 @@ def verify(folder: Path, names: Iterable[str] | None = None, *, name: str = MANI
         raise ResourceError(
             f"{len(found)} of {len(names)} files in {folder} are not as {name} records them\n"
             + "\n".join(f"  {each}: {fault}" for each, fault in found.items()),
-            hint="restore these files from a copy, or make them again",
+            hint=_RESTORE,
         )
 
 
@@ -386,7 +444,8 @@ def _fault(folder: Path, name: str, expected: Recorded | None) -> str:
         return "not in the manifest"
     path = folder / name
     try:
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
             return f"{size:,} bytes, recorded {expected.bytes:,}"
         found = sha256(path)
