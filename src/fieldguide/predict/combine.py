@@ -32,6 +32,7 @@ from fieldguide.predict.classifier import Combine as Together
 from fieldguide.predict.inference import Architecture, Machine
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
+from fieldguide.storage import files
 
 Rule = Literal["soup", "greedy", "stock"]
 BatchNorm = Literal["recalibrate", "average"]
@@ -109,7 +110,11 @@ class Ingredients:
 
     def fold_weights(self, folds: Sequence[int]) -> list[Weights]:
         """Return each fold's weights as tensors."""
-        return [as_tensors(self.weights(fold)) for fold in folds]
+        members = [as_tensors(self.weights(fold)) for fold in folds]
+        for fold, weights in zip(folds, members, strict=True):
+            with files.parsing(Path(f"weights of fold {fold}")):
+                inference.require_weights(self.architecture, weights)
+        return members
 
 
 @dataclass(frozen=True, eq=False)

@@ -388,7 +388,7 @@ class Run:
         with files.parsing(folder / "predictions.npz"):
             arrays = read_arrays(self._read("predictions.npz", folder))
             logits, epochs = arrays["logits"], arrays["epoch_logits"]
-            if not (logits.shape == shape and epochs.shape[1:] in (shape, (0, shape[1]))):
+            if not (logits.shape == shape and (epochs.size == 0 or epochs.shape[1:] == shape)):
                 raise ValueError(f"logits of shape {logits.shape}, not {shape}")
             if not (np.isfinite(logits).all() and np.isfinite(epochs).all()):
                 raise ValueError("logits that are no numbers")
@@ -443,8 +443,10 @@ def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
 
 def _require_numbers(row: Mapping[str, str | None], columns: Sequence[str]) -> None:
     """Raise ValueError for a row that lacks a column or holds no number, where one belongs."""
-    if {*row} != {*columns}:
+    if {*row} != {*columns} or None in row.values():
         raise ValueError(f"columns {', '.join(map(str, row))}")
+    if not all(row[name] for name in ("fold", "epoch", "seconds", "parts") if name in row):
+        raise ValueError("a row without its number, seconds or parts")
     for name, text in row.items():
         if text and name not in {"model", "tensor", "diverged"} and not math.isfinite(float(text)):
             raise ValueError(f"`{name}` = {text}")

@@ -426,7 +426,7 @@ def faults(
 
 
 def _record(folder: Path, name: str) -> Recorded:
-    assert _stays_inside(name), f"not a relative posix path: {name}"
+    assert stays_inside(name), f"not a relative posix path: {name}"
     path = folder / name
     try:
         return Recorded(sha256(path), path.stat().st_size)
@@ -476,13 +476,13 @@ def _parsed(content: object, path: Path) -> dict[str, Recorded]:
 def _parsed_record(name: str, entry: object, path: Path) -> Recorded:
     match entry:
         case {"sha256": str(digest), "bytes": int(size)} if (
-            _HEX_SHA256.fullmatch(digest) and size >= 0 and _stays_inside(name)
+            _HEX_SHA256.fullmatch(digest) and size >= 0 and stays_inside(name)
         ):
             return Recorded(digest, size)
     raise ResourceError(f"{path} is damaged: entry `{name}` is no file's size and SHA-256")
 
 
-def _stays_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
     """Return whether a manifest's name leads to a file below its folder, on any system."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import mmap
+import os
 import re
 import tarfile
 from collections import Counter
@@ -26,10 +27,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, TypeAdapter
 
 from fieldguide.errors import DataError
 from fieldguide.storage import cache_folder, files, parquet
@@ -48,18 +50,23 @@ _ENDINGS = frozenset({".json", ".cls"})
 _SHARDS = frozenset({".tar", parquet.ENDING})
 
 
+Natural = Annotated[int, Field(ge=0, le=1 << 62)]
+
+
 class Entry(NamedTuple):
     """A photo of an index: its labels and the position of its bytes."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     label: str | None
     group: str | None
-    split: str
-    fold: int | None
-    row: int | None  # in the catalog that was packed; None: nobody gave an order
-    shard: int  # number in the index's list
-    offset: int  # bytes from the start of the tar file, or of the copy of a Parquet file's photos
-    size: int
+    split: Annotated[str, Field(pattern="^(train|val|test)$")]
+    fold: Natural | None
+    row: Natural | None  # in the catalog that was packed; None: nobody gave an order
+    shard: Natural  # number in the index's list
+    offset: (
+        Natural  # bytes from the start of the tar file, or of the copy of a Parquet file's photos
+    )
+    size: Natural
     sha256: str
 
 
@@ -67,8 +74,22 @@ class Shard(NamedTuple):
     """A tar or Parquet file as it was indexed. `modified` is 0 where only the size is compared."""
 
     name: str  # relative to the collection, with `/`
-    bytes: int
+    bytes: Natural
     modified: int = 0  # nanoseconds
+
+
+_ENTRY = TypeAdapter(Entry)
+
+
+class _Header(BaseModel):
+    """The first line of an index."""
+
+    format: int
+    folder: str
+    photos: Natural
+    notes: list[str]
+    shards: list[Shard]
+    rule: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,14 +180,18 @@ class Index:
     def _entry(self, position: int) -> Entry:
         line = self.lines[position : self.lines.find(b"\n", position)]
         try:
-            return Entry(*json.loads(line))
-        except (ValueError, TypeError) as error:
+            entry = _ENTRY.validate_json(line)
+        except ValueError as error:
             raise _damaged(self.path, f"byte {position:,}") from error
+        if entry.shard >= len(self.shards):
+            raise _damaged(self.path, f"byte {position:,}: there is no shard {entry.shard}")
+        return entry
 
 
 def _fault(path: Path, shard: Shard) -> str:
     try:
-        size = path.stat().st_size
+        with files.open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         return "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
     return "" if size == shard.bytes else f"{size:,} bytes, indexed with {shard.bytes:,}"
@@ -198,18 +223,20 @@ def _opened(path: Path, *_state: int) -> Index:
         with path.open("rb") as file:
             lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start = lines.find(b"\n") + 1
-        header = json.loads(lines[:start])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}")
+        header = _Header.model_validate_json(lines[:start])
+        if header.format != FORMAT:
+            raise ValueError(f"format {header.format}")
+        if any(not files.stays_inside(shard.name) for shard in header.shards):
+            raise ValueError("a shard outside the folder")
         return Index(
             path,
-            path.parent / header["folder"],
-            tuple(Shard(*shard) for shard in header["shards"]),
-            int(header["photos"]),
-            tuple(header["notes"]),
+            path.parent / header.folder,
+            tuple(header.shards),
+            header.photos,
+            tuple(header.notes),
             lines,
             start,
-            header.get("rule", 0),
+            header.rule,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, str(error)) from error
@@ -265,6 +292,8 @@ def find_index(
     """
     if (folder / INDEX).is_file():
         index = opened(folder / INDEX)
+        if index.folder != folder:
+            raise _damaged(index.path, f"its shards are said to lie in {index.folder}")
         index.require_shards()
         return index
     paths = _shard_files(folder, pictures)
