@@ -80,7 +80,7 @@ class _Normalised(torch.autograd.Function):
         ranks: Ranks,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the result, and the mean and unbiased variance, which have no gradient."""
-        wide, dims, shape = inputs.float(), _all_but_channels(inputs), _as_channels(inputs)
+        wide, (dims, shape) = inputs.float(), _around_channels(inputs)
         count = wide.numel() // wide.shape[1]
         mean = wide.mean(dims)
         squares = (wide - mean.view(shape)).square().sum(dims)
@@ -102,7 +102,7 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return gradients of input, weight and bias, the last two summed over the own photos."""
         inputs, weight, mean, scale, total = ctx.saved_tensors
-        dims, shape = _all_but_channels(inputs), _as_channels(inputs)
+        dims, shape = _around_channels(inputs)
         gradient = gradients[0].float()
         normalised = (inputs.float() - mean.view(shape)) * scale.view(shape)
         own = torch.stack([gradient.sum(dims), (gradient * normalised).sum(dims)])
@@ -113,10 +113,7 @@ class _Normalised(torch.autograd.Function):
         return found.to(inputs.dtype), of_weight, of_bias, None, None
 
 
-def _all_but_channels(inputs: Tensor) -> list[int]:
-    return [0, *range(2, inputs.ndim)]
-
-
-def _as_channels(inputs: Tensor) -> list[int]:
-    """Return the shape of one number a channel, to broadcast with the inputs."""
-    return [1, -1, *[1] * (inputs.ndim - 2)]
+def _around_channels(inputs: Tensor) -> tuple[list[int], list[int]]:
+    """Return all dimensions but the channels', and the shape of one number a channel."""
+    places = range(2, inputs.ndim)
+    return [0, *places], [1, -1, *[1] * len(places)]

@@ -346,7 +346,7 @@ class Store:
         return partial(Store, self._folder, limit=self._limit), ()
 
     def close(self) -> None:
-        """Release files, and maps of which no picture is in use; none is found or kept any more."""
+        """Release files and unused maps. Pictures in use stay; none is found or kept any more."""
         with self._writing, self._reading:
             self._writes, self._next_look = False, float("inf")
             self._places, self._shards = {}, {}
