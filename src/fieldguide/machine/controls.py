@@ -20,13 +20,8 @@ class Controls:
 
 def relayed(tell: Callable[[str], Callable[..., None]], check_stop: Callable[[], None]) -> Controls:
     """Return controls for another process: `tell` gives, by name, a function that sends."""
-    return Controls(
-        on_resume=tell("on_resume"),
-        on_step=tell("on_step"),
-        on_row=tell("on_row"),
-        notice=tell("notice"),
-        check_stop=check_stop,
-    )
+    hooks = {name: tell(name) for name in ("on_resume", "on_step", "on_row", "notice")}
+    return Controls(**hooks, check_stop=check_stop)
 
 
 # A function that prepares a process to train folds, given its controls.

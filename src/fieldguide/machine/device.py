@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -21,7 +21,7 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name, the first of several; `auto` is a GPU, or else the CPU."""
+    """Return the device of a name, the first of several, as `choose_devices`."""
     return choose_devices(name)[0]
 
 
@@ -79,11 +79,9 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             "`precision` = 'float16' works on a GPU only",
             hint="on a CPU set precision to `bfloat16` or `float32`",
         )
-    precisions: tuple[Precision, ...] = get_args(Precision)
-    for precision in precisions:
-        if name == precision:
-            return precision
-    raise UsageError(f"`precision` = {name!r} is not one of {', '.join(precisions)}")
+    if name not in get_args(Precision):
+        raise UsageError(f"`precision` = {name!r} is not one of {', '.join(get_args(Precision))}")
+    return cast(Precision, name)
 
 
 def memory_format(layout: Layout) -> torch.memory_format:
@@ -112,10 +110,7 @@ def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> i
 
 
 def fold_places(name: str, workers: int | str) -> tuple[torch.device, ...]:
-    """Return a device, by name as above, for each fold that is trained at the same time.
-
-    The CPU comes once for each worker if its name gives no number.
-    """
+    """Return a device for each fold trained at the same time: for `cpu` one for each worker."""
     devices = choose_devices(name)
     if devices[0].type == "cpu" and not name.startswith("cpu:"):
         return devices * max(count_workers(workers, devices[0]), 1)
@@ -123,18 +118,16 @@ def fold_places(name: str, workers: int | str) -> tuple[torch.device, ...]:
 
 
 def count_threads(jobs: int) -> int:
-    """Return torch's threads for each of n processes; OMP_NUM_THREADS may set fewer.
-
-    Threads of one step wait for each other: one that shares its core slows all.
-    """
+    """Return torch's threads for each of n processes; OMP_NUM_THREADS may set fewer."""
+    # Threads of one step wait for each other: one that shares its core slows all.
     return max(min(torch.get_num_threads(), count_cores() // max(jobs, 1)), 1)
 
 
 def count_readers(asked: int | str, device: torch.device) -> int:
     """Return the threads that read photos for prediction; `auto` for a GPU as `count_workers`.
 
-    On a CPU the network is the bottleneck: one thread for four cores keeps up with it (a forward
-    pass of resnet18 at 128 px takes 4 ms a photo and core, reading one 0.4 ms).
+    On a CPU one thread for four cores keeps up with the network: a forward pass of resnet18 at
+    128 px takes 4 ms a photo and core, reading one 0.4 ms.
     """
     if isinstance(asked, int):
         return asked
@@ -175,10 +168,9 @@ def choose_layouts(asked: Layout | Literal["auto"], device: torch.device) -> tup
 
 @cache
 def keep_freed_memory() -> None:
-    """Change the process: freed memory is used again, not given back to the system.
+    """Change the process: glibc uses freed memory again, and does not give it back to the system.
 
-    Otherwise glibc maps every large tensor again at every step, and the system fills it with zeros
-    page by page: 10 % of a training step on a CPU. Other C libraries are left alone.
+    Else the system fills every large tensor with zeros at every step: 10 % of a step on a CPU.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

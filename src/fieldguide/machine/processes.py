@@ -1,9 +1,9 @@
 """Folds trained at the same time on one machine, each by its own process on its own device.
 
-On a CPU two processes of one thread each are far faster than one process of two threads, which wait
-for each other at every layer. A process is started once and trains one fold after another. It
-reports through its own pipe, so that one that dies hurts no other. Knows nothing of run folders:
-the caller supplies a fold's training.
+On a CPU two processes of one thread each are far faster than one of two threads, which wait for
+each other at every layer. A process trains one fold after another and reports through its own pipe,
+so that one that dies hurts no other. Knows nothing of run folders: the caller supplies a fold's
+training.
 """
 
 import multiprocessing
@@ -56,13 +56,13 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, far = context.Pipe()
         self.process = context.Process(target=_work, args=(make, far), daemon=True)
-        with _no_script_of_the_caller(), _signals_ignored():
+        # Schedulers' signals and Ctrl-C reach the whole process group; the parent decides.
+        with _no_script_of_the_caller(), signals_kept(ignored=True):
             self.process.start()
         far.close()
         self.fold: int | None = None
 
     def begin(self, fold: int) -> None:
-        """Give the process its next fold."""
         self.fold = fold
         with suppress(OSError):  # a dead one is noticed when it is heard
             self.connection.send(fold)
@@ -111,30 +111,27 @@ class _Worker:
 
 
 @contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Let a process that the block starts ignore signals from its first instruction on.
+def signals_kept(*, ignored: bool = False) -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM after the block, in which they may be `ignored`.
 
-    Ctrl-C and schedulers' signals reach the whole process group; the parent decides. Signals within
-    the milliseconds of the block are lost and have to be sent again.
+    A process that is started while they are ignored ignores them from its first instruction on.
+    Signals within the block are then lost and have to be sent again.
     """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if threading.current_thread() is not threading.main_thread():  # which alone may set them
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+        before = {}
     try:
+        for number in before if ignored else ():
+            signal.signal(number, signal.SIG_IGN)
         yield
     finally:
-        for number, handler in before:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def _no_script_of_the_caller() -> Iterator[None]:
-    """Hide the main module, which a new process would otherwise import without need.
-
-    A script without `if __name__ == "__main__"` would start again.
-    """
+    """Hide the main module, which a new process would import: a script might start again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -2,14 +2,12 @@
 
     torchrun --nproc-per-node 2 -m fieldguide fit PHOTOS --out RUN        # on one machine
 
-Ranks go through a fit in step. Whatever they agree on, or know of each other, is one call that all
-of them make at the same point: `agree`, `exchange`, `gather` … A process alone has the same calls,
-which then return their arguments. Weights go over NCCL between GPUs that each belong to one rank,
-everything else over gloo.
+Ranks go through a fit in step: all of them make a call (`agree`, `exchange`, `gather` …) at the
+same point. A process alone has the same calls, which then return their arguments. Weights go over
+NCCL between GPUs that each belong to one rank, everything else over gloo.
 
 Ranks come in teams: the ranks of a team train the same replicas and share each of their batches.
-`team` are the ranks of the own team, `peers` one of each team, with all replicas between them; both
-have the same calls.
+`team` are the ranks of the own team, `peers` one of each team, with all replicas between them.
 
 A rank that fails leaves its error in the common store, and ends. The others find a connection
 closed, look there, and end with the same error. Knows nothing of networks, replicas or run folders.
@@ -190,21 +188,17 @@ class Ranks:
     def _reaching(self) -> Iterator[_Groups]:
         """Turn an error of the connection in the block into that of the rank that caused it."""
         assert self._groups is not None
+        store = self._groups.store
         try:
             yield self._groups
         except RuntimeError as error:
-            raise self._lost(self._groups.store, error) from error
-
-    def _lost(self, store: Store, error: RuntimeError) -> FieldguideError:
-        """Return the error that another rank ended with, or one that says it left none."""
-        with suppress(RuntimeError):  # the store may have gone too
-            if store.check([_ERROR]):
-                found: FieldguideError = pickle.loads(bytes.fromhex(store.get(_ERROR).decode()))
-                return found
-        return ResourceError(
-            f"another rank has ended without a word, or does not answer: {_reason(error)}",
-            hint="often memory ran out; the same command resumes from the last checkpoint",
-        )
+            with suppress(RuntimeError):  # the store may have gone too
+                if store.check([_ERROR]):
+                    raise pickle.loads(bytes.fromhex(store.get(_ERROR).decode())) from error
+            raise ResourceError(
+                f"another rank has ended without a word, or does not answer: {_reason(error)}",
+                hint="often memory ran out; the same command resumes from the last checkpoint",
+            ) from error
 
     def leave(self, error: BaseException | None = None) -> None:
         """End the connections; leave an error of this rank for the others to find."""
@@ -220,9 +214,10 @@ class Ranks:
         dist.destroy_process_group()  # from here on the others notice
         if error is not None:
             with suppress(RuntimeError):
-                store.set(_heard(self.rank), "")
+                heard = [f"fieldguide/heard/{rank}" for rank in range(self.world)]
+                store.set(heard[self.rank], "")
                 if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-                    store.wait([_heard(rank) for rank in range(self.world)], HEARD)
+                    store.wait(heard, HEARD)
 
 
 ALONE = Ranks(Launch())
@@ -301,10 +296,10 @@ def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
         groups = _groups(store, everyone, on_gpu)
         teams = [everyone[n : n + batch_ranks] for n in everyone[::batch_ranks]]
         peers = [everyone[n::batch_ranks] for n in range(batch_ranks)]
-        found = Ranks(place, groups)
-        if batch_ranks > 1:
-            team, peer = (_among(place, store, each, on_gpu) for each in (teams, peers))
-            found = Ranks(place, groups, team, peer)
+        if batch_ranks == 1:
+            return Ranks(place, groups)
+        parts = (_among(place, store, each, on_gpu) for each in (teams, peers))
+        return Ranks(place, groups, *parts)
     except (RuntimeError, ValueError) as error:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -314,16 +309,15 @@ def _join(place: Launch, on_gpu: bool, batch_ranks: int) -> Ranks:
             hint="MASTER_ADDR and MASTER_PORT name the machine and port of the first rank;"
             " torchrun sets them by --master-addr and --master-port",
         ) from error
-    return found
 
 
 def _among(place: Launch, store: Store, parts: Sequence[range], on_gpu: bool) -> Ranks:
     """Return this rank's part of all as ranks of their own. All call this, with equal parts."""
     made = [_groups(store, part, on_gpu) for part in parts if len(part) > 1]
-    mine = next(number for number, part in enumerate(parts) if place.rank in part)
     if not made:
         return ALONE
-    return Ranks(Launch(parts[mine].index(place.rank), len(parts[mine])), made[mine])
+    part, groups = next(each for each in zip(parts, made, strict=True) if place.rank in each[0])
+    return Ranks(Launch(part.index(place.rank), len(part)), groups)
 
 
 def _groups(store: Store, members: range, on_gpu: bool) -> _Groups | None:
@@ -341,10 +335,6 @@ def _group(backend: str, timeout: timedelta, members: range) -> ProcessGroup | N
 def _reason(error: Exception) -> str:
     """Return the reason that torch or gloo gives, without source position and advice."""
     return re.sub(r"^\[[^]]*\] ", "", first_line(error)).partition(". ")[0]
-
-
-def _heard(rank: int) -> str:
-    return f"fieldguide/heard/{rank}"
 
 
 def _flattened(weights: Weights) -> Iterator[tuple[Tensor, Sequence[str]]]:

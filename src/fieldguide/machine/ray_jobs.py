@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from fieldguide.errors import ResourceError, Stopped, UsageError, portable
 from fieldguide.machine.controls import Controls, Make, relayed
+from fieldguide.machine.processes import signals_kept
 from fieldguide.words import first_line
 
 LOCAL = "local"  # a cluster of this machine alone, for as long as it is needed
@@ -44,7 +44,12 @@ def train_on_cluster(
     not answer or has no such machine, and for a job that died too often.
     """
     with connected(address) as ray:
-        _require_room(ray, needs, address)
+        if not jobs_at_once(ray, needs):
+            needed = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
+            raise ResourceError(
+                f"no machine of the cluster at `{address}` has what a fold needs: {needed}",
+                hint="`ray status` lists what there is",
+            )
         here = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Mailbox).remote()
@@ -106,7 +111,6 @@ class _Heard:
         self.rows: set[tuple[Any, ...]] = set()
 
     def pass_on(self, messages: Sequence[Message]) -> None:
-        """Call the controls."""
         for fold, kind, values in messages:
             if kind == "on_resume":
                 self._resumed(fold, *values)
@@ -145,7 +149,6 @@ class _Mailbox:
         self.stop = False
 
     def tell(self, message: Message) -> None:
-        """Leave a message."""
         self.messages.append(message)
 
     def take(self) -> list[Message]:
@@ -154,11 +157,9 @@ class _Mailbox:
         return taken
 
     def ask_to_stop(self) -> None:
-        """Ask all jobs to save a checkpoint and end."""
         self.stop = True
 
     def stopped(self) -> bool:
-        """Return whether jobs are to end."""
         return self.stop
 
 
@@ -211,7 +212,7 @@ def connected(address: str) -> Iterator[Any]:
     if address != LOCAL:
         _require_cluster(address)
     try:
-        with _signals_kept():
+        with signals_kept():
             ray.init(
                 address=address,
                 include_dashboard=False if address == LOCAL else None,
@@ -230,7 +231,7 @@ def _imported() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; else it warns
     try:
-        with _signals_kept():
+        with signals_kept():
             import ray
             import ray.util.scheduling_strategies
     except ImportError as error:
@@ -239,19 +240,6 @@ def _imported() -> Any:
             hint="pip install 'fieldguide[cluster]', on all machines",
         ) from error
     return ray
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Restore the handlers of signals after the block: Ray sets its own."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [(number, signal.getsignal(number)) for number in numbers]
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():  # which alone may set them
-            for number, handler in before:
-                signal.signal(number, handler)
 
 
 def require_address(address: str) -> None:
@@ -276,7 +264,7 @@ def _require_cluster(address: str) -> None:
     join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
     command = [sys.executable, "-c", join]
     try:
-        tried = subprocess.run(command, timeout=JOIN, capture_output=True, text=True, check=False)
+        tried = subprocess.run(command, timeout=JOIN, capture_output=True, text=True)
     except subprocess.TimeoutExpired as error:
         raise _no_cluster(address, f"no answer in {JOIN:.0f} s") from error
     if tried.returncode:
@@ -297,16 +285,6 @@ def jobs_at_once(ray: Any, needs: dict[str, float]) -> int:
     wanted = _by_resource(needs)
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(m.get(k, 0) // n) for k, n in wanted.items()) for m in machines)
-
-
-def _require_room(ray: Any, needs: dict[str, float], address: str) -> None:
-    """Refuse a cluster with no machine that could ever take a job."""
-    if not jobs_at_once(ray, needs):
-        needed = ", ".join(f"{count:g} {name}" for name, count in _by_resource(needs).items())
-        raise ResourceError(
-            f"no machine of the cluster at `{address}` has what a fold needs: {needed}",
-            hint="`ray status` lists what there is",
-        )
 
 
 def _by_resource(needs: dict[str, float]) -> dict[str, float]:

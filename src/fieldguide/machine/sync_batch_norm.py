@@ -19,12 +19,11 @@ from fieldguide.machine.ranks import Ranks
 class Synchronised(TorchFunctionMode):
     """A context in which batch norms in training normalise by the photos of all `ranks`.
 
-    All of them compute the same network at the same time, each of some photos. The result is that
-    of one process with all photos, but for rounding.
+    All of them, each with some photos, compute the same network at the same time. The result is
+    that of one process with all photos, but for rounding.
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        """Take the ranks that share a batch."""
         super().__init__()
         self.ranks = ranks
 
@@ -35,7 +34,6 @@ class Synchronised(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return the function's result; that of batch norm is computed here."""
         if func is nn.functional.batch_norm:
             return self.batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -54,13 +52,13 @@ class Synchronised(TorchFunctionMode):
         """Return torch's result for its arguments; change the running statistics in training."""
         if not training:
             return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+        result: Tensor
         result, mean, variance = _Normalised.apply(input, weight, bias, eps, self.ranks)
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean, momentum)
                 running_var.lerp_(variance, momentum)
-        normalised: Tensor = result
-        return normalised
+        return result
 
 
 class _Normalised(torch.autograd.Function):
@@ -68,9 +66,8 @@ class _Normalised(torch.autograd.Function):
 
     With x the normalised input, g the gradient of the result and m(.) the mean over all ranks'
     photos and places, the input's gradient is weight / deviation · (g - m(g) - x · m(g x)).
-    Source: Ioffe, Szegedy, "Batch Normalization", ICML 2015, section 3, over more than one process
-    as in Peng et al., "MegDet", CVPR 2018. Means and squares of ranks are joined as those of
-    batches in `network`, by Chan, Golub, LeVeque (1982).
+    Source: Ioffe, Szegedy, "Batch Normalization", ICML 2015, section 3, over processes as in Peng
+    et al., "MegDet", CVPR 2018. Means and squares are joined by Chan, Golub, LeVeque (1982).
     """
 
     @staticmethod
@@ -83,7 +80,7 @@ class _Normalised(torch.autograd.Function):
         ranks: Ranks,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the result, and the mean and unbiased variance, which have no gradient."""
-        wide, dims, shape = inputs.float(), _all_but_channels(inputs), _as_channels(inputs)
+        wide, (dims, shape) = inputs.float(), _around_channels(inputs)
         count = wide.numel() // wide.shape[1]
         mean = wide.mean(dims)
         squares = (wide - mean.view(shape)).square().sum(dims)
@@ -105,7 +102,7 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return gradients of input, weight and bias, the last two summed over the own photos."""
         inputs, weight, mean, scale, total = ctx.saved_tensors
-        dims, shape = _all_but_channels(inputs), _as_channels(inputs)
+        dims, shape = _around_channels(inputs)
         gradient = gradients[0].float()
         normalised = (inputs.float() - mean.view(shape)) * scale.view(shape)
         own = torch.stack([gradient.sum(dims), (gradient * normalised).sum(dims)])
@@ -116,10 +113,7 @@ class _Normalised(torch.autograd.Function):
         return found.to(inputs.dtype), of_weight, of_bias, None, None
 
 
-def _all_but_channels(inputs: Tensor) -> list[int]:
-    return [0, *range(2, inputs.ndim)]
-
-
-def _as_channels(inputs: Tensor) -> list[int]:
-    """Return the shape of one number a channel, to broadcast with the inputs."""
-    return [1, -1, *[1] * (inputs.ndim - 2)]
+def _around_channels(inputs: Tensor) -> tuple[list[int], list[int]]:
+    """Return all dimensions but the channels', and the shape of one number a channel."""
+    places = range(2, inputs.ndim)
+    return [0, *places], [1, -1, *[1] * len(places)]

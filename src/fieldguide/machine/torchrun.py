@@ -11,10 +11,7 @@ from fieldguide.errors import UsageError
 
 @dataclass(frozen=True)
 class Launch:
-    """This process's `rank` (from 0) among `world`; its `local` one among `beside` on its machine.
-
-    A process that was started alone is the first of one.
-    """
+    """This process's `rank` (from 0) among `world`; its `local` one among `beside` here."""
 
     rank: int = 0
     world: int = 1

@@ -1,7 +1,6 @@
 """The names of the backbones: the ResNet family in the installed timm, read from its source text.
 
-Importing timm costs ten CPU-seconds with torch; misspelt names do not need it. Knows nothing of
-networks.
+Importing timm with torch takes ten CPU-seconds. Knows nothing of networks.
 """
 
 import difflib

@@ -4,6 +4,7 @@ Knows nothing of our networks, of folds or of training.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,8 @@ _Norm = nn.modules.batchnorm._BatchNorm
 
 # --- statistics -----------------------------------------------------------------------------------
 
-
 # Batch-norm statistics settle with a thousand photos; more cost time at every merge.
 RECALIBRATION_PHOTOS = 1024
-
 # Photos of a batch while they are re-estimated: fixed, so that `batch_size` changes no result.
 RECALIBRATION_BATCH = 64
 
@@ -43,9 +42,9 @@ def recalibrate(network: nn.Module, batches: Iterable[Float[Tensor, "_ 3 height 
     """Change the network: batch-norm statistics, and nothing else, are re-estimated on `batches`.
 
     One pass in evaluation mode (no dropout, no stochastic depth) in which batch norms alone
-    normalise by the batch at hand. Each statistic is pooled over all photos and positions (no
-    moving average), so the order of batches does not matter, and their size only through what lower
-    layers normalised by. Frozen norms, and norms that no photo reached, keep their statistics.
+    normalise by the batch. Each statistic is pooled over all photos and positions, so the order of
+    batches does not matter, and their size only through what lower layers normalised by. Frozen
+    norms, and norms that no photo reached, keep their statistics.
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018, section 3.2;
     torch's own `update_bn` leaves dropout on and averages over batches.
     """
@@ -80,7 +79,6 @@ class _Pool:
     """
 
     def __init__(self, norm: _Norm) -> None:
-        """Begin with no batch."""
         assert norm.running_mean is not None
         wide = torch.float32 if norm.running_mean.device.type == "mps" else torch.float64
         self.count = 0
@@ -129,7 +127,6 @@ def _measuring(network: nn.Module, norms: list[_Norm]) -> Iterator[dict[_Norm, _
 
 # --- norms absorbed into their convolutions -------------------------------------------------------
 
-
 # Pixels a side of the picture that is run: no stage of a ResNet comes out empty, and tensors
 # without values cost the same at any size.
 TRACED_SIDE = 224
@@ -176,37 +173,48 @@ def absorb(network: nn.Module) -> Absorbed:
     """
     pairs = find_pairs(network)
     weights = network.state_dict()
-    absorbed = Absorbed(_without_norms(network, pairs), pairs, tuple(weights))
-    absorbed.network.load_state_dict(absorbed.weights(weights))
+    body = copy.deepcopy(network).requires_grad_(False)
+    for pair in pairs:
+        convolution = body.get_submodule(pair.convolution)
+        weight: Tensor = convolution.weight  # type: ignore[assignment]
+        bias = torch.zeros(len(weight), device=weight.device)
+        convolution.bias = nn.Parameter(bias, requires_grad=False)
+        body.set_submodule(pair.norm, _rest(body.get_submodule(pair.norm)))
+    absorbed = Absorbed(body.eval(), pairs, tuple(weights))
+    body.load_state_dict(absorbed.weights(weights))
     return absorbed
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """Return the rest of a norm without its affine part, under the names that its parts had."""
+    if isinstance(norm, BatchNormAct2d):
+        return nn.Sequential(OrderedDict(drop=norm.drop, act=norm.act))
+    return nn.Identity()
 
 
 def absorbed_pair(weights: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
     """Return weight and bias, in float32, of a convolution that has absorbed its norm.
 
     weight · gain and beta + (bias - mean) · gain, with gain = gamma / sqrt(variance + eps) for each
-    channel. A missing gamma is 1, a missing beta or bias 0. Computed in float64 in main memory, as
-    not every device has it.
-    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
+    channel, in float64 in main memory (not every device has it). A missing gamma is 1, a missing
+    beta or bias 0. Source: Jacob et al., "Quantization and Training of Neural Networks for
+    Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
     """
 
     def wide(name: str, absent: float = 0.0) -> Tensor:
         found = weights.get(name)
         return torch.tensor(absent) if found is None else found.to("cpu", torch.float64)
 
-    kernel = weights[f"{pair.convolution}.weight"]
+    weight, bias = f"{pair.convolution}.weight", f"{pair.convolution}.bias"
     deviation = (wide(f"{pair.norm}.running_var") + pair.eps).sqrt()
     gain = wide(f"{pair.norm}.weight", 1.0) / deviation
-    shift = wide(f"{pair.convolution}.bias") - wide(f"{pair.norm}.running_mean")
+    shift = wide(bias) - wide(f"{pair.norm}.running_mean")
     found = {
-        "weight": wide(f"{pair.convolution}.weight") * gain[:, None, None, None],
-        "bias": wide(f"{pair.norm}.bias") + shift * gain,
+        weight: wide(weight) * gain[:, None, None, None],
+        bias: wide(f"{pair.norm}.bias") + shift * gain,
     }
-    return {
-        f"{pair.convolution}.{name}": tensor.to(kernel.device, torch.float32)
-        for name, tensor in found.items()
-    }
+    device = weights[weight].device
+    return {name: tensor.to(device, torch.float32) for name, tensor in found.items()}
 
 
 # --- which norm follows which convolution ---------------------------------------------------------
@@ -225,7 +233,6 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The operations that run while it is entered, with their tensors, so that ids stay theirs."""
 
     def __init__(self) -> None:
-        """Begin with no operation."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.readers: dict[int, list[_Operation]] = {}
 
@@ -263,15 +270,11 @@ def find_pairs(network: nn.Module) -> tuple[Pair, ...]:
         # A norm without running statistics normalises by the batch and cannot be absorbed.
         and (reader := tape.only_reader(module.running_mean)) is not None
     }
-    followers = {
-        name: norms.get(id(_follower(tape, module)))
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d)
-    }
     return tuple(
         Pair(name, norm, float(modules[norm].eps))
-        for name, norm in followers.items()
-        if norm is not None
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d)
+        and (norm := norms.get(id(_follower(tape, module)))) is not None
     )
 
 
@@ -287,25 +290,3 @@ def _follower(tape: _Tape, convolution: nn.Conv2d) -> _Operation | None:
 
 def _tensors(values: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-
-
-def _without_norms(network: nn.Module, pairs: tuple[Pair, ...]) -> nn.Module:
-    """Return a copy for evaluation without the pairs' norms; new biases are still zero."""
-    body = copy.deepcopy(network).requires_grad_(False)
-    for pair in pairs:
-        convolution = body.get_submodule(pair.convolution)
-        weight: Tensor = convolution.weight  # type: ignore[assignment]
-        bias = torch.zeros(len(weight), device=weight.device)
-        convolution.bias = nn.Parameter(bias, requires_grad=False)
-        body.set_submodule(pair.norm, _rest(body.get_submodule(pair.norm)))
-    return body.eval()
-
-
-def _rest(norm: nn.Module) -> nn.Module:
-    """Return the rest of a norm without its affine part, under the names that its parts had."""
-    if isinstance(norm, BatchNormAct2d):
-        rest = nn.Sequential()
-        rest.add_module("drop", norm.drop)
-        rest.add_module("act", norm.act)
-        return rest
-    return nn.Identity()

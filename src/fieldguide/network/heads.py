@@ -1,6 +1,7 @@
 """Heads: from a backbone's last feature map (n, channels, height, width) to logits (n, classes).
 
-Each pools over positions in its own way, before a linear layer. Knows nothing of backbones.
+Each pools over positions in its own way, before `dropout` in [0, 1) and a linear layer. Knows
+nothing of backbones.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +13,9 @@ from torch import Tensor, nn
 Features: TypeAlias = Float[Tensor, "n channels height width"]
 Logits: TypeAlias = Float[Tensor, "n classes"]
 
-# Squeeze to a sixteenth of the channels: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018,
-# table 10.
+# Squeeze to a sixteenth of the channels: table 10 of the source of `SEHead`.
 SE_REDUCTION = 16
-
-# Channels of one attention head, as in the original transformer (Vaswani et al., NIPS 2017:
-# 512 / 8).
+# Channels of one attention head, as in the transformer (Vaswani et al., NIPS 2017: 512 / 8).
 ATTENTION_HEAD_CHANNELS = 64
 
 
@@ -25,7 +23,6 @@ class LinearHead(nn.Module):
     """The mean over positions, dropout and a linear layer."""
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
-        """Build the layers for `channels` of the map and `classes`, with `dropout` in [0, 1)."""
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
@@ -44,7 +41,6 @@ class SEHead(nn.Module):
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
-        """Build the layers for `channels` of the map and `classes`, with `dropout` in [0, 1)."""
         super().__init__()
         squeezed = max(channels // SE_REDUCTION, 8)
         self.gate = nn.Sequential(
@@ -70,7 +66,6 @@ class AttentionHead(nn.Module):
     """
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
-        """Build the layers for `channels` of the map and `classes`, with `dropout` in [0, 1)."""
         super().__init__()
         heads = max(channels // ATTENTION_HEAD_CHANNELS, 1)
         while channels % heads:

@@ -1,7 +1,6 @@
 """The network: a timm backbone and one of our heads, and its start.
 
-`Network` holds the two parts under the names `backbone` and `head`, so every weight's name says
-where it belongs. Knows nothing of folds, replicas or training.
+Weights are called `backbone.…` or `head.…`. Knows nothing of folds, replicas or training.
 """
 
 import re
@@ -29,7 +28,6 @@ class Network(nn.Module):
     """A backbone that ends in a feature map, and a head that turns the map into logits."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        """Keep the two parts, under their names."""
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -69,7 +67,8 @@ def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
             backbone, pretrained=False, num_classes=0, global_pool=""
         )
     if weights == "pretrained":
-        _load_backbone(body, read_weights(download(backbone, _config(body))), weights)
+        file = download(backbone, body.pretrained_cfg)  # type: ignore[arg-type]
+        _load_backbone(body, read_weights(file), weights)
     elif weights != "none":
         _load_backbone(body, read_weights(Path(weights)), weights)
     return body
@@ -89,7 +88,7 @@ def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed:
 
 def input_config(backbone: nn.Module) -> InputConfig:
     """Return size, normalisation and licence of the backbone's weights."""
-    config = _config(backbone)
+    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     size = int(config["input_size"][-1])
     return InputConfig(
         size=size,
@@ -102,13 +101,9 @@ def input_config(backbone: nn.Module) -> InputConfig:
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of all weights and statistics, contiguous whatever the network's layout.
-
-    A checkpoint keeps no layout, and sums run in the order of memory.
-    """
-    plain = torch.contiguous_format
+    """Return a copy of all weights and statistics, contiguous: sums run in the order of memory."""
     return {
-        name: tensor.detach().clone(memory_format=plain)
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
 
@@ -143,11 +138,6 @@ def train_mode(network: Network) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and is_frozen(module):
             module.eval()
-
-
-def _config(backbone: nn.Module) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
-    return config
 
 
 def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -4,11 +4,13 @@ No pickle is ever run. Knows nothing of networks: it returns tensors by name.
 """
 
 import pickle
+import re
 import struct
-import threading
 import urllib.request
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.storage.addresses import act_within
 
-# How long the hub may take to answer before it counts as out of reach; a download itself may take
-# long. Taste: with the imports it leaves the promise of five seconds.
+# For the hub's first answer; a download may take long. Taste: with the imports it leaves the
+# promise of five seconds.
 HUB_SECONDS = 3.0
 
 # Names under which training scripts save the weights inside a checkpoint.
 NESTED = ("state_dict", "model", "state_dict_ema", "model_state_dict")
 
-# Prefixes that wrappers put before every name: DataParallel and torch.compile.
-WRAPPERS = ("module.", "_orig_mod.")
+# Prefixes that wrappers put before every name, in any order: DataParallel and torch.compile.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 
 # What torch's reader raises on damaged files, found by cutting and changing small ones.
 _BROKEN = (
@@ -49,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"weights `{path}`: there is no such file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def download(backbone: str, config: Mapping[str, Any]) -> Path:
@@ -86,25 +89,18 @@ def download(backbone: str, config: Mapping[str, Any]) -> Path:
 
 def _require_hub(endpoint: str) -> None:
     """Raise OSError unless the hub answers in time; a name's look-up has no limit of its own."""
-    outcome: list[Exception | None] = []
 
     def ask() -> None:
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD")
+        request = urllib.request.Request(endpoint, method="HEAD")
+        with suppress(urllib.error.HTTPError):  # an answer, if not a friendly one
             urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-            outcome.append(None)
-        except urllib.error.HTTPError:
-            outcome.append(None)  # an answer, if not a friendly one
-        except Exception as error:
-            outcome.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    if not outcome:
-        raise OSError(f"{endpoint} gave no answer within {HUB_SECONDS:.0f} s")
-    if outcome[0] is not None:
-        raise OSError(str(outcome[0])) from outcome[0]
+    try:
+        act_within(HUB_SECONDS, ask)
+    except TimeoutError as error:
+        raise OSError(f"{endpoint} gave no answer within {HUB_SECONDS:.0f} s") from error
+    except HTTPException as error:
+        raise OSError(str(error)) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -147,10 +143,3 @@ def _require_pickle(path: Path) -> None:
             f"weights `{path}`: {what} was not written by torch",
             hint="download it again; a safetensors file must be called .safetensors",
         )
-
-
-def _unwrapped(name: str) -> str:
-    """Return the name without the wrappers' prefixes, in whatever order they come."""
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name

@@ -1,11 +1,8 @@
 """Folders at an address (`s3://bucket/photos`, any that fsspec knows) as folders of this machine.
 
 Photos are fetched once, into the user's cache folder; everything else works on files. Fetched files
-are identified by size and by etag, checksum or time, whichever the store has.
-
-A store that does not answer is asked again after growing waits; one that cannot be reached is
-reported in less than a minute. fsspec is imported when an address is given. Knows nothing of what
-the files hold.
+are identified by size and by etag, checksum or time, whichever the store has. fsspec is imported
+when an address is given. Knows nothing of what the files hold.
 """
 
 import errno
@@ -41,10 +38,6 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _T = TypeVar("_T")
 
 
-def silent(message: str) -> None:
-    """Ignore the message."""
-
-
 def is_address(text: str | Path) -> bool:
     """Return whether this is an address and not a path of this machine."""
     return isinstance(text, str) and _ADDRESS.match(text) is not None
@@ -57,7 +50,7 @@ class Place:
     address: str
     system: Any  # fsspec.AbstractFileSystem, which has no types
     path: str
-    notice: Callable[[str], None] = silent
+    notice: Callable[[str], None] = lambda message: None
 
     def tokens(self) -> dict[str, tuple[int, str]]:
         """Return size in bytes and mark of every file below, by relative path."""
@@ -66,36 +59,41 @@ class Place:
         return {
             name[start:]: token_of(info)
             for name, info in found.items()
-            if ".." not in PurePosixPath(name[start:]).parts and name[start:]
+            if files.stays_inside(name[start:])
         }
 
     def info(self, tries: int = 1 + len(WAITS)) -> Mapping[str, Any] | None:
         """Return the store's description of this place; None if nothing is there."""
-        return self.patiently(partial(_info, self.system, self.path), tries)
+
+        def look() -> Mapping[str, Any] | None:
+            with suppress(FileNotFoundError):  # fsspec's `exists` is also false for a silent store
+                found: Mapping[str, Any] = self.system.info(self.path)
+                return found
+            return None
+
+        return self.patiently(look, tries)
 
     def below(self, name: str) -> str:
         """Return the path of a file there."""
         return f"{self.path.rstrip('/')}/{name}" if name else self.path
 
     def patiently(self, action: Callable[[], _T], tries: int = 1 + len(WAITS)) -> _T:
-        """Return the action's result, tried again after growing waits; ResourceError in the end.
-
-        A file that is missing or forbidden will be so later: that error is raised at once.
-        """
+        """Return the action's result, tried again after growing waits; ResourceError in the end."""
         for wait in (*WAITS[: tries - 1], None):
             try:
                 self.system.invalidate_cache()
                 return action()
-            except (FileNotFoundError, PermissionError) as error:
-                raise _unreachable(self.address, error) from error
+            except FileNotFoundError as error:  # and it will be missing, or forbidden, later
+                reason = "there is no such file or folder"
+                raise _unreachable(self.address, reason) from error
             except FieldguideError:
                 raise
             except Exception as error:  # each file system has its own
-                if wait is None:
-                    raise _unreachable(self.address, error) from error
+                reason = first_line(error)
+                if wait is None or isinstance(error, PermissionError):
+                    raise _unreachable(self.address, reason) from error
                 self.notice(
-                    f"`{self.address}` does not answer ({first_line(error)}):"
-                    f" trying again in {wait:g} s"
+                    f"`{self.address}` does not answer ({reason}): trying again in {wait:g} s"
                 )
                 time.sleep(wait)
         raise AssertionError
@@ -110,11 +108,10 @@ def token_of(info: Mapping[str, Any]) -> tuple[int, str]:
     return int(info["size"] or 0), f"{name}={mark}"
 
 
-def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
+def opened(address: str, notice: Callable[[str], None] = lambda message: None) -> Place:
     """Return the place at an address, whether something is there or not.
 
-    Raises UsageError for an address that nothing here can read, ResourceError if no answer comes
-    within `REACH_SECONDS`.
+    UsageError if nothing here can read it, ResourceError without an answer in `REACH_SECONDS`.
     """
     try:
         from fsspec.core import url_to_fs
@@ -129,19 +126,15 @@ def opened(address: str, notice: Callable[[str], None] = silent) -> Place:
             f"`{address}` cannot be read: {error}",
             hint="such as `pip install s3fs` for s3://, gcsfs for gs://, adlfs for az://",
         ) from error
-    _within(REACH_SECONDS, address, partial(Place(address, system, path).info, tries=4))
+    try:
+        act_within(REACH_SECONDS, partial(Place(address, system, path).info, tries=4))
+    except TimeoutError as error:
+        raise _unreachable(address, f"no answer in {REACH_SECONDS:g} s") from error
     return Place(address, system, path, notice)
 
 
-def _info(system: Any, path: str) -> Mapping[str, Any] | None:
-    with suppress(FileNotFoundError):  # fsspec's `exists` is also false if the store is silent
-        found: Mapping[str, Any] = system.info(path)
-        return found
-    return None
-
-
-def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
-    """Act in a separate thread, which may hang: no library's time limit is reliable."""
+def act_within(seconds: float, action: Callable[[], object]) -> None:
+    """Act in a thread, as no library's time limit is reliable; TimeoutError if it hangs."""
     errors: list[BaseException] = []
 
     def act() -> None:
@@ -154,17 +147,12 @@ def _within(seconds: float, address: str, action: Callable[[], object]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise ResourceError(
-            f"`{address}` cannot be reached: no answer in {seconds:g} s",
-            hint="check the address, the network and the credentials",
-        )
+        raise TimeoutError
     if errors:
         raise errors[0]
 
 
-def _unreachable(address: str, error: BaseException) -> ResourceError:
-    gone = isinstance(error, FileNotFoundError)
-    reason = "there is no such file or folder" if gone else first_line(error)
+def _unreachable(address: str, reason: str) -> ResourceError:
     return ResourceError(
         f"`{address}` cannot be reached: {reason}",
         hint="check the address, the network and the credentials",
@@ -177,17 +165,16 @@ def _unreachable(address: str, error: BaseException) -> ResourceError:
 def local(
     source: str | Path,
     *,
-    notice: Callable[[str], None] = silent,
+    notice: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, files: None,
 ) -> Path:
     """Return a local path for photos, a table or shards; fetch what is at an address first.
 
-    For a table or list the whole folder is fetched, as the photos lie there. Files that are here
-    already are fetched again only if they have changed, and removed if they are gone there.
-    `progress` is called with the number of files fetched and the number to fetch.
+    For a table or list the whole folder is fetched, as the photos lie there. Only files that have
+    changed are fetched again; those that are gone there are removed. `progress` is called with the
+    number of files fetched and the number to fetch.
 
-    Raises DataError if there is nothing at the address, UsageError and ResourceError as `opened`,
-    and ResourceError if the cache folder has no room.
+    Raises DataError if there is nothing, ResourceError if there is no room here, else as `opened`.
     """
     if not is_address(source):
         return Path(source)
@@ -200,28 +187,20 @@ def local(
     if info["type"] == "file":
         name = PurePosixPath(place.path).name
         if PurePosixPath(name).suffix.lower() not in _WITH_FOLDER:
-            return _fetched_file(place, name)
+            # A folder of its own for each content of the file.
+            size, mark = token_of(info)
+            path = cache_folder.folder_of("remote", f"{address} {size} {mark}") / name
+            if files.size_of(path) != size:
+                fetch(place, "", path, size)
+            cache_folder.use(path.parent, address)
+            return path
         above = address.rpartition("/")[0]
         place = Place(above, place.system, place.path.rpartition("/")[0], notice)
     return _fetched_folder(place, progress) / name
 
 
-def _fetched_file(place: Place, name: str) -> Path:
-    """Return the local copy of a single file, in a folder of its own for each of its contents."""
-    size, mark = token_of(place.patiently(partial(place.system.info, place.path)))
-    path = cache_folder.folder_of("remote", f"{place.address} {size} {mark}") / name
-    if files.size_of(path) != size:
-        fetch(place, "", path, size)
-    cache_folder.use(path.parent, place.address)
-    return path
-
-
 def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
-    """Return the local copy of a folder. A killed fetch is resumed: a file that is there is whole.
-
-    The record holds the marks of the files that are, or will be, in the folder. A file whose mark
-    has changed is removed before the new mark is recorded.
-    """
+    """Return the local copy of a folder. A killed fetch is resumed: a file there is whole."""
     there = place.tokens()
     if not there:
         raise DataError(f"no files at {place.address}")
@@ -229,8 +208,10 @@ def _fetched_folder(place: Place, progress: Callable[[int, int], None]) -> Path:
     files.make_folder(folder / "files")
     cache_folder.use(folder, place.address)
     with files.lock(folder):
-        before = _recorded(folder / "files.json")
-        if before != there:
+        before: dict[str, tuple[int, str]] = {}
+        with suppress(ResourceError):  # else all is fetched again
+            before = recorded(folder)
+        if before != there:  # what has changed is removed before its new mark is recorded
             _remove_others(folder / "files", {n for n in there if before.get(n) == there[n]})
         files.write_json(folder / "files.json", there)
         missing = {
@@ -252,13 +233,13 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
             path.unlink()
 
 
-def _recorded(path: Path) -> dict[str, tuple[int, str]]:
+def recorded(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return size and mark of the files of a fetched folder; ResourceError without a record."""
     try:
-        return {
-            name: (int(size), mark) for name, (size, mark) in json.loads(path.read_bytes()).items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # all is fetched again
+        found = json.loads((folder / "files.json").read_bytes())
+        return {name: (int(size), mark) for name, (size, mark) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ResourceError(f"files.json cannot be read: {error}") from error
 
 
 def _fetch_all(

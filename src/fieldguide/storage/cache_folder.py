@@ -40,14 +40,11 @@ class Kept:
 
 
 def root() -> Path:
-    """Return the folder of all stores: FIELDGUIDE_CACHE, else the platform's usual folder.
-
-    It need not exist. ResourceError if the user has no home and FIELDGUIDE_CACHE is not set.
-    """
+    """Return FIELDGUIDE_CACHE, else the platform's usual folder; ResourceError without a home."""
     chosen = os.environ.get("FIELDGUIDE_CACHE", "")
-    chosen = "" if chosen in {"auto", "none"} else chosen  # words of the setting `cache`
     try:
-        return Path(chosen).expanduser().absolute() if chosen else _platform_root()
+        usual = chosen in {"", "auto", "none"}  # words of the setting `cache`
+        return _platform_root() if usual else Path(chosen).expanduser().absolute()
     except RuntimeError as error:  # pathlib found no home
         raise ResourceError(
             "there is no home folder for decoded photos",
@@ -67,10 +64,7 @@ def folder_of(kind: str, source: str) -> Path:
 
 
 def use(folder: Path, source: str) -> None:
-    """Record a folder's source, and that this process uses the copy until it ends.
-
-    Does nothing if that cannot be written. On Windows the record stops nobody.
-    """
+    """Record, if possible, a folder's source, and that this process uses the copy until it ends."""
     path = folder / _SOURCE
     with suppress(OSError):
         if path not in _in_use or not path.exists():
@@ -101,12 +95,9 @@ def unused(folder: Path) -> Iterator[None]:
 
 
 def lock_shared(descriptor: int) -> None:
-    """Mark the file as in use until it and all maps of it are closed.
-
-    Does nothing on a file system without locks, where none can be taken to remove it either.
-    """
+    """Mark the file as in use until it and all maps of it are closed."""
     if sys.platform != "win32":
-        with suppress(OSError):
+        with suppress(OSError):  # without locks, none can be taken to remove it either
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 

@@ -21,7 +21,7 @@ class Column(Sequence[T], Generic[T]):
 
     @abstractmethod
     def take(self, rows: Iterable[int]) -> "Column[T]":
-        """A new column of the values in these rows, counted from 0, in their order."""
+        """Return a new column of the values in these rows, counted from 0, in their order."""
 
     @abstractmethod
     def _at(self, row: int) -> T: ...
@@ -33,16 +33,13 @@ class Column(Sequence[T], Generic[T]):
     def __getitem__(self, which: slice) -> "Column[T]": ...
 
     def __getitem__(self, which: SupportsIndex | slice) -> "T | Column[T]":
-        """Return one value, or a new column of several."""
         rows = range(len(self))[which]
         return self.take(rows) if isinstance(rows, range) else self._at(rows)
 
     def __iter__(self) -> Iterator[T]:
-        """Every value in turn."""
         return map(self._at, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other is a sequence of equal values."""
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
@@ -64,7 +61,6 @@ class Packed(Column[T]):
             self.append(value)
 
     def __len__(self) -> int:
-        """The number of values."""
         return len(self._ends) - 1
 
     def append(self, value: T) -> None:
@@ -73,7 +69,7 @@ class Packed(Column[T]):
         self._ends.append(len(self._content))
 
     def take(self, rows: Iterable[int]) -> "Packed[T]":
-        """A new column of the values in these rows, counted from 0, in their order."""
+        """Return a new column of the values in these rows, counted from 0, in their order."""
         taken = Packed(self._pack, self._unpack)
         for row in rows:
             taken._content += self._content[self._ends[row] : self._ends[row + 1]]
@@ -142,11 +138,9 @@ class Records(Column[T]):
             self.append(record)
 
     def __len__(self) -> int:
-        """The number of records."""
         return len(next(iter(self._columns.values())))
 
     def __iter__(self) -> Iterator[T]:
-        """Every record in turn."""
         return map(self._kind, *self._columns.values())
 
     def append(self, record: T) -> None:

@@ -1,10 +1,9 @@
 """The contents of the cache folder, listed, verified and removed.
 
-It keeps decoded photos, and copies of photos, of runs and of shards. Each is decoded, fetched or
-read again when it is needed. Knows nothing of how they are used.
+It keeps decoded photos, and copies of photos, runs and shards, which are made again when needed.
+Knows nothing of how they are used.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fieldguide.errors import FieldguideError, ResourceError
-from fieldguide.storage import cache_folder, decoded, files, mirror, shards
+from fieldguide.storage import addresses, cache_folder, decoded, files, mirror, shards
 from fieldguide.storage.cache_folder import Kept
 from fieldguide.words import count, os_reason
 
@@ -60,14 +59,9 @@ def faults(copy: Kept) -> list[str]:
 
 
 def _faults_of_photos(folder: Path) -> Iterator[str]:
-    record = folder / "files.json"
-    if not record.exists():  # a single file, which has a folder for each of its contents
+    if not (folder / "files.json").exists():  # a single file, a folder for each of its contents
         return
-    try:
-        recorded = {name: int(size) for name, (size, _) in json.loads(record.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ResourceError(f"{record.name} cannot be read: {error}") from error
-    for name, size in recorded.items():
+    for name, (size, _) in addresses.recorded(folder).items():
         found = files.size_of(folder / "files" / name)
         if found != size:
             yield f"{name}: missing" if found is None else f"{name}: {found:,} of {size:,} bytes"
@@ -83,10 +77,11 @@ def _faults_of_run(folder: Path) -> Iterator[str]:
 
 
 def _faults_of_shards(folder: Path) -> Iterator[str]:
-    place = folder / shards.INDEX
-    index = shards.opened(place) if place.exists() else None
-    for entry in index.entries() if index else ():
-        if index and index.holder(entry.shard).parent == place.parent:
+    if not (folder / shards.INDEX).exists():
+        return
+    index = shards.opened(folder / shards.INDEX)
+    for entry in index.entries():
+        if index.holder(entry.shard).parent == folder:
             try:
                 index.read(entry.path)
             except OSError as error:

@@ -6,12 +6,12 @@
         0f3c….index              its records: key, offset, height, width, two checksums
 
 Every writing process appends to its own shard, first the pixels, then the record. Readers map
-shards into memory and look from time to time for new records. It is a pure cache: a picture that
-is torn, rotted, removed or never written is not found; its reader decodes the photo and has the
-same pixels. So nothing is ever forced to disk.
+shards into memory and look from time to time for new records. It is a pure cache: the reader of a
+picture that is torn, rotted, removed or never written decodes the photo and has the same pixels. So
+nothing is ever forced to disk.
 
-Users of a shard hold a shared lock on it (`flock`; on Windows an open file cannot be removed, and
-that is the lock). `make_room` and `remove` take only shards that nobody holds.
+Users of a shard hold a shared lock on it (`flock`; on Windows an open file cannot be removed).
+`make_room` and `remove` take only shards that nobody holds.
 
 Knows nothing of how photos are decoded, of labels or of tensors.
 """
@@ -28,7 +28,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -75,11 +75,10 @@ Picture = UInt8[np.ndarray, "height width 3"]
 
 
 def folder_of(root: Path, *, side: int | None, interpolation: str, truncated: str) -> Path:
-    """Return the store of one definition of pixels; its name tells them apart.
+    """Return the store of one definition of pixels, with the versions of the libraries in its name.
 
     `side`: pixels of the shorter side that pictures are shrunk to, None for full size;
-    `interpolation`: how; `truncated`: `refuse` or `keep`, see `pixels.decode`. Versions of the
-    libraries that decode and shrink are part of the name.
+    `interpolation`: how; `truncated`: `refuse` or `keep`, see `pixels.decode`.
     """
     name = (
         f"pixels-{VERSION}-{'full' if side is None else side}-{interpolation}-{truncated}"
@@ -105,12 +104,16 @@ def kept(root: Path) -> list[Kept]:
 
 
 def pieces(folder: Path) -> list[Kept]:
-    """Return the shards of one store by name, also those that lack a file.
-
-    Their count is that of records; a few may be of the same photo.
-    """
-    stems = dict.fromkeys(match[1] for match in _shard_files(folder))
-    return [_piece(folder / f"{stem}.pixels") for stem in stems]
+    """Return the shards of one store by name, also those that lack a file."""
+    found = []
+    for stem in dict.fromkeys(match[1] for match in _shard_files(folder)):
+        path = folder / f"{stem}.pixels"
+        pixels, changed = _size_and_time(path)
+        index, appended = _size_and_time(path.with_suffix(".index"))
+        count = index // RECORD_BYTES  # of records: a few may be of the same photo
+        used = max(changed, appended)
+        found.append(Kept(path, "decoded", folder.name, count, pixels + index, used))
+    return found
 
 
 def _shard_files(folder: Path) -> list[re.Match[str]]:
@@ -120,12 +123,6 @@ def _shard_files(folder: Path) -> list[re.Match[str]]:
             names = sorted(each.name for each in entries if each.is_file(follow_symlinks=False))
         return [match for name in names if (match := _SHARD_FILE.fullmatch(name))]
     return []
-
-
-def _piece(path: Path) -> Kept:
-    (pixels, changed), (index, appended) = map(_size_and_time, (path, path.with_suffix(".index")))
-    count, used = index // RECORD_BYTES, max(changed, appended)
-    return Kept(path, "decoded", path.parent.name, count, pixels + index, used)
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
@@ -239,7 +236,7 @@ class _Place:
     height: int
     width: int
     checksum: int
-    other: "_Place | None"  # the same picture once more: two processes decoded it at once
+    other: "_Place | None" = None  # the same picture once more: two processes decoded it at once
     checked: bool = False
 
     @property
@@ -302,23 +299,14 @@ def _continued(shard: _Shard) -> _Writer | None:
     return None
 
 
-def _records(data: bytes) -> Iterator[tuple[bytes, int, int, int, int]]:
-    """Yield digest, offset, height, width, checksum of each intact record."""
-    for start in range(0, len(data), RECORD_BYTES):
-        middle = start + _BODY.size
-        if zlib.crc32(data[start:middle]) == _CHECK.unpack_from(data, middle)[0]:
-            yield _BODY.unpack_from(data, start)
-
-
 # --- the store ------------------------------------------------------------------------------------
 
 
 class Store:
     """Decoded pictures by the SHA-256 of their files, shared by all processes on this folder.
 
-    `folder`: see `folder_of`; it is created at the first write. `limit`: bytes for this store and
-    all beside it. `notice` is called once if this process stops writing; missing pictures are then
-    decoded every time.
+    `folder` (see `folder_of`) is created at the first write. `limit`: bytes for this store and all
+    beside it. `notice` is called once if this process stops writing.
 
     Safe to call from many threads. A forked child keeps what its parent knows and writes to another
     shard; a pickled copy opens the folder itself and gives no notice.
@@ -341,7 +329,7 @@ class Store:
         self._allowed = 0  # bytes to be written before the disk is looked at again
         self._writes = True
         self._in_child()
-        _after_fork(self)
+        _stores.add(self)
 
     def _in_child(self) -> None:
         """Forget what belongs to the parent: its shard, and locks that its threads hold."""
@@ -358,10 +346,7 @@ class Store:
         return partial(Store, self._folder, limit=self._limit), ()
 
     def close(self) -> None:
-        """Release files and maps. Pictures in use stay; none is found or kept any more.
-
-        A map, and with it its shard's lock, stays as long as a picture of it is in use.
-        """
+        """Release files and unused maps. Pictures in use stay; none is found or kept any more."""
         with self._writing, self._reading:
             self._writes, self._next_look = False, float("inf")
             self._places, self._shards = {}, {}
@@ -373,30 +358,23 @@ class Store:
     # --- reading ----------------------------------------------------------------------------------
 
     def get(self, key: str) -> Picture | None:
-        """Return the picture of the file with this SHA-256 (hex), or None if there is none.
+        """Return a read-only view of the picture of the file with this SHA-256 (hex), else None.
 
-        It is a read-only view of the mapped file, without a copy. The first get in each process
-        compares the checksum; a damaged picture counts as none.
+        The first get in each process compares the checksum; a damaged picture counts as none.
         """
         digest = bytes.fromhex(key)
-        place = self._places.get(digest)
-        if place is None:
+        if digest not in self._places:
             self._look()
-            place = self._places.get(digest)
-        if place is None or place.checked:
-            return place.view() if place else None
-        return self._first_view(digest, place)
-
-    def _first_view(self, digest: bytes, place: _Place) -> Picture | None:
-        found: _Place | None = place
-        while found is not None and not self._intact(found):
-            found = found.other
-        if found is None:
+        place = self._places.get(digest)
+        while place is not None and not (place.checked or self._intact(place)):
+            place = place.other
+        if place is None:
             self._places.pop(digest, None)
             return None
-        found.checked = True
-        self._places[digest] = found
-        return found.view()
+        if not place.checked:
+            place.checked = True
+            self._places[digest] = place
+        return place.view()
 
     def _intact(self, place: _Place) -> bool:
         with self._reading:  # of two threads, the later must not set the shorter map
@@ -408,7 +386,7 @@ class Store:
         if time.monotonic() < self._next_look:
             return
         with self._reading:
-            if time.monotonic() >= self._next_look:
+            if time.monotonic() >= self._next_look:  # no other thread came first
                 self._learn_all()
                 self._next_look = time.monotonic() + LOOK_SECONDS
 
@@ -421,14 +399,16 @@ class Store:
                     self._learn(shard, shard.news())
 
     def _learn(self, shard: _Shard, records: bytes) -> None:
-        for digest, offset, height, width, checksum in _records(records):
-            known = self._places.get(digest)
-            other = known.other if known else None
-            place = _Place(shard, offset, height, width, checksum, other)
-            if known is None:
-                self._places[digest] = place
-            else:
-                known.other = place
+        """Remember the place of each intact record."""
+        for start in range(0, len(records), RECORD_BYTES):
+            body = records[start : start + _BODY.size]
+            if zlib.crc32(body) != _CHECK.unpack_from(records, start + _BODY.size)[0]:
+                continue
+            digest, *where = _BODY.unpack(body)
+            place = _Place(shard, *where)
+            known = self._places.setdefault(digest, place)
+            if known is not place:
+                place.other, known.other = known.other, place
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -446,7 +426,13 @@ class Store:
             reason = self._keep(digest, packed, checksum)
             self._writes = not reason
         if reason:
-            self._notice(_told(self._folder, reason))
+            root = self._folder.parent
+            self._notice(
+                f"decoded photos are not kept any more: {reason}. `{root}` holds"
+                f" {shown_bytes(taken(self._folder))} of them; `FIELDGUIDE_CACHE={root} fieldguide"
+                " cache --clear` removes what no process uses, and the setting `cache` can name"
+                " another disk"
+            )
 
     def _keep(self, digest: bytes, picture: Picture, checksum: int) -> str:
         """Append a picture; return the reason if that fails, else an empty text."""
@@ -485,25 +471,11 @@ class Store:
         return self._writer
 
 
-def _told(folder: Path, reason: str) -> str:
-    return (
-        f"decoded photos are not kept any more: {reason}. `{folder.parent}` holds"
-        f" {shown_bytes(taken(folder))} of them; `FIELDGUIDE_CACHE={folder.parent} fieldguide cache"
-        " --clear` removes what no process uses, and the setting `cache` can name another disk"
-    )
+def _in_children() -> None:
+    for store in _stores:
+        store._in_child()
 
 
-def _after_fork(store: Store) -> None:
-    """Reset the store's copy in every forked child, as long as there is one.
-
-    The system keeps the registration for ever; a weak reference does not keep the store.
-    """
-    if not hasattr(os, "register_at_fork"):  # Windows
-        return
-    alive = weakref.ref(store)
-
-    def tell() -> None:
-        if (found := alive()) is not None:
-            found._in_child()
-
-    os.register_at_fork(after_in_child=tell)
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_in_children)

@@ -19,7 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -53,8 +53,6 @@ _DAMAGE = (
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_CRLF = "\r\n"
-
 # Errors of a file system that cannot, or may not, force a folder to disk.
 _CANNOT_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
@@ -76,20 +74,20 @@ _HINTS = {
 def replacing(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the block ends well.
 
-    After an error, in the block too, `path` is as before and no temporary file stays; only a killed
-    process leaves one (`remove_temporaries`). Permissions follow the umask. An OSError, in the
-    block too, becomes a ResourceError naming `path` and the bytes needed if `size` gives them.
+    After an error, in the block too, `path` is as before; only a killed process leaves a temporary
+    file (`remove_temporaries`). Permissions follow the umask. An OSError, in the block too, becomes
+    a ResourceError naming `path` and the bytes needed if `size` gives them.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may fill 255 bytes
     try:
-        with temporary.open("xb") as file:  # unlike mkstemp, which makes files for the owner alone
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, size, error) from error
+        with _telling(path, size):
+            # Unlike mkstemp, which makes files for the owner alone.
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
@@ -102,10 +100,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with its line ends as they are, whole or not at all.
-
-    Lone surrogates, Python's form of file names that are not UTF-8, become their own bytes.
-    """
+    """Write `text` as UTF-8, whole or not at all, with its line ends and lone surrogates kept."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
@@ -119,9 +114,8 @@ def write_json(path: Path, value: object) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     r"""Write a table as CSV (RFC 4180, but lines end in `\n`), whole or not at all.
 
-    A table need not fit in memory. Text reads back exactly with `csv.reader` from a file opened
-    with `newline=""`; floats keep all digits, None is empty. Cells that a spreadsheet takes for
-    formulas are not changed. ValueError for a row whose length is not the header's.
+    Text reads back exactly with `csv.reader` from a file opened with `newline=""`; floats keep all
+    digits, None is empty. ValueError for a row whose length is not the header's.
     """
     with replacing(path) as file:
         for line in csv_lines(chain([header], rows)):
@@ -139,7 +133,8 @@ def csv_lines(rows: Iterable[Sequence[object]], separator: str = ",") -> Iterato
         if len(row) != columns:
             raise ValueError(f"row {number} has {len(row)} cells, the header {columns}")
         writer.writerow(row)
-        yield f"{buffer.getvalue().removesuffix(_CRLF)}\n".encode("utf-8", "surrogateescape")
+        line = buffer.getvalue().removesuffix("\r\n") + "\n"
+        yield line.encode("utf-8", "surrogateescape")
         buffer.seek(0)
         buffer.truncate()
 
@@ -153,10 +148,9 @@ def no_formula(cell: str) -> str:
 def growing(path: Path) -> Iterator[Callable[[bytes], None]]:
     """Give the block a function that adds bytes to `PATH.part`, which becomes `path` at the end.
 
-    For files that take hours to make: after an error in the block, `PATH.part` stays and holds
-    exactly the pieces that were added whole, or is removed if there are none. An earlier one is
-    replaced. ResourceError if a file cannot be written, or if another process began to write the
-    same one; errors of the block pass through as they are.
+    For files that take hours to make: after an error in the block, `PATH.part` holds exactly the
+    pieces that were added whole, or is removed if there are none. An earlier one is replaced.
+    ResourceError if a file cannot be written, or another process began to write it.
     """
     part = path.with_name(f"{path.name}.part")
     with _telling(path):
@@ -202,12 +196,16 @@ def write_whole(file: io.FileIO, data: bytes | memoryview, start: int) -> None:
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Turn an OSError in the block into a ResourceError naming `path`."""
+def _telling(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn an OSError in the block into a ResourceError naming `path` and the bytes needed."""
     try:
         yield
     except OSError as error:
-        raise _unwritable(path, None, error) from error
+        needed = "" if size is None else f" ({size:,} bytes needed)"
+        hint = _HINTS.get(error.errno or 0, "")
+        raise ResourceError(
+            f"cannot write {path}{needed}: {os_reason(error)}", hint=hint
+        ) from error
 
 
 def require_new(*paths: Path, hint: str = "name a new folder with --out") -> None:
@@ -258,6 +256,12 @@ def refuse_strange(folder: Path, known: Collection[str], *, mark: str, what: str
         )
 
 
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Return size and modification time (nanoseconds), to detect a changed file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def is_temporary(name: str) -> bool:
     """Return whether a name is that of a temporary file, which a killed process leaves."""
     return _TEMPORARY.fullmatch(name) is not None
@@ -276,12 +280,10 @@ def remove_temporaries(folder: Path) -> int:
     Only the holder of the folder may call it: a living writer's file goes too. ResourceError if
     one cannot be removed.
     """
-    try:
+    with _telling(folder):
         found = [path for path in folder.iterdir() if is_temporary(path.name)]
         for path in found:
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, None, error) from error
     return len(found)
 
 
@@ -298,14 +300,6 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
-
-
-def _unwritable(path: Path, size: int | None, error: OSError) -> ResourceError:
-    needed = "" if size is None else f" ({size:,} bytes needed)"
-    return ResourceError(
-        f"cannot write {path}{needed}: {os_reason(error)}",
-        hint=_HINTS.get(error.errno or 0, ""),
-    )
 
 
 # --- manifests -------------------------------------------------------------------------------
@@ -373,19 +367,22 @@ def parsing(path: Path) -> Iterator[None]:
 def write_manifest(folder: Path, names: Iterable[str], *, name: str = MANIFEST) -> None:
     """Record size and SHA-256 of the files `names` of `folder` in its file `name`.
 
-    Write it last: a folder with a manifest is complete. Names are relative, with `/` on every
-    system. ResourceError names a file that is missing or cannot be read.
+    Write it last: a folder with a manifest is complete. Names are relative, with `/`.
+    ResourceError names a file that cannot be read.
     """
-    files = {each: asdict(_record(folder, each)) for each in sorted(set(names))}
-    assert name not in files, f"a manifest cannot record itself: {name}"
+    files: dict[str, dict[str, str | int]] = {}
+    for each in sorted(set(names)):
+        assert stays_inside(each) and each != name, f"not a name for a manifest: {each}"
+        path = folder / each
+        try:
+            files[each] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        except OSError as error:
+            raise ResourceError(f"cannot read {path}: {os_reason(error)}") from error
     write_json(folder / name, {"format": MANIFEST_FORMAT, "files": files})
 
 
 def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
-    """Return the entries of a folder's manifest by relative name; ResourceError if unreadable.
-
-    The files themselves are not looked at: `verify` does that.
-    """
+    """Return the entries of a folder's manifest by relative name; ResourceError if unreadable."""
     path = folder / name
     try:
         with open_regular(path) as file:
@@ -393,7 +390,7 @@ def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
     except FileNotFoundError as error:
         raise ResourceError(f"no {name} in {folder}: it was not finished") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise ResourceError(f"cannot read {path}: {os_reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ResourceError(f"{path} is damaged: {error}") from error
     return _parsed(content, path)
@@ -402,8 +399,7 @@ def read_manifest(folder: Path, *, name: str = MANIFEST) -> dict[str, Recorded]:
 def verify(folder: Path, names: Iterable[str] | None = None, *, name: str = MANIFEST) -> None:
     """Compare files with the manifest of `folder`: those of `names`, or all that it records.
 
-    Raises ResourceError naming every file that is missing, not recorded, or of another size or
-    SHA-256 than recorded. Other files are not looked at.
+    ResourceError names every file that is missing, not recorded, or of another size or SHA-256.
     """
     names = set(read_manifest(folder, name=name) if names is None else names)
     found = faults(folder, names, name=name)
@@ -423,19 +419,6 @@ def faults(
     wanted = sorted(recorded) if names is None else sorted(set(names))
     found = {each: _fault(folder, each, recorded.get(each)) for each in wanted}
     return {each: fault for each, fault in found.items() if fault}
-
-
-def _record(folder: Path, name: str) -> Recorded:
-    assert stays_inside(name), f"not a relative posix path: {name}"
-    path = folder / name
-    try:
-        return Recorded(sha256(path), path.stat().st_size)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ResourceError:
-    return ResourceError(f"cannot read {path}: {os_reason(error)}")
 
 
 def _fault(folder: Path, name: str, expected: Recorded | None) -> str:
@@ -470,20 +453,22 @@ def _parsed(content: object, path: Path) -> dict[str, Recorded]:
     files = content.get("files")
     if not isinstance(files, dict):
         raise ResourceError(f"{path} is no manifest: it lists no files")
-    return {name: _parsed_record(name, entry, path) for name, entry in files.items()}
-
-
-def _parsed_record(name: str, entry: object, path: Path) -> Recorded:
-    match entry:
-        case {"sha256": str(digest), "bytes": int(size)} if (
-            _HEX_SHA256.fullmatch(digest) and size >= 0 and stays_inside(name)
-        ):
-            return Recorded(digest, size)
-    raise ResourceError(f"{path} is damaged: entry `{name}` is no file's size and SHA-256")
+    recorded: dict[str, Recorded] = {}
+    for name, entry in files.items():
+        match entry:
+            case {"sha256": str(digest), "bytes": int(size)} if (
+                _HEX_SHA256.fullmatch(digest) and size >= 0 and stays_inside(name)
+            ):
+                recorded[name] = Recorded(digest, size)
+            case _:
+                raise ResourceError(
+                    f"{path} is damaged: entry `{name}` is no file's size and SHA-256"
+                )
+    return recorded
 
 
 def stays_inside(name: str) -> bool:
-    """Return whether a manifest's name leads to a file below its folder, on any system."""
+    """Return whether a name leads to a file below its folder, on any system."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
@@ -503,9 +488,8 @@ def lock(
 
     ResourceError, naming host and process of the holder, if another one keeps it for `wait`
     seconds. Meanwhile `meanwhile` is called repeatedly with that reason, and may raise to end the
-    wait. The system frees the lock when its holder ends in any way, so a dead process blocks
-    nobody. The file `.lock` stays in the folder: the lock on it counts. (On a file system without
-    locks filelock warns and goes by the file's existence.)
+    wait. A dead process blocks nobody: the lock on the file `.lock` counts, which stays. (On a file
+    system without locks filelock warns and goes by the file's existence.)
     """
     if not folder.is_dir():  # filelock would make it
         raise ResourceError(f"not a folder: {folder}")
@@ -519,8 +503,10 @@ def lock(
             raise ResourceError(reason, hint=hint)
         meanwhile(reason)
         time.sleep(min(LOOK, wait))
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
     try:
-        _record_holder(held, path, _this_process())
+        _record_holder(held, path, json.dumps(holder))
         yield
     finally:
         _record_holder(held, path, "")
@@ -540,13 +526,9 @@ def is_held(folder: Path) -> bool:
 
 def _taken(held: filelock.BaseFileLock, path: Path) -> bool:
     """Take the lock if it is free; return whether it was. ResourceError if there can be none."""
-    try:
+    with _telling(path), suppress(filelock.Timeout):
         held.acquire(timeout=0)
-    except filelock.Timeout:
-        return False
-    except OSError as error:
-        raise _unwritable(path, None, error) from error
-    return True
+    return held.is_locked
 
 
 def _record_holder(held: filelock.BaseFileLock, path: Path, text: str) -> None:
@@ -555,11 +537,6 @@ def _record_holder(held: filelock.BaseFileLock, path: Path, text: str) -> None:
         return
     with suppress(OSError):  # Windows, or a full disk: the record only serves a message
         path.write_text(text, "utf-8")
-
-
-def _this_process() -> str:
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started})
 
 
 def _holder(path: Path) -> str:

@@ -1,8 +1,7 @@
 """A run's folder at an address: trained in a folder of this machine, and sent as it grows.
 
-Manifests are sent last, so that a folder with a manifest there is whole. Files that were sent or
-fetched are known by size and time here, and by size and mark there. Knows nothing of what runs hold
-but the names of manifests.
+Manifests are sent last, so that a folder with a manifest there is whole. Knows nothing of what runs
+hold but the names of manifests.
 """
 
 import json
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from fieldguide.errors import FieldguideError, ResourceError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.storage import cache_folder, files
-from fieldguide.storage.addresses import Place, fetch, is_address, opened, silent, token_of
+from fieldguide.storage.addresses import Place, fetch, is_address, opened, token_of
 
 PERIOD = 30.0  # seconds between two looks at what a run has finished (taste)
 
@@ -30,11 +29,13 @@ _WITH_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss"}
 
 
 @contextmanager
-def mirrored(out: str | Path, notice: Callable[[str], None] = silent) -> Iterator[Path]:
+def mirrored(
+    out: str | Path, notice: Callable[[str], None] = lambda message: None
+) -> Iterator[Path]:
     """Give the block a local folder that stands for a run's folder: itself, or of an address.
 
     The content of the address is fetched first. What the block writes is sent every `PERIOD`
-    seconds, and at its end, however it ends. If the address does not answer, the block continues.
+    seconds, and at its end. If the address does not answer, the block continues.
 
     Raises ResourceError if the address cannot be reached at the start, or, naming the local folder,
     at the end of a block that went well; UsageError on several ranks, which write into one folder.
@@ -93,7 +94,7 @@ def _sending(mirror: "Mirror") -> Iterator[Path]:
         ) from error
 
 
-def run_folder(source: str | Path, notice: Callable[[str], None] = silent) -> Path:
+def run_folder(source: str | Path, notice: Callable[[str], None] = lambda message: None) -> Path:
     """Return a run's folder to read, fetched first if it is at an address. Errors as `opened`."""
     if not is_address(source):
         return Path(source)
@@ -107,7 +108,7 @@ def unsent(parent: Path) -> list[str]:
     return [
         name
         for name in mirror.names()
-        if mirror.synced.get(name, ())[:2] != _state(mirror.folder / name)
+        if mirror.synced.get(name, ())[:2] != files.size_and_time(mirror.folder / name)
     ]
 
 
@@ -151,7 +152,7 @@ class Mirror:
             state = self.synced.get(name)
             if state is None or state[2:] != token or not path.is_file():
                 fetch(self.place, name, path, token[0])
-                self.synced[name] = (*_state(path), *token)
+                self.synced[name] = (*files.size_and_time(path), *token)
         self._save()
 
     def push(self) -> None:
@@ -160,8 +161,7 @@ class Mirror:
         ready = {name for name in self.names() if PurePosixPath(name).name in _LAST}
         others = {name for name in self.names() if PurePosixPath(name).name not in _LAST}
 
-        def turn(name: str) -> tuple[int, int, str]:
-            """Manifests of folds, the mark of a run, and the manifest of the whole run."""
+        def turn(name: str) -> tuple[int, int, str]:  # those of folds before those of the run
             return -name.count("/"), -_LAST[PurePosixPath(name).name], name
 
         for name in sorted(others) + sorted(ready, key=turn):
@@ -191,7 +191,7 @@ class Mirror:
     def _send(self, name: str) -> None:
         path, copy = self.folder / name, self.parent / "sending"
         try:
-            state = _state(path)
+            state = files.size_and_time(path)
             if self.synced.get(name, ())[:2] == state:
                 return
             shutil.copyfile(path, copy)  # the run may write on, or remove it, meanwhile
@@ -230,9 +230,3 @@ class Mirror:
 
     def _save(self) -> None:
         files.write_json(self.parent / "synced.json", self.synced)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """Return size and modification time (nanoseconds), to detect a changed file."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

@@ -2,8 +2,7 @@
 
 A column holds the bytes of the pictures, as `struct<bytes, path>` or plainly; others may hold their
 labels. Numbers of classes get their names from the schema's metadata: `ClassLabel` of Hugging
-Face's `datasets`. Rows are read in order, a few at a time. pyarrow is imported with the first file.
-Knows nothing of indexes and catalogs.
+Face's `datasets`. pyarrow is imported with the first file. Knows nothing of indexes and catalogs.
 """
 
 import json
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError, UsageError
+from fieldguide.storage.files import stays_inside
 from fieldguide.words import first_line
 
 ENDING = ".parquet"
@@ -25,12 +25,10 @@ _KINDS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}  # by the first
 
 
 class Row(NamedTuple):
-    """A photo: its name within the file, and its values of other columns."""
+    """A photo: its name within the file, and its values of `label`, `group` and `split`."""
 
     name: str
-    label: str | None
-    group: str | None
-    split: str | None
+    says: Mapping[str, Any]
     data: bytes
 
 
@@ -48,10 +46,10 @@ def rows(path: Path, usual: Mapping[str, Sequence[str]], left_out: Counter[str])
 
     `usual` are names of the columns for `label`, `group` and `split`, lower case, letters and
     digits alone. Photos have the file's names for them if those are relative and different, else
-    the numbers of their rows. A label that is the number of no class is None.
+    the numbers of their rows. A label that is the number of no class is None. Raises UsageError
+    without pyarrow, DataError for a file that is damaged or has no pictures.
 
-    Memory: a page of the file, which others write as large as a row group, and a few photos. Raises
-    UsageError without pyarrow, DataError for a file that is damaged or has no pictures.
+    Memory: a page of the file, which others write as large as a row group, and a few photos.
     """
     try:
         from pyarrow import parquet
@@ -69,16 +67,10 @@ def rows(path: Path, usual: Mapping[str, Sequence[str]], left_out: Counter[str])
                 left_out["rows without the bytes of a picture"] += 1
                 continue
             said = {role: row[column] for role, column in columns.says.items()}
-            label = said.get("label")
-            if columns.classes is not None and label is not None:
-                label = _class_of(label, columns.classes, left_out)
-            yield Row(
-                names[number] if names else f"{number:08d}{_KINDS.get(data[:2], '')}",
-                _text(label),
-                _text(said.get("group")),
-                _text(said.get("split")),
-                data,
-            )
+            if columns.classes is not None and said["label"] is not None:
+                said["label"] = _class_of(said["label"], columns.classes, left_out)
+            name = names[number] if names else f"{number:08d}{_KINDS.get(data[:2], '')}"
+            yield Row(name, said, data)
 
 
 @contextmanager
@@ -102,10 +94,6 @@ def _at(row: Any, place: tuple[str, ...]) -> Any:
     for name in place:
         row = None if row is None else row[name]
     return row
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _class_of(number: int, names: Sequence[str], left_out: Counter[str]) -> str | None:
@@ -140,7 +128,7 @@ def _columns(path: Path, schema: Any, usual: Mapping[str, Sequence[str]]) -> _Co
     plain = {
         "".join(c for c in field.name.casefold() if c.isalnum()): field.name
         for field in schema
-        if _is_plain(field.type)
+        if not (types.is_nested(field.type) or _is_bytes(field.type))
     }
     says = {
         role: next(plain[name] for name in usual[role] if name in plain)
@@ -163,13 +151,6 @@ def _is_bytes(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
-def _is_plain(kind: Any) -> bool:
-    """Return whether values are numbers or text, and no bytes, lists or structs."""
-    from pyarrow import types
-
-    return not (types.is_nested(kind) or _is_bytes(kind))
-
-
 def _classes(schema: Any, column: str) -> list[str] | None:
     """Return the class names in the metadata of Hugging Face; None if there are none."""
     from pyarrow import types
@@ -187,11 +168,7 @@ def _own_names(file: Any, columns: _Columns) -> list[str] | None:
     if columns.path is None:
         return None
     names = [_at(row, columns.path) for row in _rows(file, [".".join(columns.path)])]
-    usable = all(name and _is_relative(name) for name in names)
+    usable = all(  # written without `./` and `//`
+        name and stays_inside(name) and PurePosixPath(name).as_posix() == name for name in names
+    )
     return names if usable and len(set(names)) == len(names) else None
-
-
-def _is_relative(name: str) -> bool:
-    """Return whether a name is a relative path as it would be written, without `./` and `//`."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name

@@ -2,13 +2,12 @@
 
 A sharded collection is a folder of tar files as WebDataset has them: for each photo a file
 `KEY.jpg`, and `KEY.json` or `KEY.cls` with its label. Or it is a folder of Parquet files. Their
-photos cannot be read without a whole row group, often 100 MB, and an epoch reads photos in any
-order: so they are copied once into the user's cache folder, and read there.
+photos cannot be read without a whole row group, often 100 MB: so they are copied once into the
+user's cache folder, and read there.
 
-The index has one line a photo, sorted by path, so that a photo is found by bisecting the file: no
-process holds the index in memory. A photo's path is `INDEX/PATH`, as if the index were a folder;
-`read` understands that. The index of our own shards lies beside them (`pack` writes it), that of
-others' in the user's cache folder: nothing is written among the photos of others.
+The index has one line a photo, sorted by path, and is bisected on disk: no process holds it in
+memory. A photo's path is `INDEX/PATH`, as if the index were a folder. The index of our own shards
+lies beside them (`pack` writes it), that of others' in the user's cache folder.
 
 Format of the tar files: A. Aizman, G. Maltby, T. Breuel, "High Performance I/O For Large Scale Deep
 Learning", IEEE Big Data 2019. Knows nothing of catalogs, nor of what pictures hold.
@@ -25,7 +24,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
@@ -271,6 +271,10 @@ def write_index(
 
 # --- shards of others -----------------------------------------------------------------------------
 
+_Position = tuple[int, int, str]  # offset, size and SHA-256 of a photo's bytes
+_Found = tuple[str, Mapping[str, Any], _Position]  # a photo: its name, and what is said of it
+_Member = tuple[str, tarfile.TarInfo, Callable[[], bytes]]  # a file: its name, and its reader
+
 
 def find_index(
     folder: Path,
@@ -280,12 +284,11 @@ def find_index(
 ) -> Index | None:
     """Return the index of a sharded collection; None if the folder is none.
 
-    Tar and Parquet files without an index are read once, and again when they have changed; their
-    index, and copies of the photos in Parquet files, are kept in the cache folder. `pictures` are
-    endings of photos' names, `splits` maps words of a file's path (`train-0001.tar`,
-    `val/1.parquet`) to the split of its photos. Labels come from `KEY.json` (`label`, `group`,
-    `split`), from `KEY.cls`, or from the folder within the tar file; in Parquet files from
-    `columns` of usual names, see `parquet.rows`.
+    Tar and Parquet files without an index are read once, and again when they have changed.
+    `pictures` are endings of photos' names, `splits` maps words of a file's path
+    (`train-0001.tar`, `val/1.parquet`) to the split of its photos. Labels come from `KEY.json`
+    (`label`, `group`, `split`), from `KEY.cls`, or from the folder within the tar file; in Parquet
+    files from `columns` of usual names, see `parquet.rows`.
 
     Raises DataError for a damaged file, an index that does not fit, or missing shards, UsageError
     without a reader of Parquet files, ResourceError if there is no room for copies.
@@ -299,22 +302,22 @@ def find_index(
     paths = _shard_files(folder, pictures)
     if not paths:
         return None
-    shards = [_as_it_is(folder, path) for path in paths]
+    shards = [
+        Shard(path.relative_to(folder).as_posix(), *files.size_and_time(path)) for path in paths
+    ]
     place = cache_folder.folder_of("shards", str(folder)) / INDEX
     files.make_folder(place.parent)
     cache_folder.use(place.parent, str(folder))
     with files.lock(place.parent, wait=_OTHERS):  # ranks of one machine come at the same time
         if not (place.is_file() and _fits(opened(place), shards)):
-            _index_anew(
-                folder, place, list(zip(paths, shards, strict=True)), pictures, splits, columns
-            )
+            _write_others_index(folder, place, shards, pictures, splits, columns)
     return opened(place)
 
 
-def _index_anew(
+def _write_others_index(
     folder: Path,
     place: Path,
-    shards: Sequence[tuple[Path, Shard]],
+    shards: Sequence[Shard],
     pictures: frozenset[str],
     splits: Mapping[str, str],
     columns: Mapping[str, Sequence[str]],
@@ -325,18 +328,26 @@ def _index_anew(
         copy.unlink()
     found: list[Entry] = []
     left_out: Counter[str] = Counter()
-    for number, (path, shard) in enumerate(shards):
-        if path.suffix == parquet.ENDING:
-            copy = _copy(place, number)
-            found += _copied(path, number, shard.name, copy, splits, columns, left_out)
+    for number, shard in enumerate(shards):
+        above = shard.name.rpartition(".")[0]
+        words = re.split(r"[^a-z]+", shard.name.lower())
+        split = next((splits[word] for word in words if word in splits), "train")
+        if shard.name.endswith(parquet.ENDING):
+            photos = _copied(folder / shard.name, _copy(place, number), columns, left_out)
         else:
-            found += _photos_of(path, number, shard.name, pictures, splits, left_out)
+            photos = _photos_of(folder / shard.name, pictures, left_out)
+        for name, says, position in photos:
+            label, group = (
+                None if says.get(role) is None else str(says[role]) for role in ("label", "group")
+            )
+            said = splits.get(str(says.get("split")).lower(), split)
+            path = f"{above}/{name}"
+            found.append(Entry(path, label, group, said, None, None, number, *position))
     found.sort(key=lambda entry: entry.path)
     own = left_out.pop(_OWN, 0)
     notes = [f"left out: {count:,} {what}" for what, count in sorted(left_out.items())]
     notes += [f"{own:,} {_OWN}"] if own else []
-    listed = [shard for _, shard in shards]
-    write_index(place, listed, found, len(found), folder=str(folder), notes=notes)
+    write_index(place, shards, found, len(found), folder=str(folder), notes=notes)
 
 
 def _copy(index: Path, shard: int) -> Path:
@@ -349,11 +360,6 @@ def _fits(index: Index, shards: Sequence[Shard]) -> bool:
     return (index.rule, index.shards) == (_RULE, tuple(shards)) and all(
         index.holder(number).is_file() for number in range(len(shards))
     )
-
-
-def _as_it_is(folder: Path, path: Path) -> Shard:
-    status = path.stat()
-    return Shard(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
 
 
 def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
@@ -375,129 +381,78 @@ def _shard_files(folder: Path, pictures: frozenset[str]) -> list[Path]:
     return [path for path in shards if path.suffix != parquet.ENDING] or shards
 
 
-@dataclass
-class _Sample:
-    """The files of one key, as they come: WebDataset's sample, up to the first dot of a name.
+def _copied(
+    path: Path, copy: Path, columns: Mapping[str, Sequence[str]], left_out: Counter[str]
+) -> Iterator[_Found]:
+    """Yield the photos of a Parquet file and write their bytes to `copy`; change `left_out`."""
+    with files.replacing(copy) as file:
+        for name, says, data in parquet.rows(path, columns, left_out):
+            yield name, says, (file.tell(), len(data), hashlib.sha256(data).hexdigest())
+            file.write(data)
 
-    Names that hold dots (`IMG.0001.jpg`, `IMG.crop_000.jpg`) make it several photos: a file of
-    labels belongs to the photo whose whole name it shares, up to the ending.
+
+def _photos_of(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> Iterator[_Found]:
+    """Yield the photos of a tar file; change `left_out`.
+
+    WebDataset's sample is what shares a name up to its first dot. Names that hold more of them
+    (`IMG.0001.jpg`, `IMG.crop_000.jpg`) make it several photos: labels belong to the photo whose
+    whole name they share, up to the ending.
     """
-
-    key: str
-    pictures: list[tuple[str, int, int, str]] = field(default_factory=list)
-    says: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name without the ending
-
-    def said_of(self, stem: str, left_out: Counter[str]) -> dict[str, Any] | None:
-        """Return what is said of the picture of that name; None if it only belongs to another."""
-        if stem in self.says:
-            if stem != self.key:
+    seen: set[str] = set()
+    for key, members in groupby(_members(path, left_out), key=_key):
+        found: list[tuple[str, _Position]] = []
+        said: dict[str, dict[str, Any]] = {}  # by name without the ending
+        for name, member, data in members:
+            ending = PurePosixPath(name).suffix.lower()
+            if ending in pictures:
+                digest = hashlib.sha256(data()).hexdigest()
+                found.append((name, (member.offset_data, member.size, digest)))
+            elif ending in _ENDINGS and member.size <= _LABEL_BYTES:
+                said.setdefault(_stem(name), {}).update(_said(ending, data()))
+        plain = any(_stem(name) == key for name, _ in found)
+        for name, position in found:
+            stem = _stem(name)
+            if stem != key and stem not in said and plain and said:
+                left_out["pictures beside the photo that their labels are of, such as masks"] += 1
+                continue
+            if stem != key and stem in said:
                 left_out[_OWN] += 1
-            return self.says[stem]
-        plain = any(_stem(inner) == self.key for inner, *_ in self.pictures)
-        if stem != self.key and plain and self.says:
-            left_out["pictures beside the photo that their labels are of, such as masks"] += 1
-            return None
-        near = (said for name, said in self.says.items() if name.startswith(f"{stem}."))
-        return self.says.get(self.key) or next(near, {})
+            near = (each for other, each in said.items() if other.startswith(f"{stem}."))
+            says = said.get(stem) or said.get(key) or next(near, {})
+            if name in seen:
+                left_out["photos whose name stands twice in a tar file"] += 1
+                continue
+            seen.add(name)
+            yield name, {"label": PurePosixPath(name).parent.name or None} | says, position
 
 
 def _stem(name: str) -> str:
     return name.removesuffix(PurePosixPath(name).suffix)
 
 
-def _photos_of(
-    path: Path,
-    number: int,
-    name: str,
-    pictures: frozenset[str],
-    splits: Mapping[str, str],
-    left_out: Counter[str],
-) -> Iterator[Entry]:
-    """Yield the photos of one tar file; change `left_out`."""
-    above, split = _above(name, splits)
-    seen: set[str] = set()
-    for sample in _samples(path, pictures, left_out):
-        for inner, offset, size, sha256 in sample.pictures:
-            says = sample.said_of(_stem(inner), left_out)
-            if says is None:
-                continue
-            if inner in seen:
-                left_out["photos whose name stands twice in a tar file"] += 1
-                continue
-            seen.add(inner)
-            label = says.get("label", PurePosixPath(inner).parent.name or None)
-            label = None if label is None else str(label)
-            group = None if says.get("group") is None else str(says["group"])
-            said = splits.get(str(says.get("split", "")).lower(), split)
-            place = (number, offset, size, sha256)
-            yield Entry(f"{above}/{inner}", label, group, said, None, None, *place)
+def _key(member: _Member) -> str:
+    """Return the key of a file: its name, but for folders, up to the first dot."""
+    folder, slash, base = member[0].rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
-def _above(name: str, splits: Mapping[str, str]) -> tuple[str, str]:
-    """Return the beginning of the paths of a shard's photos, and the split in its name."""
-    words = re.split(r"[^a-z]+", name.lower())
-    split = next((splits[word] for word in words if word in splits), "train")
-    return name.rpartition(".")[0], split
-
-
-def _copied(
-    path: Path,
-    number: int,
-    name: str,
-    copy: Path,
-    splits: Mapping[str, str],
-    columns: Mapping[str, Sequence[str]],
-    left_out: Counter[str],
-) -> Iterator[Entry]:
-    """Yield the photos of a Parquet file and write their bytes to `copy`; change `left_out`."""
-    above, split = _above(name, splits)
-    with files.replacing(copy) as file:
-        for row in parquet.rows(path, columns, left_out):
-            said = splits.get((row.split or "").lower(), split)
-            digest = hashlib.sha256(row.data).hexdigest()
-            place = (number, file.tell(), len(row.data), digest)
-            yield Entry(f"{above}/{row.name}", row.label, row.group, said, None, None, *place)
-            file.write(row.data)
-
-
-def _samples(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> Iterator[_Sample]:
-    """Yield the files of one key after the other; a key ends at the first dot of a name."""
-    sample = _Sample("")
-    for member, data in _members(path, left_out):
-        folder, _, base = member.name.removeprefix("./").rpartition("/")
-        inner = f"{folder}/{base}" if folder else base
-        key = inner[: len(inner) - len(base)] + base.partition(".")[0]
-        ending = PurePosixPath(base).suffix.lower()
-        if key != sample.key:
-            yield sample
-            sample = _Sample(key)
-        if ending in pictures:
-            digest = hashlib.sha256(data()).hexdigest()
-            sample.pictures.append((inner, member.offset_data, member.size, digest))
-        elif ending in _ENDINGS and member.size <= _LABEL_BYTES:
-            sample.says.setdefault(_stem(inner), {}).update(_said(ending, data()))
-    yield sample
-
-
-def _members(
-    path: Path, left_out: Counter[str]
-) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-    """Yield the regular files of a tar file, each with its reader; one at a time in memory."""
+def _members(path: Path, left_out: Counter[str]) -> Iterator[_Member]:
+    """Yield the regular files of a tar file; one at a time in memory."""
     with _telling_damage(path), tarfile.open(path, "r:") as tar, path.open("rb") as file:
         size = path.stat().st_size
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # would grow with every file
-            name = PurePosixPath(member.name)
-            if member.isdir() or name.name.startswith("."):
+            if member.isdir() or PurePosixPath(member.name).name.startswith("."):
                 continue
             if not member.isreg() or member.issparse():
                 left_out["links, devices and sparse files in tar files"] += 1
-            elif name.is_absolute() or ".." in name.parts:
+            elif not files.stays_inside(member.name):
                 left_out["files in tar files whose names lead out of them"] += 1
             elif member.offset_data + member.size > size:
                 raise tarfile.ReadError("unexpected end of data")
             else:
-                yield member, lambda m=member: _cut(file, m.offset_data, m.size)  # type: ignore[misc]
+                data = partial(_cut, file, member.offset_data, member.size)
+                yield member.name.removeprefix("./"), member, data
         # A damaged header ends the loop as well, and so does a file cut between two photos.
         if _cut(file, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no file begins, and no end is marked, at byte {tar.offset:,}")
