@@ -225,7 +225,7 @@ def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert "is a file" in caught.value.hint
     with pytest.raises(ResourceError) as caught:
         files.write_text(tmp_path / "none" / "a", "x")
-    assert caught.value.hint == "create the folder first"
+    assert caught.value.hint == "its folder is missing: create it, or bring it back"
     (tmp_path / "folder").mkdir()
     with pytest.raises(ResourceError, match="cannot write"):
         files.write_text(tmp_path / "folder", "x")

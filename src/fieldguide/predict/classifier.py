@@ -5,6 +5,7 @@ out-of-fold scores by which sets of classes are drawn. Every file's hash is chec
 Knows nothing of runs or of how members came about.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -276,22 +277,23 @@ class _Written(BaseModel):
 
     format: int
     architecture: _Sized
-    classes: list[Annotated[str, Field(min_length=1)]]
+    classes: list[str]
     members: list[str] = Field(min_length=1, max_length=1000)
     temperature: _Positive
 
 
 def _card(content: bytes) -> Card:
     """Return a card from the bytes of its file; pydantic's ValueError for a damaged one."""
-    written = _Written.model_validate_json(content)
+    written = _Written.model_validate(read := json.loads(content))
     if written.format != FORMAT:
         raise ResourceError(
             f"{CARD} has an unknown format",
             hint="read it with the version of fieldguide that wrote it",
         )
-    card = TypeAdapter(Card).validate_json(content)
+    card = TypeAdapter(Card).validate_python({key: read[key] for key in read if key != "format"})
     require_backbone(card.architecture.backbone)
-    if not len({*card.classes}) == len(card.classes) == card.architecture.classes:
+    names = {*card.classes} - {""}
+    if not len(names) == len(card.classes) == card.architecture.classes:
         raise ValueError(f"{card.architecture.classes} classes, with {len(card.classes)} names")
     if card.architecture.eval_resize < card.architecture.size:
         raise ValueError("`eval_resize` is below `size`")

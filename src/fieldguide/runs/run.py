@@ -21,6 +21,7 @@ import csv
 import difflib
 import hashlib
 import io
+import json
 import math
 import shutil
 import zipfile
@@ -112,7 +113,7 @@ class Run:
         path = self.folder / "environment.json"
         with files.parsing(path):
             content = self._read(path.name, self.folder, SETUP)
-            found = _Environment.model_validate_json(content)
+            found = _Environment.model_validate(json.loads(content))
             return Recorded(path, found.model_dump(exclude_unset=True))
 
     @cached_property
@@ -475,8 +476,9 @@ def given(folder: Path, root: Path, manifest: str) -> Catalog | None:
     """Return the collection as `folder` keeps it; None if an older version began that folder."""
     if GIVEN not in files.read_manifest(folder, name=manifest):
         return None
-    files.verify(folder, [GIVEN], name=manifest)
-    return catalogs.read_rows(folder / GIVEN, root)
+    with files.parsing(folder / GIVEN):
+        files.verify(folder, [GIVEN], name=manifest)
+        return catalogs.read_rows(folder / GIVEN, root)
 
 
 def save_fold(run: Run, fold: int, result: TrainedFold) -> None:

@@ -63,7 +63,7 @@ _HINTS = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "this file system is read-only: choose a folder on another one",
     errno.ENOTDIR: "a part of this path is a file: choose another folder",
-    errno.ENOENT: "its folder is gone, or was never made: bring it back",
+    errno.ENOENT: "its folder is missing: create it, or bring it back",
 }
 
 
