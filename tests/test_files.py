@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide.errors import ResourceError
+from fieldguide.errors import ResourceError, UsageError
 from fieldguide.storage import files
 
 posix = pytest.mark.skipif(os.name == "nt", reason="permissions and signals are those of POSIX")
@@ -216,6 +216,28 @@ def test_a_disk_that_will_not_says_what_was_needed(
     assert caught.value.exit_code == 4
     assert isinstance(caught.value.__cause__, OSError)
     assert contents(tmp_path) == {"a": b"old"}
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), files.new_folder(out) as folder:
+            (folder / "a").write_text("half")
+            raise error
+        assert [*tmp_path.iterdir()] == []
+    part.mkdir()
+    (part / "photos").mkdir()  # of the user
+    with pytest.raises(UsageError, match=r"out\.part` is there already"), files.new_folder(out):
+        pass
+    (part / files.LOCK).touch()  # of a process that was killed
+    with files.new_folder(out) as folder:
+        with pytest.raises(ResourceError, match="in use"), files.new_folder(out):
+            pass
+        (folder / "a").write_text("whole")
+    assert contents(out) == {"a": b"whole"}
+    assert not part.exists()
+    with pytest.raises(UsageError, match="is there already"), files.new_folder(out):
+        pass
 
 
 def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:

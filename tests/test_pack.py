@@ -195,8 +195,9 @@ def test_interrupted_packing_leaves_nothing_that_looks_whole(
     with pytest.raises(Stop):
         pack(scan(parts), out, shard_bytes=20_000, progress=stop)
     assert not out.exists()
-    assert not (tmp_path / "shards.part" / INDEX).exists()
-    (tmp_path / "shards.part" / "folder").mkdir()
+    assert not (tmp_path / "shards.part").exists()
+    (tmp_path / "shards.part" / "folder").mkdir(parents=True)
+    (tmp_path / "shards.part" / files.LOCK).touch()  # as a process that was killed leaves it
     pack(scan(parts), out, shard_bytes=20_000)
     assert contents(out) == contents(packed)
     assert not (tmp_path / "shards.part").exists()

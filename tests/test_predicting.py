@@ -179,7 +179,7 @@ def test_an_unfinished_run_answers_by_the_folds_that_are_done(
     asked = ["predict", unfinished, parts / "val", "--out", out, "--overwrite", *ON_CPU]
     said = command(*asked)
     assert said.code == 0
-    assert "2 of 3 folds are done: only these predict" in said.err
+    assert "2 of 3 folds are used: fold 2 is not trained" in said.err
     model = fg.Run(unfinished).classifier()
     assert model.card.members == ("fold 0", "fold 1")
     expected = model.predict(parts / "val", machine=CPU)

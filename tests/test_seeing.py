@@ -80,6 +80,7 @@ def test_compare_fits_on_the_same_folds_and_goes_on(
     assert cli.run(asked) == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
     (out / "compare.html").unlink()
+    capsys.readouterr()
     assert cli.run(["report", str(out), "--figures", str(tmp_path / "figures")]) == 0
     said = capsys.readouterr()
     assert str(out / "compare.html") in said.out and "differences.svg" in said.out

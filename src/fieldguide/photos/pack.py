@@ -8,7 +8,6 @@ Knows nothing of what pictures hold.
 
 import hashlib
 import json
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,19 +57,8 @@ def pack(
     Raises UsageError if there is an `out` already, DataError if two photos would get one path or
     none can be read, ResourceError if nothing can be written.
     """
-    files.require_new(out)
-    part = out.with_name(f"{out.name}.part")
-    files.make_folder(part)
-    with files.lock(part):
-        for path in part.iterdir():  # what an interrupted attempt left
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != files.LOCK:
-                path.unlink()
-        packed = _write(catalog, part, shard_bytes, progress)
-        part.replace(out)  # the lock goes with it
-    (out / files.LOCK).unlink(missing_ok=True)
-    return packed
+    with files.new_folder(out) as part:
+        return _write(catalog, part, shard_bytes, progress)
 
 
 def _write(

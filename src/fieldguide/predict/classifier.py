@@ -159,19 +159,16 @@ class Classifier:
 
     def save(self, folder: str | Path) -> Path:
         """Write the classifier as a folder and return it; `UsageError` if there is something."""
-        place = Path(folder)
-        if not place.is_dir() or any(place.iterdir()):
-            files.require_new(place, hint="name a new folder")
-        files.make_folder(place)
         names = [f"member-{n}.safetensors" for n in range(len(self.members))]
-        for name, weights in zip(names, self.members, strict=True):
-            content = {key: tensor.contiguous() for key, tensor in weights.items()}
-            files.write_bytes(place / name, save_tensors(content, {"format": "pt"}))
         scores = {key: np.ascontiguousarray(value) for key, value in vars(self.out_of_fold).items()}
-        files.write_bytes(place / SCORES, save_arrays(scores))
-        files.write_json(place / CARD, {"format": FORMAT, **asdict(self.card)})
-        files.write_manifest(place, [*names, SCORES, CARD])
-        return place
+        with files.new_folder(Path(folder), hint="name a new folder") as place:
+            for name, weights in zip(names, self.members, strict=True):
+                content = {key: tensor.contiguous() for key, tensor in weights.items()}
+                files.write_bytes(place / name, save_tensors(content, {"format": "pt"}))
+            files.write_bytes(place / SCORES, save_arrays(scores))
+            files.write_json(place / CARD, {"format": FORMAT, **asdict(self.card)})
+            files.write_manifest(place, [*names, SCORES, CARD])
+        return Path(folder)
 
     @staticmethod
     def load(folder: str | Path) -> "Classifier":

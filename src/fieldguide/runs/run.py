@@ -293,6 +293,7 @@ class Run:
         return {
             folder.parent.name: folder.parent
             for folder in sorted((self.folder / MODELS).glob(f"*/{files.MANIFEST}"))
+            if folder.parent.suffix != ".part"  # a killed process left it
         }
 
     def ingredients(self) -> "Ingredients":

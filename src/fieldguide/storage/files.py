@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -213,6 +214,36 @@ def require_new(*paths: Path, hint: str = "name a new folder with --out") -> Non
     for path in paths:
         if path.exists() or path.is_symlink():
             raise UsageError(f"`{path}` is there already", hint=hint)
+
+
+@contextmanager
+def new_folder(out: Path, hint: str = "name a new folder with --out") -> Iterator[Path]:
+    """Yield the locked, empty folder `OUT.part`, which becomes `out` if the block ends well.
+
+    After an error it is removed; that of a killed process is used by the next one. Raises
+    `UsageError` if there is something at `out`, or at `OUT.part` that no such process left.
+    """
+    if not out.is_dir() or any(out.iterdir()):
+        require_new(out, hint=hint)
+    part = out.with_name(f"{out.name}.part")
+    if part.is_dir() and any(part.iterdir()) and not (part / LOCK).is_file():
+        require_new(part, hint=hint)
+    make_folder(part)
+    with lock(part):
+        try:
+            for path in part.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+            yield part
+            with _telling(out):
+                part.replace(out)  # the lock goes with it
+                _sync_folder(out.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    (out / LOCK).unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
