@@ -281,7 +281,9 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
     for photo in catalog.photos:
         groups[photo.group or photo.path].append(photo)
     several = {name: photos for name, photos in groups.items() if len(photos) > 1}
-    leaking = [photos for photos in several.values() if _leaks(photos)]
+    leaking = [  # with photos of training and of another part
+        photos for photos in several.values() if len({p.split == "train" for p in photos}) > 1
+    ]
     if several:
         hint = "photos of one group, such as copies, are tested by one fold"
         found.append(Found("groups", len(several), _named(list(several.values())), hint))
@@ -299,15 +301,8 @@ def _copies(catalog: Catalog) -> list[Found]:
             same[photo.sha256].append(photo)
     copies = [photos for photos in same.values() if len(photos) > 1]
     at_odds = [photos for photos in copies if len({p.label for p in photos if p.label}) > 1]
-    found = [Found("same-file", len(copies), _named(copies))] if copies else []
-    return found + (
-        [Found("same-file-two-labels", len(at_odds), _named(at_odds))] if at_odds else []
-    )
-
-
-def _leaks(photos: Sequence[Photo]) -> bool:
-    """Return whether training photos are related to photos of another part."""
-    return any(p.split == "train" for p in photos) and any(p.split != "train" for p in photos)
+    kinds = (("same-file", copies), ("same-file-two-labels", at_odds))
+    return [Found(kind, len(photos), _named(photos)) for kind, photos in kinds if photos]
 
 
 def _named(clusters: Sequence[Sequence[Photo]]) -> tuple[tuple[str, str], ...]:

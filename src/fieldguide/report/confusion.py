@@ -139,16 +139,14 @@ def legible(name: str, length: int = NAME_LENGTH) -> str:
     White space becomes a blank, and characters without a glyph or that turn the direction of the
     text become `�`. Chinese letters and emoji are two wide.
     """
-    line = "".join(_shown(letter) for letter in " ".join(name.split()))
+    line = "".join(
+        "�" if unicodedata.category(letter).startswith("C") and letter not in _JOINERS else letter
+        for letter in " ".join(name.split())
+    )
     ends = list(accumulate(1 + (unicodedata.east_asian_width(each) in "WF") for each in line))
     if not ends or ends[-1] <= length:
         return line
     return f"{line[: bisect_right(ends, length - 1)]}…"
-
-
-def _shown(letter: str) -> str:
-    hidden = unicodedata.category(letter).startswith("C") and letter not in _JOINERS
-    return "�" if hidden else letter
 
 
 def _most_confused(

@@ -198,7 +198,12 @@ def averaged(points: Iterable[Point]) -> list[Mean]:
         measure, model, epoch = key
         return MEASURES.index(measure), _model_order(model), epoch
 
-    return [_mean(key, values[key]) for key in sorted(values, key=order)]
+    means = []
+    for measure, model, epoch in sorted(values, key=order):
+        found = values[measure, model, epoch]
+        mean = math.fsum(found) / len(found)
+        means.append(Mean(epoch, model, measure, mean, min(found), max(found), len(found)))
+    return means
 
 
 def at_kept(curves: Curves) -> list[Mean]:
@@ -212,12 +217,6 @@ def at_kept(curves: Curves) -> list[Mean]:
         last[point.fold] = max(point.epoch, last.get(point.fold, 0))
     kept = last | dict(curves.kept)
     return averaged(replace(point, epoch=0) for point in points if point.epoch == kept[point.fold])
-
-
-def _mean(key: tuple[Measure, str, int], values: Sequence[float]) -> Mean:
-    measure, model, epoch = key
-    mean = math.fsum(values) / len(values)
-    return Mean(epoch, model, measure, mean, min(values), max(values), len(values))
 
 
 def _model_order(model: str) -> tuple[bool, int, str]:
@@ -266,8 +265,9 @@ def _chart(
     shown: str,
 ) -> alt.LayerChart:
     """Draw lines with a band and marks, for the mean or for a chosen fold."""
+    views = [MEAN, *(f"fold {fold}" for fold in sorted({point.fold for point in curves.points}))]
     choice = alt.param(
-        name="folds", value=MEAN, bind=alt.binding_select(options=_views(curves), name="Show ")
+        name="folds", value=MEAN, bind=alt.binding_select(options=views, name="Show ")
     )
     x = epochs(max(point.epoch for point in curves.points))
     layers = (
@@ -300,11 +300,6 @@ def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axi
     named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
     scale = alt.Scale(type="log", nice=False, padding=12)
     return scale, alt.Axis(title=title, values=named, format="~g", labelOverlap=False)
-
-
-def _views(curves: Curves) -> list[str]:
-    folds = sorted({point.fold for point in curves.points})
-    return [MEAN, *(f"fold {fold}" for fold in folds)]
 
 
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:

@@ -60,8 +60,7 @@ def read(run: Run) -> Kept:
         return Kept(stale=stale)
     if key == _key(run):
         return Kept(rows)
-    changed = _younger(run)
-    if changed:
+    if changed := _younger(run):
         return Kept(stale=f"Written after {SCORES}: {', '.join(changed)}.")
     return Kept(rows, doubt=ELSEWHERE)
 

@@ -5,7 +5,6 @@ classes or photos beyond their numbers.
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
+from fieldguide.report.collection import class_counts
 from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run, Scores
@@ -82,15 +82,17 @@ def section(run: Run) -> Markup:
     """Return the verdict on a run, finished or not."""
     table = scored.read(run)
     rows = table.rows
+    counts = class_counts(run.catalog)
+    planned = sum(photos for _, photos in counts)
     return fragment(
         "verdict.html",
         folds=run.recipe.folds,
         done=len(run.done),
-        planned=sum(photo.split == "train" for photo in run.catalog.photos),
+        planned=planned,
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         few_groups=FEW_GROUPS,
-        commonest=_commonest(run),
+        commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
         score_rows=score_rows(run.scores) if run.done else [],
         outside=len(run.outside),
@@ -315,20 +317,9 @@ def _suspects(run: Run) -> int:
     return len(suspects(judged.probabilities, judged.targets))
 
 
-def _training_counts(run: Run) -> Counter[str]:
-    return Counter(photo.label or "" for photo in run.catalog.photos if photo.split == "train")
-
-
 def _thin(run: Run) -> tuple[tuple[str, int], ...]:
-    counts = _training_counts(run)
-    thin = [(name, photos) for name, photos in counts.items() if photos < FEW_PHOTOS]
+    thin = [each for each in class_counts(run.catalog) if each[1] < FEW_PHOTOS]
     return tuple(sorted(thin, key=lambda each: (each[1], each[0])))
-
-
-def _commonest(run: Run) -> float:
-    """Return the share of the largest class, the accuracy of always predicting it."""
-    counts = _training_counts(run)
-    return max(counts.values()) / counts.total()
 
 
 # --- accuracy against cost ------------------------------------------------------------------------
