@@ -78,10 +78,9 @@ def collect(
 
 
 def rebuilt(folder: str | Path) -> Comparison:
-    """Return the comparison of a folder as its runs stand now, whoever may be training them.
+    """Return the comparison of the trials in a folder's compare.json, as its runs stand now.
 
-    Its trials are those of compare.json. Raises `UsageError` where there is no comparison, and
-    `ResourceError` where a file of it is damaged or no trial has begun.
+    Raises `UsageError` where there is none, `ResourceError` if it is damaged or no trial has begun.
     """
     place = Path(folder)
     if not (place / PREPARED).is_file():
@@ -116,10 +115,7 @@ def write(found: Comparison, folder: Path, base: Recipe) -> None:
 
 
 def save_figures(found: Comparison, folder: Path) -> list[Path]:
-    """Write the charts as PNG and SVG and the table into `folder`, and return their paths.
-
-    Raises `UsageError` where one of them is there already, before any is written.
-    """
+    """Write charts and table into `folder`; return their paths (`figures.write`)."""
     return figures.write(comparison.charts(found), folder, {TABLE: table(found)})
 
 

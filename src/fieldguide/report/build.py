@@ -65,9 +65,8 @@ def build(
 ) -> Path:
     """Write the report (RUN/report.html, or `out`) whole or not at all; return its path.
 
-    `heat_maps` show where the networks looked; for them the folds' weights see photos again.
-    `progress` is called with the number of sections made, of `len(topics())`. Raises
-    `ResourceError` if the file cannot be written.
+    For `heat_maps` the folds' weights see photos again. `progress` is called with the number of
+    sections made. Raises `ResourceError` if the file cannot be written.
     """
     place = out if out is not None else run.folder / REPORT
     sections = []

@@ -1,7 +1,6 @@
 """The collection: photos by class, sizes, findings of the check, the folds, and a training batch.
 
-The batch is the first one of the first epoch, drawn again. Counting is done in pure functions;
-charts and words come after. Knows nothing of predictions.
+Knows nothing of predictions.
 """
 
 from collections import Counter, defaultdict
@@ -371,8 +370,7 @@ def training_batch(
 ) -> tuple[UInt8[np.ndarray, "n size size 3"], Float[np.ndarray, "n classes"]]:
     """Return the first batch of fold 0, replica 1, epoch 1, to the pixel, and its targets.
 
-    Crops, colours, policy and mixing are drawn again from the run's seed. Raises `FieldguideError`
-    if photos are gone or the run's start cannot be read.
+    Raises `FieldguideError` if photos are gone or the run's start cannot be read.
     """
     import torch  # takes seconds, and so do the modules that need it
 

@@ -1,7 +1,6 @@
 """A comparison of recipes as a page and as figures: the table, accuracy by epoch, the differences.
 
-The records at the top hold a comparison, finished or not; `compare.results` fills them in. Knows
-nothing of runs, photos or how trials are trained.
+`compare.results` fills in the records. Knows nothing of photos or how trials are trained.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,9 +48,8 @@ BETTER, WORSE = "#0072B2", "#D55E00"
 class Row:
     """A trial; values not known yet are None.
 
-    `changes` are the settings in which it differs from the base; `folder` is its run's, below the
-    comparison's. Accuracy, its 95 % interval, log loss and seconds of training are over the folds
-    that are done; `contrast` is against the base, once both are complete.
+    `changes` are from the base; `folder` lies in the comparison's. Accuracy, its 95 % interval, log
+    loss and seconds are over the folds that are done; `contrast` is of two complete trials.
     """
 
     name: str
@@ -71,8 +69,7 @@ class Row:
 class Winner:
     """The most accurate complete trial, of a number of `trials`.
 
-    Its own `accuracy` is optimistic, as it was chosen on the same photos; `corrected` is the
-    accuracy of such a choice on other photos (`analysis.paired.bias_corrected_best`).
+    `accuracy` is optimistic; `corrected` is `analysis.paired.bias_corrected_best`.
     """
 
     name: str
@@ -85,8 +82,7 @@ class Winner:
 class Comparison:
     """The trials on the same photos and folds, the base first.
 
-    `curves` are accuracies of the merged models on test photos, by trial and epoch; `stop` is the
-    base's choice of epochs; `notes` are shown with the comparison.
+    `curves` are the merged models' test accuracies; `stop` is the base's choice of epochs.
     """
 
     rows: tuple[Row, ...]

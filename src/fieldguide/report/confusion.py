@@ -1,7 +1,6 @@
 """The confusion matrix, in an order that groups confused classes, and the most confused pairs.
 
-Numbers first (`seriated`, `matrix`, `example`), then the chart and the pairs. Knows nothing of how
-folds are trained, nor of torch.
+Knows nothing of how folds are trained, nor of torch.
 """
 
 import unicodedata
@@ -41,15 +40,11 @@ _JOINERS = "\u200c\u200d"  # between letters of Persian and parts of emoji: thes
 
 @dataclass(frozen=True)
 class Matrix:
-    """The confusion matrix without its zeros.
+    """The confusion matrix without its zeros."""
 
-    `order` are the classes drawn; `cells` are (given, predicted, photos), with classes as numbers;
-    `support` the photos of every class.
-    """
-
-    order: tuple[int, ...]
-    cells: tuple[tuple[int, int, int], ...]
-    support: tuple[int, ...]
+    order: tuple[int, ...]  # the classes drawn, by number
+    cells: tuple[tuple[int, int, int], ...]  # given class, predicted class, photos
+    support: tuple[int, ...]  # photos of every class
     left_out: int  # classes that are not drawn
 
 
@@ -92,11 +87,10 @@ def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
     """Return an order of things in which similar ones stand together.
 
     Groups are joined by average linkage (Sokal and Michener, 1958), the most similar two first, at
-    the two ends that are most similar, as in Gruvaeus and Wainer, "Two Additions to Hierarchical
-    Cluster Analysis", 1972. Things similar to nothing come last. Ties go to the lower numbers, so
-    the order is the same on every machine. `similar` is symmetric and not negative; its diagonal
-    does not count. On nature100 it puts half of all confusions next to the diagonal, the Fiedler
-    vector of the same graph a fifth.
+    their most similar ends, as in Gruvaeus and Wainer, "Two Additions to Hierarchical Cluster
+    Analysis", 1972. Things similar to nothing come last; ties go to the lower numbers. `similar` is
+    symmetric and not negative; its diagonal does not count. On nature100 it puts half of all
+    confusions next to the diagonal, the Fiedler vector of the same graph a fifth.
     """
     count = len(similar)
     link = similar.astype(np.float64)
@@ -119,8 +113,8 @@ def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
 def example(known: Judged, given: int, predicted: int) -> Example | None:
     """Return the photo of class `given` that best shows a confusion with `predicted`.
 
-    It is the one predicted so with most confidence; without any, the one classified correctly with
-    most confidence; else the most confident one. None if the class has no photo.
+    It is the most confident one that was predicted so; without any, the most confident correct one,
+    else the most confident one. None if the class has no photo.
     """
     own = np.flatnonzero(known.targets == given)
     answers = known.predicted[own]
@@ -136,8 +130,8 @@ def example(known: Judged, given: int, predicted: int) -> Example | None:
 def legible(name: str, length: int = NAME_LENGTH) -> str:
     """Return a class name for a chart: one line, at most `length` letters wide, all visible.
 
-    White space becomes a blank, and characters without a glyph or that turn the direction of the
-    text become `�`. Chinese letters and emoji are two wide.
+    Characters without a glyph or that turn the direction of the text become `�`. Chinese letters
+    and emoji are two wide.
     """
     line = "".join(
         "�" if unicodedata.category(letter).startswith("C") and letter not in _JOINERS else letter
@@ -173,10 +167,9 @@ def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]
 
 
 def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH) -> alt.LayerChart:
-    """Draw the matrix: cells of confusions in one colour, of correct predictions in another.
+    """Draw the matrix, with names cut to `letters`; correct cells have another colour.
 
-    Without a width it is as wide as the page. Positions are numbers, so that it can be enlarged;
-    names are looked up, cut to `letters` beside the matrix.
+    Positions are numbers, so that it can be enlarged.
     """
     place = {number: position for position, number in enumerate(found.order)}
     names = [legible(classes[number]) for number in found.order]
@@ -253,7 +246,6 @@ def _scale(count: int, reverse: bool = False) -> alt.Scale:
 
 
 def _axis(title: str, count: int, angle: int) -> alt.Axis:
-    """Return an axis with names in place of numbers, as many as there is room for."""
     return alt.Axis(
         title=title,
         labelExpr="labels[datum.value] || ''",
@@ -327,7 +319,6 @@ def _in_words(run: Run, pair: ConfusedPair) -> str:
 
 
 def _pair(run: Run, known: Judged, pair: ConfusedPair) -> Mapping[str, Any]:
-    """Return the values that the page shows of a pair."""
     ways = ((pair.one, pair.other), (pair.other, pair.one))
     examples = [example(known, given, predicted) for given, predicted in ways]
     return {

@@ -1,8 +1,6 @@
 """Learning curves: loss and accuracy by epoch, of every replica and of the merged model.
 
-The histories of the folds, that of an unfinished fold from its newest checkpoint. Numbers first
-(`read`, `averaged`, `at_kept`), then the charts. Knows nothing of how folds are trained, nor of
-torch.
+Knows nothing of how folds are trained, nor of torch.
 """
 
 import csv
@@ -46,9 +44,9 @@ _CHOSEN = "datum.view == folds"  # of the chart's parameter: what is shown
 class Point:
     """One model after one epoch (from 1) of a fold; None where it was not measured, or not finite.
 
-    A replica is measured before the merge. `distance`, of merged models only, is the replicas'
-    distance from the anchor, the mean over tensors. `train_accuracy`, of replicas only, is the
-    share of the targets' mass under the highest logit while training; not every run records it.
+    A replica is measured before the merge. `distance`, of merged models only, is the replicas' mean
+    distance from the anchor over tensors. `train_accuracy`, of replicas only and not of every run,
+    is the share of the targets' mass under the highest logit while training.
     """
 
     fold: int
@@ -77,15 +75,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Curves:
-    """The histories of the folds of a run that are done or under way.
-
-    `kept` is the epoch of each done fold whose weights were kept; `planned` the recipe's epochs.
-    """
+    """The histories of the folds of a run that are done or under way."""
 
     points: tuple[Point, ...]
-    kept: Mapping[int, int]
+    kept: Mapping[int, int]  # by done fold, the epoch whose weights were kept
     under_way: tuple[int, ...]
-    planned: int
+    planned: int  # the recipe's epochs
 
     @property
     def models(self) -> list[str]:
@@ -131,10 +126,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def checkpointed(folder: Path) -> Mapping[str, Any]:
-    """Return the plain values of a fold's newest whole checkpoint; empty without one.
-
-    Only its header is read: `history` and `merges` are rows as in the fold's tables.
-    """
+    """Return the values in the header of a fold's newest whole checkpoint; empty without one."""
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -184,8 +176,7 @@ def _kept_epoch(folder: Path) -> int:
 def averaged(points: Iterable[Point]) -> list[Mean]:
     """Return each measure of each model by epoch: the mean, lowest and highest of the folds.
 
-    A replica that diverged in a fold has no value there, and folds may stop early: `folds` is the
-    number averaged. Sorted by measure, model (merged last) and epoch.
+    Folds that diverged or ended earlier are left out. Sorted by measure, model (merged last), epoch.
     """
     values: dict[tuple[Measure, str, int], list[float]] = defaultdict(list)
     for point in points:
@@ -303,7 +294,6 @@ def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axi
 
 
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:
-    """Return a record for every point of every line, of the mean and of each fold."""
     named = [(MEAN, mean) for mean in averaged(curves.judged)]
     for fold in sorted({point.fold for point in curves.points}):
         own = [point for point in curves.points if point.fold == fold]
@@ -325,7 +315,6 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
 
 
 def _parts(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the parts that the lines are of: `test`, `training`."""
     return sorted({value["part"] for value in values})
 
 
@@ -334,7 +323,6 @@ def _label(model: str) -> str:
 
 
 def _scales(curves: Curves) -> dict[str, Any]:
-    """Return colour and shape of each model, in one legend."""
     replicas = [model for model in curves.models if model != MERGED]
     colors = [COLORS[n % len(COLORS)] for n in range(len(replicas))] + [MERGED_COLOR]
     shapes = [SHAPES[n % len(SHAPES)] for n in range(len(replicas))] + ["diamond"]
@@ -487,7 +475,6 @@ def spoken(curves: Curves) -> str:
 
 
 def _table(curves: Curves, measures: Sequence[Measure]) -> list[list[str]]:
-    """Return a row for each model: its name and its measures at the kept epoch."""
     found = {(mean.model, mean.measure): mean for mean in at_kept(curves)}
     return [
         [_label(model), *(_cell(found.get((model, measure)), measure) for measure in measures)]
@@ -504,7 +491,6 @@ def _cell(mean: Mean | None, measure: Measure) -> str:
 
 
 def _notes(run: Run, curves: Curves) -> list[str]:
-    """Return notes on how to read the charts."""
     recipe = run.recipe
     notes = [*_unfinished(run, curves), *_lengths(curves)]
     notes += [

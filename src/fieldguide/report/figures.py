@@ -1,7 +1,6 @@
-"""The figures for papers as PNG and SVG: learning curves and confusion matrix of a run, any chart.
+"""The figures for papers as PNG and SVG, on white, in the page's initial view.
 
-They have a white background, letters of 12 points or more, and the page's initial view: the mean of
-the folds, numbers of photos. Knows nothing of the page.
+Knows nothing of the page.
 """
 
 import json
@@ -32,8 +31,7 @@ MOST_MATRIX = 2400  # … up to two hundred of them
 def save(run: Run, folder: Path) -> list[Path]:
     """Write `learning-curves` and `confusion` as PNG and SVG into `folder`; return their paths.
 
-    Raises `UsageError` if one of them exists, before any is written; `ResourceError` if no fold is
-    done.
+    Raises `UsageError` if one of them exists, and `ResourceError` if no fold is done.
     """
     if not run.done:
         raise ResourceError(
@@ -49,7 +47,7 @@ def write(
 ) -> list[Path]:
     """Write charts, by name, as PNG and SVG, and tables, by file name; return their paths.
 
-    Raises `UsageError` if one of them exists, before any is written.
+    Raises `UsageError` before any is written if one exists.
     """
     places = [folder / f"{name}.{kind}" for name in charts for kind in KINDS]
     places += [folder / name for name in tables]

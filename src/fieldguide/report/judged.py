@@ -1,7 +1,4 @@
-"""The photos of the folds that are done, each judged by the fold that did not train on it.
-
-Several sections start from these. Knows nothing of pages.
-"""
+"""The photos of the folds that are done, each judged by the fold that did not train on it."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,8 +1,7 @@
 """The effect of merging: how far and in which directions replicas moved, and the gain of the mean.
 
-From the tables of merges and histories, and from RUN/landscape.json and RUN/scores.json if there.
-Numbers first (`grouped`, `travelled`, `gains`, `batch_norm_effect`), then the charts. Knows nothing
-of how weights are merged, nor of torch.
+RUN/landscape.json and RUN/scores.json are shown if there. Knows nothing of how weights are merged,
+nor of torch.
 """
 
 import re
@@ -121,10 +120,7 @@ def block(tensor: str) -> str:
 
 
 def grouped(moves: Sequence[Moved], limit: int = MAP_ROWS) -> list[Cell]:
-    """Return the cells of the heat map, in the network's order.
-
-    A row is a tensor, or if these are more than `limit`, a block, or else a stage.
-    """
+    """Return the heat map's cells: of tensors, or if more than `limit`, blocks, or else stages."""
     names: tuple[Callable[[str], str], ...] = (str, block, stage)
     for name in names:
         if len({name(move.tensor) for move in moves}) <= limit:
@@ -144,10 +140,7 @@ def travelled(moves: Iterable[Moved]) -> dict[tuple[str, int], float]:
 
 
 def gains(points: Iterable[Point]) -> list[Gain]:
-    """Return merged minus mean replica by fold and epoch, if both were evaluated.
-
-    Replicas that diverged are left out, as in the merge.
-    """
+    """Return merged minus mean replica (without diverged ones), where both were evaluated."""
     accuracies: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
     for point in points:
         if point.test_accuracy is not None and not point.diverged:
@@ -409,7 +402,6 @@ def _points(gain: float) -> str:
 
 
 def _moved_part(run: Run, moves: Sequence[Moved], merges: bool) -> Mapping[str, Any]:
-    """Return the heat map, if there are angles, and the distances."""
     distances = travelled(moves)
     anchor = "the last merge" if run.recipe.anchor == "last_merge" else "the weights at the start"
     last = max(epoch for _, epoch in distances)
@@ -451,7 +443,6 @@ def _map_figure(run: Run, moves: Sequence[Moved], anchor: str) -> Markup:
 
 
 def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
-    """Return the landscape, or how to get it."""
     between = "" if merges and run.recipe.keep_replicas else " --between folds"
     command = f"fieldguide landscape RUN{between}"
     found = landscape.read(run)
@@ -470,7 +461,6 @@ def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
 
 
 def _no_effects(run: Run, stale: str) -> str:
-    """Return how to compare both ways of batch norm."""
     if not len(run.outside):
         return (
             "It cannot be compared here: models merged from all folds are tested on photos outside"

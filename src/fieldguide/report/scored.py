@@ -1,7 +1,6 @@
 """The table that `fieldguide score` left in a run, if it fits the run's present models.
 
-Old numbers under the names of new models would mislead, so a table that does not fit is not shown,
-and the page says why. Knows nothing of how classifiers are scored.
+Old numbers under the names of new models would mislead. Knows nothing of how they are scored.
 """
 
 import json
@@ -26,23 +25,19 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Kept:
-    """The rows to show.
-
-    `stale` says why a table is not shown, and `doubt` what is uncertain about one that is; each is
-    a sentence, or empty.
-    """
+    """The rows to show, with remarks: sentences, or empty."""
 
     rows: tuple["Worth", ...] = ()
-    stale: str = ""
-    doubt: str = ""
+    stale: str = ""  # why the table is not shown
+    doubt: str = ""  # what is uncertain about one that is shown
 
 
 def read(run: Run) -> Kept:
     """Return the run's table, if it has one that fits.
 
-    It fits if its key is the one that `fieldguide score` would look for here: of the same photos,
-    folds and merged models, by their hashes, on the same device. The key of another device cannot
-    be computed here; then the table fits unless a fold or a model was written after it.
+    It fits if its key, from the hashes of photos, folds and merged models and from the device, is
+    that of `fieldguide score` here. The key of another device cannot be computed here; then the
+    table fits unless a fold or a model was written after it.
     """
     try:
         content = json.loads((run.folder / SCORES).read_bytes())

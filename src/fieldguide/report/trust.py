@@ -102,10 +102,7 @@ def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
 
 
 def coverages(judged: Judged, *, seed: int) -> tuple[dict[str, list[Coverage]], int]:
-    """Return coverage and size of prediction sets by method, and the number of photos measured.
-
-    From a collection with more than `CELLS` probabilities, some photos are drawn.
-    """
+    """Return coverage and size of prediction sets by method, and the number of photos measured."""
     photos, classes = judged.logits.shape
     rows = np.arange(photos)
     if judged.logits.size > CELLS:

@@ -1,7 +1,6 @@
 """The verdict on a run: accuracy in a sentence, model selection, accuracy against cost, next steps.
 
-Findings are collected first, then turned into words by pure functions. Knows nothing of single
-classes or photos beyond their numbers.
+Findings are collected first, then turned into words by pure functions.
 """
 
 import shlex
@@ -47,26 +46,21 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Findings:
-    """The facts that advice depends on.
+    """The facts that advice depends on; commands are empty if the run was begun from Python."""
 
-    run, fit, longer: the run's folder and the commands that resume it and that train twice as long,
-    quoted (empty if the run was begun from Python). rise: of accuracy in the last epoch, if chance
-    does not explain it, else 0. thin: classes with few photos, and their number.
-    """
-
-    run: str
-    fit: str
-    longer: str
+    run: str  # its folder, quoted
+    fit: str  # the command that resumes it
+    longer: str  # the command that trains twice as long
     folds: int
     done: int
-    rise: float = 0.0
+    rise: float = 0.0  # of accuracy in the last epoch, if chance does not explain it
     disturbed: int = 0  # replicas of some epoch that diverged or skipped steps
     suspects: int = 0
     labels_listed: bool = False
     outside: int = 0
     scored: bool = False
     models: int = 0
-    thin: tuple[tuple[str, int], ...] = ()
+    thin: tuple[tuple[str, int], ...] = ()  # classes with few photos, and their number
     error: float = 0.0  # of calibration, scaled
 
 
@@ -297,9 +291,9 @@ def findings(run: Run, *, scored: bool) -> Findings:
 
 
 def last_rise(history: Sequence[Mapping[str, str]]) -> float:
-    """Return the rise of merged models' accuracy in the last epoch, on average over the folds.
+    """Return the folds' mean rise of merged accuracy in the last epoch.
 
-    It counts as 0 below `RISE` or below two standard errors over the folds.
+    It counts as 0 up to `RISE` or up to two standard errors over the folds.
     """
     accuracies: dict[str, list[float]] = {}
     for row in history:
@@ -326,10 +320,7 @@ def _thin(run: Run) -> tuple[tuple[str, int], ...]:
 
 
 def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
-    """Return the chart's values of each classifier but single folds, the cheapest and best first.
-
-    `networks` is the cost in multiples of the cheapest.
-    """
+    """Return the chart's values of classifiers but single folds, the cheapest and best first."""
     combined = [row for row in rows if not row.name.startswith("fold ")]
     least = min((row.parameters for row in combined), default=1)
     shown = [
@@ -338,7 +329,7 @@ def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
             "accuracy": row.accuracy,
             "low": row.interval[0],
             "high": row.interval[1],
-            "networks": count(round(row.parameters / least), "network"),
+            "networks": count(round(row.parameters / least), "network"),  # of the cheapest's size
             "milliseconds": 1000 / row.photos_per_second if row.photos_per_second else None,
             "megabytes": row.bytes / 1e6,
             "parameters": row.parameters,
