@@ -150,7 +150,7 @@ def _different_here(trials: Sequence[Trial], watcher: Watcher) -> list[Trial]:
     """Return the trials that differ once `auto` is resolved; notice the others."""
     names = {trial.recipe.backbone for trial in trials}
     bodies = {name: build_backbone(name, weights="none", seed=0) for name in names}
-    here: list[Trial] = []
+    here = []
     for trial in trials:
         device = choose_device(trial.recipe.device)
         # One for all, where each would choose by a try of its own.

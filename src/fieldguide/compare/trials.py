@@ -126,8 +126,8 @@ def varied(base: Recipe, settings: Mapping[str, Any], name: str = "") -> Trial:
     except UsageError as error:
         called = name or described(settings)
         raise UsageError(f"{called}: {error.message}", hint=error.hint) from error
-    changed = [each for each in settings if getattr(recipe, each) != getattr(base, each)]
-    changes = {each: getattr(recipe, each) for each in changed}
+    found = {each: getattr(recipe, each) for each in settings}
+    changes = {each: value for each, value in found.items() if value != getattr(base, each)}
     return Trial(name or described(changes) or BASE, changes, recipe)
 
 

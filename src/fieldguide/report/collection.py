@@ -20,11 +20,10 @@ from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.page import figure, fragment, inline
-from fieldguide.runs.run import Run
+from fieldguide.runs.run import FINDINGS, Run
 from fieldguide.seeds import derive_seed
 from fieldguide.words import percent
 
-FINDINGS = "findings.csv"  # of the check when the fit began
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
 
 NAMED_BARS = 40  # classes whose bars can carry their names (taste)
@@ -169,7 +168,7 @@ def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
         chosen = np.sort(draw.choice(len(photos), most, replace=False))
     with ThreadPoolExecutor() as pool:
         found = list(
-            pool.map(_shorter_side, (run.catalog.file(photos[n]) for n in chosen.tolist()))
+            pool.map(_shorter_side, [run.catalog.file(photos[n]) for n in chosen.tolist()])
         )
     return Sizes(
         tuple(side for side in found if isinstance(side, int)),
@@ -232,8 +231,7 @@ def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
         .mark_rule(strokeDash=[6, 4], size=2)
         .encode(x="resize:Q")
     )
-    drawn: alt.TopLevelMixin = (bars + rule).properties(height=200)
-    return drawn
+    return alt.layer(bars, rule).properties(height=200)
 
 
 # --- findings of the check ------------------------------------------------------------------------
@@ -361,8 +359,14 @@ def _examples(run: Run) -> tuple[list[tuple[Markup, list[tuple[str, str]]]], str
         images, shares = training_batch(run)
     except FieldguideError as error:
         return [], error.message
-    shown = zip(images[:EXAMPLES], shares[:EXAMPLES], strict=True)
-    return [_example(values, share, run.classes) for values, share in shown], ""
+    examples = []
+    for values, weights in zip(images[:EXAMPLES], shares[:EXAMPLES], strict=True):
+        order = [n for n in np.argsort(-weights) if weights[n] > 0]
+        named = [(run.classes[n], percent(float(weights[n]), 0)) for n in order]
+        text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
+        picture = pictures.from_pixels(values, EXAMPLE_SIDE)
+        examples.append((pictures.image(picture, text), named))
+    return examples, ""
 
 
 def training_batch(
@@ -398,17 +402,3 @@ def training_batch(
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     seen = (255 * (images * std + mean)).round().clamp(0, 255).byte()
     return seen.permute(0, 2, 3, 1).numpy(), shares.numpy()
-
-
-def _example(
-    values: UInt8[np.ndarray, "size size 3"],
-    shares: Float[np.ndarray, " classes"],
-    classes: Sequence[str],
-) -> tuple[Markup, list[tuple[str, str]]]:
-    """Return the picture and the classes in its target with their weights."""
-    picture = pictures.from_pixels(values, EXAMPLE_SIDE)
-    named = [
-        (classes[n], percent(float(shares[n]), 0)) for n in np.argsort(-shares) if shares[n] > 0
-    ]
-    alt_text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
-    return pictures.image(picture, alt_text), named

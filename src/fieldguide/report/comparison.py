@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fieldguide.analysis.paired import LEVEL, Contrast
 from fieldguide.report import curves, figures, page
 from fieldguide.report.curves import Mean
+from fieldguide.report.judged import FEW_GROUPS
 from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
 from fieldguide.storage import files
 from fieldguide.words import duration, listed, percent
@@ -26,9 +27,6 @@ FIGURE = "compare"  # .png and .svg: accuracy by epoch
 DIFFERENCES = "differences"
 
 Status = Literal["complete", "unfinished", "failed", "not begun"]
-
-# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
-FEW_GROUPS = 30
 
 LETTERS = 44  # of a trial's name in charts and the table; the list has all of it (taste)
 HEIGHT = 380
@@ -109,8 +107,7 @@ def write_page(comparison: Comparison, folder: Path, out: Path | None = None) ->
     title = f"Comparison of recipes: {folder.resolve().name}"
     place = out if out is not None else folder / PAGE
     shown = Section("comparison", TITLE, section(comparison))
-    text = page.page(title, [shown], page.chart_libraries())
-    files.write_text(place, text)
+    files.write_text(place, page.page(title, [shown], page.chart_libraries()))
     return place
 
 

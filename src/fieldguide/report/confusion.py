@@ -6,16 +6,14 @@ Knows nothing of how folds are trained, nor of torch.
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
 from fieldguide.report import pictures
@@ -67,7 +65,9 @@ def matrix(known: Judged, most: int = DRAWN_CLASSES) -> Matrix:
     ways = known.targets * classes + known.predicted
     numbers, counts = np.unique(ways, return_counts=True)
     given, predicted = np.divmod(numbers, classes)
-    drawn = _most_confused(given, predicted, counts, classes, most)
+    wrong = np.where(given == predicted, 0, counts)
+    of_class = np.bincount(given, wrong, classes) + np.bincount(predicted, wrong, classes)
+    drawn = np.sort(np.argsort(-of_class, kind="stable")[:most])
     place = np.full(classes, -1)
     place[drawn] = np.arange(len(drawn))
     within = (place[given] >= 0) & (place[predicted] >= 0)
@@ -141,19 +141,6 @@ def legible(name: str, length: int = NAME_LENGTH) -> str:
     if not ends or ends[-1] <= length:
         return line
     return f"{line[: bisect_right(ends, length - 1)]}…"
-
-
-def _most_confused(
-    given: NDArray[np.int64],
-    predicted: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    classes: int,
-    most: int,
-) -> NDArray[np.int64]:
-    """Return the classes with the most misclassified photos, given or predicted, by number."""
-    wrong = np.where(given == predicted, 0, counts)
-    of_class = np.bincount(given, wrong, classes) + np.bincount(predicted, wrong, classes)
-    return np.sort(np.argsort(-of_class, kind="stable")[:most])
 
 
 def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]) -> list[int]:
@@ -321,22 +308,17 @@ def _in_words(run: Run, pair: ConfusedPair) -> str:
 def _pair(run: Run, known: Judged, pair: ConfusedPair) -> Mapping[str, Any]:
     ways = ((pair.one, pair.other), (pair.other, pair.one))
     examples = [example(known, given, predicted) for given, predicted in ways]
-    return {
+    return asdict(pair) | {
         "one": run.classes[pair.one],
         "other": run.classes[pair.other],
-        "one_as_other": pair.one_as_other,
-        "other_as_one": pair.other_as_one,
-        "one_photos": pair.one_photos,
-        "other_photos": pair.other_photos,
         "examples": [_shown_example(run, each) for each in examples if each is not None],
     }
 
 
 def _shown_example(run: Run, found: Example) -> Mapping[str, Any]:
     photo = run.catalog.photos[found.row]
-    path: Path = run.catalog.file(photo)
     given, predicted = run.classes[found.given], run.classes[found.predicted]
-    picture = pictures.picture(path, SIDE, sha256=photo.sha256)
+    picture = pictures.picture(run.catalog.file(photo), SIDE, sha256=photo.sha256)
     return {
         "image": pictures.image(picture, alt=f"{photo.path}, given {given}, predicted {predicted}"),
         "given": given,

@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -99,10 +99,14 @@ class Curves:
 def read(run: Run) -> Curves:
     """Return the curves of a run, finished or not; raise `ResourceError` if a file is damaged."""
     done = {fold: run.fold_folder(fold) for fold in run.done}
-    points = [point for folder in done.values() for point in read_history(folder / "history.csv")]
+    rows: list[Mapping[str, Any]] = []
+    for folder in done.values():
+        rows += read_table(folder / "history.csv")
     others = [fold for fold in range(run.recipe.folds) if fold not in done]
     saved = {fold: checkpointed(run.fold_folder(fold) / "checkpoint") for fold in others}
-    points += [_point(row) for state in saved.values() for row in state.get("history", ())]
+    for state in saved.values():
+        rows += state.get("history", ())
+    points = [_point(row) for row in rows]
     if run.recipe.merge == "none":  # the merged model is the one replica
         points = [point for point in points if point.model != MERGED]
     return Curves(
@@ -111,11 +115,6 @@ def read(run: Run) -> Curves:
         under_way=tuple(fold for fold, state in saved.items() if state.get("history")),
         planned=run.recipe.epochs,
     )
-
-
-def read_history(path: Path) -> list[Point]:
-    """Read a fold's `history.csv` and check its hash."""
-    return [_point(row) for row in read_table(path)]
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -176,7 +175,8 @@ def _kept_epoch(folder: Path) -> int:
 def averaged(points: Iterable[Point]) -> list[Mean]:
     """Return each measure of each model by epoch: the mean, lowest and highest of the folds.
 
-    Folds that diverged or ended earlier are left out. Sorted by measure, model (merged last), epoch.
+    Folds that diverged or ended earlier are left out. Sorted by measure, model (merged last) and
+    epoch.
     """
     values: dict[tuple[Measure, str, int], list[float]] = defaultdict(list)
     for point in points:
@@ -221,7 +221,13 @@ def _model_order(model: str) -> tuple[bool, int, str]:
 def loss_chart(curves: Curves) -> alt.LayerChart:
     """Draw training and test loss by epoch; the chart has no width of its own."""
     values = _values(curves, ("test_loss", "train_loss"))
-    scale, axis = _loss_scale(values)
+    # Losses fall by orders of magnitude, and the low end matters; a logarithm cannot show zero.
+    title = "loss (nats per photo)"
+    scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(title=title)
+    if all(value["low"] > 0 for value in values):
+        named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
+        scale = alt.Scale(type="log", nice=False, padding=12)
+        axis = alt.Axis(title=title, values=named, format="~g", labelOverlap=False)
     return _chart(curves, values, scale, axis, "loss", ".4f")
 
 
@@ -236,15 +242,11 @@ def accuracy_chart(curves: Curves) -> alt.LayerChart:
 
 def epochs(last: int) -> alt.X:
     """Return the axis of epochs, from 1 to `last`, with at most 13 labels."""
-    step = next(step for step in _steps() if last <= 12 * step)
+    steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    step = next(step for step in steps if last <= 12 * step)
     named = sorted({1, *range(step, last + 1, step)})
     axis = alt.Axis(title="epoch", format="d", values=named, grid=False)
     return alt.X("epoch:Q", axis=axis, scale=alt.Scale(domain=[1, max(last, 2)], padding=14))
-
-
-def _steps() -> Iterator[int]:
-    """Yield 1, 2, 5, 10, 20, 50, …"""
-    return (digit * 10**power for power in count() for digit in (1, 2, 5))
 
 
 def _chart(
@@ -280,17 +282,6 @@ def _chart(
     )
     lines = alt.LayerChart(data=inline(values), layer=layers, height=HEIGHT)
     return lines.add_params(choice).transform_filter(_CHOSEN)
-
-
-def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axis]:
-    """Return a logarithmic scale: losses fall by orders of magnitude, and the low end matters."""
-    title = "loss (nats per photo)"
-    lowest = min((value["low"] for value in values), default=1.0)
-    if lowest <= 0:  # a logarithm cannot show it
-        return alt.Scale(zero=False, padding=12), alt.Axis(title=title)
-    named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
-    scale = alt.Scale(type="log", nice=False, padding=12)
-    return scale, alt.Axis(title=title, values=named, format="~g", labelOverlap=False)
 
 
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:

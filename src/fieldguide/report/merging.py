@@ -128,7 +128,17 @@ def grouped(moves: Sequence[Moved], limit: int = MAP_ROWS) -> list[Cell]:
     together: dict[tuple[str, int], list[Moved]] = defaultdict(list)
     for move in moves:
         together[name(move.tensor), move.epoch].append(move)
-    return [_cell(row, epoch, found) for (row, epoch), found in together.items()]
+    return [
+        Cell(
+            row=row,
+            epoch=epoch,
+            angle=statistics.fmean(move.angle for move in found),
+            ratio=statistics.fmean(move.ratio for move in found),
+            distance=statistics.fmean(move.distance for move in found),
+            tensors=len({move.tensor for move in found}),
+        )
+        for (row, epoch), found in together.items()
+    ]
 
 
 def travelled(moves: Iterable[Moved]) -> dict[tuple[str, int], float]:
@@ -167,20 +177,6 @@ def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
         for name, row in by_name.items()
         if f"{name}-average" in by_name
     ]
-
-
-def _cell(row: str, epoch: int, found: Sequence[Moved]) -> Cell:
-    def mean(value: Callable[[Moved], float]) -> float:
-        return statistics.fmean(value(move) for move in found)
-
-    return Cell(
-        row=row,
-        epoch=epoch,
-        angle=mean(lambda move: move.angle),
-        ratio=mean(lambda move: move.ratio),
-        distance=mean(lambda move: move.distance),
-        tensors=len({move.tensor for move in found}),
-    )
 
 
 # --- charts ---------------------------------------------------------------------------------------
@@ -313,7 +309,11 @@ def landscape_chart(found: Landscape, measure: str) -> alt.LayerChart:
     layers = [rules, texts, lines]
     kept = getattr(found.kept, measure)
     if kept is not None:
-        layers.append(_kept_rule(kept, found.kept_name, precise))
+        rule = alt.Chart(inline([{"value": kept, "name": found.kept_name}])).mark_rule(
+            strokeDash=[2, 2], color=COLORS[1], strokeWidth=2
+        )
+        told = [alt.Tooltip("name:N", title=" "), alt.Tooltip("value:Q", format=precise)]
+        layers.append(rule.encode(y="value:Q", tooltip=told))
     return alt.LayerChart(data=inline(values), layer=layers, height=240)
 
 
@@ -323,18 +323,6 @@ _NORMS = {
     "recalibrate": "batch norm re-estimated",
     "none": "no batch norm",
 }
-
-
-def _kept_rule(value: float, name: str, precise: str) -> alt.Chart:
-    drawn: alt.Chart = (
-        alt.Chart(inline([{"value": value, "name": name}]))
-        .mark_rule(strokeDash=[2, 2], color=COLORS[1], strokeWidth=2)
-        .encode(
-            y="value:Q",
-            tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("value:Q", format=precise)],
-        )
-    )
-    return drawn
 
 
 # --- the section ----------------------------------------------------------------------------------

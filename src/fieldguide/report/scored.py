@@ -53,7 +53,10 @@ def read(run: Run) -> Kept:
         return Kept(stale=f"{SCORES} is of {photos:,} photos, and now there are {now:,}.")
     if stale := _other_names(run, [row.name for row in rows]):
         return Kept(stale=stale)
-    if key == _key(run):
+    from fieldguide.predict.inference import Machine  # brings torch
+    from fieldguide.study import holdout_scores
+
+    if key == holdout_scores.key_of(run, Machine()):
         return Kept(rows)
     if changed := _younger(run):
         return Kept(stale=f"Written after {SCORES}: {', '.join(changed)}.")
@@ -74,14 +77,6 @@ def _other_names(run: Run, names: Sequence[str]) -> str:
     said = [f"{SCORES} does not contain {', '.join(lacks)}."] if lacks else []
     said += [f"{SCORES} contains models that are gone: {', '.join(gone)}."] if gone else []
     return " ".join(said)
-
-
-def _key(run: Run) -> str:
-    """Return the key that `fieldguide score` uses on this machine without flags."""
-    from fieldguide.predict.inference import Machine
-    from fieldguide.study import holdout_scores
-
-    return holdout_scores.key_of(run, Machine())
 
 
 def _younger(run: Run) -> list[str]:

@@ -16,7 +16,7 @@ from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.collection import class_counts
-from fieldguide.report.judged import groups, judge
+from fieldguide.report.judged import FEW_GROUPS, groups, judge
 from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run, Scores
 from fieldguide.study import labels
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # With fewer photos of a class, more of them are the best advice (taste).
 FEW_PHOTOS = 10
-# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
-FEW_GROUPS = 30
 # A rise of accuracy in the last epoch that justifies longer training, and a calibration error that
 # needs a warning (both taste).
 RISE = 0.003
@@ -188,8 +186,12 @@ def comparison(rows: Sequence["Worth"]) -> str:
 
 def advice(found: Findings) -> list[Step]:
     """Return the next steps, the most urgent first; each follows from a finding."""
-    if found.done < found.folds:
-        return [_finish(found), *_about_training(found)]
+    if left := found.folds - found.done:
+        folds = "fold is" if left == 1 else "folds are"
+        again = "The same call of fieldguide.fit trains the rest."
+        how = "This command trains the rest:" if found.fit else again
+        said = f"{left} of {found.folds} {folds} not trained yet. {how}"
+        return [Step(said, found.fit), *_about_training(found)]
     return [
         *_about_training(found),
         *_about_photos(found),
@@ -200,14 +202,6 @@ def advice(found: Findings) -> list[Step]:
             f"fieldguide predict {found.run} PHOTOS --out predictions.csv --coverage 0.95",
         ),
     ]
-
-
-def _finish(found: Findings) -> Step:
-    left = found.folds - found.done
-    folds = "fold is" if left == 1 else "folds are"
-    how = "This command trains" if found.fit else "The same call of fieldguide.fit trains"
-    end = ":" if found.fit else "."
-    return Step(f"{left} of {found.folds} {folds} not trained yet. {how} the rest{end}", found.fit)
 
 
 def _about_training(found: Findings) -> Iterator[Step]:
@@ -268,6 +262,8 @@ def findings(run: Run, *, scored: bool) -> Findings:
     history = [row for table in tables for row in curves.read_table(table)]
     folder, epochs = str(run.folder), 2 * run.recipe.epochs
     command = run.environment["command"]
+    judged = judge(run) if run.done else None
+    thin = [each for each in class_counts(run.catalog) if each[1] < FEW_PHOTOS]
     return Findings(
         run=shlex.quote(folder),
         fit=repeat.command_line(command, fold=None),
@@ -280,12 +276,12 @@ def findings(run: Run, *, scored: bool) -> Findings:
         disturbed=sum(
             row["diverged"] == "True" or row["skipped"] not in {"", "0"} for row in history
         ),
-        suspects=_suspects(run) if run.done else 0,
+        suspects=len(suspects(judged.probabilities, judged.targets)) if judged else 0,
         labels_listed=(run.folder / labels.TABLE).is_file(),
         outside=len(run.outside),
         scored=scored,
         models=len(run.models()),
-        thin=_thin(run),
+        thin=tuple(sorted(thin, key=lambda each: (each[1], each[0]))),
         error=run.scores.scaled_calibration_error if run.done else 0.0,
     )
 
@@ -304,16 +300,6 @@ def last_rise(history: Sequence[Mapping[str, str]]) -> float:
         return 0.0
     mean, error = np.mean(rises), np.std(rises, ddof=1) / np.sqrt(len(rises))
     return float(mean) if mean > max(RISE, 2 * error) else 0.0
-
-
-def _suspects(run: Run) -> int:
-    judged = judge(run)
-    return len(suspects(judged.probabilities, judged.targets))
-
-
-def _thin(run: Run) -> tuple[tuple[str, int], ...]:
-    thin = [each for each in class_counts(run.catalog) if each[1] < FEW_PHOTOS]
-    return tuple(sorted(thin, key=lambda each: (each[1], each[0])))
 
 
 # --- accuracy against cost ------------------------------------------------------------------------
