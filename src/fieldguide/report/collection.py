@@ -273,10 +273,16 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
     """Return findings from the catalog alone: photos left out, copies, groups, leaks."""
     left_out = photos_found - len(catalog)
     found = [Found("left-out", left_out, (), "their names were not kept")] if left_out > 0 else []
-    found += _copies(catalog)
+    same: dict[str, list[Photo]] = defaultdict(list)
     groups: dict[str, list[Photo]] = defaultdict(list)
     for photo in catalog.photos:
         groups[photo.group or photo.path].append(photo)
+        if photo.sha256:
+            same[photo.sha256].append(photo)
+    copies = [photos for photos in same.values() if len(photos) > 1]
+    at_odds = [photos for photos in copies if len({p.label for p in photos if p.label}) > 1]
+    kinds = (("same-file", copies), ("same-file-two-labels", at_odds))
+    found += [Found(kind, len(photos), _named(photos)) for kind, photos in kinds if photos]
     several = {name: photos for name, photos in groups.items() if len(photos) > 1}
     leaking = [  # with photos of training and of another part
         photos for photos in several.values() if len({p.split == "train" for p in photos}) > 1
@@ -288,18 +294,6 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
         hint = "scores on these parts would be optimistic: such photos are left out of them"
         found.append(Found("leaks", len(leaking), _named(leaking), hint))
     return found
-
-
-def _copies(catalog: Catalog) -> list[Found]:
-    """Return files that occur more than once, and those of them with several labels."""
-    same: dict[str, list[Photo]] = defaultdict(list)
-    for photo in catalog.photos:
-        if photo.sha256:
-            same[photo.sha256].append(photo)
-    copies = [photos for photos in same.values() if len(photos) > 1]
-    at_odds = [photos for photos in copies if len({p.label for p in photos if p.label}) > 1]
-    kinds = (("same-file", copies), ("same-file-two-labels", at_odds))
-    return [Found(kind, len(photos), _named(photos)) for kind, photos in kinds if photos]
 
 
 def _named(clusters: Sequence[Sequence[Photo]]) -> tuple[tuple[str, str], ...]:

@@ -175,8 +175,7 @@ def _kept_epoch(folder: Path) -> int:
 def averaged(points: Iterable[Point]) -> list[Mean]:
     """Return each measure of each model by epoch: the mean, lowest and highest of the folds.
 
-    Folds that diverged or ended earlier are left out. Sorted by measure, model (merged last) and
-    epoch.
+    Sorted by measure, model (merged last) and epoch; a mean lacks folds that diverged or ended.
     """
     values: dict[tuple[Measure, str, int], list[float]] = defaultdict(list)
     for point in points:
@@ -318,8 +317,7 @@ def _scales(curves: Curves) -> dict[str, Any]:
     colors = [COLORS[n % len(COLORS)] for n in range(len(replicas))] + [MERGED_COLOR]
     shapes = [SHAPES[n % len(SHAPES)] for n in range(len(replicas))] + ["diamond"]
     domain = [_label(model) for model in curves.models]
-    count = len(domain)
-    return looks("model:N", domain, colors[:count], shapes[:count], columns=3)
+    return looks("model:N", domain, colors[: len(domain)], shapes[: len(domain)], columns=3)
 
 
 def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:

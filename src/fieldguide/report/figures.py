@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import altair as alt
 import vl_convert
@@ -63,7 +63,12 @@ def write(
 
 def drawn(chart: Chart) -> dict[str, bytes]:
     """Return a chart that has a width as files for papers, by the endings `KINDS`."""
-    spec = json.dumps(_for_paper(chart))
+    styled = (  # black on white, in letters that are legible at half the size
+        chart.configure(background="white", font="Helvetica, Arial, sans-serif")
+        .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
+        .configure_legend(labelFontSize=13, titleFontSize=14, symbolSize=90, labelLimit=360)
+    )
+    spec = json.dumps(styled.to_dict())
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     return {
         "png": vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE),
@@ -83,14 +88,3 @@ def confusion_figure(run: Run) -> alt.LayerChart:
     found = confusion.matrix(judge(run))
     side = min(MOST_MATRIX, max(LEAST_MATRIX, CLASS * len(found.order)))
     return confusion.chart(found, run.classes, letters=40).properties(width=side, height=side)
-
-
-def _for_paper(chart: Chart) -> dict[str, Any]:
-    """Return the chart in black on white, in letters that are legible at half the size."""
-    styled: dict[str, Any] = (
-        chart.configure(background="white", font="Helvetica, Arial, sans-serif")
-        .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
-        .configure_legend(labelFontSize=13, titleFontSize=14, symbolSize=90, labelLimit=360)
-        .to_dict()
-    )
-    return styled

@@ -185,15 +185,14 @@ def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
 def map_chart(cells: Sequence[Cell]) -> alt.Chart:
     """Draw angle, ratio or distance by layer and epoch."""
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    measures = ("angle", "ratio", "distance")
-    values = [
-        vars(cell) | {name: rounded(getattr(cell, name)) for name in measures} for cell in cells
-    ]
     labels = {
         "angle": "angle between replicas (degrees)",
         "ratio": "ratio (1: the mean, 0: the anchor)",
         "distance": "distance from the anchor",
     }
+    values = [
+        vars(cell) | {name: rounded(getattr(cell, name)) for name in labels} for cell in cells
+    ]
     shown = alt.param(
         name="shown",
         value="angle",

@@ -34,8 +34,6 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
-
 _TEMPLATES.filters["percent"] = percent
 _TEMPLATES.filters["thousands"] = "{:,}".format
 
@@ -155,22 +153,17 @@ def _resource(name: str) -> str:
 def _as_wide_as_the_page(spec: dict[str, Any]) -> dict[str, Any]:
     if "width" in spec or not _FLEXIBLE & spec.keys():
         return spec
-    return {**spec, "width": "container", **_height(spec)}
-
-
-def _height(spec: Mapping[str, Any]) -> dict[str, int]:
-    """Return the height of a chart that has some pixels a name, as their sum; else nothing.
-
-    vega-lite warns in the console of a step in one direction if the other fits the page.
-    """
+    wide = {**spec, "width": "container"}
+    # vega-lite warns in the console of a step in one direction if the other fits the page.
     match spec:
         case {
             "height": {"step": step},
             "encoding": {"y": {"field": field}},
             "data": {"name": name},
         }:
-            return {"height": step * len({row[field] for row in spec["datasets"][name]})}
-    return {}
+            names = {row[field] for row in spec["datasets"][name]}
+            return {**wide, "height": step * len(names)}
+    return wide
 
 
 def _as_script(value: Any) -> Markup:

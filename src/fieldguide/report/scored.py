@@ -4,9 +4,9 @@ Old numbers under the names of new models would mislead. Knows nothing of how th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
@@ -43,8 +43,13 @@ def read(run: Run) -> Kept:
         content = json.loads((run.folder / SCORES).read_bytes())
     except (OSError, ValueError):  # none yet, or cut short
         return Kept()
+    from fieldguide.predict.inference import Machine  # both bring torch
+    from fieldguide.study import holdout_scores
+
     try:
-        key, photos, rows = content["key"], content["photos"], _parsed(content["rows"])
+        key, photos = content["key"], content["photos"]
+        each = ({**row, "interval": tuple(row["interval"])} for row in content["rows"])
+        rows = tuple(holdout_scores.Worth(**row) for row in each)
     except (LookupError, TypeError):
         return Kept(stale=f"{SCORES} is of another version.")
     if not isinstance(photos, int) or not all(isinstance(row.name, str) for row in rows):
@@ -53,20 +58,11 @@ def read(run: Run) -> Kept:
         return Kept(stale=f"{SCORES} is of {photos:,} photos, and now there are {now:,}.")
     if stale := _other_names(run, [row.name for row in rows]):
         return Kept(stale=stale)
-    from fieldguide.predict.inference import Machine  # brings torch
-    from fieldguide.study import holdout_scores
-
     if key == holdout_scores.key_of(run, Machine()):
         return Kept(rows)
     if changed := _younger(run):
         return Kept(stale=f"Written after {SCORES}: {', '.join(changed)}.")
     return Kept(rows, doubt=ELSEWHERE)
-
-
-def _parsed(rows: Sequence[Mapping[str, Any]]) -> tuple["Worth", ...]:
-    from fieldguide.study.holdout_scores import Worth  # brings torch
-
-    return tuple(Worth(**{**row, "interval": tuple(row["interval"])}) for row in rows)
 
 
 def _other_names(run: Run, names: Sequence[str]) -> str:
