@@ -14,6 +14,7 @@ from fieldguide.errors import DataError
 from fieldguide.photos import augment
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.report import collection
+from fieldguide.runs.run import FINDINGS
 from fieldguide.storage import files
 from fieldguide.train import step as steps
 
@@ -73,9 +74,7 @@ def test_the_table_of_findings_is_shown_by_kind(trained: fg.Run, tmp_path: Path)
     shutil.copytree(trained.folder, tmp_path / "run")
     rows = [("unreadable", f"{n}.jpg", "truncated <b>", "bring it back") for n in range(12)]
     rows.insert(3, ("duplicate", 'x".jpg', "same as y", ""))
-    files.write_csv(
-        tmp_path / "run" / collection.FINDINGS, ("kind", "path", "reason", "hint"), rows
-    )
+    files.write_csv(tmp_path / "run" / FINDINGS, ("kind", "path", "reason", "hint"), rows)
     run = fg.Run(tmp_path / "run")
     found, why = collection.findings(run)
     assert why == "" and [(kind.kind, kind.times) for kind in found] == [

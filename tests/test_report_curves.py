@@ -260,7 +260,7 @@ def test_rows_may_lack_training_accuracy(
     row |= {"test_accuracy": "0.25", "distance_mean": "", "diverged": "False"} | cells
     files.write_csv(tmp_path / "history.csv", list(row), [list(row.values())])
     files.write_manifest(tmp_path, ["history.csv"])
-    (found,) = curves.read_history(tmp_path / "history.csv")
+    (found,) = map(curves._point, curves.read_table(tmp_path / "history.csv"))
     assert found == point(test_accuracy=0.25, train_accuracy=value)
 
 

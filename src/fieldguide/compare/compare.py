@@ -72,11 +72,10 @@ def compare(
     """Train what is not done of the trials, the base first, and compare them.
 
     The same call resumes. A trial whose training diverges is recorded and not tried again while its
-    folder is there; the others continue. With a budget, trials that would take longer than what
-    is left of it are left out, in order. Table, record and page are written before the first trial
-    and again after each, so that a killed comparison's trials are known (`results.rebuilt`).
-    Raises `UsageError` where `out` holds something else, or other trials under the same
-    names, and what `fit` raises.
+    folder is there. Trials that take longer than what is left of a budget are left out, in order.
+    Table, record and page are written before the first trial and after each (`results.rebuilt`).
+    Raises `UsageError` where `out` holds something else, or other trials under the same names, and
+    what `fit` raises.
     """
     watcher = watcher or Watcher()
     folder = Path(out)
@@ -149,15 +148,13 @@ def _require_equal(pairs: Mapping[str, tuple[Any, Any]], said: str, separator: s
 
 
 def _different_here(trials: Sequence[Trial], watcher: Watcher) -> list[Trial]:
-    """Return the trials that differ once `auto` is what it stands for here; notice the others.
-
-    Each has one precision for all, where it would choose by a try of its own.
-    """
+    """Return the trials that differ once `auto` is resolved; notice the others."""
     names = {trial.recipe.backbone for trial in trials}
     bodies = {name: build_backbone(name, weights="none", seed=0) for name in names}
-    here: list[Trial] = []
+    here = []
     for trial in trials:
         device = choose_device(trial.recipe.device)
+        # One for all, where each would choose by a try of its own.
         precision = choose_precision(trial.recipe.precision, device)
         here.append(replace(trial, recipe=trial.recipe.replace(precision=precision)))
     kept = distinct(here, partial(_meaning, bodies))
@@ -228,8 +225,7 @@ class _Fits:
     def _at_once(self, train: Train, todo: Sequence[Trial], watcher: Watcher) -> Iterator[None]:
         """Train as many at the same time as fill the cluster; yield after each.
 
-        Threads are enough: each only waits for the jobs of one trial. The first error stops the
-        others, which save checkpoints, and is raised.
+        The first error stops the others, which save checkpoints, and is raised.
         """
         plans = [planned(self._begun(trial, watcher)) for trial in todo]
         folds = tuple(fold for plan in plans for fold in plan.folds)
@@ -239,7 +235,7 @@ class _Fits:
         recipe = todo[0].recipe
         # One more than fills it, as a trial's last folds leave room.
         at_once = 1 + -(-folds_at_once(recipe) // recipe.folds)
-        with ThreadPoolExecutor(at_once) as pool:
+        with ThreadPoolExecutor(at_once) as pool:  # each only waits for the jobs of one trial
             waiting = [pool.submit(train, shared.of(trial), trial) for trial in todo]
             try:
                 for each in as_completed(waiting):

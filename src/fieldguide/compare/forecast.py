@@ -1,7 +1,4 @@
-"""The time that trials will take, from a few real steps of each kind, and what a budget allows.
-
-Knows nothing of how folds are trained.
-"""
+"""The time that trials will take, from a few real steps of each kind, and what a budget allows."""
 
 import heapq
 import tempfile
@@ -87,10 +84,7 @@ def forecast(
 def seconds_of(
     recipe: Recipe, sizes: Sequence[tuple[int, int]], cost: Cost, at_once: int = 1
 ) -> float:
-    """Return the seconds for folds with these numbers of training and test photos, at most.
-
-    `at_once` of them are trained at the same time, in this order.
-    """
+    """Return the most seconds for folds of (training, test) photos, `at_once` at a time."""
     merges = 0 if recipe.merge == "none" else -(-recipe.epochs // recipe.merge_every)
     measured = RECALIBRATION_PHOTOS if recipe.batch_norm == "recalibrate" else 0
     busy = [0.0] * at_once
@@ -104,10 +98,7 @@ def seconds_of(
 
 
 def over_budget(costs: Mapping[str, float], budget: float, base: str) -> dict[str, str]:
-    """Return the trials that do not fit the budget in seconds, in order, with what to say of each.
-
-    Raises `UsageError` if the base is among them.
-    """
+    """Return notes on trials beyond the budget in seconds; `UsageError` if the base is one."""
     if costs.get(base, 0.0) > budget:
         raise UsageError(
             f"the budget of {budget / 3600:g} h is too small: the base alone takes about"

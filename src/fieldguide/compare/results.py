@@ -26,7 +26,6 @@ from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
-FORMAT = 1
 FAILED = "failed.json"
 TABLE, RECORD = "compare.csv", "compare.json"
 
@@ -54,7 +53,12 @@ def collect(
         row = Row(trial.name, trial.changes, "", "not begun", note=notes.get(trial.name, ""))
         place = Path(folder) / trial.folder
         if (place / runs.SETUP).is_file():
-            run = _opened(place, used)
+            run = Run(place, photos=used.root)
+            if _split(run.catalog) != _split(used):
+                raise UsageError(
+                    f"`{place}` was trained on other photos or folds than this comparison has",
+                    hint="remove it, and the same command trains it again",
+                )
             row, answers = _scored(replace(row, folder=trial.folder), run, groups)
             means[trial.name] = _curve(run)
             if row.status == "complete":
@@ -78,10 +82,9 @@ def collect(
 
 
 def rebuilt(folder: str | Path) -> Comparison:
-    """Return the comparison of a folder as its runs stand now, whoever may be training them.
+    """Return the comparison of the trials in a folder's compare.json, as its runs stand now.
 
-    Its trials are those of compare.json. Raises `UsageError` where there is no comparison, and
-    `ResourceError` where a file of it is damaged or no trial has begun.
+    Raises `UsageError` where there is none, `ResourceError` if it is damaged or no trial has begun.
     """
     place = Path(folder)
     if not (place / PREPARED).is_file():
@@ -110,16 +113,13 @@ def rebuilt(folder: str | Path) -> Comparison:
 def write(found: Comparison, folder: Path, base: Recipe) -> None:
     """Write the table, the record and the page."""
     files.write_bytes(folder / TABLE, table(found))
-    record = {"format": FORMAT, "level": paired.LEVEL, "base": base.model_dump(mode="json")}
+    record = {"format": 1, "level": paired.LEVEL, "base": base.model_dump(mode="json")}
     files.write_json(folder / RECORD, record | asdict(found))
     comparison.build(found, folder)
 
 
 def save_figures(found: Comparison, folder: Path) -> list[Path]:
-    """Write the charts as PNG and SVG and the table into `folder`, and return their paths.
-
-    Raises `UsageError` where one of them is there already, before any is written.
-    """
+    """Write charts and table into `folder`; return their paths (`figures.write`)."""
     return figures.write(comparison.charts(found), folder, {TABLE: table(found)})
 
 
@@ -145,17 +145,6 @@ def on_twins(trial: Trial) -> list[str]:
     """Return what to say of recipes that train the same networks as the trial."""
     same = f"would train the same networks as {trial.name}, and is that trial"
     return [f"{twin} {same}" for twin in trial.twins]
-
-
-def _opened(place: Path, used: Catalog) -> Run:
-    """Return the run there; `UsageError` for one of other photos or folds."""
-    run = Run(place, photos=used.root)
-    if _split(run.catalog) != _split(used):
-        raise UsageError(
-            f"`{place}` was trained on other photos or folds than this comparison has",
-            hint="remove it, and the same command trains it again",
-        )
-    return run
 
 
 def _split(catalog: Catalog) -> list[tuple[object, ...]]:

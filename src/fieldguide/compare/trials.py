@@ -25,15 +25,12 @@ RESIZE_SHARE = 512 / 320
 
 @dataclass(frozen=True)
 class Trial:
-    """One recipe of a comparison: `changes` are the settings in which it differs from the base.
-
-    `twins` are names of others that would train the very same networks, and are not trained.
-    """
+    """One recipe of a comparison."""
 
     name: str
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Any]  # the settings in which it differs from the base
     recipe: Recipe
-    twins: tuple[str, ...] = ()
+    twins: tuple[str, ...] = ()  # others that would train the same networks, and are not trained
 
     @property
     def folder(self) -> str:
@@ -71,8 +68,8 @@ def trials(
 ) -> list[Trial]:
     """Return the base, and each combination of values; or the base with each value alone.
 
-    Of recipes that would train the same networks the first is kept, with the names of the others.
-    Raises `UsageError` for settings that cannot vary, and combinations that contradict each other.
+    Recipes that would train the same networks become `twins` of the first. Raises `UsageError` for
+    settings that cannot vary, and combinations that contradict each other.
     """
     for name in vary:
         recipes.require_known(name, "what is to vary")
@@ -93,9 +90,8 @@ def trials(
 def reference(overrides: Mapping[str, Any]) -> list[Trial]:
     """Return the experiments of the course report, each one change from the recipe `reference`.
 
-    The base has neither MixUp nor CutMix, so that each is seen against none. `overrides` change
-    all of them (backbone, size, epochs …); `eval_resize` follows `size` unless it is among them.
-    "One replica" trains twice the epochs, with twice the patience: the same cost.
+    The base has neither MixUp nor CutMix. `overrides` change all; `eval_resize` follows `size`
+    unless it is among them. "One replica" trains twice the epochs, with twice the patience.
     """
     settings = recipes.settings_of("reference") | {"mix": "none"} | dict(overrides)
     size = settings["size"]
@@ -130,8 +126,8 @@ def varied(base: Recipe, settings: Mapping[str, Any], name: str = "") -> Trial:
     except UsageError as error:
         called = name or described(settings)
         raise UsageError(f"{called}: {error.message}", hint=error.hint) from error
-    changed = [each for each in settings if getattr(recipe, each) != getattr(base, each)]
-    changes = {each: getattr(recipe, each) for each in changed}
+    found = {each: getattr(recipe, each) for each in settings}
+    changes = {each: value for each, value in found.items() if value != getattr(base, each)}
     return Trial(name or described(changes) or BASE, changes, recipe)
 
 

@@ -65,26 +65,19 @@ def build(
 ) -> Path:
     """Write the report (RUN/report.html, or `out`) whole or not at all; return its path.
 
-    `heat_maps` show where the networks looked; for them the folds' weights see photos again.
-    `progress` is called with the number of sections made, of `len(topics())`. Raises
-    `ResourceError` if the file cannot be written.
+    For `heat_maps` the folds' weights see photos again. `progress` is called with the number of
+    sections made. Raises `ResourceError` if the file cannot be written.
     """
     place = out if out is not None else run.folder / REPORT
     sections = []
     for topic in topics(heat_maps, place.parent):
-        sections.append(_made(topic, run))
+        try:
+            body = topic.make(run)
+        except FieldguideError as error:
+            body = page.fragment("failed.html", message=error.message, hint=error.hint)
+        sections.append(Section(topic.id, topic.title, body))
         if progress is not None:
             progress(len(sections))
     title = f"Report of the run {run.folder.resolve().name}"
-    text = page.page(title, sections, page.chart_libraries())
-    files.write_text(place, text)
+    files.write_text(place, page.page(title, sections, page.chart_libraries()))
     return place
-
-
-def _made(topic: Topic, run: Run) -> Section:
-    """Return the section with its content, or in its place the error."""
-    try:
-        body = topic.make(run)
-    except FieldguideError as error:
-        body = page.fragment("failed.html", message=error.message, hint=error.hint)
-    return Section(topic.id, topic.title, body)

@@ -1,7 +1,4 @@
-"""Every class in one table: precision, recall, F1, the class it is confused with most, examples.
-
-Numbers first, then the table. Knows nothing of single mistakes.
-"""
+"""A table of every class: precision, recall, F1, the class it is confused with most, examples."""
 
 import math
 from collections import defaultdict
@@ -110,10 +107,9 @@ def class_rows(
 def share(right: int, of: int) -> Share | None:
     """Return right / of with Wilson's interval; None if `of` is 0.
 
-    The interval holds the shares p with |right/of - p| ≤ z √(p(1-p)/of). It is never empty and
-    stays within 0 and 1, but is too narrow if photos come in groups.
-    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal
-    of the American Statistical Association 22, 1927.
+    The interval holds the shares p with |right/of - p| ≤ z √(p(1-p)/of). It stays within 0 and 1,
+    but is too narrow if photos come in groups. Source: Wilson, "Probable Inference, the Law of
+    Succession, and Statistical Inference", J. of the American Statistical Association 22, 1927.
     """
     if not of:
         return None
@@ -127,11 +123,10 @@ def share(right: int, of: int) -> Share | None:
 def f1_share(right: int, called: int, true: int) -> Share | None:
     """Return F1 = 2 · right / (called + true) with an interval; None if called + true is 0.
 
-    F1 = 2 j / (1 + j) rises with j = right / (called + true - right), the share of correct ones
-    among the photos that are of the class or predicted as it. So Wilson's interval for j,
-    transformed in the same way, is an interval for F1: the indirect method of Lam, Gopal, Qian,
-    "Confidence Intervals for the F1 Score: A Comparison of Four Methods", 2023, arXiv 2309.14621.
-    Unlike a bootstrap's, it keeps its width if a class has few photos, all right or all wrong.
+    F1 = 2 j / (1 + j) rises with j = right / (called + true - right), so Wilson's interval for j is
+    transformed likewise: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1
+    Score: A Comparison of Four Methods", 2023, arXiv 2309.14621. Unlike a bootstrap's, it keeps its
+    width if a class has few photos, all right or all wrong.
     """
     either = share(right, called + true - right)
     if either is None:
@@ -143,10 +138,7 @@ def f1_share(right: int, called: int, true: int) -> Share | None:
 def most_confused(
     targets: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"]
 ) -> dict[int, Confused]:
-    """Return, by class, the other class that it is confused with most, counting both ways.
-
-    Ties go to the smallest number. Needs no table of classes².
-    """
+    """Return, by class, the one it is confused with most, both ways; ties go to the lowest."""
     wrong = np.flatnonzero(targets != predicted)
     pairs, counts = np.unique(
         np.stack([targets[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True
@@ -168,10 +160,7 @@ def typical_photos(
     groups: Sequence[str],
     each: int,
 ) -> Mapping[int, list[int]]:
-    """Return, by class, the rows of up to `each` photos whose true class is most probable.
-
-    Only one photo of a group counts, as copies would show the same twice.
-    """
+    """Return, by class, up to `each` rows, one of a group, whose true class is most probable."""
     found: dict[int, list[int]] = defaultdict(list)
     seen: dict[int, set[str]] = defaultdict(set)
     for row in np.argsort(-own, kind="stable").tolist():
@@ -193,7 +182,7 @@ def shown_classes(rows: Sequence[ClassRow], most: int = PICTURES) -> tuple[int, 
 
 
 def _pictures(run: Run, photos: Sequence[int]) -> tuple[Markup, ...]:
-    """Return thumbnails of the photos that can be read; they are decoration, without alt text."""
+    """Return thumbnails of the readable photos; they are decoration, without alt text."""
     chosen = [run.catalog.photos[number] for number in photos]
     found = [
         pictures.picture(run.catalog.file(photo), SIDE, sha256=photo.sha256) for photo in chosen

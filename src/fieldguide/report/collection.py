@@ -1,7 +1,6 @@
 """The collection: photos by class, sizes, findings of the check, the folds, and a training batch.
 
-The batch is the first one of the first epoch, drawn again. Counting is done in pure functions;
-charts and words come after. Knows nothing of predictions.
+Knows nothing of predictions.
 """
 
 from collections import Counter, defaultdict
@@ -21,11 +20,10 @@ from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.page import figure, fragment, inline
-from fieldguide.runs.run import Run
+from fieldguide.runs.run import FINDINGS, Run
 from fieldguide.seeds import derive_seed
 from fieldguide.words import percent
 
-FINDINGS = "findings.csv"  # of the check when the fit began
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
 
 NAMED_BARS = 40  # classes whose bars can carry their names (taste)
@@ -171,7 +169,7 @@ def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
         chosen = np.sort(draw.choice(len(photos), most, replace=False))
     with ThreadPoolExecutor() as pool:
         found = list(
-            pool.map(_shorter_side, (run.catalog.file(photos[n]) for n in chosen.tolist()))
+            pool.map(_shorter_side, [run.catalog.file(photos[n]) for n in chosen.tolist()])
         )
     return Sizes(
         tuple(side for side in found if isinstance(side, int)),
@@ -234,8 +232,7 @@ def sizes_chart(sides: Sequence[int], resize: int) -> alt.TopLevelMixin:
         .mark_rule(strokeDash=[6, 4], size=2)
         .encode(x="resize:Q")
     )
-    drawn: alt.TopLevelMixin = (bars + rule).properties(height=200)
-    return drawn
+    return alt.layer(bars, rule).properties(height=200)
 
 
 # --- findings of the check ------------------------------------------------------------------------
@@ -277,12 +274,20 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
     """Return findings from the catalog alone: photos left out, copies, groups, leaks."""
     left_out = photos_found - len(catalog)
     found = [Found("left-out", left_out, (), "their names were not kept")] if left_out > 0 else []
-    found += _copies(catalog)
+    same: dict[str, list[Photo]] = defaultdict(list)
     groups: dict[str, list[Photo]] = defaultdict(list)
     for photo in catalog.photos:
         groups[photo.group or photo.path].append(photo)
+        if photo.sha256:
+            same[photo.sha256].append(photo)
+    copies = [photos for photos in same.values() if len(photos) > 1]
+    at_odds = [photos for photos in copies if len({p.label for p in photos if p.label}) > 1]
+    kinds = (("same-file", copies), ("same-file-two-labels", at_odds))
+    found += [Found(kind, len(photos), _named(photos)) for kind, photos in kinds if photos]
     several = {name: photos for name, photos in groups.items() if len(photos) > 1}
-    leaking = [photos for photos in several.values() if _leaks(photos)]
+    leaking = [  # with photos of training and of another part
+        photos for photos in several.values() if len({p.split == "train" for p in photos}) > 1
+    ]
     if several:
         hint = "photos of one group, such as copies, are tested by one fold"
         found.append(Found("groups", len(several), _named(list(several.values())), hint))
@@ -290,25 +295,6 @@ def known_findings(catalog: Catalog, photos_found: int) -> list[Found]:
         hint = "scores on these parts would be optimistic: such photos are left out of them"
         found.append(Found("leaks", len(leaking), _named(leaking), hint))
     return found
-
-
-def _copies(catalog: Catalog) -> list[Found]:
-    """Return files that occur more than once, and those of them with several labels."""
-    same: dict[str, list[Photo]] = defaultdict(list)
-    for photo in catalog.photos:
-        if photo.sha256:
-            same[photo.sha256].append(photo)
-    copies = [photos for photos in same.values() if len(photos) > 1]
-    at_odds = [photos for photos in copies if len({p.label for p in photos if p.label}) > 1]
-    found = [Found("same-file", len(copies), _named(copies))] if copies else []
-    return found + (
-        [Found("same-file-two-labels", len(at_odds), _named(at_odds))] if at_odds else []
-    )
-
-
-def _leaks(photos: Sequence[Photo]) -> bool:
-    """Return whether training photos are related to photos of another part."""
-    return any(p.split == "train" for p in photos) and any(p.split != "train" for p in photos)
 
 
 def _named(clusters: Sequence[Sequence[Photo]]) -> tuple[tuple[str, str], ...]:
@@ -368,8 +354,14 @@ def _examples(run: Run) -> tuple[list[tuple[Markup, list[tuple[str, str]]]], str
         images, shares = training_batch(run)
     except FieldguideError as error:
         return [], error.message
-    shown = zip(images[:EXAMPLES], shares[:EXAMPLES], strict=True)
-    return [_example(values, share, run.classes) for values, share in shown], ""
+    examples = []
+    for values, weights in zip(images[:EXAMPLES], shares[:EXAMPLES], strict=True):
+        order = [n for n in np.argsort(-weights) if weights[n] > 0]
+        named = [(run.classes[n], percent(float(weights[n]), 0)) for n in order]
+        text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
+        picture = pictures.from_pixels(values, EXAMPLE_SIDE)
+        examples.append((pictures.image(picture, text), named))
+    return examples, ""
 
 
 def training_batch(
@@ -377,8 +369,7 @@ def training_batch(
 ) -> tuple[UInt8[np.ndarray, "n size size 3"], Float[np.ndarray, "n classes"]]:
     """Return the first batch of fold 0, replica 1, epoch 1, to the pixel, and its targets.
 
-    Crops, colours, policy and mixing are drawn again from the run's seed. Raises `FieldguideError`
-    if photos are gone or the run's start cannot be read.
+    Raises `FieldguideError` if photos are gone or the run's start cannot be read.
     """
     import torch  # takes seconds, and so do the modules that need it
 
@@ -406,17 +397,3 @@ def training_batch(
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     seen = (255 * (images * std + mean)).round().clamp(0, 255).byte()
     return seen.permute(0, 2, 3, 1).numpy(), shares.numpy()
-
-
-def _example(
-    values: UInt8[np.ndarray, "size size 3"],
-    shares: Float[np.ndarray, " classes"],
-    classes: Sequence[str],
-) -> tuple[Markup, list[tuple[str, str]]]:
-    """Return the picture and the classes in its target with their weights."""
-    picture = pictures.from_pixels(values, EXAMPLE_SIDE)
-    named = [
-        (classes[n], percent(float(shares[n]), 0)) for n in np.argsort(-shares) if shares[n] > 0
-    ]
-    alt_text = "a training picture: " + ", ".join(f"{share} {name}" for name, share in named)
-    return pictures.image(picture, alt_text), named

@@ -1,7 +1,6 @@
 """A comparison of recipes as a page and as figures: the table, accuracy by epoch, the differences.
 
-The records at the top hold a comparison, finished or not; `compare.results` fills them in. Knows
-nothing of runs, photos or how trials are trained.
+`compare.results` fills in the records. Knows nothing of photos or how trials are trained.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from fieldguide.analysis.paired import LEVEL, Contrast
 from fieldguide.report import curves, figures, page
 from fieldguide.report.curves import Mean
+from fieldguide.report.judged import FEW_GROUPS
 from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
 from fieldguide.storage import files
 from fieldguide.words import duration, listed, percent
@@ -27,9 +27,6 @@ FIGURE = "compare"  # .png and .svg: accuracy by epoch
 DIFFERENCES = "differences"
 
 Status = Literal["complete", "unfinished", "failed", "not begun"]
-
-# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
-FEW_GROUPS = 30
 
 LETTERS = 44  # of a trial's name in charts and the table; the list has all of it (taste)
 HEIGHT = 380
@@ -49,9 +46,8 @@ BETTER, WORSE = "#0072B2", "#D55E00"
 class Row:
     """A trial; values not known yet are None.
 
-    `changes` are the settings in which it differs from the base; `folder` is its run's, below the
-    comparison's. Accuracy, its 95 % interval, log loss and seconds of training are over the folds
-    that are done; `contrast` is against the base, once both are complete.
+    `changes` are from the base; `folder` lies in the comparison's. Accuracy, its 95 % interval, log
+    loss and seconds are over the folds that are done; `contrast` is of two complete trials.
     """
 
     name: str
@@ -71,8 +67,7 @@ class Row:
 class Winner:
     """The most accurate complete trial, of a number of `trials`.
 
-    Its own `accuracy` is optimistic, as it was chosen on the same photos; `corrected` is the
-    accuracy of such a choice on other photos (`analysis.paired.bias_corrected_best`).
+    `accuracy` is optimistic; `corrected` is `analysis.paired.bias_corrected_best`.
     """
 
     name: str
@@ -85,8 +80,7 @@ class Winner:
 class Comparison:
     """The trials on the same photos and folds, the base first.
 
-    `curves` are accuracies of the merged models on test photos, by trial and epoch; `stop` is the
-    base's choice of epochs; `notes` are shown with the comparison.
+    `curves` are the merged models' test accuracies; `stop` is the base's choice of epochs.
     """
 
     rows: tuple[Row, ...]
@@ -113,8 +107,7 @@ def write_page(comparison: Comparison, folder: Path, out: Path | None = None) ->
     title = f"Comparison of recipes: {folder.resolve().name}"
     place = out if out is not None else folder / PAGE
     shown = Section("comparison", TITLE, section(comparison))
-    text = page.page(title, [shown], page.chart_libraries())
-    files.write_text(place, text)
+    files.write_text(place, page.page(title, [shown], page.chart_libraries()))
     return place
 
 

@@ -1,22 +1,19 @@
 """The confusion matrix, in an order that groups confused classes, and the most confused pairs.
 
-Numbers first (`seriated`, `matrix`, `example`), then the chart and the pairs. Knows nothing of how
-folds are trained, nor of torch.
+Knows nothing of how folds are trained, nor of torch.
 """
 
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from fieldguide.analysis.suspects import ConfusedPair, confused_pairs
 from fieldguide.report import pictures
@@ -41,15 +38,11 @@ _JOINERS = "\u200c\u200d"  # between letters of Persian and parts of emoji: thes
 
 @dataclass(frozen=True)
 class Matrix:
-    """The confusion matrix without its zeros.
+    """The confusion matrix without its zeros."""
 
-    `order` are the classes drawn; `cells` are (given, predicted, photos), with classes as numbers;
-    `support` the photos of every class.
-    """
-
-    order: tuple[int, ...]
-    cells: tuple[tuple[int, int, int], ...]
-    support: tuple[int, ...]
+    order: tuple[int, ...]  # the classes drawn, by number
+    cells: tuple[tuple[int, int, int], ...]  # given class, predicted class, photos
+    support: tuple[int, ...]  # photos of every class
     left_out: int  # classes that are not drawn
 
 
@@ -72,7 +65,9 @@ def matrix(known: Judged, most: int = DRAWN_CLASSES) -> Matrix:
     ways = known.targets * classes + known.predicted
     numbers, counts = np.unique(ways, return_counts=True)
     given, predicted = np.divmod(numbers, classes)
-    drawn = _most_confused(given, predicted, counts, classes, most)
+    wrong = np.where(given == predicted, 0, counts)
+    of_class = np.bincount(given, wrong, classes) + np.bincount(predicted, wrong, classes)
+    drawn = np.sort(np.argsort(-of_class, kind="stable")[:most])
     place = np.full(classes, -1)
     place[drawn] = np.arange(len(drawn))
     within = (place[given] >= 0) & (place[predicted] >= 0)
@@ -92,11 +87,10 @@ def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
     """Return an order of things in which similar ones stand together.
 
     Groups are joined by average linkage (Sokal and Michener, 1958), the most similar two first, at
-    the two ends that are most similar, as in Gruvaeus and Wainer, "Two Additions to Hierarchical
-    Cluster Analysis", 1972. Things similar to nothing come last. Ties go to the lower numbers, so
-    the order is the same on every machine. `similar` is symmetric and not negative; its diagonal
-    does not count. On nature100 it puts half of all confusions next to the diagonal, the Fiedler
-    vector of the same graph a fifth.
+    their most similar ends, as in Gruvaeus and Wainer, "Two Additions to Hierarchical Cluster
+    Analysis", 1972. Things similar to nothing come last; ties go to the lower numbers. `similar` is
+    symmetric and not negative; its diagonal does not count. On nature100 it puts half of all
+    confusions next to the diagonal, the Fiedler vector of the same graph a fifth.
     """
     count = len(similar)
     link = similar.astype(np.float64)
@@ -119,8 +113,8 @@ def seriated(similar: Float[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
 def example(known: Judged, given: int, predicted: int) -> Example | None:
     """Return the photo of class `given` that best shows a confusion with `predicted`.
 
-    It is the one predicted so with most confidence; without any, the one classified correctly with
-    most confidence; else the most confident one. None if the class has no photo.
+    It is the most confident one that was predicted so; without any, the most confident correct one,
+    else the most confident one. None if the class has no photo.
     """
     own = np.flatnonzero(known.targets == given)
     answers = known.predicted[own]
@@ -136,32 +130,17 @@ def example(known: Judged, given: int, predicted: int) -> Example | None:
 def legible(name: str, length: int = NAME_LENGTH) -> str:
     """Return a class name for a chart: one line, at most `length` letters wide, all visible.
 
-    White space becomes a blank, and characters without a glyph or that turn the direction of the
-    text become `�`. Chinese letters and emoji are two wide.
+    Characters without a glyph or that turn the direction of the text become `�`. Chinese letters
+    and emoji are two wide.
     """
-    line = "".join(_shown(letter) for letter in " ".join(name.split()))
+    line = "".join(
+        "�" if unicodedata.category(letter).startswith("C") and letter not in _JOINERS else letter
+        for letter in " ".join(name.split())
+    )
     ends = list(accumulate(1 + (unicodedata.east_asian_width(each) in "WF") for each in line))
     if not ends or ends[-1] <= length:
         return line
     return f"{line[: bisect_right(ends, length - 1)]}…"
-
-
-def _shown(letter: str) -> str:
-    hidden = unicodedata.category(letter).startswith("C") and letter not in _JOINERS
-    return "�" if hidden else letter
-
-
-def _most_confused(
-    given: NDArray[np.int64],
-    predicted: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    classes: int,
-    most: int,
-) -> NDArray[np.int64]:
-    """Return the classes with the most misclassified photos, given or predicted, by number."""
-    wrong = np.where(given == predicted, 0, counts)
-    of_class = np.bincount(given, wrong, classes) + np.bincount(predicted, wrong, classes)
-    return np.sort(np.argsort(-of_class, kind="stable")[:most])
 
 
 def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]) -> list[int]:
@@ -175,10 +154,9 @@ def _end_to_end(one: list[int], other: list[int], link: Float[np.ndarray, "n n"]
 
 
 def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH) -> alt.LayerChart:
-    """Draw the matrix: cells of confusions in one colour, of correct predictions in another.
+    """Draw the matrix, with names cut to `letters`; correct cells have another colour.
 
-    Without a width it is as wide as the page. Positions are numbers, so that it can be enlarged;
-    names are looked up, cut to `letters` beside the matrix.
+    Positions are numbers, so that it can be enlarged.
     """
     place = {number: position for position, number in enumerate(found.order)}
     names = [legible(classes[number]) for number in found.order]
@@ -255,7 +233,6 @@ def _scale(count: int, reverse: bool = False) -> alt.Scale:
 
 
 def _axis(title: str, count: int, angle: int) -> alt.Axis:
-    """Return an axis with names in place of numbers, as many as there is room for."""
     return alt.Axis(
         title=title,
         labelExpr="labels[datum.value] || ''",
@@ -329,25 +306,19 @@ def _in_words(run: Run, pair: ConfusedPair) -> str:
 
 
 def _pair(run: Run, known: Judged, pair: ConfusedPair) -> Mapping[str, Any]:
-    """Return the values that the page shows of a pair."""
     ways = ((pair.one, pair.other), (pair.other, pair.one))
     examples = [example(known, given, predicted) for given, predicted in ways]
-    return {
+    return asdict(pair) | {
         "one": run.classes[pair.one],
         "other": run.classes[pair.other],
-        "one_as_other": pair.one_as_other,
-        "other_as_one": pair.other_as_one,
-        "one_photos": pair.one_photos,
-        "other_photos": pair.other_photos,
         "examples": [_shown_example(run, each) for each in examples if each is not None],
     }
 
 
 def _shown_example(run: Run, found: Example) -> Mapping[str, Any]:
     photo = run.catalog.photos[found.row]
-    path: Path = run.catalog.file(photo)
     given, predicted = run.classes[found.given], run.classes[found.predicted]
-    picture = pictures.picture(path, SIDE, sha256=photo.sha256)
+    picture = pictures.picture(run.catalog.file(photo), SIDE, sha256=photo.sha256)
     return {
         "image": pictures.image(picture, alt=f"{photo.path}, given {given}, predicted {predicted}"),
         "given": given,

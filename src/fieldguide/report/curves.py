@@ -1,8 +1,6 @@
 """Learning curves: loss and accuracy by epoch, of every replica and of the merged model.
 
-The histories of the folds, that of an unfinished fold from its newest checkpoint. Numbers first
-(`read`, `averaged`, `at_kept`), then the charts. Knows nothing of how folds are trained, nor of
-torch.
+Knows nothing of how folds are trained, nor of torch.
 """
 
 import csv
@@ -10,7 +8,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -46,9 +44,9 @@ _CHOSEN = "datum.view == folds"  # of the chart's parameter: what is shown
 class Point:
     """One model after one epoch (from 1) of a fold; None where it was not measured, or not finite.
 
-    A replica is measured before the merge. `distance`, of merged models only, is the replicas'
-    distance from the anchor, the mean over tensors. `train_accuracy`, of replicas only, is the
-    share of the targets' mass under the highest logit while training; not every run records it.
+    A replica is measured before the merge. `distance`, of merged models only, is the replicas' mean
+    distance from the anchor over tensors. `train_accuracy`, of replicas only and not of every run,
+    is the share of the targets' mass under the highest logit while training.
     """
 
     fold: int
@@ -77,15 +75,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Curves:
-    """The histories of the folds of a run that are done or under way.
-
-    `kept` is the epoch of each done fold whose weights were kept; `planned` the recipe's epochs.
-    """
+    """The histories of the folds of a run that are done or under way."""
 
     points: tuple[Point, ...]
-    kept: Mapping[int, int]
+    kept: Mapping[int, int]  # by done fold, the epoch whose weights were kept
     under_way: tuple[int, ...]
-    planned: int
+    planned: int  # the recipe's epochs
 
     @property
     def models(self) -> list[str]:
@@ -104,10 +99,14 @@ class Curves:
 def read(run: Run) -> Curves:
     """Return the curves of a run, finished or not; raise `ResourceError` if a file is damaged."""
     done = {fold: run.fold_folder(fold) for fold in run.done}
-    points = [point for folder in done.values() for point in read_history(folder / "history.csv")]
+    rows: list[Mapping[str, Any]] = []
+    for folder in done.values():
+        rows += read_table(folder / "history.csv")
     others = [fold for fold in range(run.recipe.folds) if fold not in done]
     saved = {fold: checkpointed(run.fold_folder(fold) / "checkpoint") for fold in others}
-    points += [_point(row) for state in saved.values() for row in state.get("history", ())]
+    for state in saved.values():
+        rows += state.get("history", ())
+    points = [_point(row) for row in rows]
     if run.recipe.merge == "none":  # the merged model is the one replica
         points = [point for point in points if point.model != MERGED]
     return Curves(
@@ -118,11 +117,6 @@ def read(run: Run) -> Curves:
     )
 
 
-def read_history(path: Path) -> list[Point]:
-    """Read a fold's `history.csv` and check its hash."""
-    return [_point(row) for row in read_table(path)]
-
-
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a table of a fold that is done and check its hash."""
     files.verify(path.parent, [path.name])
@@ -131,10 +125,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def checkpointed(folder: Path) -> Mapping[str, Any]:
-    """Return the plain values of a fold's newest whole checkpoint; empty without one.
-
-    Only its header is read: `history` and `merges` are rows as in the fold's tables.
-    """
+    """Return the values in the header of a fold's newest whole checkpoint; empty without one."""
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -184,8 +175,7 @@ def _kept_epoch(folder: Path) -> int:
 def averaged(points: Iterable[Point]) -> list[Mean]:
     """Return each measure of each model by epoch: the mean, lowest and highest of the folds.
 
-    A replica that diverged in a fold has no value there, and folds may stop early: `folds` is the
-    number averaged. Sorted by measure, model (merged last) and epoch.
+    Sorted by measure, model (merged last) and epoch; a mean lacks folds that diverged or ended.
     """
     values: dict[tuple[Measure, str, int], list[float]] = defaultdict(list)
     for point in points:
@@ -198,7 +188,12 @@ def averaged(points: Iterable[Point]) -> list[Mean]:
         measure, model, epoch = key
         return MEASURES.index(measure), _model_order(model), epoch
 
-    return [_mean(key, values[key]) for key in sorted(values, key=order)]
+    means = []
+    for measure, model, epoch in sorted(values, key=order):
+        found = values[measure, model, epoch]
+        mean = math.fsum(found) / len(found)
+        means.append(Mean(epoch, model, measure, mean, min(found), max(found), len(found)))
+    return means
 
 
 def at_kept(curves: Curves) -> list[Mean]:
@@ -214,12 +209,6 @@ def at_kept(curves: Curves) -> list[Mean]:
     return averaged(replace(point, epoch=0) for point in points if point.epoch == kept[point.fold])
 
 
-def _mean(key: tuple[Measure, str, int], values: Sequence[float]) -> Mean:
-    measure, model, epoch = key
-    mean = math.fsum(values) / len(values)
-    return Mean(epoch, model, measure, mean, min(values), max(values), len(values))
-
-
 def _model_order(model: str) -> tuple[bool, int, str]:
     suffix = model.rpartition("-")[2]
     return model == MERGED, int(suffix) if suffix.isdecimal() else 0, model
@@ -231,7 +220,13 @@ def _model_order(model: str) -> tuple[bool, int, str]:
 def loss_chart(curves: Curves) -> alt.LayerChart:
     """Draw training and test loss by epoch; the chart has no width of its own."""
     values = _values(curves, ("test_loss", "train_loss"))
-    scale, axis = _loss_scale(values)
+    # Losses fall by orders of magnitude, and the low end matters; a logarithm cannot show zero.
+    title = "loss (nats per photo)"
+    scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(title=title)
+    if all(value["low"] > 0 for value in values):
+        named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
+        scale = alt.Scale(type="log", nice=False, padding=12)
+        axis = alt.Axis(title=title, values=named, format="~g", labelOverlap=False)
     return _chart(curves, values, scale, axis, "loss", ".4f")
 
 
@@ -246,15 +241,11 @@ def accuracy_chart(curves: Curves) -> alt.LayerChart:
 
 def epochs(last: int) -> alt.X:
     """Return the axis of epochs, from 1 to `last`, with at most 13 labels."""
-    step = next(step for step in _steps() if last <= 12 * step)
+    steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    step = next(step for step in steps if last <= 12 * step)
     named = sorted({1, *range(step, last + 1, step)})
     axis = alt.Axis(title="epoch", format="d", values=named, grid=False)
     return alt.X("epoch:Q", axis=axis, scale=alt.Scale(domain=[1, max(last, 2)], padding=14))
-
-
-def _steps() -> Iterator[int]:
-    """Yield 1, 2, 5, 10, 20, 50, …"""
-    return (digit * 10**power for power in count() for digit in (1, 2, 5))
 
 
 def _chart(
@@ -266,8 +257,9 @@ def _chart(
     shown: str,
 ) -> alt.LayerChart:
     """Draw lines with a band and marks, for the mean or for a chosen fold."""
+    views = [MEAN, *(f"fold {fold}" for fold in sorted({point.fold for point in curves.points}))]
     choice = alt.param(
-        name="folds", value=MEAN, bind=alt.binding_select(options=_views(curves), name="Show ")
+        name="folds", value=MEAN, bind=alt.binding_select(options=views, name="Show ")
     )
     x = epochs(max(point.epoch for point in curves.points))
     layers = (
@@ -291,24 +283,7 @@ def _chart(
     return lines.add_params(choice).transform_filter(_CHOSEN)
 
 
-def _loss_scale(values: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Axis]:
-    """Return a logarithmic scale: losses fall by orders of magnitude, and the low end matters."""
-    title = "loss (nats per photo)"
-    lowest = min((value["low"] for value in values), default=1.0)
-    if lowest <= 0:  # a logarithm cannot show it
-        return alt.Scale(zero=False, padding=12), alt.Axis(title=title)
-    named = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 5)]
-    scale = alt.Scale(type="log", nice=False, padding=12)
-    return scale, alt.Axis(title=title, values=named, format="~g", labelOverlap=False)
-
-
-def _views(curves: Curves) -> list[str]:
-    folds = sorted({point.fold for point in curves.points})
-    return [MEAN, *(f"fold {fold}" for fold in folds)]
-
-
 def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]:
-    """Return a record for every point of every line, of the mean and of each fold."""
     named = [(MEAN, mean) for mean in averaged(curves.judged)]
     for fold in sorted({point.fold for point in curves.points}):
         own = [point for point in curves.points if point.fold == fold]
@@ -330,7 +305,6 @@ def _values(curves: Curves, measures: Sequence[Measure]) -> list[dict[str, Any]]
 
 
 def _parts(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the parts that the lines are of: `test`, `training`."""
     return sorted({value["part"] for value in values})
 
 
@@ -339,13 +313,11 @@ def _label(model: str) -> str:
 
 
 def _scales(curves: Curves) -> dict[str, Any]:
-    """Return colour and shape of each model, in one legend."""
     replicas = [model for model in curves.models if model != MERGED]
     colors = [COLORS[n % len(COLORS)] for n in range(len(replicas))] + [MERGED_COLOR]
     shapes = [SHAPES[n % len(SHAPES)] for n in range(len(replicas))] + ["diamond"]
     domain = [_label(model) for model in curves.models]
-    count = len(domain)
-    return looks("model:N", domain, colors[:count], shapes[:count], columns=3)
+    return looks("model:N", domain, colors[: len(domain)], shapes[: len(domain)], columns=3)
 
 
 def _band(curves: Curves, x: alt.X, y: alt.Y) -> alt.Chart:
@@ -492,7 +464,6 @@ def spoken(curves: Curves) -> str:
 
 
 def _table(curves: Curves, measures: Sequence[Measure]) -> list[list[str]]:
-    """Return a row for each model: its name and its measures at the kept epoch."""
     found = {(mean.model, mean.measure): mean for mean in at_kept(curves)}
     return [
         [_label(model), *(_cell(found.get((model, measure)), measure) for measure in measures)]
@@ -509,7 +480,6 @@ def _cell(mean: Mean | None, measure: Measure) -> str:
 
 
 def _notes(run: Run, curves: Curves) -> list[str]:
-    """Return notes on how to read the charts."""
     recipe = run.recipe
     notes = [*_unfinished(run, curves), *_lengths(curves)]
     notes += [

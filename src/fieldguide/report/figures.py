@@ -1,14 +1,13 @@
-"""The figures for papers as PNG and SVG: learning curves and confusion matrix of a run, any chart.
+"""The figures for papers as PNG and SVG, on white, in the page's initial view.
 
-They have a white background, letters of 12 points or more, and the page's initial view: the mean of
-the folds, numbers of photos. Knows nothing of the page.
+Knows nothing of the page.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import altair as alt
 import vl_convert
@@ -32,8 +31,7 @@ MOST_MATRIX = 2400  # … up to two hundred of them
 def save(run: Run, folder: Path) -> list[Path]:
     """Write `learning-curves` and `confusion` as PNG and SVG into `folder`; return their paths.
 
-    Raises `UsageError` if one of them exists, before any is written; `ResourceError` if no fold is
-    done.
+    Raises `UsageError` if one of them exists, and `ResourceError` if no fold is done.
     """
     if not run.done:
         raise ResourceError(
@@ -49,7 +47,7 @@ def write(
 ) -> list[Path]:
     """Write charts, by name, as PNG and SVG, and tables, by file name; return their paths.
 
-    Raises `UsageError` if one of them exists, before any is written.
+    Raises `UsageError` before any is written if one exists.
     """
     places = [folder / f"{name}.{kind}" for name in charts for kind in KINDS]
     places += [folder / name for name in tables]
@@ -65,7 +63,12 @@ def write(
 
 def drawn(chart: Chart) -> dict[str, bytes]:
     """Return a chart that has a width as files for papers, by the endings `KINDS`."""
-    spec = json.dumps(_for_paper(chart))
+    styled = (  # black on white, in letters that are legible at half the size
+        chart.configure(background="white", font="Helvetica, Arial, sans-serif")
+        .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
+        .configure_legend(labelFontSize=13, titleFontSize=14, symbolSize=90, labelLimit=360)
+    )
+    spec = json.dumps(styled.to_dict())
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     return {
         "png": vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE),
@@ -85,14 +88,3 @@ def confusion_figure(run: Run) -> alt.LayerChart:
     found = confusion.matrix(judge(run))
     side = min(MOST_MATRIX, max(LEAST_MATRIX, CLASS * len(found.order)))
     return confusion.chart(found, run.classes, letters=40).properties(width=side, height=side)
-
-
-def _for_paper(chart: Chart) -> dict[str, Any]:
-    """Return the chart in black on white, in letters that are legible at half the size."""
-    styled: dict[str, Any] = (
-        chart.configure(background="white", font="Helvetica, Arial, sans-serif")
-        .configure_axis(labelFontSize=13, titleFontSize=14, titleFontWeight="normal")
-        .configure_legend(labelFontSize=13, titleFontSize=14, symbolSize=90, labelLimit=360)
-        .to_dict()
-    )
-    return styled

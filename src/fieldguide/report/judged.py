@@ -1,7 +1,4 @@
-"""The photos of the folds that are done, each judged by the fold that did not train on it.
-
-Several sections start from these. Knows nothing of pages.
-"""
+"""The photos of the folds that are done, each judged by the fold that did not train on it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +10,9 @@ from numpy.typing import NDArray
 from fieldguide.analysis import calibration, metrics
 from fieldguide.analysis.metrics import Scores
 from fieldguide.runs.run import Run
+
+# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
+FEW_GROUPS = 30
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value

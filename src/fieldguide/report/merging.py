@@ -1,8 +1,7 @@
 """The effect of merging: how far and in which directions replicas moved, and the gain of the mean.
 
-From the tables of merges and histories, and from RUN/landscape.json and RUN/scores.json if there.
-Numbers first (`grouped`, `travelled`, `gains`, `batch_norm_effect`), then the charts. Knows nothing
-of how weights are merged, nor of torch.
+RUN/landscape.json and RUN/scores.json are shown if there. Knows nothing of how weights are merged,
+nor of torch.
 """
 
 import re
@@ -121,10 +120,7 @@ def block(tensor: str) -> str:
 
 
 def grouped(moves: Sequence[Moved], limit: int = MAP_ROWS) -> list[Cell]:
-    """Return the cells of the heat map, in the network's order.
-
-    A row is a tensor, or if these are more than `limit`, a block, or else a stage.
-    """
+    """Return the heat map's cells: of tensors, or if more than `limit`, blocks, or else stages."""
     names: tuple[Callable[[str], str], ...] = (str, block, stage)
     for name in names:
         if len({name(move.tensor) for move in moves}) <= limit:
@@ -132,7 +128,17 @@ def grouped(moves: Sequence[Moved], limit: int = MAP_ROWS) -> list[Cell]:
     together: dict[tuple[str, int], list[Moved]] = defaultdict(list)
     for move in moves:
         together[name(move.tensor), move.epoch].append(move)
-    return [_cell(row, epoch, found) for (row, epoch), found in together.items()]
+    return [
+        Cell(
+            row=row,
+            epoch=epoch,
+            angle=statistics.fmean(move.angle for move in found),
+            ratio=statistics.fmean(move.ratio for move in found),
+            distance=statistics.fmean(move.distance for move in found),
+            tensors=len({move.tensor for move in found}),
+        )
+        for (row, epoch), found in together.items()
+    ]
 
 
 def travelled(moves: Iterable[Moved]) -> dict[tuple[str, int], float]:
@@ -144,10 +150,7 @@ def travelled(moves: Iterable[Moved]) -> dict[tuple[str, int], float]:
 
 
 def gains(points: Iterable[Point]) -> list[Gain]:
-    """Return merged minus mean replica by fold and epoch, if both were evaluated.
-
-    Replicas that diverged are left out, as in the merge.
-    """
+    """Return merged minus mean replica (without diverged ones), where both were evaluated."""
     accuracies: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
     for point in points:
         if point.test_accuracy is not None and not point.diverged:
@@ -176,35 +179,20 @@ def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
     ]
 
 
-def _cell(row: str, epoch: int, found: Sequence[Moved]) -> Cell:
-    def mean(value: Callable[[Moved], float]) -> float:
-        return statistics.fmean(value(move) for move in found)
-
-    return Cell(
-        row=row,
-        epoch=epoch,
-        angle=mean(lambda move: move.angle),
-        ratio=mean(lambda move: move.ratio),
-        distance=mean(lambda move: move.distance),
-        tensors=len({move.tensor for move in found}),
-    )
-
-
 # --- charts ---------------------------------------------------------------------------------------
 
 
 def map_chart(cells: Sequence[Cell]) -> alt.Chart:
     """Draw angle, ratio or distance by layer and epoch."""
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    measures = ("angle", "ratio", "distance")
-    values = [
-        vars(cell) | {name: rounded(getattr(cell, name)) for name in measures} for cell in cells
-    ]
     labels = {
         "angle": "angle between replicas (degrees)",
         "ratio": "ratio (1: the mean, 0: the anchor)",
         "distance": "distance from the anchor",
     }
+    values = [
+        vars(cell) | {name: rounded(getattr(cell, name)) for name in labels} for cell in cells
+    ]
     shown = alt.param(
         name="shown",
         value="angle",
@@ -320,7 +308,11 @@ def landscape_chart(found: Landscape, measure: str) -> alt.LayerChart:
     layers = [rules, texts, lines]
     kept = getattr(found.kept, measure)
     if kept is not None:
-        layers.append(_kept_rule(kept, found.kept_name, precise))
+        rule = alt.Chart(inline([{"value": kept, "name": found.kept_name}])).mark_rule(
+            strokeDash=[2, 2], color=COLORS[1], strokeWidth=2
+        )
+        told = [alt.Tooltip("name:N", title=" "), alt.Tooltip("value:Q", format=precise)]
+        layers.append(rule.encode(y="value:Q", tooltip=told))
     return alt.LayerChart(data=inline(values), layer=layers, height=240)
 
 
@@ -330,18 +322,6 @@ _NORMS = {
     "recalibrate": "batch norm re-estimated",
     "none": "no batch norm",
 }
-
-
-def _kept_rule(value: float, name: str, precise: str) -> alt.Chart:
-    drawn: alt.Chart = (
-        alt.Chart(inline([{"value": value, "name": name}]))
-        .mark_rule(strokeDash=[2, 2], color=COLORS[1], strokeWidth=2)
-        .encode(
-            y="value:Q",
-            tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("value:Q", format=precise)],
-        )
-    )
-    return drawn
 
 
 # --- the section ----------------------------------------------------------------------------------
@@ -409,7 +389,6 @@ def _points(gain: float) -> str:
 
 
 def _moved_part(run: Run, moves: Sequence[Moved], merges: bool) -> Mapping[str, Any]:
-    """Return the heat map, if there are angles, and the distances."""
     distances = travelled(moves)
     anchor = "the last merge" if run.recipe.anchor == "last_merge" else "the weights at the start"
     last = max(epoch for _, epoch in distances)
@@ -451,7 +430,6 @@ def _map_figure(run: Run, moves: Sequence[Moved], anchor: str) -> Markup:
 
 
 def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
-    """Return the landscape, or how to get it."""
     between = "" if merges and run.recipe.keep_replicas else " --between folds"
     command = f"fieldguide landscape RUN{between}"
     found = landscape.read(run)
@@ -470,7 +448,6 @@ def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
 
 
 def _no_effects(run: Run, stale: str) -> str:
-    """Return how to compare both ways of batch norm."""
     if not len(run.outside):
         return (
             "It cannot be compared here: models merged from all folds are tested on photos outside"

@@ -1,7 +1,6 @@
 """The mistakes, photo by photo: confident ones with heat maps, doubtful labels, hard photos.
 
-The fold that did not train on a photo judges it, and its weights give the heat map. Knows nothing
-of how often classes are confused.
+Knows nothing of how often classes are confused.
 """
 
 from collections import defaultdict
@@ -34,14 +33,10 @@ SMALL = 96  # of the others
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A photo to show, by its number in the catalog, with its label and another class.
+    """A photo to show, with out-of-fold probabilities of its label and of another class."""
 
-    `other` is the class that was predicted, or that is suggested as the label; probabilities are
-    the out-of-fold ones.
-    """
-
-    photo: int
-    other: str
+    photo: int  # its number in the catalog
+    other: str  # the class that was predicted, or that is suggested
     given_probability: float
     other_probability: float
     remark: str = ""  # on a doubtful label, if a look-alike casts the doubt
@@ -63,10 +58,7 @@ class Card:
 
 
 def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Markup:
-    """Return the galleries, which say so if heat maps are not wanted or cannot be computed.
-
-    Links to photos are for a page in `folder`, or in the run's.
-    """
+    """Return the galleries; links to photos are for a page in `folder`, or in the run's."""
     if not run.done:
         return fragment("mistakes.html", judged=0)
     judged = judge(run)
@@ -105,10 +97,7 @@ def surest_mistakes(found: Sequence[HardPhoto], most: int = MISTAKES) -> list[Ha
 
 
 def first_places(classes: int) -> int:
-    """Return the k of the top-k classes that lack the true class of a hard photo.
-
-    It is 5, but never all classes: of five classes or fewer, the true one comes last.
-    """
+    """Return the k of the top-k classes that lack a hard photo's true class: 5, but never all."""
     return min(5, classes - 1)
 
 
@@ -120,7 +109,7 @@ def hopeless(found: Sequence[HardPhoto], first: int) -> list[HardPhoto]:
 def doubtful(run: Run, judged: Judged) -> tuple[list[Shown], str]:
     """Return the labels that look wrong, the most suspicious first, and why not from labels.csv.
 
-    RUN/labels.csv also knows look-alikes; if it is missing or does not fit, the model decides.
+    Without RUN/labels.csv, which also knows look-alikes, the model decides.
     """
     try:
         listed = _listed(run)

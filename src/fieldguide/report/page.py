@@ -34,8 +34,6 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
-
 _TEMPLATES.filters["percent"] = percent
 _TEMPLATES.filters["thousands"] = "{:,}".format
 
@@ -62,10 +60,9 @@ def figure(
 ) -> Markup:
     """Return a chart that draws itself; a screen reader reads its `description`.
 
-    A chart without a width is as wide as the page, unless it is made of several charts side by
-    side: these keep theirs, and scroll where the page is narrower. The page colours texts and axes,
-    the chart its data. `ranges` are the two signals that hold the visible ranges of `x` and `y`;
-    with them, buttons and keys enlarge the chart.
+    A chart without a width is as wide as the page, unless it is several side by side, which scroll.
+    The page colours texts and axes. With `ranges`, the two signals that hold the visible ranges of
+    `x` and `y`, buttons and keys enlarge the chart.
     """
     return fragment(
         "figure.html",
@@ -88,10 +85,7 @@ def looks(
     shapes: Sequence[str] = (),
     **legend: Any,
 ) -> dict[str, Any]:
-    """Return `color` and `shape` by one field, in one legend above the chart.
-
-    Colours and shapes are given in the order of `domain`; without them they are the page's.
-    """
+    """Return `color` and `shape` (by default the page's) by one field, in one legend on top."""
     shown = alt.Legend(**{"title": None, "orient": "top", "symbolOpacity": 1} | legend)
 
     def scale(values: Sequence[str]) -> alt.Scale:
@@ -133,8 +127,7 @@ def chart_libraries() -> str:
 def _policy(scripts: Sequence[str]) -> str:
     """Return the Content-Security-Policy: these scripts, pictures in the page, nothing else.
 
-    Charts set styles of elements, so these may be inline; they need no `eval`, as vega-embed
-    interprets their expressions (`ast`).
+    Charts set inline styles, but need no `eval`: vega-embed interprets expressions (`ast`).
     """
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
@@ -160,22 +153,17 @@ def _resource(name: str) -> str:
 def _as_wide_as_the_page(spec: dict[str, Any]) -> dict[str, Any]:
     if "width" in spec or not _FLEXIBLE & spec.keys():
         return spec
-    return {**spec, "width": "container", **_height(spec)}
-
-
-def _height(spec: Mapping[str, Any]) -> dict[str, int]:
-    """Return the height of a chart that has some pixels a name, as their sum; else nothing.
-
-    vega-lite warns in the console of a step in one direction if the other fits the page.
-    """
+    wide = {**spec, "width": "container"}
+    # vega-lite warns in the console of a step in one direction if the other fits the page.
     match spec:
         case {
             "height": {"step": step},
             "encoding": {"y": {"field": field}},
             "data": {"name": name},
         }:
-            return {"height": step * len({row[field] for row in spec["datasets"][name]})}
-    return {}
+            names = {row[field] for row in spec["datasets"][name]}
+            return {**wide, "height": step * len(names)}
+    return wide
 
 
 def _as_script(value: Any) -> Markup:

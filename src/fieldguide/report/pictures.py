@@ -1,7 +1,6 @@
 """The photographs on the page: small upright JPEGs as data, heat maps over them, links to files.
 
-The file behind a picture may be gone, changed or broken: then a reason stands in its place. Knows
-nothing of runs, nor of the text beside a picture.
+A reason stands in the place of a photo that is gone, changed or broken. Knows nothing of runs.
 """
 
 import base64
@@ -53,8 +52,7 @@ class Picture:
 def picture(path: Path, side: int = 96, *, sha256: str = "") -> Picture:
     """Return the whole photo, upright, at most `side` pixels long; never enlarged.
 
-    A file whose hash is not `sha256`, if given, is refused: it is another photo. A truncated photo
-    is shown as far as it goes.
+    A file of another `sha256`, if given, is refused. A truncated photo is shown as far as it goes.
     """
     try:
         data = pixels.read(path)

@@ -1,7 +1,4 @@
-"""The facts needed to repeat a run: recipe, command, versions, photos, weights, time.
-
-They were recorded when the run was begun; the page says so if something was not.
-"""
+"""The facts needed to repeat a run: recipe, command, versions, photos, weights, time."""
 
 import hashlib
 import re
@@ -82,7 +79,6 @@ def _with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
 
 
 def _without_flag(words: Sequence[str], flag: str) -> list[str]:
-    """Return the words without the flag and its value."""
     kept = [word for word in words if not word.startswith(f"{flag}=")]
     return [*kept[: kept.index(flag)], *kept[kept.index(flag) + 2 :]] if flag in kept else kept
 

@@ -1,13 +1,12 @@
 """The table that `fieldguide score` left in a run, if it fits the run's present models.
 
-Old numbers under the names of new models would mislead, so a table that does not fit is not shown,
-and the page says why. Knows nothing of how classifiers are scored.
+Old numbers under the names of new models would mislead. Knows nothing of how they are scored.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
@@ -26,30 +25,31 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Kept:
-    """The rows to show.
-
-    `stale` says why a table is not shown, and `doubt` what is uncertain about one that is; each is
-    a sentence, or empty.
-    """
+    """The rows to show, with remarks: sentences, or empty."""
 
     rows: tuple["Worth", ...] = ()
-    stale: str = ""
-    doubt: str = ""
+    stale: str = ""  # why the table is not shown
+    doubt: str = ""  # what is uncertain about one that is shown
 
 
 def read(run: Run) -> Kept:
     """Return the run's table, if it has one that fits.
 
-    It fits if its key is the one that `fieldguide score` would look for here: of the same photos,
-    folds and merged models, by their hashes, on the same device. The key of another device cannot
-    be computed here; then the table fits unless a fold or a model was written after it.
+    It fits if its key, from the hashes of photos, folds and merged models and from the device, is
+    that of `fieldguide score` here. The key of another device cannot be computed here; then the
+    table fits unless a fold or a model was written after it.
     """
     try:
         content = json.loads((run.folder / SCORES).read_bytes())
     except (OSError, ValueError):  # none yet, or cut short
         return Kept()
+    from fieldguide.predict.inference import Machine  # both bring torch
+    from fieldguide.study import holdout_scores
+
     try:
-        key, photos, rows = content["key"], content["photos"], _parsed(content["rows"])
+        key, photos = content["key"], content["photos"]
+        each = ({**row, "interval": tuple(row["interval"])} for row in content["rows"])
+        rows = tuple(holdout_scores.Worth(**row) for row in each)
     except (LookupError, TypeError):
         return Kept(stale=f"{SCORES} is of another version.")
     if not isinstance(photos, int) or not all(isinstance(row.name, str) for row in rows):
@@ -58,18 +58,11 @@ def read(run: Run) -> Kept:
         return Kept(stale=f"{SCORES} is of {photos:,} photos, and now there are {now:,}.")
     if stale := _other_names(run, [row.name for row in rows]):
         return Kept(stale=stale)
-    if key == _key(run):
+    if key == holdout_scores.key_of(run, Machine()):
         return Kept(rows)
-    changed = _younger(run)
-    if changed:
+    if changed := _younger(run):
         return Kept(stale=f"Written after {SCORES}: {', '.join(changed)}.")
     return Kept(rows, doubt=ELSEWHERE)
-
-
-def _parsed(rows: Sequence[Mapping[str, Any]]) -> tuple["Worth", ...]:
-    from fieldguide.study.holdout_scores import Worth  # brings torch
-
-    return tuple(Worth(**{**row, "interval": tuple(row["interval"])}) for row in rows)
 
 
 def _other_names(run: Run, names: Sequence[str]) -> str:
@@ -80,14 +73,6 @@ def _other_names(run: Run, names: Sequence[str]) -> str:
     said = [f"{SCORES} does not contain {', '.join(lacks)}."] if lacks else []
     said += [f"{SCORES} contains models that are gone: {', '.join(gone)}."] if gone else []
     return " ".join(said)
-
-
-def _key(run: Run) -> str:
-    """Return the key that `fieldguide score` uses on this machine without flags."""
-    from fieldguide.predict.inference import Machine
-    from fieldguide.study import holdout_scores
-
-    return holdout_scores.key_of(run, Machine())
 
 
 def _younger(run: Run) -> list[str]:

@@ -102,10 +102,7 @@ def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
 
 
 def coverages(judged: Judged, *, seed: int) -> tuple[dict[str, list[Coverage]], int]:
-    """Return coverage and size of prediction sets by method, and the number of photos measured.
-
-    From a collection with more than `CELLS` probabilities, some photos are drawn.
-    """
+    """Return coverage and size of prediction sets by method, and the number of photos measured."""
     photos, classes = judged.logits.shape
     rows = np.arange(photos)
     if judged.logits.size > CELLS:
@@ -191,12 +188,9 @@ def coverage_chart(rows: Sequence[dict[str, Any]]) -> alt.TopLevelMixin:
 
 def answered_chart(found: Answered) -> alt.TopLevelMixin:
     """Draw the accuracy on the most confident photos against their share."""
-    rows = [
-        {"share": share, "accuracy": accuracy, "confidence": confidence}
-        for share, accuracy, confidence in zip(
-            found.share.tolist(), found.accuracy.tolist(), found.confidence.tolist(), strict=True
-        )
-    ]
+    names = ("share", "accuracy", "confidence")
+    columns = [getattr(found, name).tolist() for name in names]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     drawn: alt.TopLevelMixin = (
         alt.Chart(inline(rows))
         .mark_line(point={"size": 14, "filled": True})

@@ -1,11 +1,9 @@
 """The verdict on a run: accuracy in a sentence, model selection, accuracy against cost, next steps.
 
-Findings are collected first, then turned into words by pure functions. Knows nothing of single
-classes or photos beyond their numbers.
+Findings are collected first, then turned into words by pure functions.
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,8 @@ from markupsafe import Markup
 from fieldguide.analysis.suspects import suspects
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
-from fieldguide.report.judged import groups, judge
+from fieldguide.report.collection import class_counts
+from fieldguide.report.judged import FEW_GROUPS, groups, judge
 from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run
 from fieldguide.runs.scores import Scores
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 # With fewer photos of a class, more of them are the best advice (taste).
 FEW_PHOTOS = 10
-# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
-FEW_GROUPS = 30
 # A rise of accuracy in the last epoch that justifies longer training, and a calibration error that
 # needs a warning (both taste).
 RISE = 0.003
@@ -48,26 +45,21 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Findings:
-    """The facts that advice depends on.
+    """The facts that advice depends on; commands are empty if the run was begun from Python."""
 
-    run, fit, longer: the run's folder and the commands that resume it and that train twice as long,
-    quoted (empty if the run was begun from Python). rise: of accuracy in the last epoch, if chance
-    does not explain it, else 0. thin: classes with few photos, and their number.
-    """
-
-    run: str
-    fit: str
-    longer: str
+    run: str  # its folder, quoted
+    fit: str  # the command that resumes it
+    longer: str  # the command that trains twice as long
     folds: int
     done: int
-    rise: float = 0.0
+    rise: float = 0.0  # of accuracy in the last epoch, if chance does not explain it
     disturbed: int = 0  # replicas of some epoch that diverged or skipped steps
     suspects: int = 0
     labels_listed: bool = False
     outside: int = 0
     scored: bool = False
     models: int = 0
-    thin: tuple[tuple[str, int], ...] = ()
+    thin: tuple[tuple[str, int], ...] = ()  # classes with few photos, and their number
     error: float = 0.0  # of calibration, scaled
 
 
@@ -83,15 +75,17 @@ def section(run: Run) -> Markup:
     """Return the verdict on a run, finished or not."""
     table = scored.read(run)
     rows = table.rows
+    counts = class_counts(run.catalog)
+    planned = sum(photos for _, photos in counts)
     return fragment(
         "verdict.html",
         folds=run.recipe.folds,
         done=len(run.done),
-        planned=sum(photo.split == "train" for photo in run.catalog.photos),
+        planned=planned,
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         few_groups=FEW_GROUPS,
-        commonest=_commonest(run),
+        commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
         score_rows=score_rows(run.scores) if run.done else [],
         outside=len(run.outside),
@@ -193,8 +187,12 @@ def comparison(rows: Sequence["Worth"]) -> str:
 
 def advice(found: Findings) -> list[Step]:
     """Return the next steps, the most urgent first; each follows from a finding."""
-    if found.done < found.folds:
-        return [_finish(found), *_about_training(found)]
+    if left := found.folds - found.done:
+        folds = "fold is" if left == 1 else "folds are"
+        again = "The same call of fieldguide.fit trains the rest."
+        how = "This command trains the rest:" if found.fit else again
+        said = f"{left} of {found.folds} {folds} not trained yet. {how}"
+        return [Step(said, found.fit), *_about_training(found)]
     return [
         *_about_training(found),
         *_about_photos(found),
@@ -205,14 +203,6 @@ def advice(found: Findings) -> list[Step]:
             f"fieldguide predict {found.run} PHOTOS --out predictions.csv --coverage 0.95",
         ),
     ]
-
-
-def _finish(found: Findings) -> Step:
-    left = found.folds - found.done
-    folds = "fold is" if left == 1 else "folds are"
-    how = "This command trains" if found.fit else "The same call of fieldguide.fit trains"
-    end = ":" if found.fit else "."
-    return Step(f"{left} of {found.folds} {folds} not trained yet. {how} the rest{end}", found.fit)
 
 
 def _about_training(found: Findings) -> Iterator[Step]:
@@ -273,6 +263,8 @@ def findings(run: Run, *, scored: bool) -> Findings:
     history = [row for table in tables for row in curves.read_table(table)]
     folder, epochs = str(run.folder), 2 * run.recipe.epochs
     command = run.environment["command"]
+    judged = judge(run) if run.done else None
+    thin = [each for each in class_counts(run.catalog) if each[1] < FEW_PHOTOS]
     return Findings(
         run=shlex.quote(folder),
         fit=repeat.command_line(command, fold=None),
@@ -285,20 +277,20 @@ def findings(run: Run, *, scored: bool) -> Findings:
         disturbed=sum(
             row["diverged"] == "True" or row["skipped"] not in {"", "0"} for row in history
         ),
-        suspects=_suspects(run) if run.done else 0,
+        suspects=len(suspects(judged.probabilities, judged.targets)) if judged else 0,
         labels_listed=(run.folder / labels.TABLE).is_file(),
         outside=len(run.outside),
         scored=scored,
         models=len(run.models()),
-        thin=_thin(run),
+        thin=tuple(sorted(thin, key=lambda each: (each[1], each[0]))),
         error=run.scores.scaled_calibration_error if run.done else 0.0,
     )
 
 
 def last_rise(history: Sequence[Mapping[str, str]]) -> float:
-    """Return the rise of merged models' accuracy in the last epoch, on average over the folds.
+    """Return the folds' mean rise of merged accuracy in the last epoch.
 
-    It counts as 0 below `RISE` or below two standard errors over the folds.
+    It counts as 0 up to `RISE` or up to two standard errors over the folds.
     """
     accuracies: dict[str, list[float]] = {}
     for row in history:
@@ -311,35 +303,11 @@ def last_rise(history: Sequence[Mapping[str, str]]) -> float:
     return float(mean) if mean > max(RISE, 2 * error) else 0.0
 
 
-def _suspects(run: Run) -> int:
-    judged = judge(run)
-    return len(suspects(judged.probabilities, judged.targets))
-
-
-def _training_counts(run: Run) -> Counter[str]:
-    return Counter(photo.label or "" for photo in run.catalog.photos if photo.split == "train")
-
-
-def _thin(run: Run) -> tuple[tuple[str, int], ...]:
-    counts = _training_counts(run)
-    thin = [(name, photos) for name, photos in counts.items() if photos < FEW_PHOTOS]
-    return tuple(sorted(thin, key=lambda each: (each[1], each[0])))
-
-
-def _commonest(run: Run) -> float:
-    """Return the share of the largest class, the accuracy of always predicting it."""
-    counts = _training_counts(run)
-    return max(counts.values()) / counts.total()
-
-
 # --- accuracy against cost ------------------------------------------------------------------------
 
 
 def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
-    """Return the chart's values of each classifier but single folds, the cheapest and best first.
-
-    `networks` is the cost in multiples of the cheapest.
-    """
+    """Return the chart's values of classifiers but single folds, the cheapest and best first."""
     combined = [row for row in rows if not row.name.startswith("fold ")]
     least = min((row.parameters for row in combined), default=1)
     shown = [
@@ -348,7 +316,7 @@ def cost_rows(rows: Sequence["Worth"]) -> list[dict[str, Any]]:
             "accuracy": row.accuracy,
             "low": row.interval[0],
             "high": row.interval[1],
-            "networks": count(round(row.parameters / least), "network"),
+            "networks": count(round(row.parameters / least), "network"),  # of the cheapest's size
             "milliseconds": 1000 / row.photos_per_second if row.photos_per_second else None,
             "megabytes": row.bytes / 1e6,
             "parameters": row.parameters,
