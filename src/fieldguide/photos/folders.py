@@ -4,9 +4,10 @@ Nothing is written beside the photos. Knows nothing of tables, nor of how photos
 """
 
 import os
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fieldguide.errors import DataError, PhotosAway
@@ -24,10 +25,23 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
+from fieldguide.photos.pixels import is_picture
 from fieldguide.storage import addresses, shards
 from fieldguide.words import SHOWN, count, os_reason, quoted
 
-_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+# Names in lower case that systems and programs keep beside photos: the second line are the bins and
+# caches of Windows and of network disks, the third the deleted photos of a camera-trap program.
+_SYSTEM_FILES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "system volume information"}
+    | {"$recycle.bin", "recycler", "recycled", "#recycle", "@recycle", "@recently-snapshot"}
+    | {"@eadir", "@tmp", "#snapshot", "~snapshot", "@__thumb", "network trash folder"}
+    | {"temporary items", "deletedfiles"}
+)
+
+# Words that leave a name that of a split: `training_set`, `images_val`.
+_OF_SPLITS = frozenset(
+    {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "split"}
+)
 
 
 def scan(folder: str | Path) -> Catalog:
@@ -45,8 +59,11 @@ def scan(folder: str | Path) -> Catalog:
         return _read_shards(index)
     walk = _Walk(root)
     names = walk.folders("")
-    splits = {n: SPLIT_FOLDERS[n.lower()] for n in names if n.lower() in SPLIT_FOLDERS}
-    if "train" in splits.values():
+    splits = _splits(walk, names)
+    inner = {} if splits else _inner_splits(walk, names)
+    if inner:
+        photos = [photo for each in inner.items() for photo in _split_class(walk, *each)]
+    elif splits:
         photos = [photo for name, split in splits.items() for photo in _tree(walk, name, split)]
         beside = [name for name in names if name not in splits]
         if beside:
@@ -60,7 +77,9 @@ def scan(folder: str | Path) -> Catalog:
         raise _nothing_found(walk)
     photos.sort(key=lambda p: (SPLITS.index(p.split), p.label or "", p.path))
     walk.notes += similar_classes({p.label for p in photos if p.label is not None})
-    sources = {"label": "folders"} | ({"split": "folders"} if "train" in splits.values() else {})
+    sources = {"label": "folders"}
+    if splits or inner:
+        sources["split"] = f"folders {', '.join(splits)}" if splits else "folders in each class"
     return Catalog(root, in_columns(photos), tuple(walk.all_notes()), told(photos, sources))
 
 
@@ -164,6 +183,42 @@ def _left_out(index: shards.Index) -> list[Note]:
 # --- folders --------------------------------------------------------------------------------------
 
 
+def _split_of(name: str) -> Split | None:
+    """Return the split that a folder is called after, as `train` or `training_set`; else None."""
+    words = re.findall(r"[A-Z]*[a-z]+|[A-Z]+", name)
+    named = [word.lower() for word in words if word.lower() not in _OF_SPLITS]
+    found = [SPLIT_FOLDERS[word] for word in named if word in SPLIT_FOLDERS]
+    return found[0] if len(found) == len(named) == 1 else None
+
+
+def _splits(walk: "_Walk", names: Sequence[str]) -> dict[str, Split]:
+    """Return the split of each folder that is called after one; none without one for training.
+
+    A `train` without folders in it is a class, beside others that are no splits.
+    """
+    found = {name: split for name in names if (split := _split_of(name))}
+    trains = [name for name, split in found.items() if split == "train"]
+    classes = len(found) < len(names) and not any(walk.folders(name) for name in trains)
+    return found if trains and not classes else {}
+
+
+def _inner_splits(walk: "_Walk", names: Sequence[str]) -> dict[str, dict[str, Split]]:
+    """Return the splits inside each class folder, where every one holds these and nothing else."""
+    inner: dict[str, dict[str, Split]] = {}
+    for name in names:
+        folders = walk.folders(name)
+        splits = {each: _split_of(each.rpartition("/")[2]) for each in folders}
+        inner[name] = {each: split for each, split in splits.items() if split}
+        if walk.images(name) or len(inner[name]) < max(len(folders), 1):
+            return {}
+    return inner if any("train" in splits.values() for splits in inner.values()) else {}
+
+
+def _split_class(walk: "_Walk", label: str, splits: Mapping[str, Split]) -> Iterator[Photo]:
+    for folder, split in splits.items():
+        yield from (Photo(path, label, split=split) for path in walk.below(folder))
+
+
 class _Walk:
     """A reader of the folders below a root, once each and in name order, that notes oddities.
 
@@ -174,6 +229,8 @@ class _Walk:
         self.root = root
         self.notes: list[Note] = []
         self.endings: Counter[str] = Counter()  # of files that are not photographs
+        self.systems: Counter[str] = Counter()  # folders of systems and programs, by name
+        self.bare: list[str] = []  # pictures by their content, whose names have no ending
         self.lost: dict[str, str] = {}  # what cannot be looked into, and why
         self._listed: dict[str, tuple[list[str], list[str]]] = {}
 
@@ -197,10 +254,17 @@ class _Walk:
 
     def all_notes(self) -> list[Note]:
         """Return the notes so far and one about the files that were left out."""
-        if not self.endings:
-            return self.notes
-        message = f"files that are not photographs by their names: {self.endings_found()}"
-        return [*self.notes, Note("other-files", "", message)]
+        notes = [*self.notes]
+        if self.bare:
+            message = f"read by their content, as their names have no ending: {quoted(self.bare)}"
+            notes.append(Note("no-ending", self.bare[0], message))
+        if self.systems:
+            message = f"folders of a system or program, left out: {quoted([*self.systems])}"
+            notes.append(Note("system-folders", "", message))
+        if self.endings:
+            message = f"files that are not photographs by their names: {self.endings_found()}"
+            notes.append(Note("other-files", "", message))
+        return notes
 
     def endings_found(self) -> str:
         """Return the five most frequent endings, such as "12 .nef, 1 .txt"."""
@@ -228,6 +292,9 @@ class _Walk:
                 self.lost |= {path: "file not found"} if pictorial else {}
             elif pictorial:
                 images.append(path)
+            elif _bare(entry.name) and is_picture(self.root / path):
+                images.append(path)
+                self.bare.append(path)
             else:
                 self.endings[Path(entry.name).suffix.lower()] += 1
         for twins in looking_alike(images, lambda path: unicodedata.normalize("NFC", path)):
@@ -239,13 +306,22 @@ class _Walk:
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.root / folder) as entries:
-                visible = [e for e in entries if not is_hidden(e.name)]
+                found = list(entries)
         except OSError as error:
             reason = f"the folder cannot be read: {os_reason(error).lower()}"
             self.notes.append(Note("unreadable-folder", folder, reason))
             self.lost[folder] = reason
             return []
-        return sorted(visible, key=lambda e: e.name)
+        hidden = [e for e in found if is_hidden(e.name)]
+        self.systems.update(
+            e.name for e in hidden if not e.name.startswith(".") and answer_of(e.is_dir)
+        )
+        return sorted((e for e in found if e not in hidden), key=lambda e: e.name)
+
+
+def _bare(name: str) -> bool:
+    """Return whether a name has no ending, or the query of an address behind it."""
+    return "?" in name or not Path(name).suffix
 
 
 def answer_of(question: Callable[[], bool]) -> bool:

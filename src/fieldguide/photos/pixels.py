@@ -188,6 +188,16 @@ def _kind(data: bytes) -> str:
     raise UnreadablePhoto("not an image")
 
 
+def is_picture(path: Path) -> bool:
+    """Return whether a file begins like a picture in a format that can be read."""
+    try:
+        with files.open_regular(path) as file:
+            _kind(file.read(512))
+    except (OSError, UnreadablePhoto):
+        return False
+    return True
+
+
 def _decoder_reason(error: BaseException) -> str:
     text = str(error).lower()
     if isinstance(error, MemoryError):

@@ -112,6 +112,9 @@ def read_table(
             else "give the folder that the paths start from as `root`",
         )
     notes += similar_classes({p.label for p in photos if p.label is not None})
+    if finder.recased:
+        message = f"names in other case than the files': {quoted(finder.recased)}"
+        notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
     return Catalog(base, in_columns(photos), tuple(notes), _told(table, columns, photos, base))
 
@@ -395,6 +398,7 @@ class Finder:
         self._base = base  # absolute; other paths are relative to it
         self._names: dict[Path, dict[str, list[str]]] = {}
         self._found: set[Path] = set()
+        self.recased: list[str] = []  # names that are found in other case alone
 
     def find(self, text: str) -> str | None:
         """Return the photo's path as the catalog keeps it, or None if there is no such file."""
@@ -429,10 +433,14 @@ class Finder:
         if answer_of(place.is_file):
             return place
         alike = self._names_in(place.parent).get(_key(place.name), [])
-        return place.with_name(alike[0]) if len(alike) == 1 else None
+        if len(alike) != 1:
+            return None
+        if place.suffix and place.suffix not in alike[0]:
+            self.recased.append(alike[0])
+        return place.with_name(alike[0])
 
     def _names_in(self, folder: Path) -> dict[str, list[str]]:
-        """Map names to photos in a folder: by another Unicode form, or without the ending."""
+        """Map names to photos in a folder: by another Unicode form or case, or no ending."""
         if folder not in self._names:
             names: dict[str, list[str]] = defaultdict(list)
             for name in _names_of(folder):
@@ -451,7 +459,7 @@ def _names_of(folder: Path) -> list[str]:
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _relative(place: Path, base: Path) -> str:
