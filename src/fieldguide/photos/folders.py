@@ -229,7 +229,7 @@ class _Walk:
         self.root = root
         self.notes: list[Note] = []
         self.endings: Counter[str] = Counter()  # of files that are not photographs
-        self.systems: Counter[str] = Counter()  # folders of systems and programs, by name
+        self.systems: Counter[str] = Counter()  # bins and caches, by name
         self.bare: list[str] = []  # pictures by their content, whose names have no ending
         self.lost: dict[str, str] = {}  # what cannot be looked into, and why
         self._listed: dict[str, tuple[list[str], list[str]]] = {}
@@ -259,7 +259,7 @@ class _Walk:
             message = f"read by their content, as their names have no ending: {quoted(self.bare)}"
             notes.append(Note("no-ending", self.bare[0], message))
         if self.systems:
-            message = f"folders of a system or program, left out: {quoted([*self.systems])}"
+            message = f"folders of a system or program, left out: {quoted(sorted(self.systems))}"
             notes.append(Note("system-folders", "", message))
         if self.endings:
             message = f"files that are not photographs by their names: {self.endings_found()}"
@@ -313,9 +313,7 @@ class _Walk:
             self.lost[folder] = reason
             return []
         hidden = [e for e in found if is_hidden(e.name)]
-        self.systems.update(
-            e.name for e in hidden if not e.name.startswith(".") and answer_of(e.is_dir)
-        )
+        self.systems.update(e.name for e in hidden if e.name[0] not in "._" and answer_of(e.is_dir))
         return sorted((e for e in found if e not in hidden), key=lambda e: e.name)
 
 
