@@ -98,7 +98,7 @@ def seconds_of(
 
 
 def over_budget(costs: Mapping[str, float], budget: float, base: str) -> dict[str, str]:
-    """Return notes on trials beyond the budget in seconds; `UsageError` if the base is one."""
+    """Return, in order, notes on trials beyond the budget (seconds); `UsageError` for the base."""
     if costs.get(base, 0.0) > budget:
         raise UsageError(
             f"the budget of {budget / 3600:g} h is too small: the base alone takes about"

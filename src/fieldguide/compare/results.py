@@ -119,7 +119,7 @@ def write(found: Comparison, folder: Path, base: Recipe) -> None:
 
 
 def save_figures(found: Comparison, folder: Path) -> list[Path]:
-    """Write charts and table into `folder`; return their paths (`figures.write`)."""
+    """Write charts and table into `folder`; return their paths; `UsageError` if one exists."""
     return figures.write(comparison.charts(found), folder, {TABLE: table(found)})
 
 

@@ -107,9 +107,9 @@ def class_rows(
 def share(right: int, of: int) -> Share | None:
     """Return right / of with Wilson's interval; None if `of` is 0.
 
-    The interval holds the shares p with |right/of - p| ≤ z √(p(1-p)/of). It stays within 0 and 1,
-    but is too narrow if photos come in groups. Source: Wilson, "Probable Inference, the Law of
-    Succession, and Statistical Inference", J. of the American Statistical Association 22, 1927.
+    The interval holds the shares p with |right/of - p| ≤ z √(p(1-p)/of). It is never empty, stays
+    within 0 and 1, but is too narrow for photos in groups. Source: Wilson, "Probable Inference, the
+    Law of Succession, and Statistical Inference", J. American Statistical Association 22, 1927.
     """
     if not of:
         return None

@@ -47,7 +47,7 @@ def write(
 ) -> list[Path]:
     """Write charts, by name, as PNG and SVG, and tables, by file name; return their paths.
 
-    Raises `UsageError` before any is written if one exists.
+    Raises `UsageError` if one of them exists, before any is written.
     """
     places = [folder / f"{name}.{kind}" for name in charts for kind in KINDS]
     places += [folder / name for name in tables]

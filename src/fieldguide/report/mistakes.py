@@ -109,7 +109,7 @@ def hopeless(found: Sequence[HardPhoto], first: int) -> list[HardPhoto]:
 def doubtful(run: Run, judged: Judged) -> tuple[list[Shown], str]:
     """Return the labels that look wrong, the most suspicious first, and why not from labels.csv.
 
-    Without RUN/labels.csv, which also knows look-alikes, the model decides.
+    Without a RUN/labels.csv that fits, which also knows look-alikes, the model decides.
     """
     try:
         listed = _listed(run)
