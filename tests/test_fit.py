@@ -803,6 +803,31 @@ def test_thin_classes_may_be_left_out(discs: Path, tmp_path: Path) -> None:
         small_fit(photos, tmp_path / "all", epochs=1, warmup=0.0)
     run = small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0, min_per_class=4)
     assert run.classes == ("amber", "crimson")
+    notices: list[str] = []
+    watcher = Watcher(notice=notices.append)
+    options = {"epochs": 1, "warmup": 0.0, "drop_thin_groups": True}
+    run = small_fit(photos, tmp_path / "thin", watcher=watcher, **options)
+    assert run.classes == ("amber", "crimson")
+    assert "left out, as their photos lie in one group: `blue`" in notices
+
+
+def test_photos_of_a_fixed_camera_can_be_trained_on(discs: Path, tmp_path: Path) -> None:
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    scene = Image.open(photos / "blue" / "000.jpg")
+    for quality, path in enumerate(sorted((photos / "blue").iterdir()), 80):
+        scene.save(path, quality=quality)
+    with pytest.raises(DataError, match="class `blue`: all 8 photos lie in one group") as error:
+        small_fit(photos, tmp_path / "grouped", epochs=1, warmup=0.0)
+    assert "--near-duplicates warn" in error.value.hint
+    assert "--drop-thin-groups" in error.value.hint
+    for near, told in (("warn", 7), ("off", 0)):
+        options = {"epochs": 1, "warmup": 0.0, "near_duplicates": near}
+        run = small_fit(photos, tmp_path / near, **options)
+        blue = [photo for photo in run.catalog.photos if photo.label == "blue"]
+        assert len({photo.fold for photo in blue}) == 2
+        assert len({photo.group for photo in blue}) == 8
+        findings = (run.folder / "findings.csv").read_text("utf-8")
+        assert findings.count("near-duplicate") == told
 
 
 def table(folder: Path, discs: Path, extra: str = "") -> Path:

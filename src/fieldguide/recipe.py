@@ -23,6 +23,7 @@ Auto = Literal["auto"]
 # gradients with memory that nobody wrote.
 MOST_PIXELS = 4096  # of a side (taste)
 Pixels = Annotated[int, Field(ge=32, le=MOST_PIXELS)]
+NearDuplicates = Literal["group", "warn", "off"]
 Count = Annotated[int, Field(ge=0)]
 Gigabytes = Annotated[float, Field(gt=0)]
 Channels = tuple[float, float, float]
@@ -79,6 +80,11 @@ class Recipe(BaseModel):
     min_per_class: int = _setting("Folds", 0, "classes with fewer photos are left out", ge=0)
     holdout: float = _setting("Folds", 0.0,
         "share of the photos set aside before the folds are made, to score ensembles and merged models on", ge=0, lt=0.9)
+    near_duplicates: NearDuplicates = _setting("Folds", "group",
+        "photos that look alike: kept in one fold (group), reported alone (warn), or not looked for (off);"
+        " of a fixed camera all look alike")
+    drop_thin_groups: bool = _setting("Folds", False,
+        "classes whose photos all lie in one group are left out, instead of stopping the fit")
     conflicts: Literal["refuse", "drop"] = _setting("Folds", "refuse",
         "the same picture under two labels: stop, or leave all its copies out")
 

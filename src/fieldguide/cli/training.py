@@ -32,6 +32,7 @@ def check(
     strict: bool = False,
     folds: int = 5,
     truncated: Literal["refuse", "keep"] = "refuse",
+    near_duplicates: recipes.NearDuplicates = "group",
     columns: TableFlags = Columns(),
 ) -> None:
     """Check photos for problems before training.
@@ -48,6 +49,9 @@ def check(
         The number of folds that must be possible.
     truncated
         Leave truncated photos out (refuse), or use the part that can be read (keep).
+    near_duplicates
+        Photos that look alike stay in one fold (group), are reported alone (warn), or are not
+        looked for (off).
     """
     from fieldguide.photos import check as checks
     from fieldguide.photos.inspect import inspect
@@ -56,7 +60,7 @@ def check(
     with Display(terminal.stderr) as display:
         display.begin("checking photos", len(catalog))
         facts = inspect(catalog, truncated=truncated, progress=display.reach)
-    found = checks.findings(catalog, facts, folds=folds)
+    found = checks.findings(catalog, facts, folds=folds, near=near_duplicates)
     if csv is not None:
         checks.write_findings(csv, found)
     tables.print_collection(terminal.stdout, catalog, facts)

@@ -17,7 +17,10 @@ from fieldguide.recipe import Recipe
 from fieldguide.report.comparison import BASE
 
 # Settings that say which photos there are and how they are split: the same for all trials.
-SHARED = ("folds", "holdout", "min_per_class", "conflicts", "truncated")
+SHARED = (
+    *("folds", "holdout", "min_per_class", "near_duplicates", "drop_thin_groups"),
+    *("conflicts", "truncated"),
+)
 
 # The larger side from which the report's evaluation cuts its 320 pixels.
 RESIZE_SHARE = 512 / 320

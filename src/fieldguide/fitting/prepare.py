@@ -3,8 +3,9 @@
 Knows nothing of networks.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,9 +16,10 @@ from fieldguide.photos import check
 from fieldguide.photos.catalog import Catalog, group_names, require_trainable
 from fieldguide.photos.folds import given_folds, inner_split, make_folds
 from fieldguide.photos.inspect import inspect
-from fieldguide.photos.near_copies import duplicates, joined_groups
+from fieldguide.photos.near_copies import joined_groups
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
+from fieldguide.words import quoted
 
 # Findings of the check that leave a photo out.
 UNREADABLE = frozenset({"unreadable", "truncated"})
@@ -32,16 +34,19 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     require_trainable(catalog)
     watcher.on_checking(len(catalog))
     facts = inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
-    clusters = duplicates(catalog, facts)
-    found = check.findings(catalog, facts, folds=recipe.folds, clusters=clusters)
+    near = recipe.near_duplicates
+    clusters = check.kept_together(catalog, facts, near)
+    found = check.findings(catalog, facts, folds=recipe.folds, clusters=clusters, near=near)
     _refuse_fatal(found, recipe)
     watcher.on_findings(found)
     _tell(found, watcher)
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
-    used, left = check.usable(catalog, facts, clusters=clusters, conflicts=conflicts)
+    used, left = check.usable(catalog, facts, clusters=clusters, conflicts=conflicts, near=near)
     del facts  # most of what a check takes
     groups = joined_groups(used, left)
     used = Catalog(used.root, used.table.with_column("group", groups))
+    if recipe.drop_thin_groups:
+        used = _without_single_groups(used, watcher)
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
     require_trainable(used)
     return _with_folds(_with_holdout(used, recipe), recipe, watcher)
@@ -49,6 +54,7 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
 
 def _refuse_fatal(found: Sequence[check.Finding], recipe: Recipe) -> None:
     forgiven = {"conflicting-labels"} if recipe.conflicts == "drop" else set()
+    forgiven |= {"single-group"} if recipe.drop_thin_groups else set()
     fatal = [finding for finding in found if finding.fatal and finding.kind not in forgiven]
     if fatal:
         lines = [f"  {f.path}: {f.message}" if f.path else f"  {f.message}" for f in fatal[:5]]
@@ -71,14 +77,31 @@ def _tell(found: Sequence[check.Finding], watcher: Watcher) -> None:
         watcher.notice(f"found: {kinds}; `fieldguide check` tells more")
 
 
+def _without_single_groups(catalog: Catalog, watcher: Watcher) -> Catalog:
+    """Return the catalog without classes whose training photos all lie in one group."""
+    groups: dict[str | None, set[str]] = defaultdict(set)
+    each = zip(catalog.photos, group_names(catalog.table), strict=True)
+    for photo, group in each:
+        if photo.split == "train" and photo.label is not None:
+            groups[photo.label].add(group)
+    thin = sorted(label for label, found in groups.items() if label and len(found) == 1)
+    if thin:
+        watcher.notice(f"left out, as their photos lie in one group: {quoted(thin)}")
+    return _without(catalog, {*thin})
+
+
+def _without(catalog: Catalog, thin: Container[str | None]) -> Catalog:
+    labels = enumerate(catalog.table.column("label"))
+    kept = (row for row, label in labels if label is None or label not in thin)
+    return replace(catalog, photos=catalog.table.take(kept))
+
+
 def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Catalog:
     counts = Counter(photo.label for photo in catalog.photos if photo.split == "train")
     thin = {label for label, count in counts.items() if count < least}
     if thin:
         watcher.notice(f"{len(thin)} classes with fewer than {least} photos are left out")
-    labels = enumerate(catalog.table.column("label"))
-    kept = (row for row, label in labels if label is None or label not in thin)
-    return Catalog(catalog.root, catalog.table.take(kept))
+    return _without(catalog, thin)
 
 
 def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:

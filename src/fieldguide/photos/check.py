@@ -15,6 +15,7 @@ import numpy as np
 from fieldguide.photos.catalog import Catalog, Note, Photo, trainable_notes
 from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
+from fieldguide.recipe import NearDuplicates
 from fieldguide.storage import files
 from fieldguide.storage.columns import Records
 from fieldguide.words import quoted
@@ -29,14 +30,15 @@ def usable(
     *,
     clusters: Clusters | None = None,
     conflicts: Literal["keep", "drop"] = "keep",
+    near: NearDuplicates = "group",
 ) -> tuple[Catalog, Clusters]:
     """Return the readable photos, with their SHA-256 filled in, and the clusters among them.
 
-    `clusters` are those that `duplicates` found in `catalog`. `conflicts="drop"` also leaves out
+    `clusters` are those that `kept_together` found in `catalog`. `conflicts="drop"` also leaves out
     every training photo whose file has another label there too.
     """
     table = as_records(facts)
-    clusters = duplicates(catalog, table) if clusters is None else clusters
+    clusters = kept_together(catalog, table, near) if clusters is None else clusters
     dropped: set[int] = set()
     for rows in _same_files(table) if conflicts == "drop" else ():
         training = [row for row in rows if catalog.photos[row].split == "train"]
@@ -46,10 +48,17 @@ def usable(
     photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
     used = replace(catalog, photos=photos)
     if dropped:  # one that is gone may have linked two that stay
-        return used, duplicates(used, table.take(kept))
+        return used, kept_together(used, table.take(kept), near)
     # Unreadable photos are in no cluster: all members stay, under other numbers.
     numbers = np.array(kept, dtype=np.int64)
     return used, [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
+
+
+def kept_together(catalog: Catalog, facts: Sequence[Facts], near: NearDuplicates) -> Clusters:
+    """Return clusters of photos that no fold may divide: look-alikes, or copies of a file alone."""
+    if near == "group":
+        return duplicates(catalog, facts)
+    return [tuple(rows) for rows in _same_files(as_records(facts))]
 
 
 def _readable(facts: Records[Facts]) -> Iterator[int]:
@@ -78,6 +87,7 @@ def findings(
     folds: int = 5,
     min_size: int = 16,
     clusters: Clusters | None = None,
+    near: NearDuplicates = "group",
 ) -> list[Finding]:
     """Return all findings, fatal ones first.
 
@@ -87,10 +97,12 @@ def findings(
     pictures, copies (they stay in one fold), look-alikes under two labels, copies of `val` or
     `test` photos in `train`, thin classes, an imbalance beyond 1:100.
 
-    `folds` is the number a fit would use, `min_size` the least shorter side in pixels.
+    `folds` is the number a fit would use, `min_size` the least shorter side in pixels. `clusters`
+    are those of `kept_together`. With `near` of `warn` look-alikes are found and not grouped.
     """
     table = as_records(facts)
-    found_clusters = duplicates(catalog, table) if clusters is None else clusters
+    together = kept_together(catalog, table, near) if clusters is None else clusters
+    found_clusters = duplicates(catalog, table) if near == "warn" else together
     readable = replace(catalog, photos=catalog.table.take(_readable(table)))
     found = [*catalog.notes, *trainable_notes(readable)]
     found += _file_findings(catalog, table, min_size)
@@ -101,7 +113,7 @@ def findings(
         found += _copies(photos, hashes)
         found += _leaks(photos, hashes)
         found += _conflicts(photos, hashes)
-    groups = joined_groups(catalog, found_clusters)
+    groups = joined_groups(catalog, together)
     found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)
 
@@ -212,7 +224,10 @@ def _thin(label: str, photos: int, groups: Sequence[str], folds: int) -> Iterato
         yield Finding("single-group", "", message, "add photos, or take the class out", fatal=True)
     elif len(groups) == 1:
         message = f"class `{label}`: all {photos} photos lie in one group, that of {groups[0]}"
-        hint = "add photos of another specimen or site, or take the class out"
+        hint = (
+            "add photos of another specimen or site, or take the class out (--drop-thin-groups);"
+            " of one fixed camera, whose photos all look alike: --near-duplicates warn"
+        )
         yield Finding("single-group", "", message, hint, fatal=True)
     elif len(groups) < folds:
         few = photos < folds
