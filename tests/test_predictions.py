@@ -541,6 +541,30 @@ def test_what_an_id_may_be(tmp_path: Path, ids: str, fits: list[str]) -> None:
             assert "2 without a photo" in error.message and "2 photos without" in error.message
 
 
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        ("test/0001.jpg test/0002.jpg", "behind an id's last `/`"),
+        ("data/test/0001 data/test/0002", "behind an id's last `/`"),
+        ("1 2", "without zeros in front"),
+    ],
+)
+def test_ids_with_other_folders_or_of_whole_numbers(tmp_path: Path, ids: str, told: str) -> None:
+    sample = sample_of(tmp_path, "id,label\n" + "".join(f"{each},\n" for each in ids.split()))
+    photos, notices = asked("0002.jpg", "0001.jpg"), list[str]()
+    form, ordered = submission(photos, CLASSES, sample=sample, notice=notices.append)
+    assert (form.ids, ordered) == (tuple(ids.split()), photos[::-1])
+    assert len(notices) == 1 and told in notices[0]
+    refused(DataError, photos, CLASSES, sample=sample, id="path")
+
+
+def test_ids_that_would_be_one_photo_are_refused(tmp_path: Path) -> None:
+    sample = sample_of(tmp_path, "id,label\na/1.jpg,\nb/1.jpg,\n")
+    refused(DataError, asked("1.jpg", "2.jpg"), CLASSES, sample=sample)
+    sample.write_text("id,label\n1,\n01,\n")
+    refused(DataError, asked("001.jpg", "0001.jpg"), CLASSES, sample=sample)
+
+
 def test_ids_in_another_unicode_form_and_without_an_ending_in_the_table(tmp_path: Path) -> None:
     sample = sample_of(tmp_path, "id,label\ne\u0301.jpg,\n")
     form, ordered = submission(asked("\u00e9.jpg"), CLASSES, sample=sample)

@@ -173,7 +173,9 @@ def submit(
         tables.require_free(place, answers.overwrite)
     opened, classes, found = _opened(model, photos, answers)
     pair = (names[0], names[1]) if names else None
-    layout, found = submission(found, classes, sample=sample, columns=pair, id=id)
+    layout, found = submission(
+        found, classes, sample=sample, columns=pair, id=id, notice=terminal.tell
+    )
     _write(opened, found, layout, out, answers, zip=zip)
 
 

@@ -58,6 +58,7 @@ def submission(
     sample: Path | None = None,
     columns: tuple[str, str] | None = None,
     id: Id = "auto",
+    notice: Callable[[str], None] = lambda message: None,
 ) -> tuple[Submission, list[Input]]:
     """Return the layout, and the inputs in the order of its rows: predict them in that order.
 
@@ -67,13 +68,14 @@ def submission(
 
     `id` names the part of a photo that is its id: `path`, the whole name; `name`, that of the file;
     `stem`, the same without its ending. `auto` takes the one under which most ids of the sample are
-    found, and without a sample the file's name. Unicode forms do not matter.
+    found, and without a sample the file's name; also where ids have other folders in front, or are
+    whole numbers (`1` for `0001.jpg`), which `notice` is told. Unicode forms do not matter.
 
     Raises DataError where an id stands twice, has no photo, or a photo has no id, and where the
     sample's columns fit neither way; UsageError unless one of `sample` and `columns` is given.
     """
     if sample is not None and columns is None:
-        return _as_sample(inputs, classes, sample, id)
+        return _as_sample(inputs, classes, sample, id, notice)
     if columns is not None and sample is None:
         return _as_named(inputs, columns, id)
     raise UsageError(
@@ -94,7 +96,11 @@ def _as_named(
 
 
 def _as_sample(
-    inputs: Sequence[Input], classes: Sequence[str], sample: Path, id: Id
+    inputs: Sequence[Input],
+    classes: Sequence[str],
+    sample: Path,
+    id: Id,
+    notice: Callable[[str], None],
 ) -> tuple[Submission, list[Input]]:
     table = read_cells(sample)
     if table.headless:
@@ -103,14 +109,17 @@ def _as_sample(
             hint="put the header of the grader's sample above it",
         )
     probabilities = _wants_probabilities(table, classes)
-    keys = _keys_of(table)
+    written = _keys_of(table)
+
+    def keys_as(kind: str) -> list[str]:
+        return [_SHORTER.get(kind, str)(key) for key in written]
 
     def hits(kind: str) -> int:
-        found = {_normal(_IDS[kind](each)) for each in inputs}
-        return sum(key in found for key in keys)
+        found, keys = {_normal(_IDS[kind](each)) for each in inputs}, keys_as(kind)
+        return sum(key in found for key in keys) if len({*keys}) == len(keys) else 0
 
     kind = id if id != "auto" else max(_IDS, key=hits)
-    rows = _rows_of(inputs, kind)
+    keys, rows = keys_as(kind), _rows_of(inputs, kind)
     known, odd = set(keys), []
     if missing := [key for key in keys if key not in rows]:
         odd.append(f"{len(missing):,} without a photo: {quoted(missing)}")
@@ -121,6 +130,8 @@ def _as_sample(
             f"{table.name}: of {len(keys):,} ids {'; '.join(odd)}",
             hint=f"the ids were compared with {_MEANING[kind]}",
         )
+    if kind in _SHORTER:
+        notice(f"{table.name}: the ids are compared with {_MEANING[kind]}")
     ordered = [inputs[rows[key]] for key in keys]
     ids = tuple(cells[0] for _, cells in table.rows)
     names = tuple(each.name for each in ordered)
@@ -185,11 +196,28 @@ _IDS: Mapping[str, Callable[[Input], str]] = {  # in the order in which `auto` t
     "path": lambda each: each.name,
     "name": _file_name,
     "stem": lambda each: PurePosixPath(_file_name(each)).stem,
+    "last name": _file_name,
+    "last stem": lambda each: PurePosixPath(_file_name(each)).stem,
+    "number": lambda each: _number(PurePosixPath(_file_name(each)).stem),
 }
 _MEANING = {
     "path": "the whole names of the photos",
     "name": "the names of the files",
     "stem": "the names of the files without their endings",
+    "last name": "the names of the files, by what is behind an id's last `/`",
+    "last stem": "the names of the files without their endings, by what is behind an id's last `/`",
+    "number": "the numbers that the files are called by, without zeros in front",
+}
+
+
+def _number(text: str) -> str:
+    return text.lstrip("0") or "0" if text.isdecimal() else text
+
+
+_SHORTER: Mapping[str, Callable[[str], str]] = {  # what of an id is compared, if not all of it
+    "last name": lambda key: PurePosixPath(key).name,
+    "last stem": lambda key: PurePosixPath(key).name,
+    "number": _number,
 }
 
 
