@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fits import flags, results, small_fit
+from rich.console import Console
 
 import fieldguide as fg
 from fieldguide import cli
@@ -65,6 +68,21 @@ def test_the_last_fold_writes_the_report(
     collection = json.loads((run / "summary.json").read_bytes())["collection"]
     assert collection in told
     assert collection.encode() in page
+
+
+def test_balanced_accuracy_stands_beside_accuracy_of_uneven_classes(trained: fg.Run) -> None:
+    for counts, told in (((100, 10), False), ((101, 10), True)):
+        out = io.StringIO()
+        per_class = SimpleNamespace(support=np.array(counts))
+        run = SimpleNamespace(
+            **{name: getattr(trained, name) for name in ("scores", "recipe", "seconds", "folder")},
+            per_class=per_class,
+        )
+        tables.print_scores(Console(file=out, width=100), run)  # type: ignore[arg-type]
+        said = "the largest class has 101 photos, the smallest 10" in " ".join(
+            out.getvalue().split()
+        )
+        assert said == told
 
 
 def test_a_finished_run_is_shown_while_its_photos_are_away(

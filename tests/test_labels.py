@@ -307,3 +307,9 @@ def test_a_fit_gives_a_table_and_its_folder_stays_as_it_was(discs: Path, tmp_pat
     assert all(str(names[row["path"]].fold) == row["fold"] for row in rows)
     assert {path: path.read_bytes() for path in before} == before
     assert runs.Run(run.folder).complete
+
+
+def test_a_network_that_is_seldom_right_cannot_judge() -> None:
+    one, other = (labels.Doubts((), 9, (0,), 1, 0, accuracy=share) for share in (0.07, 0.5))
+    assert other.notes == ()
+    assert "classifies 7% of the photos correctly: it cannot judge" in one.notes[0]

@@ -64,6 +64,8 @@ def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | Non
 
 def print_scores(console: Console, run: "Run", place: str = "") -> None:
     """Print out-of-fold scores of a run, which is in `place` (if not in its folder)."""
+    from fieldguide.photos.check import UNEVEN
+
     scores = run.scores
     low, high = scores.interval
     done = len(scores.accuracy_per_fold)
@@ -71,6 +73,12 @@ def print_scores(console: Console, run: "Run", place: str = "") -> None:
     console.print(
         f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}"
     )
+    support = run.per_class.support
+    if support.max() > UNEVEN * max(support.min(), 1):
+        console.print(
+            f"balanced accuracy {scores.balanced_accuracy:.1%}: the largest class has"
+            f" {support.max():,} photos, the smallest {support.min():,}"
+        )
     table = Table("score", "value", "95 % interval", box=None)
     for fold, accuracy in scores.accuracy_per_fold.items():
         table.add_row(f"accuracy of fold {fold}", f"{accuracy:.1%}")

@@ -77,7 +77,7 @@ def _same_files(facts: Records[Facts]) -> Iterable[list[int]]:
     return rows_of.values()
 
 
-_RARE = 100  # times fewer photos than the largest class: then plain accuracy hides a class (taste)
+UNEVEN = 10  # times fewer photos than the largest class: then plain accuracy hides a class (taste)
 
 
 def findings(
@@ -95,7 +95,7 @@ def findings(
     class with more than half unreadable; one file under two labels in `train`; a class whose photos
     all lie in one group. Left to the user: unreadable files (they are left out), damaged and small
     pictures, copies (they stay in one fold), look-alikes under two labels, copies of `val` or
-    `test` photos in `train`, thin classes, an imbalance beyond 1:100.
+    `test` photos in `train`, thin classes, an imbalance beyond 1:10.
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels. `clusters`
     are those of `kept_together`. With `near` of `warn` look-alikes are found and not grouped.
@@ -241,10 +241,10 @@ def _thin(label: str, photos: int, groups: Sequence[str], folds: int) -> Iterato
 def _imbalance(photos: Counter[str]) -> Iterator[Finding]:
     largest = max(sorted(photos), key=photos.__getitem__)
     smallest = min(sorted(photos), key=photos.__getitem__)
-    if photos[largest] > _RARE * photos[smallest]:
+    if photos[largest] > UNEVEN * photos[smallest]:
         message = (
             f"class `{largest}` has {photos[largest]} photos and class `{smallest}`"
-            f" {photos[smallest]}: more than {_RARE} to 1"
+            f" {photos[smallest]}: more than {UNEVEN} to 1"
         )
         hint = "judge by macro F1 or balanced accuracy, and weigh the classes"
         yield Finding("imbalance", "", message, hint)

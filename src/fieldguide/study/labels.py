@@ -48,6 +48,9 @@ class Doubt:
 HEADER = ("rank", *(field.name for field in fields(Doubt)))
 
 
+_JUDGES = 0.5  # share of photos that a network must classify correctly to judge labels (taste)
+
+
 @dataclass(frozen=True)
 class Doubts:
     """The labels that look wrong, the most suspicious first, and the photos searched for them.
@@ -62,6 +65,7 @@ class Doubts:
     folds: tuple[int, ...]
     planned_folds: int
     unseen: int
+    accuracy: float = 1.0  # out of fold
     confused: tuple[ConfusedPair, ...] = ()
     unsteady: tuple[UnsteadyClass, ...] = ()
 
@@ -79,6 +83,11 @@ class Doubts:
             notes.append(
                 f"{self.unseen:,} of {self.photos:,} photos are not there or not as they were:"
                 " not compared for pictures under two labels"
+            )
+        if self.accuracy < _JUDGES:
+            notes.append(
+                f"the network classifies {self.accuracy:.0%} of the photos correctly: it cannot"
+                " judge labels, and its list is of little use; train longer first"
             )
         return tuple(notes)
 
@@ -118,6 +127,7 @@ def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts
         photos=len(catalog),
         folds=tuple(run.judged),
         planned_folds=run.recipe.folds,
+        accuracy=float(correct.mean()),
         unseen=sum(not fact.fingerprint for fact in facts),
         confused=tuple(confused_pairs(judged.probabilities, judged.targets)),
         unsteady=tuple(unsteady),
