@@ -125,7 +125,7 @@ class Run:
         with files.parsing(path):
             found = catalogs.read_rows(path, root=root)
             folds = {fold for fold in found.table.column("fold") if fold is not None}
-            if not (folds == {*range(self.recipe.folds)} and len(found.classes) > 1):
+            if not (folds and folds <= {*range(self.recipe.folds)} and len(found.classes) > 1):
                 raise ValueError(
                     f"{len(found.classes)} classes in folds {sorted(folds)[:9]}"
                     f" of {self.recipe.folds}"
