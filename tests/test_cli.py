@@ -118,6 +118,26 @@ def test_commands_say_which_folds_answer(
     assert "2 of 3 folds are used" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_for_the_output_is_an_error_in_words() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fieldguide", "recipe"], stdout=full, stderr=-1, check=False
+        )
+    assert done.returncode == 4
+    assert done.stderr.startswith(b"error: the output cannot be written: No space left")
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+def test_a_broken_torch_is_named(discs: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is gone', name='torch')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = typed("fit", str(discs), "--out", str(tmp_path / "run"), PYTHONPATH=path)
+    assert done.returncode == 4
+    assert b"error: `torch` cannot be imported: libtorch.so is gone" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 QUICK = [
     ("--help", 0, "Turn a folder of photographs"),
     ("fit --help", 0, "--backbone-rate"),
@@ -141,6 +161,8 @@ QUICK = [
     ("fit x --out y --weights gone.pth", 2, "gone.pth"),
     ("fit x --out y --precision=fp16", 2, "`precision` = 'fp16': should be 'float32', 'bfloat16'"),
     ("fit x --out y --size=large", 2, "`size` = 'large': should be a valid integer"),
+    ("fit x --out y --mean=0,0", 2, "--mean = '0,0': has too few values"),
+    ("fit x --out y --size=200000", 2, "`size` = 200000"),
     ("fit x --out y --mean=300,2,3", 2, "not between 0 and 1"),
     ("fit x --out y --head=foo", 2, "`head` = 'foo': should be 'linear', 'se' or 'attention'"),
     ("fit x --out y --watch-val", 2, "--no-watch-val"),

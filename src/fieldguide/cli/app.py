@@ -1,5 +1,6 @@
 """The command line's frame, which runs one command and turns errors into exit codes."""
 
+import errno
 import io
 import os
 import re
@@ -17,8 +18,9 @@ from rich.text import Text
 
 from fieldguide import recipe as recipes
 from fieldguide.cli import terminal
-from fieldguide.errors import FieldguideError, Stopped, UsageError
+from fieldguide.errors import FieldguideError, ResourceError, Stopped, UsageError
 from fieldguide.machine.torchrun import launch
+from fieldguide.words import os_reason
 
 # Options of `submit` alone; the first is what `predict` called --sample.
 SUBMISSION = ("--submission", "--sample", "--columns", "--id", "--zip", "--no-zip")
@@ -75,6 +77,7 @@ def run(arguments: Sequence[str]) -> int:
             raise UsageError("only `fit` works on several ranks", hint="leave torchrun out")
         _refuse_submissions(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # here a full disk can still be reported
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
             return _tell(recipes.usage_error(error.__cause__))
@@ -85,6 +88,14 @@ def run(arguments: Sequence[str]) -> int:
         return _tell(Stopped(signal.SIGINT, "stopped at once"))
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ImportError as error:  # of torch and others that are only imported when they are needed
+        hint = "install it again, in the version that `pip install fieldguide` chooses"
+        return _tell(ResourceError(f"`{error.name}` cannot be imported: {error}", hint=hint))
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _tell(ResourceError(f"the output cannot be written: {os_reason(error)}"))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return 0

@@ -38,7 +38,11 @@ def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
 def given_settings(settings: BaseModel | None) -> dict[str, Any]:
     """Return the settings of the environment and, over them, of the flags."""
     flags = settings.model_dump(exclude_none=True) if settings else {}
-    flags |= {name: recipes.from_text(name, flags[name]) for name in TEXT_FLAGS if name in flags}
+    flags |= {
+        name: recipes.from_text(name, flags[name], called=f"--{name.replace('_', '-')}")
+        for name in TEXT_FLAGS
+        if name in flags
+    }
     return recipes.from_environment(os.environ) | flags
 
 
