@@ -6,6 +6,7 @@ never gets another's result. Knows nothing of runs, folds or uses of the logits.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -229,8 +230,7 @@ def template(architecture: Architecture) -> Network:
 
 def require_weights(architecture: Architecture, weights: Weights) -> None:
     """Raise ValueError unless names, shapes and kinds are the network's, and all are finite."""
-    with torch.device("meta"):
-        expected = template(architecture).state_dict()
+    expected = _tensors_of(architecture)
     if odd := sorted(expected.keys() ^ weights.keys()):
         raise ValueError(f"`{odd[0]}` is in the weights or in the network alone")
     for name, tensor in expected.items():
@@ -242,6 +242,16 @@ def require_weights(architecture: Architecture, weights: Weights) -> None:
             )
         if not found.isfinite().all():
             raise ValueError(f"`{name}` holds what is no number")
+
+
+@lru_cache(maxsize=4)
+def _tensors_of(architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return the network's tensors, for their names, shapes and kinds, if possible without data."""
+    try:
+        with torch.device("meta"):
+            return template(architecture).state_dict()
+    except (NotImplementedError, RuntimeError):  # some of timm 1.0.20 compute with their weights
+        return template(architecture).state_dict()
 
 
 def _laid_out(architecture: Architecture, device: torch.device) -> Network:
