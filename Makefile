@@ -57,7 +57,7 @@ format: venv
 
 # Exact versions of everything, without the address of any index.
 constraints:
-	$(UV) pip compile --quiet --universal --upgrade --no-header --no-annotate --no-emit-index-url \
+	$(UV) pip compile --quiet --universal --upgrade --no-header --no-annotate \
 	    --all-extras --group dev pyproject.toml --output-file constraints.txt
 
 clean:

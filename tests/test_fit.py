@@ -27,6 +27,7 @@ from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import Watcher
 from fieldguide.network.network import Network
 from fieldguide.runs import run as runs
+from fieldguide.runs import tracking
 from fieldguide.storage import files
 from fieldguide.train import state
 
@@ -579,6 +580,35 @@ def test_free_folds_are_trained_before_one_that_another_process_holds(
     assert fg.Run(run).done == [1]
     assert not files.is_held(run / "folds" / "0")
     assert small_fit(discs, run).complete
+
+
+def test_one_tracker_serves_free_folds_and_held_ones(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+
+    class Noted(tracking.Tracker):
+        def close(self) -> None:
+            closed.append(len(self.known))
+
+    monkeypatch.setattr(tracking, "start", lambda _, folder, notice: Noted(folder / "e", notice))
+    monkeypatch.setattr(files, "is_held", lambda place: place.name == "0")  # and is free soon
+    run = small_fit(discs, tmp_path / "run", epochs=1, warmup=0.0)
+    assert run.complete
+    assert closed == [len(run.table(0, "history.csv")) + len(run.table(1, "history.csv"))]
+
+
+def test_a_damaged_run_of_other_photos_is_left_as_it_is(
+    undisturbed: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    photos = shutil.copytree(discs, tmp_path / "photos")
+    (photos / "amber" / "000.jpg").unlink()
+    (run / "oof.csv").unlink()
+    with pytest.raises(UsageError, match="1 photo gone"):
+        small_fit(photos, run)
+    assert (run / "manifest.json").is_file()
+    assert small_fit(discs, run).complete and (run / "oof.csv").is_file()
 
 
 def test_scores_are_of_the_folds_that_were_done_when_they_were_read(

@@ -19,6 +19,7 @@ from fieldguide.errors import Stopped, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.network.backbones import require_backbone
 from fieldguide.recipe import Recipe
+from fieldguide.words import count
 
 if TYPE_CHECKING:
     from fieldguide.fitting.progress import Plan, Watcher
@@ -96,10 +97,11 @@ def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "
 
     def on_plan(plan: "Plan") -> None:
         recipe = plan.recipe
-        folds = len(plan.folds)
-        training = f"training {folds} folds × {recipe.replicas} replicas × {recipe.epochs} epochs"
+        folds = count(len(plan.folds), "fold")
+        replicas, epochs = count(recipe.replicas, "replica"), count(recipe.epochs, "epoch")
+        training = f"training {folds} × {replicas} × {epochs}"
         if plan.trials > 1:
-            training = f"training {plan.trials} trials: {folds} folds"
+            training = f"training {plan.trials} trials: {folds}"
         display.begin(what or training, plan.steps)
 
     def on_check(photos: int) -> None:

@@ -71,16 +71,17 @@ def fit(
             run = _begun(folder, catalog, recipe, force, prepared, command, watcher)
             require_fold(fold, run.recipe.folds)
         free, held = ranks.announce(_undone(run, fold))
-        for todo in filter(None, (free, held)):  # those that others train now are tried last
+        if free or held:
             with tracked(watcher, tracker) as telling:
                 run = run or _seen(folder, ranks)
                 files.make_folder(folder / "folds")
-                telling.on_plan(planned(run, todo, ranks))
-                if train := elsewhere(run, catalog.root, recipe, todo, ranks):
-                    train(telling)
-                else:
-                    job_of = fold_jobs(run, catalog.root, recipe, telling.notice)
-                    train_in_turn(run, job_of, todo, telling, ranks)
+                telling.on_plan(planned(run, free + held, ranks))
+                for todo in filter(None, (free, held)):  # those that others train now come last
+                    if train := elsewhere(run, catalog.root, recipe, todo, ranks):
+                        train(telling)
+                    else:
+                        job_of = fold_jobs(run, catalog.root, recipe, telling.notice)
+                        train_in_turn(run, job_of, todo, telling, ranks)
         run = run or Run(folder)
         if ranks.first and not run.complete and not run.undone:
             _finish(run, watcher)

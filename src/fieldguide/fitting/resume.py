@@ -1,7 +1,7 @@
 """A run that was begun before: whether it is of the same recipe, photos and versions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +26,9 @@ def reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher:
     """Return an existing run, if recipe, photos and torch are those it was started with."""
     run = Run(folder)
     require_same_recipe(run, recipe, own_folds=has_folds(catalog))
-    _remove_damaged(run, watcher)
     added = require_same_photos(folder, run.given, run.catalog, catalog, grown=not run.complete)
-    if run.complete:
+    damaged = files.faults(folder) if (folder / files.MANIFEST).is_file() else {}
+    if run.complete and not damaged:
         watcher.notice(f"the run `{folder}` is complete: nothing is left to do")
         return run
     if added:
@@ -37,6 +37,8 @@ def reopen(folder: Path, catalog: Catalog, recipe: Recipe, force: bool, watcher:
             " begin a new one with another --out to use them"
         )
     _compare_versions(run, force, watcher)
+    if damaged:
+        _remove_damaged(run, damaged, watcher)
     return run
 
 
@@ -58,13 +60,8 @@ def require_same_recipe(run: Run, recipe: Recipe, *, own_folds: bool = False) ->
         )
 
 
-def _remove_damaged(run: Run, watcher: Watcher) -> None:
+def _remove_damaged(run: Run, lost: Mapping[str, str], watcher: Watcher) -> None:
     """Take the manifests from what a finished run has lost, so that it is made again."""
-    if not (run.folder / files.MANIFEST).is_file():
-        return
-    lost = files.faults(run.folder)
-    if not lost:
-        return
     for name in lost:
         if not name.startswith("folds/") and name not in runs.RESULT_FILES:
             files.verify(run.folder)  # no training brings these back: raises

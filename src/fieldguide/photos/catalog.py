@@ -145,7 +145,7 @@ class Files(Column[Path]):
 
 
 def told(
-    photos: Iterable[Photo],
+    photos: Records[Photo],
     sources: Mapping[str, str],
     *,
     paths: str = "",
@@ -156,14 +156,10 @@ def told(
     `sources` says for each of label, group, split and fold where it comes from; what it lacks is
     said to be none. `unused` are columns that nothing was taken from.
     """
-    counts: dict[str, Counter[str]] = {
-        name: Counter() for name in ("label", "group", "split", "fold")
+    counts = {
+        name: Counter(str(value) for value in photos.column(name) if value is not None)
+        for name in ("label", "group", "split", "fold")
     }
-    for photo in photos:
-        for name, counter in counts.items():
-            value = getattr(photo, name)
-            if value is not None:
-                counter[str(value)] += 1
 
     def most(name: str) -> str:
         return some([f"{value} {number:,}" for value, number in counts[name].most_common()], 3)

@@ -80,7 +80,8 @@ def scan(folder: str | Path) -> Catalog:
     sources = {"label": "folders"}
     if splits or inner:
         sources["split"] = f"folders {', '.join(splits)}" if splits else "folders in each class"
-    return Catalog(root, in_columns(photos), tuple(walk.all_notes()), told(photos, sources))
+    table = in_columns(photos)
+    return Catalog(root, table, tuple(walk.all_notes()), told(table, sources))
 
 
 def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
@@ -229,7 +230,7 @@ class _Walk:
         self.root = root
         self.notes: list[Note] = []
         self.endings: Counter[str] = Counter()  # of files that are not photographs
-        self.systems: Counter[str] = Counter()  # bins and caches, by name
+        self.systems: set[str] = set()  # names of bins and caches
         self.bare: list[str] = []  # pictures by their content, whose names have no ending
         self.lost: dict[str, str] = {}  # what cannot be looked into, and why
         self._listed: dict[str, tuple[list[str], list[str]]] = {}
@@ -312,9 +313,11 @@ class _Walk:
             self.notes.append(Note("unreadable-folder", folder, reason))
             self.lost[folder] = reason
             return []
-        hidden = [e for e in found if is_hidden(e.name)]
-        self.systems.update(e.name for e in hidden if e.name[0] not in "._" and answer_of(e.is_dir))
-        return sorted((e for e in found if e not in hidden), key=lambda e: e.name)
+        for entry in found:
+            name = entry.name
+            if is_hidden(name) and name[0] not in "._" and answer_of(entry.is_dir):
+                self.systems.add(name)
+        return sorted((e for e in found if not is_hidden(e.name)), key=lambda e: e.name)
 
 
 def _bare(name: str) -> bool:

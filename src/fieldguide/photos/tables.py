@@ -31,6 +31,7 @@ from fieldguide.photos.catalog import (
 )
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.storage import addresses, parquet
+from fieldguide.storage.columns import Records
 from fieldguide.words import count, listed, quoted
 
 _NO_TEXT = {
@@ -116,7 +117,9 @@ def read_table(
         message = f"names in other case than the files': {quoted(finder.recased)}"
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
-    return Catalog(base, in_columns(photos), tuple(notes), _told(table, columns, photos, base))
+    found = in_columns(photos)
+    said = _told(table, columns, found, base)
+    return Catalog(base, found, tuple(notes), said)
 
 
 def read_cells(place: Path, encoding: str | None = None) -> Table:
@@ -241,7 +244,7 @@ def _find_columns(
 ) -> dict[str, int]:
     """Map roles to column numbers: by the user's names, usual names, or as the only choice."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
-    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in table.header]
+    plain = _plain(table.header)
     for role, names in USUAL_NAMES.items():
         usual = [plain.index(name) for name in names if name in plain]
         free = [column for column in usual if column not in columns.values()]
@@ -259,6 +262,11 @@ def _find_columns(
             hint=f"say which column is the {missing[0]}; the first row must name the columns",
         )
     return columns
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Return column names as usual names are compared: without case, blanks, `_` and `-`."""
+    return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
 
 
 def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[int]:
@@ -288,7 +296,7 @@ def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[
 
 def _with_binomials(table: Table) -> Table:
     """Return the table with a column of `genus + species`, where species are epithets alone."""
-    plain = [name.casefold() for name in table.header]
+    plain = _plain(table.header)
     if not {"genus", "species"} <= {*plain}:
         return table
     genus, species = plain.index("genus"), plain.index("species")
@@ -302,14 +310,14 @@ def _with_binomials(table: Table) -> Table:
     return replace(table, header=(*table.header, BINOMIAL), rows=rows)
 
 
-def _told(table: Table, columns: Mapping[str, int], photos: Sequence[Photo], base: Path) -> str:
+def _told(table: Table, columns: Mapping[str, int], photos: Records[Photo], base: Path) -> str:
     """Return what every column was taken for."""
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     used = {*columns.values()}
     if BINOMIAL in table.header:
         used |= {table.header.index(BINOMIAL)}
         if names.get("label") == f"column {BINOMIAL}":
-            plain = [name.casefold() for name in table.header]
+            plain = _plain(table.header)
             used |= {plain.index("genus"), plain.index("species")}
     unused = [
         f"{name} ({count(len({cells[column] for _, cells in table.rows}), 'value')})"

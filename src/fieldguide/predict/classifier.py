@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from fieldguide import recipe
 from fieldguide.analysis import calibration, conformal, metrics
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.merge import Weights
@@ -30,7 +29,7 @@ from fieldguide.network.backbones import require_backbone
 from fieldguide.photos.augment import View
 from fieldguide.photos.catalog import Catalog
 from fieldguide.predict import inference, inputs
-from fieldguide.predict.inference import Architecture, Machine, Seen
+from fieldguide.predict.inference import Architecture, Machine, Positive, Seen
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions
 from fieldguide.storage import files
@@ -39,7 +38,6 @@ FORMAT = 1
 CARD = "classifier.json"
 SCORES = "out-of-fold.safetensors"
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Combine = Literal["ensemble", "logits", "geometric"]
 
 
@@ -55,9 +53,9 @@ class Card:
 
     architecture: Architecture
     classes: tuple[str, ...]
-    members: tuple[str, ...]
+    members: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
     combine: Combine
-    temperature: float
+    temperature: Positive
     license: str
     calibration: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -258,36 +256,15 @@ def as_tensors(weights: Mapping[str, NDArray[Any]]) -> Weights:
     return {name: torch.from_numpy(array) for name, array in weights.items()}
 
 
-class _Sized(BaseModel, extra="allow"):
-    """The bounds of an architecture's numbers: a hostile one costs no time or memory."""
-
-    classes: int = Field(ge=2, le=1_000_000)
-    size: int = Field(ge=1, le=recipe.MOST_PIXELS)
-    eval_resize: int = Field(ge=1, le=recipe.MOST_PIXELS)
-    stored_side: int = Field(ge=0, le=4 * recipe.MOST_PIXELS)
-    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-    std: tuple[_Positive, _Positive, _Positive]
-
-
-class _Written(BaseModel):
-    """A card as it is written, checked before anything is made of it."""
-
-    format: int
-    architecture: _Sized
-    classes: list[str]
-    members: list[str] = Field(min_length=1, max_length=1000)
-    temperature: _Positive
-
-
 def _card(content: bytes) -> Card:
     """Return a card from the bytes of its file; pydantic's ValueError for a damaged one."""
-    written = _Written.model_validate(read := json.loads(content))
-    if written.format != FORMAT:
+    read = json.loads(content)
+    if read.pop("format") != FORMAT:
         raise ResourceError(
             f"{CARD} has an unknown format",
             hint="read it with the version of fieldguide that wrote it",
         )
-    card = TypeAdapter(Card).validate_python({key: read[key] for key in read if key != "format"})
+    card = TypeAdapter(Card).validate_python(read)
     require_backbone(card.architecture.backbone)
     names = {*card.classes} - {""}
     if not len(names) == len(card.classes) == card.architecture.classes:

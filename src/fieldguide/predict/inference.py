@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError, UsageError
@@ -35,9 +36,11 @@ from fieldguide.network.network import Network, build, load_weights, weights_of
 from fieldguide.photos.augment import Normaliser, View, view_transform
 from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
 from fieldguide.photos.transforms import Picture, evaluation
-from fieldguide.recipe import Interpolation, Layout, Precision
+from fieldguide.recipe import MOST_PIXELS, Interpolation, Layout, Precision
 
-Rgb = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rgb = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 _Images: TypeAlias = UInt8[Tensor, "n 3 height width"]
 _Logits: TypeAlias = Float[Tensor, "members n classes"]
 
@@ -48,16 +51,17 @@ class Architecture:
 
     `size`, `eval_resize` and `stored_side` are pixels (see `recipe`), `mean` and `std` shares of
     the range of each channel, `precision` and `layout` what it was trained and judged in.
+    The bounds hold where a card is read.
     """
 
     backbone: str
     head: Literal["linear", "se", "attention"]
-    classes: int
-    size: int
-    eval_resize: int
-    stored_side: int
+    classes: Annotated[int, Field(ge=2, le=1_000_000)]
+    size: Side
+    eval_resize: Side
+    stored_side: Annotated[int, Field(ge=0, le=4 * MOST_PIXELS)]
     mean: Rgb
-    std: Rgb
+    std: tuple[Positive, Positive, Positive]
     interpolation: Interpolation
     truncated: Literal["refuse", "keep"]
     precision: Precision

@@ -265,7 +265,7 @@ class Run:
     @cached_property
     def groups(self) -> NDArray[np.int64]:
         """The number of each photo's group; a photo in none is a group of its own."""
-        names = [photo.group or photo.path for photo in self.catalog.photos]
+        names = catalogs.group_names(self.catalog.table)
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
