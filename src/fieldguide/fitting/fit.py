@@ -48,9 +48,10 @@ def fit(
     On ranks that torchrun started, all of which call this, replicas are spread over them. The same
     call resumes, on as many ranks or on others; a finished run is returned untouched, but for what
     it has lost, which is made again. Several processes may call it at once, each for a `fold`.
-    `force` resumes although the version of torch differs. With `prepared` the catalog is one that `prepare` made: no photo is checked, and its
-    groups, folds and parts are those of the run. An `out` that is an address, such as
-    `s3://bucket/run`, is kept in the cache folder and sent as it grows: `mirror`.
+    `force` resumes although the version of torch differs. With `prepared` the catalog is one that
+    `prepare` made: no photo is checked, and its groups, folds and parts are those of the run. An
+    `out` that is an address, such as `s3://bucket/run`, is kept in the cache folder and sent as it
+    grows: `mirror`.
 
     Raises `UsageError` where `out` holds a run of another recipe, or of other photos, `DataError`
     where the photos cannot be used, `ResourceError`, also for a fold that another process trains,
