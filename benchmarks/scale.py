@@ -90,6 +90,7 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     from fieldguide.photos.inspect import inspect
     from fieldguide.photos.near_copies import duplicates, joined_groups
     from fieldguide.photos.pack import pack
+    from fieldguide.photos.pixels import Reading
     from fieldguide.photos.transforms import evaluation, training
     from fieldguide.storage import shards as sharded
 
@@ -149,7 +150,7 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
         catalog.files,
         training(augmentation(Augmentation), (0.5, 0.5, 0.5)),
         evaluation(32, 36, "bilinear"),
-        Decoding(64, 64, "bilinear", "refuse"),
+        Decoding(64, 64, "bilinear", Reading()),
     )
     with stage("first batch"):
         next(Loader(pictures, 0).batches(plan))

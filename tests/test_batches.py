@@ -33,6 +33,7 @@ from fieldguide.photos.batches import (
     streamed,
     training_plan,
 )
+from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import Picture, evaluation, training
 from fieldguide.storage import files
 from fieldguide.storage.decoded import Store
@@ -58,7 +59,7 @@ def pictures_of(folder: Path, count: int = PHOTOS) -> Pictures:
         found,
         training(AUGMENTATION, (0.5, 0.5, 0.5)),
         evaluation(16, 18, "bilinear"),
-        Decoding(18, 18, "bilinear", "refuse"),
+        Decoding(18, 18, "bilinear", Reading()),
     )
 
 

@@ -29,7 +29,7 @@ def key(number: int) -> str:
 
 def filled(root: Path, side: int, photos: int, days: float = 0.0) -> Path:
     """A store of black photos that was not used for so many days."""
-    folder = folder_of(root, side=side, interpolation="bilinear", truncated="refuse")
+    folder = folder_of(root, side=side, interpolation="bilinear", reading="refuse")
     with closing(Store(folder)) as opened:
         for number in range(photos):
             opened.put(key(number), np.zeros((500, 200, 3), np.uint8))

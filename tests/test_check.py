@@ -17,6 +17,7 @@ from fieldguide.photos.check import Finding
 from fieldguide.photos.folders import scan, scan_unlabelled
 from fieldguide.photos.inspect import Facts
 from fieldguide.photos.near_copies import duplicates, joined_groups
+from fieldguide.photos.pixels import Reading
 
 
 def collection(root: Path, **classes: range) -> Catalog:
@@ -61,7 +62,7 @@ def test_facts_of_good_and_bad_files(tmp_path: Path) -> None:
     assert (facts[0].width, facts[0].height, facts[0].frames) == (90, 60, 1)
     assert facts[4].warning == "the last bytes are missing"
     assert [len(fact.sha256) for fact in facts] == [64, 0, 64, 64, 64]
-    assert inspect.inspect(found, truncated="keep")[3].warning == "truncated"
+    assert inspect.inspect(found, reading=Reading(truncated="keep"))[3].warning == "truncated"
     assert inspect.look(tmp_path / "gone.jpg").problem == "file not found"
 
 

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fieldguide.photos.pixels import Reading
 from fieldguide.storage import decoded
 from fieldguide.storage.copies import remove
 from fieldguide.storage.decoded import RECORD_BYTES, Store, folder_of, pieces
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def definition(cache: Path, side: int) -> Path:
-    return folder_of(cache, side=side, interpolation="bilinear", truncated="refuse")
+    return folder_of(cache, side=side, interpolation="bilinear", reading="refuse")
 
 
 @pytest.fixture
@@ -612,5 +613,8 @@ def test_a_definition_is_in_the_name_of_its_folder(monkeypatch: pytest.MonkeyPat
     versions = "pillow-0.26.0+p-torchvision-0.26.0+t"
     begin = f"pixels-{decoded.VERSION}"
     assert definition(Path("cache"), 64) == Path("cache", f"{begin}-64-bilinear-refuse-{versions}")
-    full = folder_of(Path("cache"), side=None, interpolation="nearest_exact", truncated="keep")
+    full = folder_of(Path("cache"), side=None, interpolation="nearest_exact", reading="keep")
     assert full.name == f"{begin}-full-nearest_exact-keep-{versions}"
+    tone = Reading(tone=(-5.0, 1e-3), no_data=-9999.0).name
+    toned = folder_of(Path("cache"), side=None, interpolation="bilinear", reading=tone)
+    assert "-bilinear-refuse-tone=-5.0,0.001-nodata=-9999.0-pillow" in toned.name

@@ -13,6 +13,7 @@ from fieldguide.photos import check
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.inspect import inspect
+from fieldguide.photos.pixels import Reading
 from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run
 from fieldguide.study import labels
@@ -115,7 +116,7 @@ def test_truncated_photos_are_compared_where_the_fit_used_them(tmp_path: Path) -
     data = encoded(photograph(0), quality=90)
     (root / "ash" / "0.jpg").write_bytes(data[: len(data) * 9 // 10])
     catalog = scan(root)
-    kept, _ = check.usable(catalog, inspect(catalog, truncated="keep"))
+    kept, _ = check.usable(catalog, inspect(catalog, reading=Reading(truncated="keep")))
     kept = replace(kept, photos=tuple(replace(photo, fold=0) for photo in kept.photos))
     shown = true_labels(kept)
     assert doubts(run_of(tmp_path / "a", kept, shown, done=[0], truncated="keep")).unseen == 0

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from fieldguide.errors import UnreadablePhoto
 from fieldguide.photos import pixels
+from fieldguide.photos.pixels import Reading
 
 
 def reason(data: bytes, **options: object) -> str:
@@ -97,7 +98,7 @@ def test_a_cut_jpeg_is_truncated_and_can_be_kept(progressive: bool, share: float
     data = encoded(photograph(2, (320, 240)), quality=90, progressive=progressive)
     cut = data[: int(len(data) * share)]
     assert reason(cut) == "truncated"
-    kept = pixels.decode(cut, truncated="keep")
+    kept = pixels.decode(cut, reading=Reading(truncated="keep"))
     assert kept.warning == "truncated"
     assert kept.image.size == (320, 240)
     top = (0, 0, 320, 80)
@@ -146,7 +147,7 @@ def test_a_stray_marker_means_damage() -> None:
     middle = len(data) // 2
     data[middle : middle + 2] = b"\xff\xc5"
     assert reason(bytes(data)) == "damaged"
-    assert pixels.decode(bytes(data), truncated="keep").image.size == (320, 240)
+    assert pixels.decode(bytes(data), reading=Reading(truncated="keep")).image.size == (320, 240)
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -181,7 +182,8 @@ def test_damaged_png() -> None:
     flipped[len(data) // 2] ^= 4
     assert reason(bytes(flipped)) == "damaged"
     assert reason(data[: len(data) // 2]) == "truncated"
-    assert pixels.decode(data[: len(data) // 2], truncated="keep").warning == "truncated"
+    kept = pixels.decode(data[: len(data) // 2], reading=Reading(truncated="keep"))
+    assert kept.warning == "truncated"
     unclosed = pixels.decode(data[:-12])
     assert unclosed.warning == "the last bytes are missing"
     assert distance(unclosed.image, photograph(6)) == 0
@@ -207,7 +209,7 @@ def test_random_damage_raises_nothing_else() -> None:
             data[draws.randrange(min(len(data), draws.choice((64, 10**6))))] = draws.randrange(256)
         for truncated in ("refuse", "keep"):
             try:
-                image = pixels.decode(bytes(data), truncated=truncated).image
+                image = pixels.decode(bytes(data), reading=Reading(truncated=truncated)).image
                 assert image.mode == "RGB"
             except UnreadablePhoto as error:
                 assert error.message
@@ -346,30 +348,28 @@ def test_reduced_decoding_shows_the_same_picture() -> None:
 
 
 def test_a_png_bomb_is_refused_before_memory_is_taken() -> None:
-    rows = zlib.compress(bytes(15001 * 100), 9)
-    bomb = png_header(15000, 15000, 8, 0) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    rows = zlib.compress(bytes(16001 * 100), 9)
+    bomb = png_header(16000, 16000, 8, 0) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     tracemalloc.start()
-    assert reason(bomb) == "too large: 15000 × 15000 pixels"
+    assert reason(bomb) == "too large: 16000 × 16000 pixels"
     assert tracemalloc.get_traced_memory()[1] < 10 * len(bomb) + 1_000_000
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "WEBP"])
-def test_other_kinds_have_the_same_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "DECODED_LIMIT", 96 * 64 - 1)
-    assert reason(encoded(photograph(1), kind)) == "too large: 96 × 64 pixels"
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "WEBP", "PNG", "JPEG"])
+def test_all_kinds_have_the_same_limit(kind: str) -> None:
+    data = encoded(photograph(1), kind)
+    limit = 96 * 64
+    assert pixels.decode(data, reading=Reading(max_pixels=limit)).width == 96
+    assert reason(data, reading=Reading(max_pixels=limit - 1)) == "too large: 96 × 64 pixels"
 
 
-def test_large_jpegs_are_reduced_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(photograph(18, (640, 480)))
-    monkeypatch.setattr(pixels, "DECODED_LIMIT", 640 * 480 // 5)
-    frame = pixels.decode(data)
-    assert frame.image.size == (160, 120)
-    assert (frame.width, frame.height) == (640, 480)
-    progressive = encoded(photograph(18, (640, 480)), progressive=True)
-    assert reason(progressive) == "too large: 640 × 480 pixels"
-    monkeypatch.setattr(pixels, "DECODED_LIMIT", 100)
-    assert reason(data) == "too large: 80 × 60 pixels"
+def test_baseline_and_progressive_jpegs_have_one_limit_however_reduced() -> None:
+    for progressive in (False, True):
+        data = encoded(photograph(18, (640, 480)), progressive=progressive)
+        below = Reading(max_pixels=640 * 480 - 1)
+        assert reason(data, shorter_side=60, reading=below) == "too large: 640 × 480 pixels"
+        assert pixels.decode(data, shorter_side=60).image.size == (80, 60)
 
 
 def test_pillows_own_limit_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +424,7 @@ def test_threads_agree_and_pillow_is_left_alone() -> None:
         for _ in range(5):
             for number, data in enumerate(cases):
                 half = data[: len(data) // 2]
-                pixels.decode(encoded(photograph(1))[:-100], truncated="keep")
+                pixels.decode(encoded(photograph(1))[:-100], reading=Reading(truncated="keep"))
                 with pytest.raises(UnreadablePhoto):
                     pixels.decode(half)
                 if pixels.decode(data).image.tobytes() != expected[number]:

@@ -9,12 +9,21 @@ are answered at once.
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from fieldguide.errors import UsageError
 
@@ -25,6 +34,7 @@ MOST_PIXELS = 4096  # of a side (taste)
 Pixels = Annotated[int, Field(ge=32, le=MOST_PIXELS)]
 NearDuplicates = Literal["group", "warn", "off"]
 Count = Annotated[int, Field(ge=0)]
+Tone = Annotated[str, AfterValidator(lambda tone: require_tone(tone))]
 Gigabytes = Annotated[float, Field(gt=0)]
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -74,6 +84,13 @@ class Recipe(BaseModel):
         " auto: 2 · eval_resize, 0: decode the file each time")
     truncated: Literal["refuse", "keep"] = _setting("Pictures", "refuse",
         "truncated photos: leave them out, or use the part that can be read")
+    tone: Tone = _setting("Pictures", "full",
+        "pictures of more than 8 bits a channel in 8: `full` (the whole range; of floats each picture's), `percentile` (the"
+        " range of the collection's values, found when a fit starts) or LOW,HIGH")
+    no_data: float | Literal["tag"] = _setting("Pictures", "tag",
+        "the value that means no data in such pictures, besides what a TIFF's own tag says")
+    max_megapixels: int = _setting("Pictures", 250, "photos of more are left out; one takes 4 MB for each while it is read",
+        ge=1, le=10_000)
 
     folds: int = _setting("Folds", 5, "folds of the cross-validation", ge=2, le=10_000)
     seed: int = _setting("Folds", 0, "seed of folds, initial head, order and augmentation; 0 is a seed like any other", ge=0)
@@ -391,11 +408,38 @@ def section_of(name: str) -> str:
 
 def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return settings that differ and matter, as (stored, asked); `auto` agrees with anything."""
+    if asked.tone == PERCENTILE and stored.tone.startswith(PERCENTILE):
+        asked = asked.replace(tone=stored.tone)
     return {
         name: (getattr(stored, name), getattr(asked, name))
         for name in Recipe.model_fields
         if name not in HARMLESS and getattr(asked, name) not in ("auto", getattr(stored, name))
     }
+
+
+PERCENTILE = "percentile"
+
+
+def range_of(tone: str) -> tuple[float, float] | None:
+    """Return the LOW,HIGH of a tone; a `percentile` has them once a fit has found them."""
+    numbers = tone.removeprefix(PERCENTILE).strip()
+    if tone == "full" or not numbers:
+        return None
+    low, high = (float(number) for number in numbers.split(","))
+    return low, high
+
+
+def require_tone(tone: str) -> str:
+    """Return the tone; raise ValueError for one that is neither a word nor a range."""
+    try:
+        found = range_of(tone)
+    except ValueError:
+        found = (0.0, 0.0)
+    if found and not -math.inf < found[0] < found[1] < math.inf:
+        raise ValueError(
+            f"`tone` = {tone!r} is neither full, percentile nor a range such as 0,4095"
+        )
+    return tone
 
 
 def without_effect(recipe: Recipe) -> list[str]:

@@ -32,6 +32,9 @@ def check(
     strict: bool = False,
     folds: int = 5,
     truncated: Literal["refuse", "keep"] = "refuse",
+    tone: str = "full",
+    no_data: float | Literal["tag"] = "tag",
+    max_megapixels: int = 250,
     near_duplicates: recipes.NearDuplicates = "group",
     columns: TableFlags = Columns(),
 ) -> None:
@@ -49,17 +52,27 @@ def check(
         The number of folds that must be possible.
     truncated
         Leave truncated photos out (refuse), or use the part that can be read (keep).
+    tone
+        Pictures of more than 8 bits a channel are to become 8 bits by their whole range (full), the
+        collection's own (percentile) or LOW,HIGH.
+    no_data
+        The value in them that means no data, besides what a TIFF's own tag says.
+    max_megapixels
+        Photos of more are left out.
     near_duplicates
         Photos that look alike stay in one fold (group), are reported alone (warn), or are not
         looked for (off).
     """
     from fieldguide.photos import check as checks
     from fieldguide.photos.inspect import inspect
+    from fieldguide.photos.pixels import Reading
 
+    settings = {"tone": tone, "no_data": no_data, "max_megapixels": max_megapixels}
+    reading = Reading.of(recipes.build({"truncated": truncated, **settings}))
     catalog = columns.read(photos)
     with Display(terminal.stderr) as display:
         display.begin("checking photos", len(catalog))
-        facts = inspect(catalog, truncated=truncated, progress=display.reach)
+        facts = inspect(catalog, reading=reading, progress=display.reach)
     found = checks.findings(catalog, facts, folds=folds, near=near_duplicates)
     if csv is not None:
         checks.write_findings(csv, found)

@@ -29,6 +29,7 @@ from fieldguide.photos.augment import Augmentation
 from fieldguide.photos.batches import Decoding, Loader, Pictures
 from fieldguide.photos.catalog import Files
 from fieldguide.photos.folds import Fold, inner_split
+from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import TrainingTransform, evaluation, training
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs.run import Run
@@ -155,7 +156,7 @@ def pictures(
     With `keys`, the SHA-256 of each file, decoded photos are kept where the recipe says.
     """
     decoding = Decoding.of(
-        recipe.stored_side, recipe.eval_resize, recipe.interpolation, recipe.truncated
+        recipe.stored_side, recipe.eval_resize, recipe.interpolation, Reading.of(recipe)
     )
     return Pictures(
         files=photos,
@@ -196,7 +197,7 @@ def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) ->
         place,
         side=decoding.side,
         interpolation=decoding.interpolation,
-        truncated=decoding.truncated,
+        reading=decoding.reading.name,
     )
     limit = None if recipe.cache_gb == "auto" else round(1e9 * recipe.cache_gb)
     return Store(folder, limit=limit, notice=notice)

@@ -17,6 +17,7 @@ from fieldguide.photos.catalog import Catalog, group_names, require_trainable
 from fieldguide.photos.folds import given_folds, inner_split, make_folds
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.near_copies import joined_groups
+from fieldguide.photos.pixels import Reading
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
 from fieldguide.words import quoted
@@ -33,7 +34,7 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     catalog = _without_thin_classes(catalog, recipe.min_per_class, watcher)
     require_trainable(catalog)
     watcher.on_checking(len(catalog))
-    facts = inspect(catalog, truncated=recipe.truncated, progress=watcher.on_check)
+    facts = inspect(catalog, reading=Reading.of(recipe), progress=watcher.on_check)
     near = recipe.near_duplicates
     clusters = check.kept_together(catalog, facts, near)
     found = check.findings(catalog, facts, folds=recipe.folds, clusters=clusters, near=near)

@@ -33,6 +33,8 @@ from fieldguide.network.network import (
 )
 from fieldguide.photos import check
 from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.inspect import common_range
+from fieldguide.photos.pixels import Reading
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run
@@ -68,7 +70,10 @@ def create(
     used = catalog if prepared else prepare(catalog, recipe, listening)
     if not prepared:
         check.write_findings(folder / runs.FINDINGS, found)
-    resolved = resolved.replace(folds=1 + max(fold or 0 for fold in used.table.column("fold")))
+    resolved = resolved.replace(
+        folds=1 + max(fold or 0 for fold in used.table.column("fold")),
+        tone=_tone(recipe, used, watcher),
+    )
     network = with_head(
         backbone,
         recipe.head,
@@ -92,6 +97,19 @@ def create(
         ],
     }
     return runs.create(folder, resolved, catalog, used, arrays(weights_of(network)), environment)
+
+
+def _tone(recipe: Recipe, used: Catalog, watcher: Watcher) -> str:
+    """Return the tone to record: one of percentiles with the range that they have in the photos."""
+    if recipe.tone != recipes.PERCENTILE:
+        return recipe.tone
+    found = common_range([used.file(photo) for photo in used.photos], Reading.of(recipe))
+    if found is None:
+        watcher.notice("`tone` has no effect: no photo has more than 8 bits a channel")
+    low, high = found or (0, 65535)
+    if found:
+        watcher.notice(f"values from {low:,.6g} to {high:,.6g} become 0 to 255")
+    return f"{recipes.PERCENTILE} {low!r},{high!r}"
 
 
 def _tried(recipe: Recipe, resolved: ResolvedRecipe, network: Network, used: Catalog) -> Choice:

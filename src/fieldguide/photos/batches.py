@@ -22,6 +22,7 @@ from torch import Tensor
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
 from fieldguide.photos import pixels
 from fieldguide.photos.augment import decoded_side, shrink
+from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import Picture
 from fieldguide.recipe import Interpolation
 from fieldguide.seeds import derive_seed
@@ -49,7 +50,7 @@ class Decoding:
     decoded: int  # the `shorter_side` of `pixels.decode`
     side: int | None  # the most pixels of the shorter side; None: as decoded
     interpolation: Interpolation
-    truncated: pixels.Truncated
+    reading: Reading
 
     @classmethod
     def of(
@@ -57,15 +58,15 @@ class Decoding:
         stored_side: int,
         eval_resize: int,
         interpolation: Interpolation,
-        truncated: pixels.Truncated,
+        reading: Reading,
     ) -> "Decoding":
         """Return the decoding for a recipe's training, evaluation and prediction."""
         decoded = max(stored_side, decoded_side(eval_resize))
-        return cls(decoded, stored_side or None, interpolation, truncated)
+        return cls(decoded, stored_side or None, interpolation, reading)
 
     def __call__(self, path: Path) -> Picture:
         """Return the picture, upright; raise `UnreadablePhoto`."""
-        picture = pixels.load(path, shorter_side=self.decoded, truncated=self.truncated)
+        picture = pixels.load(path, shorter_side=self.decoded, reading=self.reading)
         if self.side is not None:
             picture = shrink(picture, self.side, self.interpolation)
         return np.asarray(picture)

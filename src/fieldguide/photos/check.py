@@ -118,11 +118,17 @@ def findings(
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
+_ODDITY_HINT = (
+    "--tone percentile, or a range such as 0,4095, keeps more; a value that means no data is named"
+    " with --no-data"
+)
+
+
 def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> Iterator[Finding]:
-    names = ("problem", "warning", "width", "height")
+    names = ("problem", "warning", "oddity", "width", "height")
     each = zip(*(facts.column(name) for name in names), strict=True)
-    for row, (problem, warning, width, height) in enumerate(each):
-        if not problem and not warning and min(width, height) >= min_size:
+    for row, (problem, warning, oddity, width, height) in enumerate(each):
+        if not (problem or warning or oddity) and min(width, height) >= min_size:
             continue  # nearly all: their facts are not gathered
         path, fact = catalog.photos[row].path, facts[row]
         if fact.problem:
@@ -130,6 +136,9 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
             yield Finding(kind, path, fact.problem, fact.hint)
         elif fact.warning:
             yield Finding("damaged", path, fact.warning)
+        if fact.oddity:
+            hint = _ODDITY_HINT if "values lie" in fact.oddity else ""
+            yield Finding("odd-values", path, fact.oddity, hint)
         if fact.fingerprint and min(fact.width, fact.height) < min_size:
             size = f"{fact.width} × {fact.height} pixels"
             yield Finding("too-small", path, f"{size}, the shorter side is below {min_size}")

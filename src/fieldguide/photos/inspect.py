@@ -8,15 +8,17 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from fieldguide.errors import UnreadablePhoto
-from fieldguide.photos import pixels
+from fieldguide.photos import deep, pixels
 from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.pixels import Reading
 from fieldguide.storage import columns
 from fieldguide.storage.columns import Packed, Records, Shared
 
@@ -27,6 +29,11 @@ GRAY = SIDE * SIDE
 # Pixels of the shorter side to decode for it: with half of that, the half pixel by which reduced
 # decoding may shift a picture cost 0.05 of correlation (in a thumbnail of 32 × 32).
 _DECODED_SIDE = 128
+# An eighth of the range: of 6,834 photos of 100 species the flattest
+# used 55 levels, and the next 119.
+FEW_LEVELS = 32
+# Photos that the range of a collection is taken from, evenly chosen (taste).
+_SAMPLE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class Facts:
     frames: int = 0
     problem: str = ""
     warning: str = ""
+    oddity: str = ""  # how values were taken, where that may not be meant
     hint: str = ""
     fingerprint: bytes = b""  # 256 gray and 32 colour values; empty where there is no picture
 
@@ -54,6 +62,7 @@ def in_columns(facts: Iterable[Facts] = ()) -> Records[Facts]:
             "frames": partial(array, "i"),
             "problem": Shared,
             "warning": Shared,
+            "oddity": Shared,
             "hint": Shared,
             "fingerprint": partial(Packed, bytes, bytes),
         },
@@ -70,7 +79,7 @@ def inspect(
     catalog: Catalog,
     *,
     workers: int | None = None,
-    truncated: pixels.Truncated = "refuse",
+    reading: Reading = Reading(),
     progress: Callable[[int], None] | None = None,
 ) -> Records[Facts]:
     """Return the facts of every photo in catalog order, from one read and one decode each.
@@ -84,7 +93,7 @@ def inspect(
     facts = in_columns()
     with ThreadPoolExecutor(workers or _cores()) as pool:
         try:
-            for done in pool.map(lambda batch: [look(path, truncated) for path in batch], batches):
+            for done in pool.map(lambda batch: [look(path, reading) for path in batch], batches):
                 for each in done:
                     facts.append(each)
                 if progress:
@@ -95,13 +104,18 @@ def inspect(
     return facts
 
 
-def look(path: Path, truncated: pixels.Truncated = "refuse") -> Facts:
-    """Return the facts of one file, its faults included; nothing is raised."""
+def look(path: Path, reading: Reading = Reading()) -> Facts:
+    """Return the facts of one file, its faults included; nothing is raised.
+
+    Photos of more than 8 bits a channel are compared in their own range, whatever `reading` says.
+    """
     sha256 = ""
     try:
         data = pixels.read(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        frame = pixels.decode(data, shorter_side=_DECODED_SIDE, truncated=truncated)
+        own = replace(reading, tone="own")
+        frame = pixels.decode(data, shorter_side=_DECODED_SIDE, reading=own)
+        shown = pixels.decode(data, reading=reading).image if frame.span else frame.image
     except UnreadablePhoto as error:
         return Facts(sha256, problem=error.message, hint=error.hint)
     return Facts(
@@ -110,8 +124,44 @@ def look(path: Path, truncated: pixels.Truncated = "refuse") -> Facts:
         frame.height,
         frame.frames,
         warning=frame.warning,
+        oddity=frame.oddity or _narrow(shown, frame.span),
         fingerprint=_fingerprint(frame.image),
     )
+
+
+def common_range(files: Sequence[Path], reading: Reading) -> deep.Range | None:
+    """Return the range of values in photos of more than 8 bits a channel; None if there are none.
+
+    It reaches from the 1st percentile of the photos' own lowest values to the 99th of their
+    highest, so that an odd photo in a hundred does not matter, of at most 1,000 photos.
+    """
+    chosen = files[:: -(-len(files) // _SAMPLE) or 1]
+    own = replace(reading, tone="own")
+
+    def span(path: Path) -> deep.Range | None:
+        try:
+            return pixels.decode(pixels.read(path), shorter_side=1, reading=own).span
+        except UnreadablePhoto:
+            return None
+
+    with ThreadPoolExecutor(_cores()) as pool:
+        spans = np.array([found for found in pool.map(span, chosen) if found])
+    if not len(spans):
+        return None
+    low, high = float(np.percentile(spans[:, 0], 1)), float(np.percentile(spans[:, 1], 99))
+    return (low, high) if low < high else (low, low + 1)
+
+
+def _narrow(image: Image.Image, span: deep.Range | None) -> str:
+    """Return in words that a photo uses few of the levels that it is shown in; empty if many."""
+    if span:
+        counts = np.reshape(image.histogram(), (3, 256))
+        levels = int(np.count_nonzero(counts.any(axis=0)))
+        values = f", as most of its values lie between {span[0]:,.6g} and {span[1]:,.6g}"
+    else:
+        gray = np.asarray(image.convert("L"))
+        levels, values = int(np.ptp(gray)) + 1, ""
+    return f"uses {levels} of 256 levels{values}" if levels < FEW_LEVELS else ""
 
 
 def _cores() -> int:

@@ -1,10 +1,11 @@
 """The way from a picture file to upright RGB pixels: one definition for the whole package.
 
 Every picture leaves here in mode RGB with 8 bits a channel, turned upright by its EXIF, first frame
-only, on white where it was transparent. Embedded colour profiles are not applied, as in the
-training of the public backbones. JPEG and PNG lose their metadata before Pillow sees them: a broken
-profile or EXIF block cannot stop, slow or warn. Pillow's process-wide settings are not changed.
-Safe to call from many threads. Knows nothing of labels, folders, augmentation or tensors.
+only, on white where it was transparent. `Reading` says what becomes of more than 8 bits. Embedded
+colour profiles are not applied, as in the training of the public backbones. JPEG and PNG lose their
+metadata before Pillow sees them: a broken profile or EXIF block cannot stop, slow or warn. Pillow's
+process-wide settings are not changed. Safe to call from many threads. Knows
+nothing of labels, folders, augmentation or tensors.
 """
 
 import hashlib
@@ -16,29 +17,29 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from fieldguide.errors import UnreadablePhoto
+from fieldguide.photos import deep
+from fieldguide.photos.deep import Range, Tone
+from fieldguide.recipe import range_of
 from fieldguide.storage import files, shards
 from fieldguide.words import os_reason
 
 Truncated = Literal["refuse", "keep"]
 
-# 100 megapixels: the largest medium-format cameras, and 400 MB decoded (4 bytes a pixel in Pillow).
-DECODED_LIMIT = 100_000_000
-# A JPEG may be larger when it is decoded at 1/2, 1/4 or 1/8; a gigapixel takes about 10 s (taste).
-JPEG_LIMIT = 1_000_000_000
-# Bytes of a file: 100 megapixels of 16-bit RGB without compression, rounded up (taste).
-FILE_LIMIT = 1 << 30
+# Bytes of a file: 250 megapixels of 16-bit RGB without compression, rounded up (taste).
+FILE_LIMIT = 2 << 30
 
 # Errors of Pillow's readers on broken or crafted files, found by feeding them damaged ones.
 _DECODER_ERRORS = (
@@ -59,6 +60,54 @@ _DECODER_ERRORS = (
 )
 
 
+@runtime_checkable
+class Settings(Protocol):
+    """The settings of a recipe or of a classifier's card that decide how files are read."""
+
+    @property
+    def truncated(self) -> Truncated: ...  # noqa: D102
+    @property
+    def tone(self) -> str: ...  # noqa: D102
+    @property
+    def no_data(self) -> float | Literal["tag"]: ...  # noqa: D102
+    @property
+    def max_megapixels(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The rules from a file to pixels, the same in training, evaluation and prediction.
+
+    `truncated="keep"` accepts a picture whose data end early or are damaged: the rest stays grey or
+    black. `tone` maps more than 8 bits a channel, see `deep`; `no_data` is a value there that means
+    none, besides a TIFF's own.
+    """
+
+    truncated: Truncated = "refuse"
+    tone: Tone = "full"
+    no_data: float | None = None
+    max_pixels: int = 250_000_000  # 1 GB decoded (4 bytes a pixel in Pillow); phones reach 200
+
+    @property
+    def name(self) -> str:
+        """The definition of the pixels, as the name of a folder that keeps them has it."""
+        tone = ",".join(map(repr, self.tone)) if isinstance(self.tone, tuple) else self.tone
+        told = {"tone": tone, "nodata": self.no_data}
+        kept = [f"{name}={value}" for name, value in told.items() if value not in (None, "full")]
+        return "-".join([self.truncated, *kept])
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Reading":
+        """Return the reading that settings ask for; percentiles not yet found are each photo's."""
+        tone: Tone = "full" if settings.tone == "full" else range_of(settings.tone) or "own"
+        no_data = None if settings.no_data == "tag" else settings.no_data
+        return cls(settings.truncated, tone, no_data, settings.max_megapixels * 1_000_000)
+
+
+# As much as there is, for people to look at.
+SHOWN = Reading(truncated="keep", tone="own")
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A decoded picture and the facts of its decoding."""
@@ -68,13 +117,15 @@ class Frame:
     height: int
     frames: int = 1
     warning: str = ""  # empty or a short reason
+    oddity: str = ""  # empty, or what was taken for what
+    span: Range | None = None  # of values of more than 8 bits, if `tone` is their own
 
 
 def load(
-    path: Path, *, shorter_side: int | None = None, truncated: Truncated = "refuse"
+    path: Path, *, shorter_side: int | None = None, reading: Reading = Reading()
 ) -> Image.Image:
     """Return the picture in a file, upright, RGB, 8 bits; see `decode`."""
-    return decode(read(path), shorter_side=shorter_side, truncated=truncated).image
+    return decode(read(path), shorter_side=shorter_side, reading=reading).image
 
 
 def read(path: Path) -> bytes:
@@ -110,26 +161,24 @@ def _bytes_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(
-    data: bytes, *, shorter_side: int | None = None, truncated: Truncated = "refuse"
-) -> Frame:
+def decode(data: bytes, *, shorter_side: int | None = None, reading: Reading = Reading()) -> Frame:
     """Return the picture in the bytes of a file.
 
     `shorter_side` (pixels) allows faster decoding of a JPEG at 1/2, 1/4 or 1/8 of its size if its
-    shorter side keeps that many pixels. `truncated="keep"` accepts a picture whose data end early
-    or are damaged: the rest stays grey or black. A JPEG that lacks only its last bytes is always
-    accepted, with a warning. Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF,
-    BMP, TIFF, WebP, AVIF, JPEG 2000, PPM; HEIC with the extra `heic`.
+    shorter side keeps that many pixels. A JPEG that lacks only its last bytes is always accepted,
+    with a warning. Raises `UnreadablePhoto` with the reason. Formats: JPEG, PNG, GIF, BMP, TIFF,
+    WebP, AVIF, JPEG 2000, PPM; HEIC with the extra `heic`, and TIFFs of 64-bit values, of colours
+    in floats or of bands apart with the extra `tiff`.
     """
     kind = _kind(data)
     try:
         if kind == "JPEG":
-            return _decode_jpeg(data, shorter_side, truncated)
+            return _decode_jpeg(data, shorter_side, reading)
         if kind == "PNG":
-            return _decode_png(data, truncated)
+            return _decode_png(data, reading)
         if kind == "HEIC":
-            return _decode_heic(data)
-        return _decode_other(kind, data, truncated)
+            return _decode_heic(data, reading)
+        return _decode_other(kind, data, reading)
     except _DECODER_ERRORS as error:
         raise UnreadablePhoto(_decoder_reason(error)) from error
 
@@ -211,7 +260,10 @@ def _decoder_reason(error: BaseException) -> str:
 
 def _refuse_size(width: int, height: int, limit: int) -> None:
     if width * height > limit:
-        raise UnreadablePhoto(f"too large: {width} × {height} pixels")
+        raise UnreadablePhoto(
+            f"too large: {width} × {height} pixels",
+            hint="make them smaller, or raise the limit with --max-megapixels of `fit`",
+        )
 
 
 # --- JPEG -----------------------------------------------------------------------------------------
@@ -242,19 +294,23 @@ _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE
 _METADATA = frozenset({0xFE, *range(0xE0, 0xF0)}) - {0xE0, 0xEE}
 
 
-def _decode_jpeg(data: bytes, shorter_side: int | None, truncated: Truncated) -> Frame:
+def _decode_jpeg(data: bytes, shorter_side: int | None, reading: Reading) -> Frame:
     jpeg = _take_apart(data)
-    reduction = _reduction(jpeg, shorter_side)
+    _refuse_size(jpeg.width, jpeg.height, reading.max_pixels)
+    shortest = min(jpeg.width, jpeg.height)
+    fitting = (s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side)
+    reduction = next(fitting, 1)
     image, early, complete = _decode_rows(jpeg, reduction)
     if not complete:
         warning = "damaged" if jpeg.closed or jpeg.stray else "truncated"
-        if truncated == "refuse":
+        if reading.truncated == "refuse":
             raise UnreadablePhoto(warning)
     elif not jpeg.closed:
         warning = "the last bytes are missing"
     else:
         warning = "damaged: data are left over after the last row" if early else ""
-    return _frame(image, (jpeg.width, jpeg.height), jpeg.orientation, 1, warning)
+    frame = Frame(_rgb(image), jpeg.width, jpeg.height, 1, warning)
+    return _upright(frame, jpeg.orientation)
 
 
 def _take_apart(data: bytes) -> _Jpeg:
@@ -310,18 +366,6 @@ def _picture_end(data: bytes, start: int) -> tuple[int, bool, bool]:
     return len(data), False, False
 
 
-def _reduction(jpeg: _Jpeg, shorter_side: int | None) -> int:
-    """Return the factor by which to shrink while decoding: 1, 2, 4 or 8."""
-    _refuse_size(jpeg.width, jpeg.height, JPEG_LIMIT if jpeg.one_pass else DECODED_LIMIT)
-    shortest = min(jpeg.width, jpeg.height)
-    fitting = (s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side)
-    reduction = next(fitting, 1)
-    while jpeg.width * jpeg.height > DECODED_LIMIT * reduction**2 and reduction < 8:
-        reduction *= 2
-    _refuse_size(jpeg.width // reduction, jpeg.height // reduction, DECODED_LIMIT)
-    return reduction
-
-
 def _decode_rows(jpeg: _Jpeg, reduction: int) -> tuple[Image.Image, bool, bool]:
     """Return the stored picture, whether it ended before its data, and whether these sufficed.
 
@@ -375,7 +419,7 @@ class _Portions(io.BytesIO):
 # --- PNG ------------------------------------------------------------------------------------------
 
 
-def _decode_png(data: bytes, truncated: Truncated) -> Frame:
+def _decode_png(data: bytes, reading: Reading) -> Frame:
     """Decode the chunks that make the pixels, without the others."""
     kept = [data[:8]]
     orientation, frames, intact, closed = 1, 1, True, False
@@ -391,14 +435,15 @@ def _decode_png(data: bytes, truncated: Truncated) -> Frame:
         closed |= name == b"IEND"
     if closed:
         kept.append(b"\0\0\0\0IEND\xaeB`\x82")
-    if not intact and truncated == "refuse":
+    if not intact and reading.truncated == "refuse":
         raise UnreadablePhoto("damaged")
-    picture = PngImageFile(io.BytesIO(b"".join(kept)))
-    _refuse_size(*picture.size, DECODED_LIMIT)
-    warning = _load_pixels(picture, truncated)
-    if not warning and not closed:
-        warning = "the last bytes are missing"
-    return _frame(picture, picture.size, orientation, frames, warning)
+
+    def opened() -> ImageFile.ImageFile:
+        return PngImageFile(io.BytesIO(b"".join(kept)))
+
+    frame = _frame(opened(), opened, reading)
+    warning = frame.warning or ("" if closed else "the last bytes are missing")
+    return _upright(replace(frame, frames=frames, warning=warning), orientation)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
@@ -427,7 +472,7 @@ _PLUGINS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "PPM": "PpmImagePlugin",
 }
-_warnings_lock = threading.Lock()
+_warnings_lock = threading.RLock()
 
 
 @contextmanager
@@ -438,16 +483,96 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _decode_other(kind: str, data: bytes, truncated: Truncated) -> Frame:
-    picture = _open(kind, data)
-    _refuse_size(*picture.size, DECODED_LIMIT)
+def _decode_other(kind: str, data: bytes, reading: Reading) -> Frame:
+    try:
+        picture = _open(kind, data)
+    except _DECODER_ERRORS:
+        if kind != "TIFF":
+            raise
+        return _decode_odd_tiff(data, reading)
     # A TIFF reads more tags while loading, and turns the picture upright itself.
     with _quiet() if kind == "TIFF" else nullcontext():
-        warning = _load_pixels(picture, truncated)
+        frame = _frame(picture, lambda: _open(kind, data), reading)
     exif = picture.info.get("exif", b"") if kind in ("WEBP", "AVIF") else b""
     orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0")) or 1
-    image = _rgb(picture)  # before frames are counted, which moves through the file
-    return _frame(image, picture.size, orientation, _frames(kind, data, picture), warning)
+    # last, as counting frames moves through the file
+    return _upright(replace(frame, frames=_frames(kind, data, picture)), orientation)
+
+
+def _decode_odd_tiff(data: bytes, reading: Reading) -> Frame:
+    """Decode a TIFF of a form that Pillow does not know."""
+    found = deep.read_tiff(
+        data, lambda width, height: _refuse_size(width, height, reading.max_pixels)
+    )
+    no_data = found.no_data | _given(reading)
+    image = Image.fromarray(deep.to_bytes(found.values, reading.tone, no_data))
+    own = reading.tone == "own" and found.values.dtype != np.uint8
+    span = deep.span(found.values, no_data) if own else None
+    frame = Frame(_rgb(image), *image.size, oddity=found.oddity, span=span)
+    return _upright(frame, found.orientation)
+
+
+def _given(reading: Reading) -> frozenset[float]:
+    return frozenset() if reading.no_data is None else frozenset({reading.no_data})
+
+
+def _frame(
+    picture: ImageFile.ImageFile, again: Callable[[], ImageFile.ImageFile], reading: Reading
+) -> Frame:
+    """Decode an opened picture, which `again` opens anew, in place; return it as it is stored."""
+    _refuse_size(*picture.size, reading.max_pixels)
+    deep_colour = reading.tone != "full" and deep.is_colour(picture)
+    warning = _load_pixels(picture, reading.truncated)
+    image: Image.Image = picture
+    span, oddity = None, ""
+    if picture.format == "TIFF":
+        image, oddity = _without_odd_bands(picture)
+    values = None
+    if deep_colour:
+        other = again()
+        deep.swap_bytes(other)
+        _load_pixels(other, reading.truncated)
+        values = deep.joined(picture, other)
+    elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+    if values is not None:
+        tags = getattr(picture, "tag_v2", {})
+        no_data = deep.no_data_of(tags) | _given(reading)
+        span = deep.span(values, no_data) if reading.tone == "own" else None
+        image = _toned(image, values, deep.to_bytes(values, reading.tone, no_data))
+    return Frame(_rgb(image), *picture.size, warning=warning, oddity=oddity, span=span)
+
+
+def _toned(image: Image.Image, values: deep.Values, toned: NDArray[np.uint8]) -> Image.Image:
+    """Return values in 8 bits as a picture, with what is transparent in the one they come from."""
+    if values.ndim == 2:
+        transparent = image.info.get("transparency") if image.mode.startswith("I;16") else None
+        return Image.fromarray(
+            toned if transparent is None else np.where(values == transparent, np.uint8(255), toned)
+        )
+    result = Image.fromarray(toned)
+    if image.has_transparency_data:
+        result.putalpha(image.convert("RGBA").getchannel("A"))
+    return result
+
+
+def _without_odd_bands(picture: Image.Image) -> tuple[Image.Image, str]:
+    """Return the picture of a TIFF, and what became of a band beside its colours.
+
+    A band is transparency where the file says so and most of it is nothing or all: another one,
+    such as near infrared, has values between.
+    """
+    colours = picture.getbands()
+    if picture.mode == "RGBX":
+        return picture.convert("RGB"), "a 4th band, which is left out"
+    if colours[-1] not in "Aa" or len(colours) < 2:
+        return picture, ""
+    counts = picture.getchannel(len(colours) - 1).histogram()
+    if counts[0] < sum(counts) <= 2 * (counts[0] + counts[255]):
+        return picture, ""
+    parts = picture.split()[:-1]
+    kept = parts[0] if len(parts) == 1 else Image.merge("RGB", parts)
+    return kept, f"band {len(colours)} is called transparency and is none: left out"
 
 
 def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
@@ -486,7 +611,7 @@ def _load_pixels(picture: ImageFile.ImageFile, truncated: Truncated) -> str:
     return ""
 
 
-def _decode_heic(data: bytes) -> Frame:
+def _decode_heic(data: bytes, reading: Reading) -> Frame:
     try:
         import pillow_heif
     except ImportError as error:
@@ -495,7 +620,7 @@ def _decode_heic(data: bytes) -> Frame:
         ) from error
     container = pillow_heif.open_heif(io.BytesIO(data))
     width, height = container.size
-    _refuse_size(width, height, DECODED_LIMIT)
+    _refuse_size(width, height, reading.max_pixels)
     image = _rgb(container.to_pillow())  # libheif has turned it upright
     return Frame(image, image.width, image.height, len(container))
 
@@ -531,24 +656,21 @@ def _exif_orientation(exif: bytes) -> int:
     return 0
 
 
-def _frame(
-    image: Image.Image, size: tuple[int, int], orientation: int, frames: int, warning: str
-) -> Frame:
-    """Return the picture in RGB and upright, with its upright size from that in the file."""
-    image = _rgb(image)
-    if orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
-    width, height = size[::-1] if orientation >= 5 else size
-    return Frame(image, width, height, frames, warning)
+def _upright(frame: Frame, orientation: int) -> Frame:
+    """Return the frame of a stored picture turned as EXIF says."""
+    if orientation not in _TURNS:
+        return frame
+    width, height = (frame.width, frame.height)[:: -1 if orientation >= 5 else 1]
+    return replace(
+        frame, image=frame.image.transpose(_TURNS[orientation]), width=width, height=height
+    )
 
 
 # --- colours --------------------------------------------------------------------------------------
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Return a picture of any of Pillow's modes as a viewer shows it."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _gray8(image)
+    """Return a picture of any of Pillow's modes of 8 bits as a viewer shows it."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGB", image.size, "white")
@@ -562,19 +684,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         assert converted is not None
         return converted
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _gray8(image: Image.Image) -> Image.Image:
-    """Return gray of 16 or 32 bits in 8: 16-bit values by 1/257, others by their range."""
-    values = np.asarray(image).astype(np.float64)
-    transparent = image.info.get("transparency") if image.mode.startswith("I;16") else None
-    if transparent is not None:
-        values[values == transparent] = 65535
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    if high == low:  # no range to scale by: neither black nor white
-        return Image.new("L", image.size, 128)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255 / (high - low))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))

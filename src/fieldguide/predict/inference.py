@@ -35,8 +35,9 @@ from fieldguide.network.batch_norm import RECALIBRATION_BATCH, absorb, has_batch
 from fieldguide.network.network import Network, build, load_weights, weights_of
 from fieldguide.photos.augment import Normaliser, View, view_transform
 from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
+from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import Picture, evaluation
-from fieldguide.recipe import MOST_PIXELS, Interpolation, Layout, Precision
+from fieldguide.recipe import MOST_PIXELS, Interpolation, Layout, Precision, Tone
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rgb = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -66,6 +67,9 @@ class Architecture:
     truncated: Literal["refuse", "keep"]
     precision: Precision
     layout: Layout
+    tone: Tone = "full"  # those below are newer than the first cards
+    no_data: FiniteFloat | Literal["tag"] = "tag"
+    max_megapixels: Annotated[int, Field(ge=1, le=10_000)] = 250
 
 
 @dataclass(frozen=True)
@@ -289,7 +293,7 @@ def pictures(
         training=lambda picture, _seed: transform(picture),
         evaluation=transform,
         decoding=Decoding.of(
-            architecture.stored_side, resize, interpolation, architecture.truncated
+            architecture.stored_side, resize, interpolation, Reading.of(architecture)
         ),
         lenient=True,
     )

@@ -181,7 +181,7 @@ def look_at(run: Run, most: int = LOOKED_AT) -> Sizes:
 def _shorter_side(path: Path) -> int | str:
     """Return the shorter side in pixels, or why the photo cannot be read."""
     try:
-        frame = pixels.decode(pixels.read(path), shorter_side=1, truncated="keep")
+        frame = pixels.decode(pixels.read(path), shorter_side=1, reading=pixels.SHOWN)
     except UnreadablePhoto as error:
         return error.message
     return min(frame.width, frame.height)

@@ -58,7 +58,7 @@ def picture(path: Path, side: int = 96, *, sha256: str = "") -> Picture:
         data = pixels.read(path)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             return Picture(reason="the file has changed since")
-        image = pixels.decode(data, shorter_side=side, truncated="keep").image
+        image = pixels.decode(data, shorter_side=side, reading=pixels.SHOWN).image
     except UnreadablePhoto as error:
         return Picture(reason=error.message)
     return _encoded(image, side)

@@ -44,7 +44,7 @@ from fieldguide.storage.files import write_whole
 from fieldguide.words import os_reason, shown_bytes
 
 # The version of our decoding and of this layout: raise it when the same photo gives other bytes.
-VERSION = 1
+VERSION = 2
 
 # Bytes to leave free on the disk: other programs fail in ugly ways on a full one (taste).
 FREE_BYTES = 1 << 30
@@ -65,7 +65,7 @@ RECORD_BYTES = _BODY.size + _CHECK.size
 
 _SHARD_FILE = re.compile(r"([0-9a-f]{16})\.(pixels|index)")
 _STORE_NAME = re.compile(
-    r"pixels-\d+-(\d+|full)-\w+-(refuse|keep)-pillow-[\w.+!]+-torchvision-[\w.+!]+"
+    r"pixels-\d+-(\d+|full)-\w+-(refuse|keep)[\w.,=+-]*-pillow-[\w.+!]+-torchvision-[\w.+!]+"
 )
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -74,14 +74,14 @@ Picture = UInt8[np.ndarray, "height width 3"]
 # --- places ---------------------------------------------------------------------------------------
 
 
-def folder_of(root: Path, *, side: int | None, interpolation: str, truncated: str) -> Path:
+def folder_of(root: Path, *, side: int | None, interpolation: str, reading: str) -> Path:
     """Return the store of one definition of pixels, with the versions of the libraries in its name.
 
     `side`: pixels of the shorter side that pictures are shrunk to, None for full size;
-    `interpolation`: how; `truncated`: `refuse` or `keep`, see `pixels.decode`.
+    `interpolation`: how; `reading`: the name of a `pixels.Reading`.
     """
     name = (
-        f"pixels-{VERSION}-{'full' if side is None else side}-{interpolation}-{truncated}"
+        f"pixels-{VERSION}-{'full' if side is None else side}-{interpolation}-{reading}"
         f"-pillow-{metadata.version('pillow')}-torchvision-{metadata.version('torchvision')}"
     )
     assert _STORE_NAME.fullmatch(name), f"not a definition of pixels: {name}"

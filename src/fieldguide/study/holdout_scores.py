@@ -27,6 +27,7 @@ from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.near_copies import duplicates
+from fieldguide.photos.pixels import Reading
 from fieldguide.predict import combine, inference
 from fieldguide.predict.classifier import Classifier, combined, member_probabilities
 from fieldguide.predict.combine import BatchNorm, Ingredients, Outside, Rule
@@ -285,7 +286,7 @@ def _look_alikes(
     own = [replace(photo, path=str(run.catalog.file(photo))) for photo in _used(run)]
     given = [replace(photo, path=str(catalog.file(photo))) for photo in catalog.photos]
     both = Catalog(catalog.root, (*own, *given))
-    facts = inspect(both, progress=progress)
+    facts = inspect(both, reading=Reading.of(run.recipe), progress=progress)
     gone = sum(not fact.sha256 for fact in facts[: len(own)])
     if gone:
         notice(f"{gone} of {len(own)} training photos are gone: copies of them are not recognised")

@@ -25,6 +25,7 @@ from fieldguide.errors import ResourceError
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.inspect import Facts, inspect
 from fieldguide.photos.near_copies import duplicates
+from fieldguide.photos.pixels import Reading
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 
@@ -112,7 +113,7 @@ def doubts(run: Run, *, progress: Callable[[int], None] | None = None) -> Doubts
     """
     judged = _judged(run)
     catalog = judged.catalog
-    read = inspect(catalog, truncated=run.recipe.truncated, progress=progress)
+    read = inspect(catalog, reading=Reading.of(run.recipe), progress=progress)
     facts = [  # none of a file that is not the one that the run was trained on
         fact if fact.sha256 == photo.sha256 else Facts()
         for photo, fact in zip(catalog.photos, read, strict=True)

@@ -133,7 +133,7 @@ def _readable(catalog: Catalog, recipe: Recipe, count: int) -> list[int]:
     for number in _varied(catalog, recipe.seed)[:_TRIES]:
         file = catalog.file(catalog.photos[number])
         try:
-            pixels.load(file, shorter_side=1, truncated=recipe.truncated)
+            pixels.load(file, shorter_side=1, reading=pixels.Reading.of(recipe))
             found.append(number)
         except UnreadablePhoto as error:
             reason = f"`{file}`: {error.message}"

@@ -1,0 +1,219 @@
+import io
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from photos import chunk, encoded, photograph, png_header
+from PIL import Image, TiffImagePlugin
+
+from fieldguide.errors import UnreadablePhoto
+from fieldguide.photos import check, deep, inspect, pixels
+from fieldguide.photos.folders import scan
+from fieldguide.photos.pixels import Reading
+
+rng = np.random.default_rng(0)
+COLOURS = np.asarray(photograph(1))  # 64 × 96 × 3, 8 bits
+TWELVE_BITS = COLOURS.astype(np.uint16) * 16 + rng.integers(0, 16, COLOURS.shape, np.uint16)
+
+
+def shown(data: bytes, **reading: object) -> NDArray[np.uint8]:
+    return np.asarray(pixels.decode(data, reading=Reading(**reading)).image)
+
+
+def png16(values: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16-bit colours, with transparency if there are four bands."""
+    height, width, bands = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = png_header(width, height, 16, 2 if bands == 3 else 6)
+    return header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(values: NDArray[np.generic], **options: object) -> bytes:
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def colours16() -> dict[str, bytes]:
+    options = {"photometric": "rgb"}
+    return {
+        "png": png16(TWELVE_BITS),
+        "little": tiff(TWELVE_BITS, byteorder="<", **options),
+        "big": tiff(TWELVE_BITS, byteorder=">", **options),
+        "deflate": tiff(TWELVE_BITS, byteorder="<", compression="zlib", **options),
+        "deflate, big": tiff(TWELVE_BITS, byteorder=">", compression="zlib", **options),
+    }
+
+
+def test_16_bit_colours_keep_all_their_bits() -> None:
+    for kind, data in colours16().items():
+        assert np.array_equal(shown(data), TWELVE_BITS >> 8), kind
+        exact = np.rint(TWELVE_BITS * (255 / 4095))
+        assert np.array_equal(shown(data, tone=(0.0, 4095.0)), exact), kind
+        own = shown(data, tone="own").astype(int)
+        assert own.min() == 0 and own.max() == 255 and np.abs(own - exact).max() < 12, kind
+
+
+def test_transparency_of_16_bit_colours_is_painted_white() -> None:
+    alpha = np.full(COLOURS.shape[:2], 65535, np.uint16)
+    alpha[:10] = 0
+    data = png16(np.dstack([TWELVE_BITS, alpha]))
+    toned = shown(data, tone=(0.0, 4095.0))
+    assert (toned[:10] == 255).all()
+    assert np.array_equal(toned[10:], np.rint(TWELVE_BITS[10:] * (255 / 4095)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_range_is_the_same_for_all_gray_photos(kind: str) -> None:
+    values = rng.integers(28_800, 30_100, (40, 50)).astype(np.uint16)
+    data = encoded(Image.fromarray(values), kind)
+    assert len(np.unique(shown(data))) <= 7
+    toned = shown(data, tone=(28_800.0, 30_100.0))[:, :, 0]
+    assert np.array_equal(toned, np.rint((values - 28_800.0) * (255 / 1300)))
+    brighter = encoded(Image.fromarray(values + np.uint16(260)), kind)
+    moved = shown(brighter, tone=(28_800.0, 30_100.0))[:, :, 0].astype(int)
+    assert np.median(moved - toned) == 51
+
+
+def test_tone_changes_no_picture_of_8_bits() -> None:
+    for kind in ("JPEG", "PNG", "TIFF", "GIF"):
+        data = encoded(photograph(2), kind)
+        assert np.array_equal(shown(data, tone=(0.0, 10.0), no_data=3.0), shown(data))
+
+
+def with_gaps(tag: str | None) -> bytes:
+    values = np.linspace(0, 1, 40 * 50, dtype=np.float32).reshape(40, 50)
+    values[:, ::5] = -9999
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    if tag is not None:
+        tags[42113] = tag
+        tags.tagtype[42113] = 2
+    return encoded(Image.fromarray(values), "TIFF", tiffinfo=tags)
+
+
+@pytest.mark.parametrize(
+    ("tag", "reading"),
+    [("-9999", {}), ("-9999 \0", {}), (None, {"no_data": -9999.0}), ("7", {"no_data": -9999.0})],
+)
+def test_no_data_does_not_stretch_the_range(tag: str | None, reading: dict[str, float]) -> None:
+    toned = shown(with_gaps(tag), **reading)[:, :, 0]
+    assert (toned[:, ::5] == 0).all()
+    assert len(np.unique(toned)) > 200
+    assert len(np.unique(shown(with_gaps("nothing")))) == 2
+
+
+def test_no_data_of_colours_is_in_all_bands() -> None:
+    values = TWELVE_BITS.copy()
+    values[:5], values[5:10, :, 0] = 4095, 4095
+    toned = shown(png16(values), tone=(0.0, 4095.0), no_data=4095.0)
+    assert (toned[:5] == 0).all()
+    assert (toned[5:10, :, 0] == 255).all()
+
+
+def test_a_band_that_is_no_transparency_is_left_out_and_told() -> None:
+    infrared = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1))
+    frame = pixels.decode(encoded(Image.fromarray(np.dstack([COLOURS, infrared])), "TIFF"))
+    assert np.array_equal(np.asarray(frame.image), COLOURS)
+    assert frame.oddity == "band 4 is called transparency and is none: left out"
+    cut_out = np.where(infrared > 128, 255, 0).astype(np.uint8)
+    cut_out[:, 48] = 100  # a soft edge
+    frame = pixels.decode(encoded(Image.fromarray(np.dstack([COLOURS, cut_out])), "TIFF"))
+    assert (np.asarray(frame.image)[:, :40] == 255).all()
+    assert frame.oddity == ""
+    empty = np.zeros_like(cut_out)
+    frame = pixels.decode(encoded(Image.fromarray(np.dstack([COLOURS, empty])), "TIFF"))
+    assert np.array_equal(np.asarray(frame.image), COLOURS)
+    unnamed = tiff(np.dstack([COLOURS, infrared]), photometric="rgb", extrasamples=[0])
+    assert np.array_equal(shown(unnamed), COLOURS)
+    assert pixels.decode(unnamed).oddity == "a 4th band, which is left out"
+
+
+FLOATS = COLOURS.astype(np.float32) / 255
+ODD = {
+    "1 band of 64-bit floats": ((FLOATS[..., 0].astype(np.float64),), {}),
+    "3 bands of 32-bit floats": ((FLOATS,), {"photometric": "rgb"}),
+    "4 bands of 8-bit whole numbers": (
+        (np.dstack([COLOURS, COLOURS[..., :1]]),),
+        {"photometric": "minisblack", "planarconfig": "contig"},
+    ),
+    "5 bands of 16-bit whole numbers, each apart": (
+        (np.moveaxis(np.dstack([COLOURS, COLOURS[..., :2]]), 2, 0).astype(np.uint16) * 257,),
+        {"photometric": "minisblack", "planarconfig": "separate"},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ODD)
+def test_tiffs_that_pillow_cannot_read(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (values,), options = ODD[form]
+    data = tiff(values, **options)
+    frame = pixels.decode(data)
+    expected = COLOURS if values.ndim == 3 else COLOURS[..., :1].repeat(3, axis=2)
+    spread = 255 / np.ptp(expected) if values.dtype.kind == "f" else 1.0
+    low = expected.min() if values.dtype.kind == "f" else 0
+    assert np.abs(np.asarray(frame.image) - (expected - float(low)) * spread).max() <= 1
+    assert bool(frame.oddity) == (form[0] in "45")
+    with pytest.raises(UnreadablePhoto, match="too large: 96 × 64"):
+        pixels.decode(data, reading=Reading(max_pixels=6143))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UnreadablePhoto) as caught:
+        pixels.decode(data)
+    assert caught.value.message == f"a TIFF of {form} needs an extra"
+    assert "fieldguide[tiff]" in caught.value.hint
+
+
+def test_odd_tiffs_that_are_damaged() -> None:
+    data = tiff(FLOATS, photometric="rgb")
+    for cut in (*range(4, 300, 7), len(data) // 2, len(data) - 9):
+        with pytest.raises(UnreadablePhoto):
+            pixels.decode(data[:cut])
+    changed = np.random.default_rng(1)
+    for _ in range(200):
+        broken = bytearray(data)
+        for place in changed.integers(0, 300, 3):
+            broken[place] = changed.integers(256)
+        try:
+            assert pixels.decode(bytes(broken), reading=Reading(max_pixels=10**6)).image.size
+        except UnreadablePhoto as error:
+            assert error.message
+
+
+def test_check_tells_which_photos_use_a_small_part_of_their_range(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        low = rng.integers(28_800, 30_100, (64, 96)).astype(np.uint16)
+        Image.fromarray(low).save(tmp_path / "a" / f"{number}.png")
+        (tmp_path / "b" / f"{number}.jpg").write_bytes(encoded(photograph(number)))
+    (tmp_path / "b" / "dim.png").write_bytes(encoded(photograph(9).point(lambda v: v // 12), "PNG"))
+    catalog = scan(tmp_path)
+    facts = inspect.inspect(catalog)
+    told = {f.path: f for f in check.findings(catalog, facts) if f.kind == "odd-values"}
+    assert sorted(told) == ["a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/dim.png"]
+    assert told["a/0.png"].message.startswith("uses 6 of 256 levels, as most of its values lie")
+    assert "--tone percentile" in told["a/0.png"].hint
+    assert not any(f.kind == "near-duplicate" for f in check.findings(catalog, facts))
+    low, high = inspect.common_range(catalog.files, Reading()) or (0, 0)
+    assert 28_800 <= low < 28_810 and 30_090 < high <= 30_100
+    stretched = inspect.inspect(catalog, reading=Reading(tone=(low, high)))
+    assert [fact.oddity != "" for fact in stretched] == [False] * 8 + [True]
+    useless = inspect.inspect(catalog, reading=Reading(tone=(0.0, 1.0)))
+    assert useless[0].oddity.startswith("uses 1 of 256 levels")
+
+
+def test_a_range_of_no_deep_photos_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(photograph(1), "PNG"))
+    (tmp_path / "b.png").write_bytes(struct.pack("<I", 7))
+    assert inspect.common_range([tmp_path / "a.png", tmp_path / "b.png"], Reading()) is None
+    assert inspect.common_range([], Reading()) is None
+
+
+def test_values_that_are_all_missing_or_equal_are_no_range() -> None:
+    gone = np.full((3, 4), np.nan, np.float32)
+    assert (deep.to_bytes(gone, "full") == 0).all()
+    assert (deep.to_bytes(np.full((3, 4), 0.5), "own") == 128).all()
