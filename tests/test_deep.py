@@ -130,7 +130,7 @@ def test_a_band_that_is_no_transparency_is_left_out_and_told() -> None:
     assert np.array_equal(np.asarray(frame.image), COLOURS)
     unnamed = tiff(np.dstack([COLOURS, infrared]), photometric="rgb", extrasamples=[0])
     assert np.array_equal(shown(unnamed), COLOURS)
-    assert pixels.decode(unnamed).oddity == "a 4th band, which is left out"
+    assert pixels.decode(unnamed).oddity == "4 bands: the first three are used as colours"
 
 
 FLOATS = COLOURS.astype(np.float32) / 255

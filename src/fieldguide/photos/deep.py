@@ -4,6 +4,7 @@ Knows nothing of files but a TIFF's own words on its values.
 """
 
 import io
+import logging
 import math
 import sys
 from collections.abc import Callable, Collection
@@ -94,6 +95,8 @@ def _known(values: Values, no_data: Collection[float]) -> Mask:
 # --- 16 bits a channel in colour ------------------------------------------------------------------
 
 
+# The library's remarks on odd tags are not for users.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 

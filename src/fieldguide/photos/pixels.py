@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fieldguide.errors import UnreadablePhoto
 from fieldguide.photos import deep
@@ -484,14 +485,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _decode_other(kind: str, data: bytes, reading: Reading) -> Frame:
-    try:
-        picture = _open(kind, data)
-    except _DECODER_ERRORS:
-        if kind != "TIFF":
-            raise
-        return _decode_odd_tiff(data, reading)
     # A TIFF reads more tags while loading, and turns the picture upright itself.
     with _quiet() if kind == "TIFF" else nullcontext():
+        try:
+            picture = _open(kind, data)
+        except _DECODER_ERRORS:
+            if kind != "TIFF":
+                raise
+            return _decode_odd_tiff(data, reading)
         frame = _frame(picture, lambda: _open(kind, data), reading)
     exif = picture.info.get("exif", b"") if kind in ("WEBP", "AVIF") else b""
     orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0")) or 1
@@ -525,7 +526,7 @@ def _frame(
     warning = _load_pixels(picture, reading.truncated)
     image: Image.Image = picture
     span, oddity = None, ""
-    if picture.format == "TIFF":
+    if isinstance(picture, TiffImageFile):
         image, oddity = _without_odd_bands(picture)
     values = None
     if deep_colour:
@@ -556,23 +557,22 @@ def _toned(image: Image.Image, values: deep.Values, toned: NDArray[np.uint8]) ->
     return result
 
 
-def _without_odd_bands(picture: Image.Image) -> tuple[Image.Image, str]:
-    """Return the picture of a TIFF, and what became of a band beside its colours.
+def _without_odd_bands(picture: TiffImageFile) -> tuple[Image.Image, str]:
+    """Return the picture of a TIFF, and what became of bands beside its colours.
 
     A band is transparency where the file says so and most of it is nothing or all: another one,
     such as near infrared, has values between.
     """
-    colours = picture.getbands()
-    if picture.mode == "RGBX":
-        return picture.convert("RGB"), "a 4th band, which is left out"
-    if colours[-1] not in "Aa" or len(colours) < 2:
-        return picture, ""
-    counts = picture.getchannel(len(colours) - 1).histogram()
-    if counts[0] < sum(counts) <= 2 * (counts[0] + counts[255]):
-        return picture, ""
-    parts = picture.split()[:-1]
-    kept = parts[0] if len(parts) == 1 else Image.merge("RGB", parts)
-    return kept, f"band {len(colours)} is called transparency and is none: left out"
+    bands, kept = picture.tag_v2.get(277, 1), picture.getbands()
+    if kept[-1] in "Aa" and len(kept) > 1:
+        counts = picture.getchannel(len(kept) - 1).histogram()
+        if counts[0] < sum(counts) <= 2 * (counts[0] + counts[255]):
+            return picture, ""
+        parts = picture.split()[:-1]
+        colours = parts[0] if len(parts) == 1 else Image.merge("RGB", parts)
+        return colours, f"band {len(kept)} is called transparency and is none: left out"
+    odd = picture.mode == "RGB" and bands > 3
+    return picture, f"{bands} bands: the first three are used as colours" if odd else ""
 
 
 def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
