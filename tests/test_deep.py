@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fits import small_fit
 from numpy.typing import NDArray
 from photos import chunk, encoded, photograph, png_header
 from PIL import Image, TiffImagePlugin
 
-from fieldguide.errors import UnreadablePhoto
+from fieldguide import recipe as recipes
+from fieldguide.errors import UnreadablePhoto, UsageError
+from fieldguide.fitting.progress import Watcher
 from fieldguide.photos import check, deep, inspect, pixels
 from fieldguide.photos.folders import scan
 from fieldguide.photos.pixels import Reading
+from fieldguide.predict.classifier import Classifier
 
 rng = np.random.default_rng(0)
 COLOURS = np.asarray(photograph(1))  # 64 × 96 × 3, 8 bits
@@ -217,3 +221,39 @@ def test_values_that_are_all_missing_or_equal_are_no_range() -> None:
     gone = np.full((3, 4), np.nan, np.float32)
     assert (deep.to_bytes(gone, "full") == 0).all()
     assert (deep.to_bytes(np.full((3, 4), 0.5), "own") == 128).all()
+
+
+def thermal(folder: Path) -> Path:
+    """Photos of 16 bits whose classes differ by a tenth of a percent of the range."""
+    draw = np.random.default_rng(3)
+    for label, warmer in (("animal", 400), ("empty", 0)):
+        (folder / label).mkdir(parents=True)
+        for number in range(8):
+            values = draw.integers(29_000, 29_100, (48, 48)).astype(np.uint16)
+            values[8:40, 8:40] += np.uint16(warmer)
+            Image.fromarray(values).save(folder / label / f"{number}.png")
+    return folder
+
+
+def test_a_run_keeps_the_tone_that_it_found_and_predicts_by_it(tmp_path: Path) -> None:
+    photos = thermal(tmp_path / "photos")
+    run = small_fit(photos, tmp_path / "run", tone="percentile")
+    low, high = recipes.range_of(run.recipe.tone) or (0, 0)
+    assert 29_000 <= low < 29_010 and 29_480 < high < 29_500
+    told: list[str] = []
+    small_fit(photos, tmp_path / "run", tone="percentile", watcher=Watcher(notice=told.append))
+    assert "is complete" in told[-1]
+    for tone in ("full", "0,5"):
+        with pytest.raises(UsageError, match="tone: 'percentile 29"):
+            small_fit(photos, tmp_path / "run", tone=tone)
+    run.classifier("ensemble").save(tmp_path / "classifier")
+    card = Classifier.load(tmp_path / "classifier").card.architecture
+    assert pixels.Reading.of(card) == Reading(tone=(low, high))
+
+
+def test_a_percentile_without_deep_photos_is_told(discs: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    watcher = Watcher(notice=told.append)
+    run = small_fit(discs, tmp_path / "run", fold=0, tone="percentile", watcher=watcher)
+    assert any("`tone` has no effect" in message for message in told)
+    assert run.recipe.tone == "percentile 0,65535"

@@ -436,9 +436,7 @@ def require_tone(tone: str) -> str:
     except ValueError:
         found = (0.0, 0.0)
     if found and not -math.inf < found[0] < found[1] < math.inf:
-        raise ValueError(
-            f"`tone` = {tone!r} is neither full, percentile nor a range such as 0,4095"
-        )
+        raise ValueError("neither full, percentile nor a range such as 0,4095")
     return tone
 
 

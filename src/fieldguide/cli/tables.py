@@ -46,18 +46,22 @@ def print_collection(console: Console, catalog: "Catalog", facts: "Sequence[Fact
 
 
 def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | None) -> None:
-    """Print the findings of a check by kind, with one example each."""
+    """Print the findings of a check by kind, with one example and one hint each."""
     if not found:
         console.print("nothing was found that would disturb a fit")
         return
     table = Table("finding", "times", "stops a fit", "example", box=None)
+    hints = []
     for kind in dict.fromkeys(finding.kind for finding in found):
         alike = [finding for finding in found if finding.kind == kind]
         first = alike[0]
         example = f"{first.path}: {first.message}" if first.path else first.message
         stops = "yes" if any(finding.fatal for finding in alike) else "no"
         table.add_row(kind, str(len(alike)), stops, cell(example))
+        hints += [f"{kind}: {first.hint}"] if first.hint else []
     console.print(table)
+    for hint in hints:
+        console.print(hint, markup=False)
     if csv is None:
         console.print("--csv FILE lists them all")
 
