@@ -197,7 +197,7 @@ def test_check_tells_which_photos_use_a_small_part_of_their_range(tmp_path: Path
     (tmp_path / "b" / "dim.png").write_bytes(encoded(photograph(9).point(lambda v: v // 12), "PNG"))
     catalog = scan(tmp_path)
     facts = inspect.inspect(catalog)
-    told = {f.path: f for f in check.findings(catalog, facts) if f.kind == "odd-values"}
+    told = {f.path: f for f in check.findings(catalog, facts) if f.kind == "narrow-range"}
     assert sorted(told) == ["a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/dim.png"]
     assert told["a/0.png"].message.startswith("uses 6 of 256 levels, as most of its values lie")
     assert "--tone percentile" in told["a/0.png"].hint
@@ -208,6 +208,15 @@ def test_check_tells_which_photos_use_a_small_part_of_their_range(tmp_path: Path
     assert [fact.oddity != "" for fact in stretched] == [False] * 8 + [True]
     useless = inspect.inspect(catalog, reading=Reading(tone=(0.0, 1.0)))
     assert useless[0].oddity.startswith("uses 1 of 256 levels")
+
+
+def test_check_tells_of_bands(tmp_path: Path) -> None:
+    infrared = np.dstack([COLOURS, np.roll(COLOURS[..., :1], 9)])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.tif").write_bytes(encoded(Image.fromarray(infrared), "TIFF"))
+    catalog = scan(tmp_path)
+    found = check.findings(catalog, inspect.inspect(catalog))
+    assert [(f.path, f.fatal) for f in found if f.kind == "odd-bands"] == [("a/1.tif", False)]
 
 
 def test_a_range_of_no_deep_photos_is_none(tmp_path: Path) -> None:

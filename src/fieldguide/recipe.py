@@ -536,7 +536,8 @@ def usage_error(error: ValidationError, where: str = "") -> UsageError:
     """Return pydantic's error in our words, one line a setting; `where` they were read."""
     lines, quoted = [], False
     for name, (value, reason) in _by_setting(error).items():
-        quoted |= isinstance(value, str) and _is_number(value)
+        own = Recipe.model_fields[name].annotation is str if name in Recipe.model_fields else False
+        quoted |= isinstance(value, str) and _is_number(value) and not own
         lines.append(f"`{name}` = {value!r}: {reason}" if name else reason)
     message = (f"{where}: " if where else "") + "\n".join(lines)
     return UsageError(message, hint="write numbers without quotes" if quoted else "")

@@ -118,7 +118,7 @@ def findings(
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
-_ODDITY_HINT = (
+_RANGE_HINT = (
     "--tone percentile, or a range such as 0,4095, keeps more; a value that means no data is named"
     " with --no-data"
 )
@@ -137,8 +137,9 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
         elif fact.warning:
             yield Finding("damaged", path, fact.warning)
         if fact.oddity:
-            hint = _ODDITY_HINT if "values lie" in fact.oddity else ""
-            yield Finding("odd-values", path, fact.oddity, hint)
+            bands = "band" in fact.oddity
+            hint = _RANGE_HINT if "values lie" in fact.oddity else ""
+            yield Finding("odd-bands" if bands else "narrow-range", path, fact.oddity, hint)
         if fact.fingerprint and min(fact.width, fact.height) < min_size:
             size = f"{fact.width} × {fact.height} pixels"
             yield Finding("too-small", path, f"{size}, the shorter side is below {min_size}")
