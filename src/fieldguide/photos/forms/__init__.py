@@ -1,0 +1,1 @@
+"""The forms of tools and collections of this field, each as a plain table."""

@@ -1,0 +1,95 @@
+"""The plain table that a source in a known form becomes, and what its readers share.
+
+Knows nothing of any form.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fieldguide.errors import DataError
+from fieldguide.words import count
+
+# Columns of a form's table. Those that a form lacks are not there; others keep the form's names.
+PATH, LABEL, SPLIT = "path", "label", "split"
+EVENT = "event"  # photos of one occasion, which no fold may split
+PLACE = "place"  # what a new place means
+TIME = "time"  # when the photo was taken, ISO 8601 without zone
+
+
+@dataclass(frozen=True)
+class Form:
+    """The photos that a source lists, one row each.
+
+    `paths` start from `base`. A row whose label is empty has none. `rules` say in words what was
+    decided, such as which of several labels counts; `left_out` says why rows are missing, and how
+    many.
+    """
+
+    name: str  # such as `Camtrap DP`
+    base: Path
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    rules: tuple[str, ...] = ()
+    left_out: Mapping[str, int] | None = None
+
+    @property
+    def told(self) -> str:
+        """What was read and how, in one line."""
+        gone = [f"{why} ({number:,})" for why, number in (self.left_out or {}).items() if number]
+        said = [*self.rules, *(["left out: " + ", ".join(gone)] if gone else [])]
+        return f"form: {self.name} ({count(len(self.rows), 'row')})" + "".join(
+            f"; {s}" for s in said
+        )
+
+
+class Known(NamedTuple):
+    """A known form: its name for `--format`, and its reader.
+
+    The reader returns None for a file or folder that is not of the form, by content. It raises
+    DataError with file, row or key and what was expected for one that claims to be and breaks it.
+    """
+
+    name: str
+    read: Callable[[Path], Form | None]
+
+
+def load_json(place: Path) -> Any:
+    """Return the content of a JSON file; DataError with line and column if it is damaged."""
+    try:
+        return json.loads(place.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place.name}: not text in UTF-8: byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{place.name}, {where}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise DataError(f"{place.name}: nested too deeply for JSON of any known form") from error
+    except OSError as error:
+        raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
+
+
+def require(value: Any, kind: type | tuple[type, ...], where: str, expected: str) -> Any:
+    """Return the value; DataError that says `where` and what was `expected` for another type."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        shown = repr(value)[:60]
+        raise DataError(f"{where}: expected {expected}, found {shown}")
+    return value
+
+
+def table_of(
+    name: str,
+    base: Path,
+    rows: Sequence[Mapping[str, str]],
+    *,
+    rules: Sequence[str] = (),
+    left_out: Mapping[str, int] | None = None,
+) -> Form:
+    """Return rows by column as a form; columns that no row fills are left away."""
+    names = dict.fromkeys(key for row in rows for key, value in row.items() if value)
+    order = [key for key in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if key in names]
+    header = (*order, *(key for key in names if key not in order))
+    cells = tuple(tuple(row.get(key, "") for key in header) for row in rows)
+    return Form(name, base, header, cells, tuple(rules), left_out)

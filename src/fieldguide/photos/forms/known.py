@@ -1,0 +1,27 @@
+"""The list of known forms, in the order in which they are tried."""
+
+from pathlib import Path
+
+from fieldguide.errors import UsageError
+from fieldguide.photos.forms.form import Form, Known
+from fieldguide.words import listed
+
+KNOWN: tuple[Known, ...] = ()
+
+
+def find(place: Path, name: str | None = None) -> Form | None:
+    """Return the source as the form of that name, or the first that it is of; None if it is none.
+
+    `plain` is no form. Raises UsageError for an unknown name and a source that is not of the form.
+    """
+    if name == "plain":
+        return None
+    names = [known.name for known in KNOWN]
+    if name is not None and name not in names:
+        raise UsageError(f"there is no format `{name}`", hint=f"one of {listed(['plain', *names])}")
+    for known in KNOWN:
+        if name in (None, known.name) and (form := known.read(place)) is not None:
+            return form
+    if name is not None:
+        raise UsageError(f"{place} is not in the format `{name}`")
+    return None
