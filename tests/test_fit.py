@@ -364,6 +364,8 @@ def test_weights_may_move_or_vanish_once_a_run_is_begun(discs: Path, tmp_path: P
     assert run.complete
     shutil.copy(tmp_path / "first" / "start.safetensors", moved)
     with pytest.raises(UsageError, match="weights"):
+        small_fit(discs, tmp_path / "run", weights=f"{moved}:backbone", **short)
+    with pytest.raises(UsageError, match="weights"):
         small_fit(discs, tmp_path / "run", weights=str(moved), **short)
     moved.unlink()
     assert small_fit(discs, tmp_path / "run", weights=str(moved), **short).complete
