@@ -30,7 +30,7 @@ from fieldguide.photos.catalog import (
     told,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
-from fieldguide.storage import addresses, parquet
+from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
 from fieldguide.words import count, listed, quoted
 
@@ -229,7 +229,7 @@ def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple
     try:
         for number, cells in enumerate(reader, start=1):
             if any(cells):  # blank lines and rows of nothing but separators
-                yield number, tuple(cells)
+                yield number, tuple(map(files.unescaped, cells))
     except csv.Error as error:
         raise DataError(f"{place.name}, row {number + 1}: {error}") from error
 
@@ -417,7 +417,10 @@ class Finder:
 
     def file(self, text: str) -> Path | None:
         """Return the path of the file, or None if there is none."""
-        for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
+        bare = text.strip()
+        # Of Windows' paths, where a folder may be called `xff`.
+        slashed = (each.replace("\\", "/") for each in (bare, files.escaped(bare)))
+        for spelling in dict.fromkeys((text, bare, *slashed)):
             if spelling and (place := self._existing(spelling)) is not None:
                 return place
         return None
