@@ -30,7 +30,7 @@ from fieldguide.photos.catalog import (
     told,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
-from fieldguide.storage import addresses, parquet
+from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
 from fieldguide.words import count, listed, quoted
 
@@ -229,7 +229,7 @@ def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple
     try:
         for number, cells in enumerate(reader, start=1):
             if any(cells):  # blank lines and rows of nothing but separators
-                yield number, tuple(cells)
+                yield number, tuple(map(files.unescaped, cells))
     except csv.Error as error:
         raise DataError(f"{place.name}, row {number + 1}: {error}") from error
 
@@ -244,7 +244,7 @@ def _find_columns(
 ) -> dict[str, int]:
     """Map roles to column numbers: by the user's names, usual names, or as the only choice."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
-    plain = _plain(table.header)
+    plain = simplified(table.header)
     for role, names in USUAL_NAMES.items():
         usual = [plain.index(name) for name in names if name in plain]
         free = [column for column in usual if column not in columns.values()]
@@ -264,7 +264,7 @@ def _find_columns(
     return columns
 
 
-def _plain(names: Sequence[str]) -> list[str]:
+def simplified(names: Sequence[str]) -> list[str]:
     """Return column names as usual names are compared: without case, blanks, `_` and `-`."""
     return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
 
@@ -296,7 +296,7 @@ def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[
 
 def _with_binomials(table: Table) -> Table:
     """Return the table with a column of `genus + species`, where species are epithets alone."""
-    plain = _plain(table.header)
+    plain = simplified(table.header)
     if not {"genus", "species"} <= {*plain}:
         return table
     genus, species = plain.index("genus"), plain.index("species")
@@ -317,7 +317,7 @@ def _told(table: Table, columns: Mapping[str, int], photos: Records[Photo], base
     if BINOMIAL in table.header:
         used |= {table.header.index(BINOMIAL)}
         if names.get("label") == f"column {BINOMIAL}":
-            plain = _plain(table.header)
+            plain = simplified(table.header)
             used |= {plain.index("genus"), plain.index("species")}
     unused = [
         f"{name} ({count(len({cells[column] for _, cells in table.rows}), 'value')})"
@@ -417,7 +417,10 @@ class Finder:
 
     def file(self, text: str) -> Path | None:
         """Return the path of the file, or None if there is none."""
-        for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
+        bare = text.strip()
+        # Of Windows' paths, where a folder may be called `xff`.
+        slashed = (each.replace("\\", "/") for each in (bare, files.escaped(bare)))
+        for spelling in dict.fromkeys((text, bare, *slashed)):
             if spelling and (place := self._existing(spelling)) is not None:
                 return place
         return None
