@@ -23,11 +23,11 @@ _Pairs: TypeAlias = NDArray[np.int64]  # of shape (pairs, 2)
 _AT_ONCE = 500  # pairs compared at once: what they take fits a cache
 _DRAWN_AT_ONCE = 10_000  # fingerprints described at once: some 30 MB
 # Photos meet in tables: cells of a grid over some of the features, each table's moved by itself.
-_TABLES = 32
+_TABLES = 24
 _KEPT = 12  # features that a table looks at
 _WIDTH = 2.2  # of a cell, in deviations
 _MOST_UNLIKE = 2.5  # squared distance of the features
-_NEIGHBOURS = 16  # looked at for each photo in each table; only look-alikes have more
+_NEIGHBOURS = 8  # looked at for each photo in each table; only look-alikes have more
 _NEAREST = 8  # pairs kept for each photo
 _INSIDE = 24  # bits of a table's key that say where in its cell a photo lies
 _ASKED = 8  # comparisons with the middle of a cluster, for each photo of a chain
@@ -164,21 +164,19 @@ def _candidates(features: Floats) -> _Pairs:
     """Return pairs of rows with like features, of each row the nearest few, ascending."""
     draws = np.random.default_rng(0)
     count = len(features)
-    codes, unlike = np.empty(0, np.int64), np.empty(0, np.float32)
+    codes, unlike = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for table in range(1, _TABLES + 1):
-        for one, other in _meetings(_cells(features, draws)):
-            apart = ((features[one] - features[other]) ** 2).sum(axis=1)
-            near = np.flatnonzero(apart <= _MOST_UNLIKE)
-            one, other = one[near], other[near]
-            codes = np.append(codes, np.minimum(one, other) * count + np.maximum(one, other))
-            unlike = np.append(unlike, apart[near])
-        if table % 4:
-            continue
-        codes, first = np.unique(codes, return_index=True)  # most pairs meet in several tables
-        unlike = unlike[first]
-        kept = _nearest(np.stack(np.divmod(codes, count)), unlike)
-        codes, unlike = codes[kept], unlike[kept]
-    return np.stack(np.divmod(codes, count), axis=1)
+        for one, other, apart in _meetings(features, _cells(features, draws)):
+            codes.append(np.minimum(one, other) * count + np.maximum(one, other))
+            unlike.append(apart)
+        if table % 4 == 0:  # most pairs meet in several tables: keep each once
+            found, near = np.concatenate(codes), np.concatenate(unlike)
+            order = np.argsort(found)
+            order = order[np.diff(found[order], prepend=-1) > 0]
+            found, near = found[order], near[order]
+            kept = _nearest(np.stack(np.divmod(found, count)), near)
+            codes, unlike = [found[kept]], [near[kept]]
+    return np.stack(np.divmod(codes[0], count), axis=1)
 
 
 def _cells(features: Floats, draws: np.random.Generator) -> Numbers:
@@ -195,23 +193,27 @@ def _cells(features: Floats, draws: np.random.Generator) -> Numbers:
     return keys >> _INSIDE << _INSIDE | inside
 
 
-def _meetings(keys: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
-    """Yield rows that lie in one cell, those that lie next to each other there first."""
+def _meetings(features: Floats, keys: Numbers) -> Iterator[tuple[Numbers, Numbers, Floats]]:
+    """Yield rows that lie in one cell and their squared distances, if these are small."""
     order = np.argsort(keys, kind="stable")
-    cells = keys[order] >> _INSIDE
+    cells, sorted_features = keys[order] >> _INSIDE, features[order]
     same = np.flatnonzero(cells[1:] == cells[:-1])  # most cells hold one
     for step in range(1, _NEIGHBOURS + 1):
         same = same[same < len(order) - step]
         same = same[cells[same] == cells[same + step]]
         if not len(same):
             return
-        yield order[same], order[same + step]
+        apart = sorted_features[same] - sorted_features[same + step]
+        unlike = np.einsum("ni,ni->n", apart, apart)
+        near = np.flatnonzero(unlike <= _MOST_UNLIKE)
+        yield order[same[near]], order[same[near] + step], unlike[near]
 
 
 def _nearest(pairs: _Pairs, unlike: Floats) -> Mask:
     """Return whether each pair (2, n) is among the nearest few of one of its rows."""
     rows, each = pairs.ravel(), np.tile(np.arange(pairs.shape[1]), 2)
-    order = np.lexsort((unlike[each], rows))
+    # One number sorts by row and then by distance: bits of floats from 0 up are in their order.
+    order = np.argsort(rows << 32 | unlike[each].view(np.int32))
     rows, each = rows[order], each[order]
     far = rows[_NEAREST:] == rows[:-_NEAREST]  # as many nearer ones come before it
     kept = np.zeros(pairs.shape[1], np.bool_)
