@@ -35,7 +35,9 @@ def cropped(left: float, top: float, right: float, bottom: float) -> Change:
 
     def crop(photo: Image.Image) -> Image.Image:
         w, h = photo.size
-        return photo.crop((round(w * left), round(h * top), w - round(w * right), h - round(h * bottom)))
+        return photo.crop(
+            (round(w * left), round(h * top), w - round(w * right), h - round(h * bottom))
+        )
 
     return crop
 

@@ -59,8 +59,9 @@ def coarse(fingerprints: Bytes) -> Floats:
     """Return (n, 36) cells of gray, of mean 0 and length 1 (less if flat)."""
     cells = _shrunk(fingerprints[:, :GRAY].astype(np.float32), COARSE)
     cells -= cells.mean(axis=1, keepdims=True)
-    length: Floats = np.sqrt((cells**2).sum(axis=1, keepdims=True))
-    return cells / np.maximum(length, _FLAT * COARSE)
+    length = np.sqrt((cells**2).sum(axis=1, keepdims=True))
+    scaled: Floats = cells / np.maximum(length, _FLAT * COARSE)
+    return scaled
 
 
 def _shrunk(values: Floats, side: int) -> Floats:
@@ -177,8 +178,9 @@ def _cropped(one: Bytes, other: Bytes) -> Mask:
     alike &= (area >= _LEAST_SHARED) & (area * place[:, 0] * place[:, 2] >= _LEAST_SHARED)
     alike &= _moved(place)
     for start in (GRAY, GRAY + COLOUR_SIDE**2):
-        planes = (each[rows, start : start + COLOUR_SIDE**2] for each in (one, other))
-        shown, target, shared = _overlap(*(p.astype(np.float32) for p in planes), place, 2)
+        plane = slice(start, start + COLOUR_SIDE**2)
+        colour_a, colour_b = (each[rows, plane].astype(np.float32) for each in (one, other))
+        shown, target, shared = _overlap(colour_a, colour_b, place, 2)
         alike &= (np.abs(shown - target) * shared).max(axis=1) <= _MOST_ALIGNED_COLOUR
     same[rows] = alike
     return same
@@ -220,15 +222,8 @@ def _aligned(one: Floats, other: Floats, place: Floats, steps: int) -> Floats:
     for _ in range(steps):
         x, y, inside = _placed(place, side)
         (at_x, slope_x), (at_y, slope_y) = _weights(x, side), _weights(y, side)
-        by_row = at_y @ pictures
-        value, along, down = (
-            each.reshape(other.shape)
-            for each in (
-                by_row @ at_x.transpose(0, 2, 1),
-                by_row @ slope_x.transpose(0, 2, 1),
-                slope_y @ pictures @ at_x.transpose(0, 2, 1),
-            )
-        )
+        value = _sampled(pictures, at_y, at_x)
+        along, down = _sampled(pictures, at_y, slope_x), _sampled(pictures, slope_y, at_x)
         shown, deviation = _centred(value, inside)
         target, wanted = _centred(other, inside)
         gain = wanted / np.maximum(deviation, 0.1)
@@ -244,15 +239,22 @@ def _aligned(one: Floats, other: Floats, place: Floats, steps: int) -> Floats:
     return place
 
 
-def _overlap(one: Floats, other: Floats, place: Floats, block: int) -> tuple[Floats, Floats, Floats]:
+def _overlap(
+    one: Floats, other: Floats, place: Floats, block: int
+) -> tuple[Floats, Floats, Floats]:
     """Return what both show, in cells of `block` × `block` pixels, and which cells are shared."""
     side = round(other.shape[1] ** 0.5)
     x, y, inside = _placed(place, side)
-    pictures = one.reshape(-1, side, side)
-    value = _weights(y, side)[0] @ pictures @ _weights(x, side)[0].transpose(0, 2, 1)
+    value = _sampled(one.reshape(-1, side, side), _weights(y, side)[0], _weights(x, side)[0])
     cells = side // block
     shared = (_shrunk(inside, cells) > 0.99).astype(np.float32)
-    return _shrunk(value.reshape(other.shape), cells), _shrunk(other, cells), shared
+    return _shrunk(value, cells), _shrunk(other, cells), shared
+
+
+def _sampled(pictures: Floats, by_row: Floats, by_column: Floats) -> Floats:
+    """Return weighted sums of pixels, (n, pixels)."""
+    sums: Floats = by_row @ pictures @ by_column.transpose(0, 2, 1)
+    return sums.reshape(len(sums), -1)
 
 
 def _centred(values: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -20,6 +20,12 @@ Clusters: TypeAlias = Sequence[tuple[int, ...]]
 
 _Pairs: TypeAlias = NDArray[np.int64]  # of shape (pairs, 2)
 
+LOOKED_FOR = (
+    "copies looked for: equal, re-encoded, resized, mirrored, turned by 90°, slightly brightened,"
+    " crops of up to about 10 %; not: freely rotated, strongly recoloured, later frames of a burst."
+    " Frames of one scene that differ in light and noise alone count as copies"
+)
+FILES_LOOKED_FOR = "copies looked for: of files, byte by byte; photos that look alike are not"
 _AT_ONCE = 500  # pairs compared at once: what they take fits a cache
 _DRAWN_AT_ONCE = 10_000  # fingerprints described at once: some 30 MB
 # Photos meet in tables: cells of a grid over some of the features, each table's moved by itself.
@@ -136,7 +142,9 @@ def _described(fingerprints: Bytes) -> Floats:
     colours = fingerprints[:, GRAY:].reshape(-1, 2, COLOUR_SIDE**2).astype(np.float32)
     colours -= 128
     middle = colours - colours.mean(axis=2, keepdims=True)
-    for colour, centred, unit in zip(*(np.moveaxis(c, 1, 0) for c in (colours, middle)), (1.2, 0.9), strict=True):
+    for colour, centred, unit in zip(
+        *(np.moveaxis(c, 1, 0) for c in (colours, middle)), (1.2, 0.9), strict=True
+    ):
         ordered = np.sort(colour, axis=1)
         found += [
             ordered[:, :COARSE].mean(axis=1) / (12 * unit),
@@ -189,8 +197,9 @@ def _cells(features: Floats, draws: np.random.Generator) -> Numbers:
         some = slice(start, start + _DRAWN_AT_ONCE)
         cells = np.floor(features[some, kept] / _WIDTH + corner).astype(np.int64)
         keys[some] = (cells * odd).sum(axis=1)
-    inside = np.clip(along * 1000 + (1 << _INSIDE - 1), 0, (1 << _INSIDE) - 1).astype(np.int64)
-    return keys >> _INSIDE << _INSIDE | inside
+    inside = (np.asarray(along) * 1000 + (1 << _INSIDE - 1)).clip(0, (1 << _INSIDE) - 1)
+    cell: Numbers = keys >> _INSIDE << _INSIDE
+    return cell | inside.astype(np.int64)
 
 
 def _meetings(features: Floats, keys: Numbers) -> Iterator[tuple[Numbers, Numbers, Floats]]:
