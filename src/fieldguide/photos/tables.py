@@ -29,6 +29,7 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
+from fieldguide.photos.families import grouped, is_by_name
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
@@ -77,21 +78,26 @@ def read_table(
     """Return the photos that a CSV or TSV file lists, in its order.
 
     `path` to `fold` name its columns; without them the usual names are recognised (path, file,
-    image, ...; label, class, species, ...; group; split; fold). Separators `,` `;` tab and `|` are
-    detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is given. Paths are absolute,
-    relative to `root`, or to the table's folder; a file's ending may be left out, and a backslash
-    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels. Rows
-    without a label or a file are left out and noted. Raises DataError with the row for a table that
-    cannot be read, and with the nearest name for a missing column.
+    image, ...; label, class, species, ...; group; split; fold). `group` may also be `stem` or
+    `stem:REGEX`, if no column is called so: groups by file name (`families.grouped`). Separators
+    `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is
+    given. Paths are absolute, relative to `root`, or to the table's folder; a file's ending may be
+    left out, and a backslash may stand for `/`. `labelled=False` reads a list of photos to predict,
+    without labels. Rows without a label or a file are left out and noted. Raises DataError with the
+    row for a table that cannot be read, and with the nearest name for a missing column.
     """
     place = addresses.local(csv)
     table = _with_binomials(read_cells(place, encoding))
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")
-    wanted = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
+    by_name = group if is_by_name(group) and group not in table.header else None
+    column = None if by_name else group
+    wanted = {"path": path, "label": label, "group": column, "split": split, "fold": fold}
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
+    if by_name:
+        columns.pop("group", None)
     base = Path(place.parent if root is None else root).resolve()
     if not base.is_dir():
         raise DataError(
@@ -118,7 +124,10 @@ def read_table(
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
     found = in_columns(photos)
-    said = _told(table, columns, found, base)
+    names = {role: f"column {table.header[column]}" for role, column in columns.items()}
+    if by_name:
+        found, names["group"] = grouped(found, by_name)
+    said = _told(table, columns, names, found, base)
     return Catalog(base, found, tuple(notes), said)
 
 
@@ -310,9 +319,14 @@ def _with_binomials(table: Table) -> Table:
     return replace(table, header=(*table.header, BINOMIAL), rows=rows)
 
 
-def _told(table: Table, columns: Mapping[str, int], photos: Records[Photo], base: Path) -> str:
-    """Return what every column was taken for."""
-    names = {role: f"column {table.header[column]}" for role, column in columns.items()}
+def _told(
+    table: Table,
+    columns: Mapping[str, int],
+    names: Mapping[str, str],
+    photos: Records[Photo],
+    base: Path,
+) -> str:
+    """Return what every column was taken for; `names` say where each field comes from."""
     used = {*columns.values()}
     if BINOMIAL in table.header:
         used |= {table.header.index(BINOMIAL)}
