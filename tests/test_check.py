@@ -117,6 +117,14 @@ def facts_of(folder: Path, pictures: list[bytes]) -> tuple[Catalog, tuple[Facts,
     return found, inspect.inspect(found)
 
 
+def test_names_that_are_not_utf8_are_found(tmp_path: Path) -> None:
+    photos = rows(Photo("a/caf\udce9.jpg", "a"), Photo("a/café.jpg", "a"), Photo(r"b/\xe9", "b"))
+    found = check.findings(photos, [seen(n) for n in range(3)])
+    assert [finding.path for finding in of_kind(found, "odd-name")] == ["a/caf\udce9.jpg"]
+    check.write_findings(tmp_path / "f.csv", of_kind(found, "odd-name"))
+    assert rb"a/caf\xe9.jpg" in (tmp_path / "f.csv").read_bytes()
+
+
 def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
     images = [photograph(seed, (240, 160)) for seed in range(30)]
     sets = [list(copies(image).values()) for image in images]

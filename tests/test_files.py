@@ -66,7 +66,11 @@ def test_json_refuses_what_is_no_json(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a": b"1\n"}
 
 
-cells = st.text() | st.text(alphabet='",\n\r\0 =\t;\ufeff', max_size=4) | st.just("\udcff")
+cells = (
+    st.text()
+    | st.text(alphabet='",\n\r\0 =\t;\ufeff', max_size=4)
+    | st.text(alphabet="\\x5cf8\udcff")
+)
 
 
 @given(
@@ -79,8 +83,20 @@ def test_csv_reads_back_exactly(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "table.csv"
     files.write_csv(path, table[0], table[1:])
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        assert list(csv.reader(file)) == table
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [list(map(files.unescaped, row)) for row in csv.reader(file)] == table
+
+
+@given(st.text(alphabet="\\x5cf8A\udcff") | cells)
+def test_escapes_give_every_text_back(text: str) -> None:
+    assert files.unescaped(files.escaped(text)) == text
+    files.escaped(text).encode()
+
+
+def test_escapes_as_they_look() -> None:
+    assert files.escaped("caf\udce9.jpg") == r"caf\xe9.jpg"
+    assert files.escaped(r"a\b\x41é") == r"a\b\x41é"
+    assert files.escaped(r"a\xe9") == r"a\x5cxe9"
 
 
 def test_csv_as_it_looks(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -26,6 +27,7 @@ from fieldguide.fitting.fit import fit
 from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import Watcher
 from fieldguide.network.network import Network
+from fieldguide.report.build import build
 from fieldguide.runs import run as runs
 from fieldguide.runs import tracking
 from fieldguide.storage import files
@@ -364,9 +366,27 @@ def test_weights_may_move_or_vanish_once_a_run_is_begun(discs: Path, tmp_path: P
     assert run.complete
     shutil.copy(tmp_path / "first" / "start.safetensors", moved)
     with pytest.raises(UsageError, match="weights"):
+        small_fit(discs, tmp_path / "run", weights=f"{moved}:backbone", **short)
+    with pytest.raises(UsageError, match="weights"):
         small_fit(discs, tmp_path / "run", weights=str(moved), **short)
     moved.unlink()
     assert small_fit(discs, tmp_path / "run", weights=str(moved), **short).complete
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text on other systems")
+def test_a_name_that_is_not_utf8_is_fitted_resumed_and_readable(
+    discs: Path, tmp_path: Path
+) -> None:
+    photos, short = shutil.copytree(discs, tmp_path / "photos"), {"epochs": 1, "warmup": 0.0}
+    first = next(path for path in sorted(photos.rglob("*.jpg")))
+    name = first.relative_to(photos).with_name(os.fsdecode(b"caf\xe9.jpg")).as_posix()
+    first.rename(photos / name)
+    small_fit(photos, tmp_path / "run", fold=0, **short)
+    run = small_fit(photos, tmp_path / "run", **short)
+    assert run.complete and name in run.catalog.table.column("path")
+    for table in ("catalog.csv", "given.csv", "oof.csv"):
+        assert r"caf\xe9.jpg" in (run.folder / table).read_text("utf-8")
+    assert r"caf\xe9.jpg" in build(run).read_text("utf-8")
 
 
 def test_threads_are_those_the_run_was_begun_with(discs: Path, tmp_path: Path) -> None:

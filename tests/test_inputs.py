@@ -203,6 +203,15 @@ def test_names_that_are_no_utf_8(
     monkeypatch.chdir(tmp_path)
     standard_input(raw + b"\n")
     assert inputs.read("-") == expected
+    escaped = rb"caf\xe9.jpg"
+    assert inputs.read(write(tmp_path / "list.txt", escaped)) == expected
+    assert inputs.read(write(tmp_path / "table.csv", b"path\n" + escaped + b"\n")) == expected
+
+
+def test_a_windows_folder_that_looks_like_an_escape(tmp_path: Path) -> None:
+    put(tmp_path, "a/xe9/1.jpg")
+    [found] = inputs.read(write(tmp_path / "table.csv", b"path\n" + rb"a\xe9\1.jpg" + b"\n"))
+    assert found.file == tmp_path / "a/xe9/1.jpg"
 
 
 def test_nothing_is_written_beside_the_photos(tmp_path: Path) -> None:

@@ -174,6 +174,16 @@ def test_other_tensors_are_refused_with_both_files(files: Files) -> None:
     )
 
 
+def test_a_prefix_that_alone_sets_names_apart_gives_way_to_the_first_files(files: Files) -> None:
+    plain, other = small(0), near(small(0), 1)
+    prefixed = {f"model.{name}": tensor for name, tensor in other.items()}
+    merged = merge(read(files(plain, prefixed)), "soup")
+    assert_equal(merged.weights, merge(read(files(plain, other)), "soup").weights)
+    assert "begin with `model.`" in " ".join(merged.notes)
+    assert merge(read(files(prefixed, plain)), "soup").weights.keys() == prefixed.keys()
+    assert read(files(prefixed, prefixed))[1].weights.keys() == prefixed.keys()
+
+
 def test_counters_that_a_file_lacks_begin_at_zero(files: Files) -> None:
     without = {n: t for n, t in small(4).items() if not n.endswith("tracked")}
     for order in ((small(3), without), (without, small(3))):

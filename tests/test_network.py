@@ -16,6 +16,7 @@ from fieldguide.network.network import (
     Network,
     backbone_anchor,
     build,
+    build_backbone,
     freeze,
     input_config,
     load_weights,
@@ -117,6 +118,35 @@ def test_weights_of_our_own_give_their_backbone(tmp_path: Path) -> None:
     network = make(weights=saved(tmp_path / "w.safetensors", weights_of(own)))
     assert equal(weights_of(network.backbone), weights_of(own.backbone))
     assert equal(weights_of(network.head), weights_of(make().head))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.encoder.", "ema."])
+def test_one_prefix_before_all_names_is_taken_off_and_told(prefix: str, tmp_path: Path) -> None:
+    other, told = make(seed=5).backbone, list[str]()
+    named = {f"{prefix}{name}": tensor for name, tensor in other.state_dict().items()}
+    more = {f"{prefix}fc.weight": torch.ones(3, 2), "criterion.weight": torch.ones(3)}
+    body = build_backbone(
+        SETTINGS["backbone"],
+        weights=saved(tmp_path / "w.safetensors", named | more),
+        seed=0,
+        tell=told.append,
+    )
+    assert equal(weights_of(body), weights_of(other))
+    assert told == [
+        f"weights: the prefix `{prefix}` of their names is taken off;"
+        " `fc.weight` (3, 2) left out: the head is a new one"
+    ]
+
+
+def test_a_backbone_that_is_there_twice_is_asked_for(tmp_path: Path) -> None:
+    tensors = make(seed=5).backbone.state_dict()
+    parts = ("student", "teacher")
+    twice = {f"{part}.{name}": t.clone() for part in parts for name, t in tensors.items()}
+    file = saved(tmp_path / "w.safetensors", twice)
+    with pytest.raises(UsageError, match=r"2 times, under `student\.`, `teacher\.`") as caught:
+        make(weights=file)
+    assert f"`{file}:student`" in caught.value.hint
+    assert equal(weights_of(make(weights=f"{file}:teacher").backbone), tensors)
 
 
 def test_counters_may_be_missing(tmp_path: Path) -> None:

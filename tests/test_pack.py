@@ -250,7 +250,7 @@ def test_a_shard_that_vanishes_is_told(packed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [b"", b"{}\n", b"no JSON\n", b'{"format": 2}\n'])
 def test_a_damaged_index_is_told(packed: Path, tmp_path: Path, change: bytes) -> None:
     (tmp_path / INDEX).write_bytes(change)
-    with pytest.raises(DataError, match="index of shards is damaged"):
+    with pytest.raises(ResourceError, match="index of shards is damaged"):
         scan(tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_a_damaged_line_of_an_index_is_told(packed: Path, tmp_path: Path, where:
     lines = (packed / INDEX).read_bytes().splitlines(keepends=True)
     lines[3] = b"[1, 2]\n" if where == "line" else lines[3]
     (tmp_path / INDEX).write_bytes(b"".join(lines[: None if where == "line" else -1]))
-    with pytest.raises(DataError, match="index of shards is damaged"):
+    with pytest.raises(ResourceError, match="index of shards is damaged"):
         scan(tmp_path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import COLORS, Answer
+from PIL import Image
 from shell import CPU, ON_CPU, table
 
 import fieldguide as fg
@@ -241,3 +242,22 @@ def test_strict_writes_all_rows_and_then_fails(flat: Path, submit: Command, out:
     assert len(table(out)) == 13
     with zipfile.ZipFile(out.with_name("p.csv.zip")) as archive:
         assert archive.read("p.csv") == out.read_bytes()
+
+
+def test_a_photo_that_shows_nothing_is_predicted_and_marked(
+    trained: fg.Run, tmp_path: Path, command: Command
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("a.png", (1, 1)), ("b.png", (40, 15)), ("c.png", (16, 16))):
+        Image.new("RGB", size, "red").save(photos / name)
+    said = command("predict", trained.folder, photos, "--out", tmp_path / "p.csv", *ON_CPU)
+    assert said.code == 0
+    assert "3 photos, 2 of them too small to show anything" in said.err
+    header, *rows = table(tmp_path / "p.csv")
+    assert [row[header.index("status")] for row in rows] == [
+        "too small: 1 × 1 pixels",
+        "too small: 40 × 15 pixels",
+        "ok",
+    ]
+    assert all(row[header.index("label")] for row in rows)

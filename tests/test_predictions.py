@@ -51,8 +51,9 @@ def cut(whole: Predictions, places: Sequence[int]) -> list[Predictions]:
 
 
 def table(path: Path, separator: str = ",") -> list[list[str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.reader(file, delimiter=separator, strict=True))
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, delimiter=separator, strict=True)
+        return [list(map(files.unescaped, row)) for row in rows]
 
 
 def columns(path: Path) -> dict[str, list[str]]:
@@ -237,7 +238,9 @@ def test_how_photos_are_cut_into_chunks_does_not_matter(
     assert {len(row) for row in rows} <= {len(header)}
 
 
-texts = st.text(max_size=6) | st.text(alphabet='",\n\r\0 =+-@\t;|', max_size=4) | st.just("\udcff")
+texts = (
+    st.text(max_size=6) | st.text(alphabet='",\n\r\0 =+-@\t;|', max_size=4) | st.just("\udcff\\xff")
+)
 
 
 @given(st.lists(texts, max_size=4), st.lists(texts, min_size=1, max_size=4, unique=True))
@@ -618,6 +621,50 @@ def test_ids_that_stand_twice(tmp_path: Path) -> None:
 def test_columns_that_fit_neither_way(tmp_path: Path, header: str, message: str) -> None:
     sample = sample_of(tmp_path, f"{header}\na{',' * header.count(',')}\n")
     assert refused(DataError, asked("a"), CLASSES, sample=sample).message == message
+
+
+@pytest.mark.parametrize(
+    ("text", "answered"),
+    [
+        ("id,label,Usage\nb,oak,Public\na,ash,Private\n", ["label"]),
+        ("id,Usage,species\nb,Public,0\na,Private,0\n", ["species"]),
+        ("id,kind,fold\nb,oak,1\na,ash,0\n", ["kind"]),
+        ("id,label\nb,x\na,x\n", ["label"]),
+        ("id,ash,Usage,oak,elm\nb,0,Public,0,1\na,0,Private,0,1\n", ["ash", "oak", "elm"]),
+    ],
+)
+def test_columns_that_are_no_answers_are_kept_and_told(
+    tmp_path: Path, text: str, answered: list[str]
+) -> None:
+    told: list[str] = []
+    sample = sample_of(tmp_path, text)
+    form, ordered = submission(asked("a", "b"), CLASSES, sample=sample, notice=told.append)
+    lines, (header, *rows) = written(tmp_path / "s.csv", form, ordered), table(sample)
+    kept = [name for name in header[1:] if name not in answered]
+    assert lines[0] == header
+    for line, row in zip(lines[1:], rows, strict=True):
+        own = predicted([line[0]])
+        values = {name: f"{p:.6g}" for name, p in zip(CLASSES, own.probabilities[0], strict=True)}
+        filled = values if len(answered) > 1 else {answered[0]: own.labels[0]}
+        assert dict(zip(header, line, strict=True)) == dict(zip(header, row, strict=True)) | filled
+    assert bool(told) == bool(kept)
+    assert all(f"`{name}`" in told[0].partition("kept")[2] for name in kept)
+
+
+def test_a_class_that_is_called_like_a_usual_extra_column_stays_a_class(tmp_path: Path) -> None:
+    classes = ("Usage", "elm")
+    sample = sample_of(tmp_path, "id,elm,Usage\na,0,1\n")
+    form, _ = submission(asked("a"), classes, sample=sample)
+    assert form.probabilities and not form.kept
+    sample = sample_of(tmp_path, "id,label,Usage\na,x,Public\n")
+    form, _ = submission(asked("a"), classes, sample=sample)
+    assert not form.probabilities and form.kept == {"Usage": ("Public",)}
+
+
+@pytest.mark.parametrize("text", ["id,one,other\na,x,y\n", "id,label,class\na,x,y\n"])
+def test_two_columns_that_may_be_the_labels_are_refused(tmp_path: Path, text: str) -> None:
+    error = refused(DataError, asked("a"), CLASSES, sample=sample_of(tmp_path, text))
+    assert "no class is called" in error.message
 
 
 @pytest.mark.parametrize(("name", "separator"), [("s.csv", ";"), ("s.tsv", "\t"), ("s.csv", ",")])

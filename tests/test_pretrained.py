@@ -1,15 +1,21 @@
+import argparse
+import collections
+import datetime
 import http.server
 import pickle
 import random
 import socket
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub as hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
@@ -92,6 +98,77 @@ def test_floating_tensors_become_float32_and_counters_stay_whole(
     found = read_weights(tmp_path / "a.safetensors")
     assert torch.equal(found["weight"], torch.tensor([0.5, -2.0]))
     assert (found["weight"].dtype, found["steps"].dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_data_beside_the_weights_is_no_hindrance(zipped: bool, tmp_path: Path) -> None:
+    beside = {
+        "args": argparse.Namespace(lr=0.1, output=tmp_path, betas=(0.9, 0.99)),
+        "metric": np.float64(0.5),
+        "curve": np.arange(3.0),
+        "when": datetime.datetime(2026, 1, 1),
+        "callbacks": collections.defaultdict(list, {"best": [1]}),
+        "last": collections.deque([1, 2], maxlen=2),
+        "kinds": {int, frozenset({1})},
+    }
+    path = tmp_path / "a.pth.tar"
+    torch.save(beside | {"state_dict": tensors()}, path, _use_new_zipfile_serialization=zipped)
+    assert_same(read_weights(path), tensors())
+
+
+def test_settings_of_a_class_that_is_not_installed_are_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "pytorch_lightning.utilities.parsing"
+    module = types.ModuleType(name)
+    kind = type("AttributeDict", (dict,), {"__module__": name})
+    module.AttributeDict = kind  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, name, module)
+        patch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+        content = {"hyper_parameters": kind(lr=0.1), "state_dict": tensors()}
+        torch.save(content, tmp_path / "a.ckpt")
+    assert_same(read_weights(tmp_path / "a.ckpt"), tensors())
+
+
+def test_averaged_weights_come_first_and_are_told(tmp_path: Path) -> None:
+    path, told = tmp_path / "a.pth", list[str]()
+    plain = {name: tensor + 1 for name, tensor in tensors().items()}
+    torch.save({"state_dict": plain, "state_dict_ema": tensors()}, path)
+    assert_same(read_weights(path, told.append), tensors())
+    assert told == [
+        f"weights: `state_dict_ema` of `{path}` is taken; it also holds `state_dict`, which is"
+        f" taken under the name `{path}:state_dict`"
+    ]
+    assert_same(read_weights(Path(f"{path}:state_dict"), told.append), plain)
+    assert len(told) == 1
+
+
+def test_an_entry_may_be_part_of_the_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{part}.{n}": t for part in "ab" for n, t in tensors().items()}, path)
+    assert_same(read_weights(Path(f"{path}:b")), tensors())
+    with pytest.raises(UsageError, match="no tensors under `c`") as caught:
+        read_weights(Path(f"{path}:c"))
+    assert "`a`, `b`" in caught.value.hint
+
+
+def test_weights_under_an_unusual_name_are_found_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"classifier": tensors()}, path)
+    assert f"`{path}:classifier`" in refusal(path).hint
+    assert_same(read_weights(Path(f"{path}:classifier")), tensors())
+
+
+def test_the_counter_of_an_averaged_model_is_left_out(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 1))
+    torch.save({"model_ema": averaged.state_dict()}, tmp_path / "a.pth")
+    assert set(read_weights(tmp_path / "a.pth")) == {"weight", "bias"}
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(2, 1)}, tmp_path / "a.pth")
+    assert "`torch.nn.modules.linear.Linear`" in refusal(tmp_path / "a.pth").message
 
 
 class Evil:

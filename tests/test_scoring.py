@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import COLORS, Answer, draw_photo
+from fits import small_fit
 from PIL import Image
 from shell import CPU, ON_CPU, table
 
@@ -140,3 +141,24 @@ def test_labels_can_go_to_another_file(own: Path, tmp_path: Path, command: Comma
     for _ in range(2):  # its own table is made again
         assert command("labels", own).code == 0
         assert out.read_bytes() == (own / "labels.csv").read_bytes()
+
+
+def test_a_labelled_test_part_is_scored_too_and_chooses_nothing(
+    parts: Path, tmp_path: Path, command: Command, looks: list[int]
+) -> None:
+    photos = shutil.copytree(parts, tmp_path / "photos")
+    for number, (name, color) in enumerate(COLORS.items()):
+        draw_photo(photos / "test" / name / "new.jpg", color, 7000 + number)
+    shutil.copy(photos / "train" / "blue" / "003.jpg", photos / "test" / "blue" / "copy.jpg")
+    run = small_fit(photos, tmp_path / "run", epochs=1, warmup=0.0)
+    assert {run.catalog.photos[row].split for row in run.outside} == {"val"}
+    said = command("score", run.folder, *ON_CPU)
+    assert said.code == 0
+    assert "on 12 photos outside all folds" in said.out
+    assert f"on {len(COLORS)} photos of the test part" in said.out
+    assert "1 photos of the test part are left out: copies of training photos" in said.err
+    looks.clear()
+    assert command("score", run.folder, *ON_CPU) == said
+    found = json.loads(command("score", run.folder, "--json", *ON_CPU).out)
+    assert looks == []
+    assert (found["outside"]["photos"], found["test"]["photos"]) == (12, len(COLORS))

@@ -64,7 +64,7 @@ class Recipe(BaseModel):
     backbone: str = _setting("Network", "resnetaa50d.sw_in12k_ft_in1k",
         "a ResNet-family network of timm, with or without the tag of its weights")
     weights: str = _setting("Network", "pretrained",
-        "`pretrained` (from the hub), `none` (random) or a .safetensors or .pth file")
+        "`pretrained` (from the hub), `none` (random), a .safetensors or .pth file, or `FILE:entry` of one")
     head: Literal["linear", "se", "attention"] = _setting("Network", "linear",
         "linear layer on the mean feature, squeeze-and-excitation, or multi-head attention pooling")
     dropout: float = _setting("Network", 0.0, "share of features dropped before the last layer", ge=0, lt=1)
@@ -438,6 +438,14 @@ def require_tone(tone: str) -> str:
     if found and not -math.inf < found[0] < found[1] < math.inf:
         raise ValueError("neither full, percentile nor a range such as 0,4095")
     return tone
+
+
+def weights_file(weights: str | Path) -> tuple[Path, str]:
+    """Return the file of `FILE` or `FILE:entry`, and the entry of its checkpoint, else empty."""
+    file, _, entry = str(weights).rpartition(":")
+    if Path(weights).exists() or not Path(file).suffix or Path(entry).name != entry:
+        return Path(weights), ""
+    return Path(file), entry
 
 
 def without_effect(recipe: Recipe) -> list[str]:

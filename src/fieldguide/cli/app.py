@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib import metadata
 
 from cyclopts import App, CycloptsError, Parameter
@@ -105,11 +105,35 @@ def _refuse_submissions(arguments: Sequence[str]) -> None:
     """Raise `UsageError` for `predict` with an option of `submit`, with the command to type."""
     asked = [each for each in arguments if each.partition("=")[0] in SUBMISSION]
     if arguments[:1] == ["predict"] and asked:
-        meant = [re.sub(r"^--submission(?==|$)", "--sample", each) for each in arguments[1:]]
+        kept = _without_flags(arguments[1:], _flags("predict"), _flags("submit"))
+        meant = [re.sub(r"^--submission(?==|$)", "--sample", each) for each in kept]
         raise UsageError(
             f"{asked[0].partition('=')[0]} is for submissions, which have a command of their own",
             hint=f"type: {shlex.join(['fieldguide', 'submit', *meant])}",
         )
+
+
+def _flags(command: str) -> dict[str, bool]:
+    """Return the options of a command, and whether a value follows each."""
+    return {
+        name: argument.token_count()[0] > 0 and name.startswith("-")
+        for argument in app[command].assemble_argument_collection()
+        for name in argument.names
+    }
+
+
+def _without_flags(
+    arguments: Sequence[str], own: Mapping[str, bool], others: Container[str]
+) -> list[str]:
+    """Return the arguments without options, and their values, that the other command lacks."""
+    kept, value = [], False
+    for each in arguments:
+        name, equals, _ = each.partition("=")
+        alone = name in own and name not in others
+        if not alone and not value:
+            kept.append(each)
+        value = alone and own[name] and not equals
+    return kept
 
 
 def _tell(error: FieldguideError) -> int:

@@ -50,7 +50,8 @@ def given_settings(settings: BaseModel | None) -> dict[str, Any]:
 def require_weights(recipe: Recipe, folder: Path) -> None:
     """Raise `UsageError` for a missing weights file, unless the run holds its content already."""
     named = recipe.weights not in {"pretrained", "none"}
-    if named and not Path(recipe.weights).is_file() and not (folder / "setup.json").is_file():
+    file, _ = recipes.weights_file(recipe.weights)
+    if named and not file.is_file() and not (folder / "setup.json").is_file():
         raise UsageError(f"`weights` = {recipe.weights!r}: there is no such file")
 
 

@@ -114,8 +114,10 @@ class Columns(Lists):
     ----------
     label_column
         The column of the labels.
-    group_column
-        The column of groups (specimen, site, day) that no fold may split.
+    group
+        The groups that no fold may split: a table's column (specimen, site, day), or for any PHOTOS
+        stem, which takes X.jpg and X_90deg.jpg for a photo and its copy, or stem:REGEX, by what the
+        first group of a regular expression matches in the files' names.
     split_column
         The column of train, val and test.
     fold_column
@@ -123,7 +125,7 @@ class Columns(Lists):
     """
 
     label_column: str | None = None
-    group_column: str | None = None
+    group: str | None = None
     split_column: str | None = None
     fold_column: str | None = None
 
@@ -135,14 +137,14 @@ class Columns(Lists):
             fetched(photos),
             path=self.path_column,
             label=self.label_column,
-            group=self.group_column,
+            group=self.group,
             split=self.split_column,
             fold=self.fold_column,
             root=self.root,
             encoding=self.encoding,
         )
         if launch().rank == 0:
-            choose = "; --label-column, --group-column and --split-column choose others"
+            choose = "; --label-column, --group and --split-column choose others"
             terminal.tell(catalog.told + choose * ("; not used: " in catalog.told))
         return catalog
 

@@ -14,6 +14,7 @@ from fieldguide.cli.app import app
 from fieldguide.cli.flags import Computer, MachineFlags, PhotosRoot, RunFolder, given, refuse
 from fieldguide.errors import DataError, UsageError
 from fieldguide.network.backbones import require_backbone
+from fieldguide.recipe import weights_file
 from fieldguide.storage.files import require_new, sha256
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def merge(
     Parameters
     ----------
     sources
-        At least two checkpoints (.safetensors, .pth).
+        At least two checkpoints (.safetensors, .pth), or `FILE:entry` of one.
     rule
         The plain mean (soup), or Model Stock (stock), which needs the anchor.
     """
@@ -125,7 +126,7 @@ def merge(
                 f"`{source}` is a folder, and checkpoints are files",
                 hint="`fieldguide soup RUN` merges the folds of a run",
             )
-        if not source.is_file():
+        if not weights_file(source)[0].is_file():
             raise UsageError(f"`{source}` is neither a run's folder nor a checkpoint")
     hint = "leave it out; `fieldguide soup RUN` merges the folds of a run"
     refuse(given(of_run), "for runs, and checkpoints are given", hint)
@@ -189,8 +190,8 @@ def _merge_files(
         merged,
         {
             "rule": rule,
-            "copies": [{"file": path.name, "sha256": sha256(path)} for path in sources],
-            "anchor": {"file": anchor.name, "sha256": sha256(anchor)} if anchor else None,
+            "copies": [_origin(path) for path in sources],
+            "anchor": _origin(anchor) if anchor else None,
         },
     )
     terminal.stdout.print(f"mean cosine between the weights, at least: {merged.cosine:.3f}")
@@ -199,6 +200,10 @@ def _merge_files(
     if barrier:
         tables.print_barrier(terminal.stdout, [str(path) for path in sources], barrier)
     terminal.stdout.print(f"the merged weights are in {out}")
+
+
+def _origin(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": sha256(weights_file(path)[0])}
 
 
 def _any_photos(place: Path) -> "Catalog":

@@ -291,6 +291,7 @@ def _write(
     if zip:
         tables.write_zip(out, overwrite=answers.overwrite)
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
+    lost += f", {counts.small:,} of them too small to show anything" if counts.small else ""
     terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}")
     if answers.strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)

@@ -1,6 +1,7 @@
 """The commands that evaluate a run: score, labels."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +12,14 @@ from fieldguide.cli import flags, tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
 from fieldguide.cli.opening import open_run
-from fieldguide.errors import DataError
 
 if TYPE_CHECKING:
     from fieldguide.photos.catalog import Catalog
     from fieldguide.runs.run import Run
     from fieldguide.study.holdout_scores import Worths
+
+# The sets of photos outside the folds, as keys of `score --json`.
+OUTSIDE, TEST = "outside", "test"
 
 
 @app.command
@@ -33,8 +36,8 @@ def score(
     """Print scores of a run, its ensemble and its merged models.
 
     The run's scores are out of fold. An ensemble and merged models have trained on every photo of
-    the folds, so they are scored only on photos outside of them: the collection's val part, the
-    photos set aside by --holdout, or PHOTOS.
+    the folds, so they are scored only on photos outside of them: the collection's labelled val and
+    test parts, the photos set aside by --holdout, or PHOTOS.
 
     Parameters
     ----------
@@ -55,13 +58,15 @@ def score(
         tables.print_scores(terminal.stdout, opened)
         if per_class:
             tables.print_classes(terminal.stdout, opened)
-    found, lost = _worths(opened, catalog, machine)
-    if as_json:
-        print(json.dumps(_score_record(opened, found, per_class), indent=2))
-    elif found and found.rows:
-        tables.print_worths(terminal.stdout, found)
-    if lost:
-        raise lost  # out-of-fold scores are printed before
+    found: dict[str, Worths] = {}
+    try:
+        for part, worths in _worths(opened, catalog, machine):
+            found[part] = worths
+            if not as_json:
+                tables.print_worths(terminal.stdout, worths, part)
+    finally:  # out-of-fold scores are printed whatever becomes of others
+        if as_json:
+            print(json.dumps(_score_record(opened, found, per_class), indent=2))
 
 
 @app.command
@@ -93,41 +98,55 @@ def labels(
 
 def _worths(
     run: "Run", catalog: "Catalog | None", machine: flags.Computer
-) -> "tuple[Worths | None, DataError | None]":
-    """Return the table of classifiers, or the error instead of one."""
-    if catalog is None and not len(run.outside):
+) -> "Iterator[tuple[str, Worths]]":
+    """Yield the table of classifiers for each set of photos outside the folds, by its name.
+
+    Raises `DataError` where none of a set's photos can be read or used.
+    """
+    if catalog is None and not len(run.outside) and not len(run.tested):
+        _tell_left_out(run)
         if run.complete:
             terminal.tell(
                 "an ensemble or a merged model is scored on photos outside all folds, and the run"
                 " has none: give a labelled set, or begin a run with --holdout 0.1"
             )
-        return None, None
+        return
     from fieldguide.study import holdout_scores  # brings torch
 
-    try:
-        if catalog is None:
-            related = sum(photo.split == "val" for photo in run.catalog.photos) - len(run.outside)
-            if related:
-                terminal.tell(
-                    f"{related} photos of the val part are left out: copies of training photos, of"
-                    " their groups, or without a class"
-                )
-            found = holdout_scores.worths(run, machine.chosen())
-        else:
-            with Display(terminal.stderr) as display:
-                display.begin("comparing photos", holdout_scores.compared(run, catalog))
-                photos = holdout_scores.unseen(
-                    run, catalog, notice=display.notice, progress=display.reach
-                )
-            found = holdout_scores.worths_on(run, photos, machine.chosen())
-    except DataError as error:
-        return None, error
-    if found.unreadable:
-        terminal.tell(f"{found.unreadable} photos cannot be read and are left out")
-    return found, None
+    if catalog is None:
+        _tell_left_out(run)
+        found = {
+            part: holdout_scores.worths(run, machine.chosen(), test=part == TEST)
+            for part, rows in ((OUTSIDE, run.outside), (TEST, run.tested))
+            if len(rows)
+        }
+    else:
+        with Display(terminal.stderr) as display:
+            display.begin("comparing photos", holdout_scores.compared(run, catalog))
+            photos = holdout_scores.unseen(
+                run, catalog, notice=display.notice, progress=display.reach
+            )
+        found = {OUTSIDE: holdout_scores.worths_on(run, photos, machine.chosen())}
+    for part, worths in found.items():
+        if worths.unreadable:
+            terminal.tell(f"{worths.unreadable} photos cannot be read and are left out")
+        yield part, worths
 
 
-def _score_record(run: "Run", found: "Worths | None", per_class: bool) -> dict[str, Any]:
+def _tell_left_out(run: "Run") -> None:
+    """Tell how many labelled photos of the val and test parts serve no score."""
+    for part, rows in (("val", run.outside), ("test", run.tested)):
+        labelled = sum(
+            photo.split == part and photo.label is not None for photo in run.catalog.photos
+        )
+        if labelled > len(rows) and not (part == "val" and run.recipe.watch_val):
+            terminal.tell(
+                f"{labelled - len(rows)} photos of the {part} part are left out: copies of training"
+                " photos, of their groups, or of none of the run's classes"
+            )
+
+
+def _score_record(run: "Run", found: "Mapping[str, Worths]", per_class: bool) -> dict[str, Any]:
     from fieldguide.runs import run as runs
 
     record: dict[str, Any] = {"out_of_fold": runs.summary(run)}
@@ -142,5 +161,5 @@ def _score_record(run: "Run", found: "Worths | None", per_class: bool) -> dict[s
             }
             for number, name in enumerate(run.classes)
         }
-    record["outside"] = asdict(found) if found else None
+    record |= {part: asdict(found[part]) if part in found else None for part in (OUTSIDE, TEST)}
     return record

@@ -119,11 +119,10 @@ def print_classes(console: Console, run: "Run") -> None:
     console.print(table)
 
 
-def print_worths(console: Console, found: "Worths") -> None:
+def print_worths(console: Console, found: "Worths", part: str = "outside") -> None:
     """Print classifiers side by side on photos outside all folds, with their cost."""
-    console.print(
-        f"\non {found.photos:,} photos outside all folds (calib.: calibration error, scaled):"
-    )
+    which = "of the test part" if part == "test" else "outside all folds"
+    console.print(f"\non {found.photos:,} photos {which} (calib.: calibration error, scaled):")
     table = Table(
         Column("classifier", no_wrap=True),
         *("accuracy", "interval", "log loss", "calib."),

@@ -65,6 +65,7 @@ def check(
     """
     from fieldguide.photos import check as checks
     from fieldguide.photos.inspect import inspect
+    from fieldguide.photos.near_copies import FILES_LOOKED_FOR, LOOKED_FOR
     from fieldguide.photos.pixels import Reading
 
     settings = {"tone": tone, "no_data": no_data, "max_megapixels": max_megapixels}
@@ -78,6 +79,7 @@ def check(
         checks.write_findings(csv, found)
     tables.print_collection(terminal.stdout, catalog, facts)
     tables.print_findings(terminal.stdout, found, csv)
+    terminal.stdout.print(FILES_LOOKED_FOR if near_duplicates == "off" else LOOKED_FOR)
     if any(finding.fatal for finding in found) or (strict and found):
         raise SystemExit(DataError.exit_code)
 

@@ -76,6 +76,9 @@ def _tell(found: Sequence[check.Finding], watcher: Watcher) -> None:
     if counts:
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         watcher.notice(f"found: {kinds}; `fieldguide check` tells more")
+    for finding in found:
+        if finding.kind == "families":
+            watcher.notice(f"{finding.message}; {finding.hint}")
 
 
 def _without_single_groups(catalog: Catalog, watcher: Watcher) -> Catalog:

@@ -78,7 +78,10 @@ def _same_weights(weights: str, run: Run) -> bool:
     recorded = run.environment["weights_sha256"]
     if not recorded or weights in {"pretrained", "none"}:
         return False
-    return not Path(weights).is_file() or files.sha256(Path(weights)) == recorded
+    file, entry = recipes.weights_file(weights)
+    if entry != recipes.weights_file(run.recipe.weights)[1]:
+        return False
+    return not file.is_file() or files.sha256(file) == recorded
 
 
 def _compare_versions(run: Run, force: bool, watcher: Watcher) -> None:

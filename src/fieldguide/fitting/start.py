@@ -56,7 +56,9 @@ def create(
     """A run at its start: photos checked and put into folds, settings resolved, first weights."""
     if recipe.order == "shards":
         index_of(catalog.root)
-    backbone = build_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
+    backbone = build_backbone(
+        recipe.backbone, weights=recipe.weights, seed=recipe.seed, tell=watcher.notice
+    )
     resolved = resolve(recipe, backbone)
     for message in recipes.without_effect(recipe):
         watcher.notice(message)
@@ -179,4 +181,6 @@ def _environment(
 
 
 def _weights_sha256(weights: str) -> str:
-    return "" if weights in {"pretrained", "none"} else files.sha256(Path(weights))
+    return (
+        "" if weights in {"pretrained", "none"} else files.sha256(recipes.weights_file(weights)[0])
+    )

@@ -4,7 +4,8 @@ Weights are called `backbone.…` or `head.…`. Knows nothing of folds, replica
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,13 @@ def build(
     return with_head(body, head, classes=classes, dropout=dropout, seed=seed)
 
 
-def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
-    """Return a backbone with `weights`: `pretrained` (timm's), `none` (drawn) or a file."""
+def build_backbone(
+    backbone: str, *, weights: str, seed: int, tell: Callable[[str], None] = lambda _: None
+) -> nn.Module:
+    """Return a backbone with `weights`: `pretrained` (timm's), `none` (drawn) or a file.
+
+    `tell` is called with what was chosen or left out of a file.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "first backbone"))
         require_backbone(backbone)
@@ -70,7 +76,7 @@ def build_backbone(backbone: str, *, weights: str, seed: int) -> nn.Module:
         file = download(backbone, body.pretrained_cfg)  # type: ignore[arg-type]
         _load_backbone(body, read_weights(file), weights)
     elif weights != "none":
-        _load_backbone(body, read_weights(Path(weights)), weights)
+        _load_backbone(body, read_weights(Path(weights), tell), weights, tell)
     return body
 
 
@@ -140,16 +146,32 @@ def train_mode(network: Network) -> None:
             module.eval()
 
 
-def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Change the backbone; `UsageError` for weights that lack a tensor or have another shape."""
+def _load_backbone(
+    backbone: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Change the backbone; `UsageError` for weights that lack a tensor or have another shape.
+
+    The names may have one prefix before the backbone's (Lightning's `model.`, our `backbone.`).
+    """
     own = backbone.state_dict()
-    given = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
-    missing = [name for name in own if name not in given and not name.endswith("batches_tracked")]
+    needed = {name for name in own if not name.endswith("batches_tracked")}
+    prefix = _prefix(needed, weights, source)
+    given = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+    missing = [name for name in own if name in needed and name not in given]
     if missing:
+        none = len(missing) == len(needed)
         raise UsageError(
             f"weights `{source}` lack {len(missing)} of the backbone's {len(own)} tensors,"
             f" among them {some(missing, 5)}; they hold {some(list(given), 5)}",
-            hint="set `backbone` to the network that the weights were trained with",
+            hint="set `backbone` to the network that the weights were trained with"
+            + (" (no name agrees: perhaps of another library)" if none else ""),
         )
     shapes = [
         f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
@@ -157,8 +179,51 @@ def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: s
         if name in given and given[name].shape != tensor.shape
     ]
     if shapes:
-        raise UsageError(f"weights `{source}` have other shapes: {some(shapes, 5)}")
+        raise UsageError(
+            f"weights `{source}` have other shapes: {some(shapes, 5)}",
+            hint="set `backbone` to the network that the weights were trained with:"
+            " the names agree, so it is one of the same family",
+        )
+    _tell_unused(prefix, [name for name in given if name not in own], given, tell)
     load_weights(backbone, own | given)
+
+
+def _prefix(needed: Collection[str], weights: Mapping[str, Tensor], source: str) -> str:
+    """Return what stands before the backbone's names in the file: nothing, or one prefix.
+
+    It is that under which most names agree. Raises `UsageError` for several that fit whole.
+    """
+    ends = {f".{name}" for name in needed}
+    fits: Counter[str] = Counter()
+    for name in weights:
+        fits[""] += name in needed
+        for dot in (place for place, letter in enumerate(name) if letter == "."):
+            if name[dot:] in ends:
+                fits[name[: dot + 1]] += 1
+    best = max(fits, key=lambda prefix: (fits[prefix], -len(prefix)), default="")
+    whole = [prefix for prefix, found in fits.items() if prefix and found == len(needed)]
+    if best and len(whole) > 1:
+        names = ", ".join(f"`{prefix}`" for prefix in whole)
+        raise UsageError(
+            f"weights `{source}` hold the backbone {len(whole)} times, under {names}",
+            hint=f"name one of them: `{source}:{whole[0].rstrip('.')}`",
+        )
+    return best
+
+
+def _tell_unused(
+    prefix: str,
+    unused: Sequence[str],
+    given: Mapping[str, Tensor],
+    tell: Callable[[str], None],
+) -> None:
+    """Tell in one notice which prefix was taken off, and which tensors no backbone holds."""
+    said = [f"the prefix `{prefix}` of their names is taken off"] if prefix else []
+    if unused:
+        tensors = [f"`{name}` {tuple(given[name].shape)}" for name in unused]
+        said.append(f"{some(tensors, 4)} left out: the head is a new one")
+    if said and prefix != "backbone.":  # which is our own
+        tell(f"weights: {'; '.join(said)}")
 
 
 def _stage_numbers(backbone: nn.Module) -> dict[str, int]:

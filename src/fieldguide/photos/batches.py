@@ -22,6 +22,7 @@ from torch import Tensor
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
 from fieldguide.photos import pixels
 from fieldguide.photos.augment import decoded_side, shrink
+from fieldguide.photos.catalog import TOO_SMALL
 from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import Picture
 from fieldguide.recipe import Interpolation
@@ -80,6 +81,7 @@ class Batch:
     photos: Int[Tensor, " n"]  # numbers in the collection
     missing: int = 0  # training photos, now unreadable, replaced by another of the batch
     unreadable: tuple[tuple[int, str], ...] = ()  # those left out, if allowed, with the reason
+    small: tuple[tuple[int, str], ...] = ()  # those that show nothing, then, with their size
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,21 @@ class Pictures:
 
     def _readable(self, draws: Sequence[Draw]) -> Batch:
         """Return a batch without the photos that cannot be read."""
-        images, photos, unreadable = [], [], []
+        images, photos, unreadable, small = [], [], [], []
         for draw in draws:
             try:
-                images.append(self._image(draw))
-                photos.append(draw.photo)
+                picture = self._decoded(draw.photo)
             except UnreadablePhoto as error:
                 unreadable.append((draw.photo, error.message))
+                continue
+            images.append(self._image(draw, picture))
+            photos.append(draw.photo)
+            height, width = picture.shape[:2]  # as in the file, if so small
+            if min(height, width) < TOO_SMALL:
+                small.append((draw.photo, f"{width} × {height} pixels"))
         stacked = torch.stack(images) if images else _NO_IMAGES
-        return Batch(stacked, torch.tensor(photos, dtype=torch.int64), unreadable=tuple(unreadable))
+        numbers = torch.tensor(photos, dtype=torch.int64)
+        return Batch(stacked, numbers, unreadable=tuple(unreadable), small=tuple(small))
 
     def _complete(self, draws: Sequence[Draw]) -> Batch:
         """Return a batch of all draws; a lost training photo is replaced by its successor."""
@@ -133,7 +141,7 @@ class Pictures:
         reasons = []
         for draw in draws:
             try:
-                return draw, self._image(draw)
+                return draw, self._image(draw, self._decoded(draw.photo))
             except UnreadablePhoto as error:
                 reasons.append(f"`{self.files[draw.photo]}`: {error}")
                 if draw.seed is None:
@@ -143,8 +151,7 @@ class Pictures:
             hint="bring the photos back; the same command then resumes from the last checkpoint",
         )
 
-    def _image(self, draw: Draw) -> Tensor:
-        picture = self._decoded(draw.photo)
+    def _image(self, draw: Draw, picture: Picture) -> Tensor:
         return self.evaluation(picture) if draw.seed is None else self.training(picture, draw.seed)
 
     def _decoded(self, photo: int) -> Picture:

@@ -21,6 +21,9 @@ from fieldguide.words import count, quoted, some
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+# Pixels of the shorter side below which a photo shows nothing (taste).
+TOO_SMALL = 16
+
 # Endings of the files that `pixels` can decode, lower case; the content decides later.
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif"}
@@ -274,7 +277,7 @@ def read_rows(path: Path, root: Path) -> Catalog:
 
 
 def _photo_of(row: Sequence[str]) -> Photo:
-    path, label, group, split, fold, sha256 = row
+    path, label, group, split, fold, sha256 = map(files.unescaped, row)
     number = int(fold) if fold else None
     return Photo(path, label or None, group or None, SPLIT_FOLDERS[split], number, sha256)
 

@@ -12,13 +12,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from fieldguide.photos.catalog import Catalog, Note, Photo, trainable_notes
+from fieldguide.photos.catalog import TOO_SMALL, Catalog, Note, Photo, trainable_notes
+from fieldguide.photos.families import families
 from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
 from fieldguide.recipe import NearDuplicates
 from fieldguide.storage import files
 from fieldguide.storage.columns import Records
-from fieldguide.words import quoted
+from fieldguide.words import count, quoted
 
 T = TypeVar("T")
 Finding = Note  # faults of photos have the same fields as oddities of their names
@@ -85,7 +86,7 @@ def findings(
     facts: Sequence[Facts],
     *,
     folds: int = 5,
-    min_size: int = 16,
+    min_size: int = TOO_SMALL,
     clusters: Clusters | None = None,
     near: NearDuplicates = "group",
 ) -> list[Finding]:
@@ -94,8 +95,9 @@ def findings(
     Fatal, so that a fit stops: fewer than two classes; a class that `val` has and `train` lacks; a
     class with more than half unreadable; one file under two labels in `train`; a class whose photos
     all lie in one group. Left to the user: unreadable files (they are left out), damaged and small
-    pictures, copies (they stay in one fold), look-alikes under two labels, copies of `val` or
-    `test` photos in `train`, thin classes, an imbalance beyond 1:10.
+    pictures, names that are not UTF-8, copies (they stay in one fold), families by name, look-alikes
+    under two labels, copies of `val` or `test` photos in `train`, thin classes, an imbalance beyond
+    1:10.
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels. `clusters`
     are those of `kept_together`. With `near` of `warn` look-alikes are found and not grouped.
@@ -114,6 +116,7 @@ def findings(
         found += _leaks(photos, hashes)
         found += _conflicts(photos, hashes)
     groups = joined_groups(catalog, together)
+    found += _by_name(catalog.table.column("path"), groups)
     found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)
 
@@ -143,11 +146,23 @@ def _file_findings(catalog: Catalog, facts: Records[Facts], min_size: int) -> It
         if fact.fingerprint and min(fact.width, fact.height) < min_size:
             size = f"{fact.width} × {fact.height} pixels"
             yield Finding("too-small", path, f"{size}, the shorter side is below {min_size}")
+    for path in catalog.table.column("path"):
+        if not _is_unicode(path):
+            message = r"the name is not UTF-8: tables hold its bytes as \xhh"
+            yield Finding("odd-name", path, message, "rename it: other programs may not open it")
     frames = enumerate(facts.column("frames"))
     several = [catalog.photos[row].path for row, count in frames if count > 1]
     if several:
         message = f"files with several pictures; the first is used: {quoted(several)}"
         yield Finding("several-frames", several[0], message)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lost_classes(catalog: Catalog, facts: Records[Facts]) -> Iterator[Finding]:
@@ -206,6 +221,19 @@ def _conflicts(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Findi
     hint = "remove the wrong one, or drop all photos in conflict" if fatal else "look at both"
     message = f"{what} under several labels: {where}"
     yield Finding("conflicting-labels", labelled[0][0].path, message, hint, fatal)
+
+
+def _by_name(paths: Sequence[str], groups: Sequence[str]) -> Iterator[Finding]:
+    """Yield a finding if there are families by name that folds may divide."""
+    apart = [rows for rows in families(paths) if len({groups[row] for row in rows}) > 1]
+    if apart:
+        photos = sum(map(len, apart))
+        message = (
+            f"{count(len(apart), 'family')} of {photos:,} photos by their names, which"
+            f" folds may divide, such as {quoted([paths[row] for row in apart[0]])}"
+        )
+        hint = "copies made before? --group stem keeps each family in one fold"
+        yield Finding("families", paths[apart[0][0]], message, hint)
 
 
 def _class_findings(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fieldguide.errors import DataError, PhotosAway
+from fieldguide.errors import DataError, PhotosAway, UsageError
 from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -25,6 +25,7 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
+from fieldguide.photos.families import grouped, is_by_name
 from fieldguide.photos.pixels import is_picture
 from fieldguide.storage import addresses, shards
 from fieldguide.words import SHOWN, count, os_reason, quoted
@@ -44,19 +45,25 @@ _OF_SPLITS = frozenset(
 )
 
 
-def scan(folder: str | Path) -> Catalog:
+def scan(folder: str | Path, *, group: str | None = None) -> Catalog:
     """Return the labelled photos of a folder that holds one folder a class.
 
     Or the folder holds `train`, and perhaps `val` (`valid`, `validation`) and `test`, each with one
     folder a class; `test` may also hold unlabelled photos directly. Photos deeper down belong to
     the class folder above them. Links are followed, hidden files ignored. Or the folder holds
-    shards (see `shards`) of packed photos.
+    shards (see `shards`) of packed photos. `group` of `stem` or `stem:REGEX` makes groups by file
+    name (see `families.grouped`); UsageError for another.
 
     Raises DataError if there is no such folder, no photo, or no class folder.
     """
+    if group is not None and not is_by_name(group):
+        raise UsageError(
+            f"groups of a folder cannot come from `{group}`",
+            hint="give `stem` or `stem:REGEX`; columns are those of a table",
+        )
     root = _existing_folder(folder)
     if index := _index_of(root):
-        return _read_shards(index)
+        return _read_shards(index, group)
     walk = _Walk(root)
     names = walk.folders("")
     splits = _splits(walk, names)
@@ -81,6 +88,8 @@ def scan(folder: str | Path) -> Catalog:
     if splits or inner:
         sources["split"] = f"folders {', '.join(splits)}" if splits else "folders in each class"
     table = in_columns(photos)
+    if group:
+        table, sources["group"] = grouped(table, group)
     return Catalog(root, table, tuple(walk.all_notes()), told(table, sources))
 
 
@@ -142,7 +151,7 @@ def _index_of(root: Path) -> shards.Index | None:
     return shards.find_index(root, EXTENSIONS, SPLIT_FOLDERS, USUAL_NAMES)
 
 
-def _read_shards(index: shards.Index) -> Catalog:
+def _read_shards(index: shards.Index, group: str | None) -> Catalog:
     """Return the photos in the order of the packed catalog, or else as from folders."""
     notes = _left_out(index)
     found = in_columns()
@@ -170,6 +179,8 @@ def _read_shards(index: shards.Index) -> Catalog:
     photos = found.take(sorted(range(len(rows)), key=turn))
     notes += similar_classes({each for each in photos.column("label") if each is not None})
     sources = dict.fromkeys(("label", "group", "split"), "shards")
+    if group:
+        photos, sources["group"] = grouped(photos, group)
     return Catalog(index.path, photos, tuple(notes), told(photos, sources))
 
 

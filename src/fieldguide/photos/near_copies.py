@@ -3,75 +3,76 @@
 Computed from the fingerprints of `inspect`. Knows nothing of files, nor of how folds are made.
 """
 
-import itertools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldguide.photos.agreement import COARSE, Bytes, Floats, Mask, Numbers, agree, coarse
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.inspect import COLOUR_SIDE, GRAY, SIDE, Facts, as_records
 from fieldguide.storage.columns import Column
 
 Clusters: TypeAlias = Sequence[tuple[int, ...]]
 
-_Bytes: TypeAlias = NDArray[np.uint8]  # of thumbnails: gray (n, 16, 16), colour (n, 2, 4, 4)
-_Hashes: TypeAlias = NDArray[np.uint64]
-_Floats: TypeAlias = NDArray[np.float32]
-_Numbers: TypeAlias = NDArray[np.int64]
 _Pairs: TypeAlias = NDArray[np.int64]  # of shape (pairs, 2)
 
-# Measured on 500 photographs of shorter side 160. Of their copies (JPEG of quality 30, 50, 75, 95,
-# WebP, resized by 0.5-4 and encoded again, mirrored, mirrored and resized) all differed by at most
-# 7 bits, correlated at 0.995 or more, were nowhere 0.22 deviations apart and kept their colours
-# within 4 levels: recall 100 %. Cropped at two sides by 1 %: 100 %, by 2 %: 33 %; brightened by a
-# tenth: 100 %, by a fifth: 83 %. No two different photos were taken for one, nor among 6,834 photos
-# of 100 species, where 7 pairs were found, all of them copies to the eye; at a correlation of 0.96
-# letter-boxed pictures begin to be alike, and at one of 0.98 small subjects on white, those being
-# 1.3 deviations apart somewhere.
-_MOST_BITS = 7
-_LEAST_CORRELATION = 0.98
-_MOST_APART = 0.75  # standard deviations, at any place
-_MOST_COLOUR = 10  # levels
-_BRIGHTER = 1.5  # levels, for a bit to be set: at 0, even white backgrounds would set half of them
-_FLAT = 4.0  # levels: a gray thumbnail that deviates less is mostly noise of the compression
-_AT_ONCE = 10_000  # thumbnails made into floats at once: 10 MB in each of some ten arrays
-_NEIGHBOURS = 64  # compared at most for each photo in each table; only look-alikes have more
+LOOKED_FOR = (
+    "copies looked for: equal, re-encoded, resized, mirrored, turned by 90°, slightly brightened,"
+    " crops of up to about 10 %; not: freely rotated, strongly recoloured, later frames of a burst."
+    " Frames of one scene that differ in light and noise alone count as copies"
+)
+FILES_LOOKED_FOR = "copies looked for: of files, byte by byte; photos that look alike are not"
+_AT_ONCE = 500  # pairs compared at once: what they take fits a cache
+_DRAWN_AT_ONCE = 10_000  # fingerprints described at once: some 30 MB
+# Photos meet in tables: cells of a grid over some of the features, each table's moved by itself.
+_TABLES = 24
+_KEPT = 12  # features that a table looks at
+_WIDTH = 2.2  # of a cell, in deviations
+_MOST_UNLIKE = 2.5  # squared distance of the features
+_NEIGHBOURS = 8  # looked at for each photo in each table; only look-alikes have more
+_NEAREST = 8  # pairs kept for each photo
+_INSIDE = 24  # bits of a table's key that say where in its cell a photo lies
+_ASKED = 8  # comparisons with the middle of a cluster, for each photo of a chain
 
 
 def duplicates(catalog: Catalog, facts: Sequence[Facts]) -> tuple[tuple[int, ...], ...]:
     """Return clusters of two photos or more that show one picture, as ascending row numbers.
 
-    Copies are found if equal, re-encoded, resized, stretched, slightly brightened or mirrored, but
-    not if cropped or turned. Hashes of 64 bits (is a cell brighter than the one to its left?
-    N. Krawetz, "Kind of Like That", 2013) meet in tables keyed by three of their eight bytes; then
-    thumbnails must agree. The time is about linear in the number of photos.
+    Copies are found if equal, re-encoded, resized, stretched, slightly brightened, mirrored, turned
+    by 90, 180 or 270°, or cropped by about a tenth; not if freely rotated or strongly recoloured.
+    All of a cluster agree with one of them, so a chain of look-alikes is cut: those that are left
+    make clusters of their own. Photos meet in tables by features that no turn and hardly a crop
+    changes (locality-sensitive hashing: M. Datar and others, 2004); then thumbnails must agree. The
+    time is about linear in the number of photos, and their order does not matter.
     """
     table = as_records(facts)
     rows = np.flatnonzero(table.column("width"))
     thumbnails = table.column("fingerprint").matrix(GRAY + 2 * COLOUR_SIDE**2)
+    equal, order = _different(thumbnails)
+    pairs = _near_pairs(thumbnails, order) if len(order) > 1 else np.empty((0, 2), np.int64)
     join = _Join(len(catalog))
-    pairs, different = _equal_pairs(thumbnails)
-    for one, other in rows[pairs].tolist():
+    for one, other in rows[equal].tolist():
         join.unite(one, other)
-    if len(different) > 1:
-        for one, other in rows[_near_pairs(thumbnails, different)].tolist():
-            join.unite(one, other)
+    for star in _stars(thumbnails, order, pairs):
+        for other in star[1:]:
+            join.unite(int(rows[star[0]]), int(rows[other]))
     return join.clusters()
 
 
-def _equal_pairs(fingerprints: _Bytes) -> tuple[_Pairs, _Numbers]:
-    """Return pairs that join all equal rows, and the first of each set of equals, ascending."""
+def _different(fingerprints: Bytes) -> tuple[_Pairs, Numbers]:
+    """Return pairs that join all equal rows, and one row of each set of equals, by content."""
     whole = np.ascontiguousarray(fingerprints).view(f"V{fingerprints.shape[1]}").ravel()
     order = np.argsort(whole, kind="stable")
     again = np.zeros(len(order), np.bool_)  # whether a row equals the one before it
-    for start in range(0, len(order) - 1, _AT_ONCE):
-        some = fingerprints[order[start : start + _AT_ONCE + 1]]
+    for start in range(0, len(order) - 1, _DRAWN_AT_ONCE):
+        some = fingerprints[order[start : start + _DRAWN_AT_ONCE + 1]]
         again[start + 1 : start + len(some)] = (some[1:] == some[:-1]).all(axis=1)
     behind = np.flatnonzero(again)
-    return np.stack([order[behind - 1], order[behind]], axis=1), np.sort(order[~again])
+    return np.stack([order[behind - 1], order[behind]], axis=1), order[~again]
 
 
 class _Join:
@@ -99,139 +100,164 @@ class _Join:
         return tuple(tuple(each.tolist()) for each in np.split(rows, begins)[1:])
 
 
-def _near_pairs(fingerprints: _Bytes, rows: _Numbers) -> _Pairs:
-    """Return the pairs of these rows of (n, 288) that are copies or mirrored copies."""
-    gray = fingerprints[:, :GRAY].reshape(-1, SIDE, SIDE)
-    colour = fingerprints[:, GRAY:].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE)
-    mirrored = gray[..., ::-1]
-    hashes = np.concatenate([_hashes(gray, rows), _hashes(mirrored, rows)])
-    straight, swapped = _candidates(hashes, (colour, colour[..., ::-1]), rows)
-    straight = straight[_agreeing(_same_gray, gray, gray, straight)]
-    swapped = swapped[_agreeing(_same_gray, gray, mirrored, swapped)]
-    return np.concatenate([straight, swapped])
+def _near_pairs(fingerprints: Bytes, order: Numbers) -> _Pairs:
+    """Return pairs of positions in `order` whose photos agree."""
+    features = np.empty((len(order), _FEATURES), np.float32)
+    for start in range(0, len(order), _DRAWN_AT_ONCE):
+        some = order[start : start + _DRAWN_AT_ONCE]
+        features[start : start + len(some)] = _described(fingerprints[some])
+    pairs = _candidates(features)
+    return pairs[_agreeing(fingerprints, order[pairs])]
 
 
-def _hashes(thumbnails: _Bytes, rows: _Numbers) -> _Hashes:
-    """Return a bit for each of 8 × 8 neighbours in 8 rows of 9 cells, averages over areas."""
-    hashes = np.empty(len(rows), np.uint64)
-    for start in range(0, len(rows), _AT_ONCE):
-        some = thumbnails[rows[start : start + _AT_ONCE]].astype(np.float64)
-        cells = _areas(8) @ some @ _areas(9).T
-        bits = cells[:, :, 1:] > cells[:, :, :-1] + _BRIGHTER
-        packed = np.packbits(bits.reshape(len(bits), 64), axis=1).view(np.uint64)
-        hashes[start : start + _AT_ONCE] = packed.ravel()
-    return hashes
-
-
-def _areas(cells: int) -> NDArray[np.float64]:
-    """Return weights (cells, 16) by which 16 pixels average to fewer cells."""
-    edges = np.linspace(0, SIDE, cells + 1)
-    pixel = np.arange(SIDE)
-    low = np.maximum(edges[:-1, None], pixel)
-    high = np.minimum(edges[1:, None], pixel + 1)
-    weights: NDArray[np.float64] = np.clip(high - low, 0, None) * (cells / SIDE)
-    return weights
-
-
-def _candidates(
-    hashes: _Hashes, colours: tuple[_Bytes, _Bytes], rows: _Numbers
-) -> tuple[_Pairs, _Pairs]:
-    """Return pairs of rows that differ by few bits and agree in colour: (straight, mirrored).
-
-    `hashes` holds those of the rows' pictures and then of their mirror images; `colours` are all
-    pictures' and all mirror images'. Five flipped bits leave at least three of eight bytes alone,
-    so such a pair meets in one of the 56 tables; with seven, about nine in ten do. Of 200,000 drawn
-    photos 8 million pairs met, nearly all of other colours: not kept.
-    """
-    count = len(rows)
-    colour, mirrored = colours
-    straight: list[_Numbers] = []
-    swapped: list[_Numbers] = []
-    for table, bytes_kept in enumerate(itertools.combinations(range(8), 3), start=1):
-        for one, other in _meetings(hashes, bytes_kept):
-            low, high = np.minimum(one, other), np.maximum(one, other)
-            both = high < count
-            mixed = (low < count) & (high >= count) & (low != high - count)
-            for kept, high_row, other_colour, found in (
-                (both, high, colour, straight),
-                (mixed, high - count, mirrored, swapped),
-            ):
-                pairs = np.stack([low[kept], high_row[kept]], axis=1)
-                pairs = pairs[_agreeing(_same_colour, colour, other_colour, rows[pairs])]
-                found.append(pairs[:, 0] * count + pairs[:, 1])
-        if table % 8 == 0:  # most pairs meet in several tables: keep each once
-            straight, swapped = [_different(straight)], [_different(swapped)]
-    return rows[_pairs(straight, count)], rows[_pairs(swapped, count)]
-
-
-def _meetings(hashes: _Hashes, bytes_kept: Sequence[int]) -> Iterator[tuple[_Numbers, _Numbers]]:
-    """Yield positions of hashes with these bytes in common that differ by few bits."""
-    # The bytes of the key become the most significant ones: one sort brings keys together.
-    others = [byte for byte in range(8) if byte not in bytes_kept]
-    by_bytes = hashes.view(np.uint8).reshape(-1, 8).take([*others, *bytes_kept], axis=1)
-    turned: _Hashes = by_bytes.view(np.uint64).ravel()
-    order = np.argsort(turned, kind="stable")
-    turned = turned[order]
-    keys = turned >> np.uint64(8 * len(others))
-    # Only rows whose key the next one has too: most keys occur once.
-    same = np.flatnonzero(keys[1:] == keys[:-1])
-    for step in range(1, _NEIGHBOURS + 1):
-        same = same[same < len(order) - step]
-        same = same[keys[same] == keys[same + step]]
-        if not len(same):
-            return
-        near = np.bitwise_count(turned[same] ^ turned[same + step]) <= _MOST_BITS
-        yield order[same[near]], order[same[near] + step]
-
-
-def _pairs(codes: Sequence[_Numbers], count: int) -> _Pairs:
-    return np.stack(np.divmod(_different(codes), count), axis=1)
-
-
-def _different(codes: Sequence[_Numbers]) -> _Numbers:
-    """Return each number once, ascending: sorting is far faster than numpy's hash tables."""
-    found = np.sort(np.concatenate([np.empty(0, np.int64), *codes]))
-    return found[np.diff(found, prepend=-1) > 0]
-
-
-def _agreeing(
-    agree: Callable[[_Bytes, _Bytes], NDArray[np.bool_]], one: _Bytes, other: _Bytes, pairs: _Pairs
-) -> NDArray[np.bool_]:
-    """Return whether the thumbnails of each pair, a row of `one` and of `other`, agree."""
+def _agreeing(fingerprints: Bytes, pairs: _Pairs) -> Mask:
     answers = [np.empty(0, np.bool_)]
     for start in range(0, len(pairs), _AT_ONCE):
-        a, b = pairs[start : start + _AT_ONCE].T
-        answers.append(agree(one[a], other[b]))
+        one, other = pairs[start : start + _AT_ONCE].T
+        answers.append(agree(fingerprints[one], fingerprints[other]))
     return np.concatenate(answers)
 
 
-def _same_gray(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
-    """Return whether they correlate and nowhere differ much; flat ones must be equally bright."""
-    a, mean_a, deviation_a = _normalised(one)
-    b, mean_b, deviation_b = _normalised(other)
-    apart = np.abs(a - b)
-    correlation = 1 - np.mean(apart**2, axis=1) / 2
-    close = (correlation >= _LEAST_CORRELATION) & (apart.max(axis=1) <= _MOST_APART)
-    flat = np.minimum(deviation_a, deviation_b) < _FLAT
-    level: NDArray[np.bool_] = np.abs(mean_a - mean_b) < _BRIGHTER
-    same: NDArray[np.bool_] = close & (level | ~flat)
-    return same
+_FEATURES = 16
 
 
-def _same_colour(one: _Bytes, other: _Bytes) -> NDArray[np.bool_]:
-    """Return whether no pixel differs much in either colour."""
-    apart = np.abs(one.astype(np.int16) - other).reshape(len(one), -1)
-    same: NDArray[np.bool_] = apart.max(axis=1) <= _MOST_COLOUR
-    return same
+def _described(fingerprints: Bytes) -> Floats:
+    """Return (n, 16) features that no turn and no mirror changes, and a crop by a tenth little.
+
+    Each is divided by about its deviation among 6,834 photos (half of it for brightness counts).
+    """
+    gray = fingerprints[:, :GRAY].reshape(-1, SIDE, SIDE).astype(np.float32)
+    mean, deviation = gray.mean(axis=(1, 2)), gray.std(axis=(1, 2))
+    gray = (gray - mean[:, None, None]) / np.maximum(deviation, 4)[:, None, None]
+    cells = coarse(fingerprints) * COARSE
+    across = np.abs(np.diff(gray, axis=2)).mean(axis=(1, 2))
+    down = np.abs(np.diff(gray, axis=1)).mean(axis=(1, 2))
+    found = [
+        (cells * _OUTWARD).mean(axis=1) / 0.13,
+        np.log(0.05 + np.maximum(across, down)) / 0.25,
+        np.log(0.05 + np.minimum(across, down)) / 0.25,
+        mean / 50,
+        np.log(deviation + 2) / 0.5,
+    ]
+    colours = fingerprints[:, GRAY:].reshape(-1, 2, COLOUR_SIDE**2).astype(np.float32)
+    colours -= 128
+    middle = colours - colours.mean(axis=2, keepdims=True)
+    for colour, centred, unit in zip(
+        *(np.moveaxis(c, 1, 0) for c in (colours, middle)), (1.2, 0.9), strict=True
+    ):
+        ordered = np.sort(colour, axis=1)
+        found += [
+            ordered[:, :COARSE].mean(axis=1) / (12 * unit),
+            ordered[:, -COARSE:].mean(axis=1) / (14 * unit),
+            np.log(centred.std(axis=1) + 1) / 0.6,
+            (cells * centred).mean(axis=1) / 5.5,
+            (centred * _OUTWARD).mean(axis=1) / 1.6,
+        ]
+    found.append(np.cbrt((middle[:, 0] * middle[:, 1]).mean(axis=1)) / 4.5)
+    return np.stack(found, axis=1)
 
 
-def _normalised(thumbnails: _Bytes) -> tuple[_Floats, _Floats, _Floats]:
-    """Return rows of mean 0 and deviation 1 (less if flat), and the means and deviations before."""
-    values = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    mean = values.mean(axis=1)
-    values -= mean[:, None]
-    deviation = np.sqrt(np.mean(values**2, axis=1))
-    return values / np.maximum(deviation, _FLAT)[:, None], mean, deviation
+def _outward() -> Floats:
+    """Return how far each coarse cell is from the middle, less the mean."""
+    at = (np.arange(COARSE, dtype=np.float32) + 0.5) * (2 / COARSE) - 1
+    far = np.hypot(at[:, None], at).ravel()
+    outward: Floats = far - far.mean()
+    return outward
+
+
+_OUTWARD = _outward()
+
+
+def _candidates(features: Floats) -> _Pairs:
+    """Return pairs of rows with like features, of each row the nearest few, ascending."""
+    draws = np.random.default_rng(0)
+    count = len(features)
+    codes, unlike = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for table in range(1, _TABLES + 1):
+        for one, other, apart in _meetings(features, _cells(features, draws)):
+            codes.append(np.minimum(one, other) * count + np.maximum(one, other))
+            unlike.append(apart)
+        if table % 4 == 0:  # most pairs meet in several tables: keep each once
+            found, near = np.concatenate(codes), np.concatenate(unlike)
+            order = np.argsort(found)
+            order = order[np.diff(found[order], prepend=-1) > 0]
+            found, near = found[order], near[order]
+            kept = _nearest(np.stack(np.divmod(found, count)), near)
+            codes, unlike = [found[kept]], [near[kept]]
+    return np.stack(np.divmod(codes[0], count), axis=1)
+
+
+def _cells(features: Floats, draws: np.random.Generator) -> Numbers:
+    """Return a number for each row: the cell that it lies in, then where in the cell."""
+    kept = draws.permutation(features.shape[1])[:_KEPT]
+    corner, odd = draws.random(_KEPT), draws.integers(1 << 62, size=_KEPT) | 1
+    along = features @ draws.standard_normal(features.shape[1]).astype(np.float32)
+    keys = np.empty(len(features), np.int64)
+    for start in range(0, len(features), _DRAWN_AT_ONCE):
+        some = slice(start, start + _DRAWN_AT_ONCE)
+        cells = np.floor(features[some, kept] / _WIDTH + corner).astype(np.int64)
+        keys[some] = (cells * odd).sum(axis=1)
+    inside = (np.asarray(along) * 1000 + (1 << _INSIDE - 1)).clip(0, (1 << _INSIDE) - 1)
+    cell: Numbers = keys >> _INSIDE << _INSIDE
+    return cell | inside.astype(np.int64)
+
+
+def _meetings(features: Floats, keys: Numbers) -> Iterator[tuple[Numbers, Numbers, Floats]]:
+    """Yield rows that lie in one cell and their squared distances, if these are small."""
+    order = np.argsort(keys, kind="stable")
+    cells, sorted_features = keys[order] >> _INSIDE, features[order]
+    same = np.flatnonzero(cells[1:] == cells[:-1])  # most cells hold one
+    for step in range(1, _NEIGHBOURS + 1):
+        same = same[same < len(order) - step]
+        same = same[cells[same] == cells[same + step]]
+        if not len(same):
+            return
+        apart = sorted_features[same] - sorted_features[same + step]
+        unlike = np.einsum("ni,ni->n", apart, apart)
+        near = np.flatnonzero(unlike <= _MOST_UNLIKE)
+        yield order[same[near]], order[same[near] + step], unlike[near]
+
+
+def _nearest(pairs: _Pairs, unlike: Floats) -> Mask:
+    """Return whether each pair (2, n) is among the nearest few of one of its rows."""
+    rows, each = pairs.ravel(), np.tile(np.arange(pairs.shape[1]), 2)
+    # One number sorts by row and then by distance: bits of floats from 0 up are in their order.
+    order = np.argsort(rows << 32 | unlike[each].view(np.int32))
+    rows, each = rows[order], each[order]
+    far = rows[_NEAREST:] == rows[:-_NEAREST]  # as many nearer ones come before it
+    kept = np.zeros(pairs.shape[1], np.bool_)
+    kept[each[:_NEAREST]] = True
+    kept[each[_NEAREST:][~far]] = True
+    return kept
+
+
+def _stars(fingerprints: Bytes, order: Numbers, pairs: _Pairs) -> Iterator[Numbers]:
+    """Yield clusters of rows of which all agree with the first, that with most pairs.
+
+    Those of a chain that it does not reach are clusters of their own, or alone.
+    """
+    join = _Join(len(order))
+    nexts: dict[int, set[int]] = defaultdict(set)
+    for one, other in pairs.tolist():
+        join.unite(one, other)
+        nexts[one].add(other)
+        nexts[other].add(one)
+    for chain in join.clusters():
+        left = set(chain)
+        asked = _ASKED * len(chain)
+        for middle in sorted(chain, key=lambda row: (-len(nexts[row]), row)):
+            if middle not in left:
+                continue
+            left.remove(middle)
+            star = nexts[middle] & left
+            if star and asked > 0 and (others := sorted(left - star)):
+                asked -= len(others)
+                both = np.sort([(middle, other) for other in others], axis=1)
+                agreed = _agreeing(fingerprints, order[both])
+                star |= {other for other, found in zip(others, agreed, strict=True) if found}
+            left -= star
+            if star:
+                yield order[[middle, *sorted(star)]]
 
 
 def joined_groups(catalog: Catalog, clusters: Clusters) -> Column[str]:

@@ -29,8 +29,9 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
+from fieldguide.photos.families import grouped, is_by_name
 from fieldguide.photos.folders import answer_of, is_hidden
-from fieldguide.storage import addresses, parquet
+from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
 from fieldguide.words import count, listed, quoted
 
@@ -77,21 +78,26 @@ def read_table(
     """Return the photos that a CSV or TSV file lists, in its order.
 
     `path` to `fold` name its columns; without them the usual names are recognised (path, file,
-    image, ...; label, class, species, ...; group; split; fold). Separators `,` `;` tab and `|` are
-    detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is given. Paths are absolute,
-    relative to `root`, or to the table's folder; a file's ending may be left out, and a backslash
-    may stand for `/`. `labelled=False` reads a list of photos to predict, without labels. Rows
-    without a label or a file are left out and noted. Raises DataError with the row for a table that
-    cannot be read, and with the nearest name for a missing column.
+    image, ...; label, class, species, ...; group; split; fold). `group` may also be `stem` or
+    `stem:REGEX`, if no column is called so: groups by file name (`families.grouped`). Separators
+    `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is
+    given. Paths are absolute, relative to `root`, or to the table's folder; a file's ending may be
+    left out, and a backslash may stand for `/`. `labelled=False` reads a list of photos to predict,
+    without labels. Rows without a label or a file are left out and noted. Raises DataError with the
+    row for a table that cannot be read, and with the nearest name for a missing column.
     """
     place = addresses.local(csv)
     table = _with_binomials(read_cells(place, encoding))
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")
-    wanted = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
+    by_name = group if is_by_name(group) and group not in table.header else None
+    column = None if by_name else group
+    wanted = {"path": path, "label": label, "group": column, "split": split, "fold": fold}
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
+    if by_name:
+        columns.pop("group", None)
     base = Path(place.parent if root is None else root).resolve()
     if not base.is_dir():
         raise DataError(
@@ -118,7 +124,10 @@ def read_table(
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
     found = in_columns(photos)
-    said = _told(table, columns, found, base)
+    names = {role: f"column {table.header[column]}" for role, column in columns.items()}
+    if by_name:
+        found, names["group"] = grouped(found, by_name)
+    said = _told(table, columns, names, found, base)
     return Catalog(base, found, tuple(notes), said)
 
 
@@ -229,7 +238,7 @@ def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple
     try:
         for number, cells in enumerate(reader, start=1):
             if any(cells):  # blank lines and rows of nothing but separators
-                yield number, tuple(cells)
+                yield number, tuple(map(files.unescaped, cells))
     except csv.Error as error:
         raise DataError(f"{place.name}, row {number + 1}: {error}") from error
 
@@ -244,7 +253,7 @@ def _find_columns(
 ) -> dict[str, int]:
     """Map roles to column numbers: by the user's names, usual names, or as the only choice."""
     columns = {role: _named(table, name) for role, name in wanted.items() if name is not None}
-    plain = _plain(table.header)
+    plain = simplified(table.header)
     for role, names in USUAL_NAMES.items():
         usual = [plain.index(name) for name in names if name in plain]
         free = [column for column in usual if column not in columns.values()]
@@ -264,7 +273,7 @@ def _find_columns(
     return columns
 
 
-def _plain(names: Sequence[str]) -> list[str]:
+def simplified(names: Sequence[str]) -> list[str]:
     """Return column names as usual names are compared: without case, blanks, `_` and `-`."""
     return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
 
@@ -296,7 +305,7 @@ def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[
 
 def _with_binomials(table: Table) -> Table:
     """Return the table with a column of `genus + species`, where species are epithets alone."""
-    plain = _plain(table.header)
+    plain = simplified(table.header)
     if not {"genus", "species"} <= {*plain}:
         return table
     genus, species = plain.index("genus"), plain.index("species")
@@ -310,14 +319,19 @@ def _with_binomials(table: Table) -> Table:
     return replace(table, header=(*table.header, BINOMIAL), rows=rows)
 
 
-def _told(table: Table, columns: Mapping[str, int], photos: Records[Photo], base: Path) -> str:
-    """Return what every column was taken for."""
-    names = {role: f"column {table.header[column]}" for role, column in columns.items()}
+def _told(
+    table: Table,
+    columns: Mapping[str, int],
+    names: Mapping[str, str],
+    photos: Records[Photo],
+    base: Path,
+) -> str:
+    """Return what every column was taken for; `names` say where each field comes from."""
     used = {*columns.values()}
     if BINOMIAL in table.header:
         used |= {table.header.index(BINOMIAL)}
         if names.get("label") == f"column {BINOMIAL}":
-            plain = _plain(table.header)
+            plain = simplified(table.header)
             used |= {plain.index("genus"), plain.index("species")}
     unused = [
         f"{name} ({count(len({cells[column] for _, cells in table.rows}), 'value')})"
@@ -417,7 +431,10 @@ class Finder:
 
     def file(self, text: str) -> Path | None:
         """Return the path of the file, or None if there is none."""
-        for spelling in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
+        bare = text.strip()
+        # Of Windows' paths, where a folder may be called `xff`.
+        slashed = (each.replace("\\", "/") for each in (bare, files.escaped(bare)))
+        for spelling in dict.fromkeys((text, bare, *slashed)):
             if spelling and (place := self._existing(spelling)) is not None:
                 return place
         return None

@@ -200,10 +200,12 @@ class Classifier:
     ) -> Predictions:
         """Return the rows of `span`; the batch saw all photos of it that are files."""
         problems = {n: photos[n].problem for n in span}
+        remarks = dict.fromkeys(span, "")
         probabilities = np.full((len(span), len(self.classes)), np.nan)
         chosen = np.zeros((len(span), len(self.classes)), bool) if sets else None
         if batch is not None:
             problems |= {asked[number]: reason for number, reason in batch.unreadable}
+            remarks |= {asked[number]: f"too small: {size}" for number, size in batch.small}
             rows = [asked[number] - span.start for number in batch.photos.tolist()]
             by_member = member_probabilities(batch.logits, temperature)
             probabilities[rows] = combined(batch.logits, by_member, temperature, self.card.combine)
@@ -223,6 +225,7 @@ class Classifier:
             classes=self.classes,
             probabilities=probabilities,
             sets=chosen,
+            remarks=tuple(remarks.values()),
         )
 
 

@@ -90,11 +90,12 @@ class Machine:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The logits of a batch of photos, by their numbers, and the photos that could not be read."""
+    """The logits of a batch of photos, by their numbers, and those unreadable or too small."""
 
     photos: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "members n views classes"]
     unreadable: tuple[tuple[int, str], ...]
+    small: tuple[tuple[int, str], ...] = ()
 
 
 def logits(
@@ -118,7 +119,7 @@ def logits(
     plan = evaluation_plan(np.arange(len(files)), machine.batch_size)
     with training_threads(count_threads_beside(loader.workers)):
         for batch in loader.batches(plan):
-            yield Seen(batch.photos.numpy(), networks(batch), batch.unreadable)
+            yield Seen(batch.photos.numpy(), networks(batch), batch.unreadable, batch.small)
 
 
 def all_logits(

@@ -16,7 +16,7 @@ from fieldguide.errors import DataError, UsageError
 from fieldguide.photos import tables
 from fieldguide.photos.catalog import EXTENSIONS
 from fieldguide.photos.folders import list_pictures
-from fieldguide.storage import addresses
+from fieldguide.storage import addresses, files
 
 TABLES = frozenset({".csv", ".tsv", ".tab"})
 LISTS = frozenset({".txt", ".lst"})
@@ -161,7 +161,7 @@ def _of_list(source: _Source, root: str | Path | None, encoding: str | None) -> 
     else:
         name, data = source.place.name, tables.content_of(source.place)
     text = tables.decoded(data, name, encoding, "strict" if encoding else "surrogateescape")
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    lines = (files.unescaped(line.removesuffix("\r")) for line in text.split("\n"))
     return _looked_up((line for line in lines if line.strip()), source, root)
 
 

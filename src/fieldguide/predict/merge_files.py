@@ -12,6 +12,7 @@ labelled photos, a merged network that is worse than its copies. Knows nothing o
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,11 +72,12 @@ _STATISTICS = ("running_mean", "running_var", _COUNTER)
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The weights of one file, floating ones in float32, and their dtypes in the file."""
+    """The weights of one file, floating ones in float32, their dtypes in the file, and notes."""
 
     path: Path
     weights: Weights
     dtypes: Mapping[str, torch.dtype]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +140,17 @@ class Barrier:
 def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
     """Return the checkpoints of at least two files, all with the same tensors.
 
-    Counters of batch norm that some files lack (old trainings) begin at zero there. Raises
-    `UsageError` for unreadable files, values that are not finite, and other tensors or shapes.
+    Counters of batch norm that some files lack (old trainings) begin at zero there, and names that
+    differ by a prefix alone become the first file's. Raises `UsageError` for unreadable files,
+    values that are not finite, and other tensors or shapes.
     """
     if len(paths) < 2:
         raise UsageError(
             f"nothing to merge: {count(len(paths), 'checkpoint')} given",
             hint="name at least two files",
         )
-    found = [read_one(path) for path in paths]
+    first, *others = [read_one(path) for path in paths]
+    found = [first, *(_named_as(first, other) for other in others)]
     zeros = {
         name: torch.zeros_like(tensor)
         for copy in found
@@ -155,7 +159,7 @@ def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
     }
     dtypes = {name: copy.dtypes[name] for copy in found for name in zeros.keys() & copy.dtypes}
     copies = tuple(
-        Checkpoint(copy.path, {**zeros, **copy.weights}, {**dtypes, **copy.dtypes})
+        replace(copy, weights={**zeros, **copy.weights}, dtypes={**dtypes, **copy.dtypes})
         for copy in found
     )
     for copy in copies[1:]:
@@ -165,7 +169,8 @@ def read(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
 
 def read_one(path: Path) -> Checkpoint:
     """Return one checkpoint, such as an anchor; raises `UsageError` as `read` does."""
-    tensors = read_tensors(path)
+    notes: list[str] = []
+    tensors = read_tensors(path, notes.append)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UsageError(
@@ -173,7 +178,36 @@ def read_one(path: Path) -> Checkpoint:
                 hint="its training diverged, or the file is damaged: leave it out",
             )
     weights = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    return Checkpoint(path, weights, {name: tensor.dtype for name, tensor in tensors.items()})
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    return Checkpoint(path, weights, dtypes, tuple(notes))
+
+
+def _named_as(first: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """Return the other checkpoint under the first one's names, if a common prefix sets them apart.
+
+    Such as Lightning's `model.`.
+    """
+    ours, theirs = _common_prefix(first.weights), _common_prefix(other.weights)
+    new = {name: ours + name.removeprefix(theirs) for name in other.weights}
+    if ours == theirs or not first.weights.keys() & set(new.values()):
+        return other
+    how = " and ".join(
+        f"those of `{copy.path}` begin with {f'`{prefix}`' if prefix else 'no prefix'}"
+        for copy, prefix in ((other, theirs), (first, ours))
+    )
+    return replace(
+        other,
+        weights={new[name]: tensor for name, tensor in other.weights.items()},
+        dtypes={new[name]: dtype for name, dtype in other.dtypes.items()},
+        notes=(*other.notes, f"names differ: {how}, as the merged file's do"),
+    )
+
+
+def _common_prefix(weights: Weights) -> str:
+    """Return the parts of their names that all tensors begin with, such as `model.`, or nothing."""
+    first, last = min(weights, default=""), max(weights, default="")
+    start, dot, _ = os.path.commonprefix([first, last]).rpartition(".")  # noqa: RUF071  by letters
+    return start + dot
 
 
 def require_free(path: Path) -> None:
@@ -268,7 +302,8 @@ def merge(copies: Sequence[Checkpoint], rule: Rule, anchor: Checkpoint | None = 
     merged = model_stock(weights, anchored)[0] if rule == "stock" else average(weights)
     cosines = _cosines(weights, _large(copies[0].weights, head=False))
     found = moves(weights, anchored)
-    notes = [*_dtype_notes(copies), *_kinship_notes(copies, cosines)]
+    read = [note for copy in (*copies, *([anchor] if anchor else [])) for note in copy.notes]
+    notes = [*read, *_dtype_notes(copies), *_kinship_notes(copies, cosines)]
     if anchor:
         notes += [*missing, *_anchor_notes(copies, anchor, anchored, found)]
     stored = _stored_as(merged, copies[0].dtypes)
@@ -298,16 +333,18 @@ def _anchored(first: Checkpoint, anchor: Checkpoint) -> tuple[dict[str, Tensor],
     A head under fieldguide's names began with random weights, which are no anchor. Raises
     `UsageError` for an anchor with other shapes below the head, or of no use.
     """
-    start = {_bare(name): tensor for name, tensor in anchor.weights.items()}
+    ahead, before = _common_prefix(first.weights), _common_prefix(anchor.weights)
+    start = {_bare(n.removeprefix(before)): tensor for n, tensor in anchor.weights.items()}
     trained = [
         name
         for name, tensor in first.weights.items()
         if tensor.is_floating_point() and not name.endswith(_STATISTICS)
     ]
     shared = {
-        name: start[_bare(name)]
+        name: start[bare]
         for name in trained
-        if _bare(name) in start and not (_is_ours(first.weights) and _is_head(name))
+        if (bare := _bare(name.removeprefix(ahead))) in start
+        and not (_is_ours(first.weights) and _is_head(name))
     }
     hint = "name the weights that the checkpoints were fine-tuned from"
     odd = _other_shapes(shared, first.weights)
@@ -641,12 +678,14 @@ def _network_names(weights: Weights) -> dict[str, str]:
     """Return each tensor's name in `network.Network`, from timm's name or that name itself."""
     if _is_ours(weights):
         return {name: name for name in weights}
-    classifier = next((name for name in CLASSIFIERS if f"{name}.weight" in weights), "")
+    prefix = _common_prefix(weights)
+    bare = {name: name.removeprefix(prefix) for name in weights}
+    classifier = next((each for each in CLASSIFIERS if f"{prefix}{each}.weight" in weights), "")
     return {
-        name: f"head.linear.{name.removeprefix(f'{classifier}.')}"
-        if classifier and name.startswith(f"{classifier}.")
-        else f"backbone.{name}"
-        for name in weights
+        name: f"head.linear.{own.removeprefix(f'{classifier}.')}"
+        if classifier and own.startswith(f"{classifier}.")
+        else f"backbone.{own}"
+        for name, own in bare.items()
     }
 
 

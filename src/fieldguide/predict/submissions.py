@@ -5,12 +5,13 @@ Knows nothing of models or pixels, nor of how tables are written.
 
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from fieldguide.errors import DataError, UsageError
-from fieldguide.photos.tables import Table, read_cells
+from fieldguide.photos.catalog import USUAL_NAMES
+from fieldguide.photos.tables import Table, read_cells, simplified
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions, digits
 from fieldguide.words import count, quoted
@@ -22,7 +23,8 @@ Id = Literal["auto", "path", "name", "stem"]
 class Submission:
     """A table as a grader wants it: an id, and one label or the probability of every class.
 
-    Row n belongs to the photo `names[n]`. Unreadable photos have empty cells after the id.
+    Row n belongs to the photo `names[n]`. Unreadable photos have empty cells after the id, but for
+    `kept`: columns of the sample that are neither, such as Kaggle's `Usage`, by their names.
     """
 
     columns: tuple[str, ...]  # the first holds the ids
@@ -30,10 +32,12 @@ class Submission:
     names: tuple[str, ...]
     probabilities: bool = False  # the other columns are the classes
     separator: str = ","
+    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def header(self, classes: Sequence[str]) -> list[str]:
         """Return the names of the columns."""
-        assert not self.probabilities or set(self.columns[1:]) == set(classes), "other classes"
+        shown = set(self.columns[1:]) - set(self.kept)
+        assert not self.probabilities or shown == set(classes), "other classes"
         return list(self.columns)
 
     def rows(self, predictions: Predictions, start: int = 0) -> Iterator[list[str]]:
@@ -41,14 +45,18 @@ class Submission:
         here = slice(start, start + len(predictions))
         assert predictions.names == self.names[here], "photos in another order than the ids"
         number_of = {name: number for number, name in enumerate(predictions.classes)}
-        order = [number_of[name] for name in self.columns[1:]] if self.probabilities else []
-        for row, (name, label) in enumerate(zip(self.ids[here], predictions.labels, strict=True)):
+        answered = [name for name in self.columns[1:] if name not in self.kept]
+        order = [number_of[name] for name in answered] if self.probabilities else []
+        for row, (id, label) in enumerate(zip(self.ids[here], predictions.labels, strict=True)):
             if label is None:
-                yield [name, *[""] * (len(self.columns) - 1)]
+                answers = [""] * len(answered)
             elif self.probabilities:
-                yield [name, *digits(predictions.probabilities[row, order])]
+                answers = digits(predictions.probabilities[row, order])
             else:
-                yield [name, label]
+                answers = [label]
+            cells = {name: values[start + row] for name, values in self.kept.items()}
+            cells |= dict(zip(answered, answers, strict=True))
+            yield [id, *(cells[name] for name in self.columns[1:])]
 
 
 def submission(
@@ -63,8 +71,9 @@ def submission(
     """Return the layout, and the inputs in the order of its rows: predict them in that order.
 
     Header, separator, ids and their order are those of `sample`, a submission as the grader shows
-    it: the id first, then one column for the label, or one for each class for probabilities.
-    Without it `columns` names id and label.
+    it: the id first, then one column for the label, or one for each class for probabilities. Other
+    columns of the sample are kept as they are, which `notice` is told. Without a sample `columns`
+    names id and label.
 
     `id` names the part of a photo that is its id: `path`, the whole name; `name`, that of the file;
     `stem`, the same without its ending. `auto` takes the one under which most ids of the sample are
@@ -108,7 +117,15 @@ def _as_sample(
             f"{sample}: the first row is a photo, not names of columns",
             hint="put the header of the grader's sample above it",
         )
-    probabilities = _wants_probabilities(table, classes)
+    answered = _answered(table, classes)
+    kept = {
+        name: tuple(cells[number] for _, cells in table.rows)
+        for number, name in enumerate(table.header)
+        if number and name not in answered
+    }
+    if kept:
+        how = "one for each class" if len(answered) > 1 else quoted(answered)
+        notice(f"{table.name}: predicted: {how}; kept as in the sample: {quoted(list(kept))}")
     written = _keys_of(table)
 
     def keys_as(kind: str) -> list[str]:
@@ -135,25 +152,53 @@ def _as_sample(
     ordered = [inputs[rows[key]] for key in keys]
     ids = tuple(cells[0] for _, cells in table.rows)
     names = tuple(each.name for each in ordered)
-    return Submission(table.header, ids, names, probabilities, table.separator), ordered
+    layout = Submission(table.header, ids, names, len(answered) > 1, table.separator, kept)
+    return layout, ordered
 
 
-def _wants_probabilities(table: Table, classes: Sequence[str]) -> bool:
-    """Return whether the sample has a column a class, not a label; DataError if neither."""
-    others = table.header[1:]
-    if len(others) == 1:
-        return False
-    known, shown = set(classes), set(others)
-    odd = []
-    if missing := [name for name in classes if name not in shown]:
-        odd.append(f"no column for {quoted(missing)}")
-    if unknown := [name for name in others if name not in known]:
+def _answered(table: Table, classes: Sequence[str]) -> list[str]:
+    """Return the columns to fill: one for the label, or one for each class.
+
+    The label's is the only one beside the id, else the only one whose cells are classes, else the
+    only one with a usual name. Raises `DataError` where the columns fit neither way, also for one
+    of numbers beside those of all classes: it looks like a class that the model does not know.
+    """
+    cells = {
+        name: {row[number] for _, row in table.rows} - {""}
+        for number, name in enumerate(table.header)
+        if number
+    }
+    if len(cells) == 1:
+        return list(cells)
+    known = set(classes)
+    numeric = [name for name, values in cells.items() if all(map(_is_number, values))]
+    missing = [name for name in classes if name not in cells]
+    if missing:
+        labels = [name for name, values in cells.items() if values and values <= known]
+        if len(labels) != 1 and not known & {*numeric}:
+            names = zip(cells, simplified([*cells]), strict=True)
+            usual = [name for name, simple in names if simple in USUAL_NAMES["label"]]
+            labels = [name for name in usual if name in labels or not labels]
+        if len(labels) == 1:
+            return labels
+    unknown = [name for name in (cells if missing else numeric) if name not in known]
+    odd = [f"no column for {quoted(missing)}"] if missing else []
+    if unknown:
         odd.append(f"no class is called {quoted(unknown)}")
     if odd:
         raise DataError(
             f"{table.name}, row 1: {'; '.join(odd)}",
-            hint="beside the id stands one column, for the label, or one for each class",
+            hint="beside the id stands one column, for the label, or one for each class; take out"
+            " what is neither",
         )
+    return [name for name in cells if name in known]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
     return True
 
 

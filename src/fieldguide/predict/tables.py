@@ -32,6 +32,7 @@ class Predictions:
 
     `problems` are empty for photos that were read, else the reason, with a row of NaN in
     `probabilities`. `sets` marks the classes that are not ruled out, if sets were asked for.
+    `remarks` warn of photos that were read, such as ones that show nothing; empty without any.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Predictions:
     classes: tuple[str, ...] = field(repr=False)
     probabilities: Float[np.ndarray, "n classes"] = field(repr=False)
     sets: Bool[np.ndarray, "n classes"] | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         shape = len(self.names), len(self.classes)
@@ -69,8 +71,10 @@ class Predictions:
 
     @property
     def status(self) -> tuple[str, ...]:
-        """The status of each photo: "ok", or such as "unreadable: empty file"."""
-        return tuple(f"unreadable: {p}" if p else "ok" for p in self.problems)
+        """The status of each photo: "ok", "unreadable: empty file", "too small: 1 × 1 pixels"."""
+        remarks = self.remarks or ("",) * len(self)
+        each = zip(self.problems, remarks, strict=True)
+        return tuple(f"unreadable: {p}" if p else remark or "ok" for p, remark in each)
 
     def to_csv(
         self,
@@ -103,6 +107,7 @@ class Predictions:
             first.classes,
             np.concatenate([part.probabilities for part in parts]),
             np.concatenate(sets) if sets else None,
+            tuple(itertools.chain.from_iterable(p.remarks or ("",) * len(p) for p in parts)),
         )
 
 
@@ -213,10 +218,11 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of rows that were written, and of those for unreadable photos."""
+    """The number of rows that were written, of unreadable photos, and of ones that show nothing."""
 
     photos: int
     unreadable: int
+    small: int = 0
 
 
 def require_free(out: Path, overwrite: bool = False) -> None:
@@ -246,7 +252,7 @@ def write(
     where the disk is full.
     """
     require_free(out, overwrite)
-    photos = unreadable = 0
+    photos = unreadable = small = 0
     classes: tuple[str, ...] | None = None
     with files.growing(out) as add:
         for chunk in chunks:
@@ -257,10 +263,11 @@ def write(
             classes = chunk.classes
             photos += len(chunk)
             unreadable += sum(map(bool, chunk.problems))
+            small += sum(map(bool, chunk.remarks))
         if classes is None:
             raise ValueError("no chunks: the classes are not known")
         require_free(out, overwrite)  # hours may have passed
-    return Counts(photos, unreadable)
+    return Counts(photos, unreadable, small)
 
 
 def zip_path(out: Path) -> Path:

@@ -79,5 +79,8 @@ def build(
         if progress is not None:
             progress(len(sections))
     title = f"Report of the run {run.folder.resolve().name}"
-    files.write_text(place, page.page(title, sections, page.chart_libraries()))
+    whole = page.page(title, sections, page.chart_libraries())
+    # What UTF-8 cannot hold, a byte of a file name, becomes `\xff` as in tables.
+    shown = whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    files.write_text(place, shown)
     return place

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from fieldguide.errors import DataError, FieldguideError, UnreadablePhoto
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.near_copies import FILES_LOOKED_FOR, LOOKED_FOR
 from fieldguide.photos.tables import read_cells
 from fieldguide.report import pictures
 from fieldguide.report.page import figure, fragment, inline
@@ -83,6 +84,7 @@ def section(run: Run) -> Markup:
         sizes_chart=_sizes_figure(sizes, run) if sizes.shorter_sides else "",
         found=found,
         told=told,
+        looked_for=FILES_LOOKED_FOR if run.recipe.near_duplicates == "off" else LOOKED_FOR,
         shares=fold_shares(run.catalog, table),
         apart=_apart(run.classes, table),
         examples=examples,

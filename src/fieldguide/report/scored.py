@@ -58,7 +58,7 @@ def read(run: Run) -> Kept:
         return Kept(stale=f"{SCORES} is of {photos:,} photos, and now there are {now:,}.")
     if stale := _other_names(run, [row.name for row in rows]):
         return Kept(stale=stale)
-    if key == holdout_scores.key_of(run, Machine()):
+    if key == holdout_scores.key_of(run, Machine(), run.outside):
         return Kept(rows)
     if changed := _younger(run):
         return Kept(stale=f"Written after {SCORES}: {', '.join(changed)}.")

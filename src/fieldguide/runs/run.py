@@ -52,7 +52,7 @@ from fieldguide.train.result import Arrays, TrainedFold
 
 if TYPE_CHECKING:  # torch takes seconds, and most of a run is read without it
     from fieldguide.predict.classifier import Classifier
-    from fieldguide.predict.combine import BatchNorm, Ingredients
+    from fieldguide.predict.combine import BatchNorm, Ingredients, Outside
     from fieldguide.predict.inference import Machine
 
 FORMAT = 1
@@ -275,14 +275,25 @@ class Run:
         They are the collection's `val` part and what `holdout` set aside, without photos of a group
         that is trained on (copies are), and none at all where `watch_val` let them choose epochs.
         """
-        if self.recipe.watch_val:
-            return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.int64) if self.recipe.watch_val else self._apart("val")
+
+    @cached_property
+    def tested(self) -> NDArray[np.int64]:
+        """Labelled photos of the collection's `test` part, as numbers in the catalog.
+
+        Without those of a group that is trained on, and of no class of the run. Nothing is ever
+        chosen on them.
+        """
+        return self._apart("test")
+
+    def _apart(self, split: catalogs.Split) -> NDArray[np.int64]:
+        """Return a part's photos of known classes that share no group with training photos."""
         photos = self.catalog.photos
         trained = {photo.group or photo.path for photo in photos if photo.split == "train"}
         free = [
             n
             for n, photo in enumerate(photos)
-            if photo.split == "val"
+            if photo.split == split
             and self.targets[n] >= 0
             and (photo.group or photo.path) not in trained
         ]
@@ -302,11 +313,10 @@ class Run:
         Logits are those of the saved weights, also where `stop = fold` chose their epoch by the
         same photos: then they flatter a little, and differ from those that `scores` judges.
         """
-        from fieldguide.predict.combine import Ingredients, Outside
+        from fieldguide.predict.combine import Ingredients
 
         _require_some_fold(self)
         photos = self.catalog.photos
-        outside = [photos[n] for n in self.outside]
         judged = {fold: self.logits(fold) for fold in self.done}
         return Ingredients(
             recipe=self.recipe,
@@ -315,14 +325,21 @@ class Run:
             judged=judged,
             targets=self.by_fold(self.targets, judged),
             training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
-            outside=Outside(
-                tuple(self.catalog.file(photo) for photo in outside),
-                self.targets[self.outside],
-                tuple(photo.group or photo.path for photo in outside),
-                tuple(photo.sha256 for photo in outside),
-            ),
+            outside=self.labelled(self.outside),
             license=self.environment["weights_license"],
             provenance=_provenance(self),
+        )
+
+    def labelled(self, rows: NDArray[np.int64]) -> "Outside":
+        """Return the files, classes, groups and hashes of labelled photos outside the folds."""
+        from fieldguide.predict.combine import Outside
+
+        photos = [self.catalog.photos[n] for n in rows]
+        return Outside(
+            tuple(self.catalog.file(photo) for photo in photos),
+            self.targets[rows],
+            tuple(photo.group or photo.path for photo in photos),
+            tuple(photo.sha256 for photo in photos),
         )
 
     def classifier(

@@ -51,6 +51,11 @@ _DAMAGE = (
     *(EOFError, MemoryError, RecursionError, csv.Error, zipfile.BadZipFile, SafetensorError),
 )
 
+# What stands escaped in a table, and what only looks so.
+_ESCAPE = r"x(?:[89a-f][0-9a-f]|5c)"
+_TO_ESCAPE = re.compile(rf"[\udc80-\udcff]|\\(?={_ESCAPE})")
+_ESCAPED = re.compile(rf"\\x([89a-f][0-9a-f]|5c(?={_ESCAPE}))")
+
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -115,8 +120,9 @@ def write_json(path: Path, value: object) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     r"""Write a table as CSV (RFC 4180, but lines end in `\n`), whole or not at all.
 
-    Text reads back exactly with `csv.reader` from a file opened with `newline=""`; floats keep all
-    digits, None is empty. ValueError for a row whose length is not the header's.
+    Text reads back exactly with `csv.reader` from a file opened with `newline=""`, names that are
+    not UTF-8 by `unescaped`; floats keep all digits, None is empty. ValueError for a row whose
+    length is not the header's.
     """
     with replacing(path) as file:
         for line in csv_lines(chain([header], rows)):
@@ -135,9 +141,28 @@ def csv_lines(rows: Iterable[Sequence[object]], separator: str = ",") -> Iterato
             raise ValueError(f"row {number} has {len(row)} cells, the header {columns}")
         writer.writerow(row)
         line = buffer.getvalue().removesuffix("\r\n") + "\n"
-        yield line.encode("utf-8", "surrogateescape")
+        yield escaped(line).encode()
         buffer.seek(0)
         buffer.truncate()
+
+
+def escaped(text: str) -> str:
+    r"""Return the text as tables hold it: bytes of a file's name that are not UTF-8 as `\xff`.
+
+    Python reads such bytes as lone surrogates, which UTF-8 cannot hold. A backslash that begins
+    what only looks like an escape becomes `\x5c`, so that `unescaped` gives every text back.
+    """
+    return _TO_ESCAPE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
+
+
+def unescaped(text: str) -> str:
+    """Return the text that `escaped` was given."""
+
+    def original(found: re.Match[str]) -> str:
+        code = int(found[1][:2], 16)
+        return "\\" if code == ord("\\") else chr(0xDC00 + code)
+
+    return _ESCAPED.sub(original, text)
 
 
 def no_formula(cell: str) -> str:

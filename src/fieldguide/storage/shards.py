@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, ResourceError
 from fieldguide.storage import cache_folder, files, parquet
 
 INDEX = "photos.index"
@@ -106,7 +106,7 @@ class Index:
     rule: int = 0
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every photo by path in code-point order; DataError if the index is damaged."""
+        """Yield every photo by path in code-point order; ResourceError if the index is damaged."""
         found, position = 0, self.start
         while position < len(self.lines):
             end = self.lines.find(b"\n", position) + 1
@@ -199,8 +199,8 @@ def _fault(path: Path, shard: Shard) -> str:
     return "" if size == shard.bytes else f"{size:,} bytes, indexed with {shard.bytes:,}"
 
 
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(
+def _damaged(path: Path, what: str) -> ResourceError:
+    return ResourceError(
         f"the index of shards is damaged: {path}: {what}", hint="pack the photos again"
     )
 
@@ -214,7 +214,7 @@ def read(path: Path) -> bytes:
 
 
 def opened(path: Path) -> Index:
-    """Return the index in a file, kept open; DataError if it is none."""
+    """Return the index in a file, kept open; ResourceError if it is none."""
     status = path.stat()
     return _opened(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
@@ -292,8 +292,8 @@ def find_index(
     (`label`, `group`, `split`), from `KEY.cls`, or from the folder within the tar file; in Parquet
     files from `columns` of usual names, see `parquet.rows`.
 
-    Raises DataError for a damaged file, an index that does not fit, or missing shards, UsageError
-    without a reader of Parquet files, ResourceError if there is no room for copies.
+    Raises DataError for a damaged file or missing shards, UsageError without a reader of Parquet
+    files, ResourceError for a damaged index or one that does not fit, or no room for copies.
     """
     if (folder / INDEX).is_file():
         index = opened(folder / INDEX)

@@ -37,6 +37,7 @@ from fieldguide.storage import files
 from fieldguide.words import quoted
 
 SCORES = "scores.json"  # of the run: the table of its own outside photos
+TEST_SCORES = "test_scores.json"  # that of the labelled photos of its test part
 
 # Photos that the speed is measured on, after a batch that is not counted (taste).
 TIMED_PHOTOS = 256
@@ -107,22 +108,23 @@ def _merged(run: Run, name: str, rule: Rule, batch_norm: BatchNorm, machine: Mac
     return replace(model, card=replace(model.card, provenance=provenance))
 
 
-def worths(run: Run, machine: Machine = Machine()) -> Worths:
+def worths(run: Run, machine: Machine = Machine(), *, test: bool = False) -> Worths:
     """Return scores of folds, their mean, ensemble and merged models on the run's outside photos.
 
-    There are no rows without such photos. The run keeps the table while nothing changes.
+    With `test` they are the labelled photos of its test part. There are no rows without such
+    photos. The run keeps the table while nothing changes.
     """
-    outside = run.ingredients().outside
-    if not len(outside):
+    rows, place = (run.tested, TEST_SCORES) if test else (run.outside, SCORES)
+    if not len(rows):
         return Worths((), 0)
-    key = key_of(run, machine)
-    kept = _kept(run.folder / SCORES, key)
+    key = key_of(run, machine, rows)
+    kept = _kept(run.folder / place, key)
     if kept:
         return kept
-    found = worths_on(run, outside, machine)
+    found = worths_on(run, run.labelled(rows), machine)
     if not found.unreadable:
         with suppress(ResourceError):  # a run that cannot be written to has scores all the same
-            files.write_json(run.folder / SCORES, {"key": key, **asdict(found)})
+            files.write_json(run.folder / place, {"key": key, **asdict(found)})
     return found
 
 
@@ -349,9 +351,9 @@ def _numbers(outside: Outside) -> NDArray[np.int64]:
     return np.unique(outside.groups, return_inverse=True)[1].astype(np.int64)
 
 
-def key_of(run: Run, machine: Machine) -> str:
+def key_of(run: Run, machine: Machine, rows: NDArray[np.int64]) -> str:
     """Return a hash of the table's sources: photos, folds, merged models and the device."""
-    photos = [run.catalog.photos[row].sha256 for row in run.outside]
+    photos = [run.catalog.photos[row].sha256 for row in rows]
     places = [run.fold_folder(fold) for fold in run.done] + list(run.models().values())
     manifests = [(place / files.MANIFEST).read_text("utf-8") for place in places]
     place = device_name(choose_device(machine.device))

@@ -1,0 +1,214 @@
+"""Kills and full disks: whether `save`, `pack`, `labels` and `predict` survive both.
+
+    python benchmarks/interruptions.py [--trials 20] [--seed 0] [COMMAND …]
+
+It draws photos and fits a small run. Each command is killed (SIGKILL) at random moments, half of
+them spread over its whole time and half over the time in which it writes, and repeated: the repeat
+must end well (or say that the result is there), with the bytes of an undisturbed one, and leave
+nothing else beside it. Then it writes to a disk of random size below what it needs (a tmpfs in a
+user namespace; without one, a limit on the size of a file): it must end with exit code 4, an error
+and no traceback, leave nothing but the rows so far of `predict` (`OUT.part`), and end well when it
+is repeated with room. Prints a row for each command.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+INSIDE = "INTERRUPTIONS_MOUNTS"  # set in the namespace where disks can be mounted
+BLOCK = 4096  # bytes by which a tmpfs grows
+FIT = (
+    *("--weights", "none", "--backbone", "resnet10t", "--size", "32", "--eval-resize", "32"),
+    *("--folds", "2", "--epochs", "1", "--replicas", "1", "--batch-size", "8"),
+)
+# What each command is called with; RESULT is the file or folder that it makes.
+COMMANDS = {
+    "save": ("save", "run", "--out", "RESULT"),
+    "pack": ("pack", "photos", "--out", "RESULT"),
+    "labels": ("labels", "run", "--out", "RESULT.csv"),
+    "predict": ("predict", "run", "photos", "--out", "RESULT.csv", "--probabilities"),
+}
+
+
+def draw_photos(folder: Path) -> None:
+    """Draw 40 photos of noise around each of three colours."""
+    draws = np.random.default_rng(0)
+    for number, label in enumerate(("blue", "green", "red")):
+        (folder / label).mkdir(parents=True)
+        for photo in range(40):
+            pixels = draws.integers(0, 255, (64, 64, 3))
+            pixels[..., number] //= 3
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / label / f"{photo:03}.png")
+
+
+def command_of(name: str, place: Path) -> list[str]:
+    """Return the command as it is typed, with its result in `place`."""
+    words = (word.replace("RESULT", str(place / "result")) for word in COMMANDS[name])
+    return [sys.executable, "-m", "fieldguide", *words]
+
+
+def started(name: str, place: Path, *, limit: int | None = None) -> subprocess.Popen[str]:
+    """Start the command; `limit` is the most bytes of a file that it may write."""
+
+    def confine() -> None:
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    return subprocess.Popen(
+        command_of(name, place), stderr=subprocess.PIPE, text=True, preexec_fn=confine,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a folder by its path, and of empty folders nothing."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() or not any(path.iterdir())
+    }
+
+
+def undisturbed(name: str, place: Path) -> tuple[dict[str, str], float, float, int]:
+    """Return what the command makes, seconds to its first file and to its end, and its bytes."""
+    began, first = time.monotonic(), 0.0
+    process = started(name, place)
+    while process.poll() is None:
+        if not first and any(place.iterdir()):
+            first = time.monotonic() - began
+        time.sleep(0.002)
+    assert process.returncode == 0, process.communicate()[1]
+    sizes = (path.stat().st_size for path in place.rglob("*") if path.is_file())
+    needed = sum(-(-size // BLOCK) * BLOCK for size in sizes)
+    return contents(place), first, time.monotonic() - began, needed
+
+
+@contextmanager
+def disk(place: Path, size: int) -> Iterator[None]:
+    """Mount a disk of so many bytes at `place`."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def repeated(name: str, place: Path, right: dict[str, str], tally: Counter[str]) -> None:
+    """Repeat the command and count whether all is as if nothing had happened."""
+    process = started(name, place)
+    error = process.communicate()[1]
+    found = contents(place)
+    there = process.returncode == 2 and ("is there already" in error or "exists" in error)
+    tally["well"] += process.returncode == 0 or there
+    tally["equal"] += {path: found.get(path) for path in right} == right
+    left = sorted(found.keys() - right.keys())
+    tally["leftovers"] += bool(left)
+    if left or not (process.returncode == 0 or there) or found != right:
+        print(f"# {name}: repeat ended with {process.returncode}: {left}: {error[-500:]}")
+
+
+def trials(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the counts of all trials of a command."""
+    draws, place = random.Random(f"{seed} {name}"), folder / name
+    place.mkdir()
+    right, first, whole, needed = undisturbed(name, place)
+    kills, full, codes = Counter[str](), Counter[str](), Counter[int]()
+    for trial in range(count):
+        shutil.rmtree(place)
+        place.mkdir()
+        process = started(name, place)
+        if trial % 2:  # in the time in which it writes, however long the imports took
+            while process.poll() is None and not any(place.iterdir()):
+                time.sleep(0.001)
+            time.sleep(draws.uniform(0, whole - first))
+        else:
+            time.sleep(draws.uniform(0, whole))
+        process.kill()
+        kills["killed"] += process.wait() == -signal.SIGKILL
+        process.communicate()
+        kills["partial"] += contents(place) not in ({}, right)
+        repeated(name, place, right, kills)
+    mounts = INSIDE in os.environ
+    for _ in range(count):
+        shutil.rmtree(place)
+        place.mkdir()
+        largest = needed if mounts else needed // 2
+        room = draws.randrange(1, max(largest // BLOCK, 2)) * BLOCK if mounts else 0
+        room = room or draws.randrange(1, max(largest, 2))
+        with disk(place, room) if mounts else tempfile.TemporaryDirectory():
+            process = started(name, place, limit=None if mounts else room)
+            error = process.communicate()[1]
+            codes[process.returncode] += 1
+            full["tracebacks"] += "Traceback" in error
+            full["errors"] += "error: " in error
+            found = contents(place)
+            left = [path for path in found if not (name == "predict" and path.endswith(".part"))]
+            full["leftovers"] += bool(left) and process.returncode != 0
+            if process.returncode not in (0, 4) or "Traceback" in error or left:
+                print(f"# {name}, room {room}: {process.returncode}: {left}: {error[-700:]}")
+            if mounts:
+                subprocess.run(
+                    ["mount", "-o", f"remount,size={8 * needed + 2**24}", place], check=True
+                )
+            repeated(name, place, right, full)
+    return {
+        "command": name,
+        "seconds": round(whole, 1),
+        "writing": round(whole - first, 2),
+        "kills": dict(kills),
+        "disk": "tmpfs" if mounts else "limit on a file's size",
+        "full": {**full, "exit codes": dict(codes)},
+    }
+
+
+def main() -> None:
+    """Make the run, then try each command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("commands", nargs="*", default=list(COMMANDS))
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    alone = ["unshare", "--map-root-user", "--mount"]
+    may_mount = shutil.which("unshare") and not subprocess.run([*alone, "true"]).returncode
+    if may_mount and INSIDE not in os.environ:
+        os.environ[INSIDE] = "1"
+        os.execvp(alone[0], [*alone, sys.executable, *sys.argv])
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[1] / "src"))
+        os.environ["FIELDGUIDE_CACHE"] = str(folder / "cache")
+        os.chdir(folder)
+        draw_photos(folder / "photos")
+        fit = [sys.executable, "-m", "fieldguide", "fit", "photos", "--out", "run", *FIT]
+        subprocess.run(fit, check=True, capture_output=True)
+        before = contents(folder / "run")
+        for name in asked.commands:
+            print(json.dumps(trials(name, asked.trials, asked.seed, folder)), flush=True)
+        if contents(folder / "run") != before:
+            print("# the run itself has changed")
+
+
+if __name__ == "__main__":
+    main()
