@@ -96,8 +96,8 @@ def findings(
     class with more than half unreadable; one file under two labels in `train`; a class whose photos
     all lie in one group. Left to the user: unreadable files (they are left out), damaged and small
     pictures, names that are not UTF-8, copies (they stay in one fold), families by name,
-    look-alikes under two labels, copies of `val` or `test` photos in `train`, thin classes, an imbalance beyond
-    1:10.
+    look-alikes under two labels, copies of `val` or `test` photos in `train`, thin classes, an
+    imbalance beyond 1:10.
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels. `clusters`
     are those of `kept_together`. With `near` of `warn` look-alikes are found and not grouped.
