@@ -115,9 +115,15 @@ class Columns(Lists):
     label_column
         The column of the labels.
     group
-        The groups that no fold may split: a table's column (specimen, site, day), or for any PHOTOS
-        stem, which takes X.jpg and X_90deg.jpg for a photo and its copy, or stem:REGEX, by what the
-        first group of a regular expression matches in the files' names.
+        The groups that no fold may split: event (the default where the source names one), place,
+        none, columns (A,B), folder:N (the Nth folder of the path), stem (X.jpg with X_90deg.jpg),
+        or stem:REGEX (what the first group of a regular expression matches in the files' names).
+    event_gap
+        The most seconds between photos of one event, where events come from times.
+    labels_from
+        The folder of the path that names the class: folder:N, or folder:N,M for genus and species.
+    format
+        The form of PHOTOS, if it is not recognised; `plain` for a plain folder or table.
     split_column
         The column of train, val and test.
     fold_column
@@ -126,6 +132,9 @@ class Columns(Lists):
 
     label_column: str | None = None
     group: str | None = None
+    event_gap: float = 60.0
+    labels_from: str | None = None
+    format: str | None = None
     split_column: str | None = None
     fold_column: str | None = None
 
@@ -142,6 +151,9 @@ class Columns(Lists):
             fold=self.fold_column,
             root=self.root,
             encoding=self.encoding,
+            form=self.format,
+            labels_from=self.labels_from,
+            event_gap=self.event_gap,
         )
         if launch().rank == 0:
             choose = "; --label-column, --group and --split-column choose others"

@@ -241,15 +241,18 @@ def looking_alike(names: Sequence[str], look: Callable[[str], str]) -> Iterator[
     yield from (alike for alike in seen.values() if len(alike) > 1)
 
 
-# Column names without case, blanks, `_` and `-`, the best first. Groups decide folds, so only an
-# explicit name counts as one.
+# Column names without case, blanks, `_` and `-`, the best first. Groups decide folds: only a group,
+# or an event, one occasion of taking photos, counts as one unasked.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "path": (
         *("path", "filepath", "imagepath", "photopath", "file", "filename", "imagefile"),
         *("imagename", "photo", "image", "img", "picture", "imageid", "photoid", "name", "id"),
     ),
     "label": ("label", "class", "classname", "species", "category", "target", "taxon", "labels"),
-    "group": ("group", "groupid"),
+    "group": (
+        *("group", "groupid", "event", "eventid", "seqid", "sequenceid", "sequence", "burst"),
+        *("burstid", "occurrenceid", "observationid", "obsid", "specimen", "specimenid"),
+    ),
     "split": ("split", "subset", "partition"),
     "fold": ("fold", "kfold"),
 }

@@ -8,9 +8,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fieldguide.errors import DataError, PhotosAway, UsageError
+from fieldguide.photos import groups
 from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -25,7 +27,6 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
-from fieldguide.photos.families import grouped, is_by_name
 from fieldguide.photos.pixels import is_picture
 from fieldguide.storage import addresses, shards
 from fieldguide.words import SHOWN, count, os_reason, quoted
@@ -45,24 +46,36 @@ _OF_SPLITS = frozenset(
 )
 
 
-def scan(folder: str | Path, *, group: str | None = None) -> Catalog:
+def scan(
+    folder: str | Path,
+    *,
+    group: str | None = None,
+    labels_from: str | None = None,
+    event_gap: float = 60.0,
+) -> Catalog:
     """Return the labelled photos of a folder that holds one folder a class.
 
     Or the folder holds `train`, and perhaps `val` (`valid`, `validation`) and `test`, each with one
     folder a class; `test` may also hold unlabelled photos directly. Photos deeper down belong to
     the class folder above them. Links are followed, hidden files ignored. Or the folder holds
-    shards (see `shards`) of packed photos. `group` of `stem` or `stem:REGEX` makes groups by file
-    name (see `families.grouped`); UsageError for another.
+    shards (see `shards`) of packed photos.
+
+    `group` is `event` (photos of one camera and folder, by the time in their EXIF each within
+    `event_gap` seconds of the one before), `none`, or a choice of `groups.grouped`. `labels_from`
+    of `folder:N` takes labels from the Nth folder of a path, and of `folder:N,M` from two, joined
+    by a blank, as genus and species; splits do not count. UsageError for others.
 
     Raises DataError if there is no such folder, no photo, or no class folder.
     """
-    if group is not None and not is_by_name(group):
+    if group not in (None, "event", "none") and not groups.is_by_path(group):
         raise UsageError(
             f"groups of a folder cannot come from `{group}`",
-            hint="give `stem` or `stem:REGEX`; columns are those of a table",
+            hint="give event, folder:N, stem, stem:REGEX or none; columns are those of a table",
         )
     root = _existing_folder(folder)
     if index := _index_of(root):
+        if labels_from or group == "event":
+            raise UsageError("shards say themselves what labels and events their photos have")
         return _read_shards(index, group)
     walk = _Walk(root)
     names = walk.folders("")
@@ -82,15 +95,43 @@ def scan(folder: str | Path, *, group: str | None = None) -> Catalog:
         photos = list(_tree(walk, "", "train"))
     if not photos:
         raise _nothing_found(walk)
+    if labels_from:
+        photos = _relabelled(photos, labels_from, walk)
     photos.sort(key=lambda p: (SPLITS.index(p.split), p.label or "", p.path))
     walk.notes += similar_classes({p.label for p in photos if p.label is not None})
-    sources = {"label": "folders"}
+    sources = {"label": labels_from or "folders"}
     if splits or inner:
         sources["split"] = f"folders {', '.join(splits)}" if splits else "folders in each class"
     table = in_columns(photos)
-    if group:
-        table, sources["group"] = grouped(table, group)
+    if group == "event":
+        table = groups.by_capture(table, [root / photo.path for photo in photos], event_gap)
+        sources["group"] = f"EXIF times within {event_gap:g} s"
+    elif groups.is_by_path(group):
+        table, sources["group"] = groups.grouped(table, group)
     return Catalog(root, table, tuple(walk.all_notes()), told(table, sources))
+
+
+def _relabelled(photos: Sequence[Photo], labels_from: str, walk: "_Walk") -> list[Photo]:
+    """Return the photos with labels from folders of their paths; note those without."""
+    numbers = [groups.folder_number(f"folder:{n}") for n in labels_from[7:].split(",")]
+    if not labels_from.startswith("folder:"):
+        raise UsageError(f"labels cannot come from `{labels_from}`", hint="such as folder:2")
+    found, others = [], []
+    for photo in photos:
+        names = groups.folders_of(photo.path)
+        deep = len(names) >= max(numbers)
+        if deep:
+            found.append(replace(photo, label=" ".join(names[n - 1] for n in numbers)))
+        elif photo.label is None:  # of an unlabelled test part
+            found.append(photo)
+        else:
+            others.append(photo.path)
+    if not found:
+        raise UsageError(f"no photo lies in {max(numbers)} folders", hint="such as folder:1")
+    if others:
+        message = f"{count(len(others), 'photo')} in fewer folders than {labels_from}, left out"
+        walk.notes.append(Note("no-label", others[0], message))
+    return found
 
 
 def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
@@ -179,8 +220,10 @@ def _read_shards(index: shards.Index, group: str | None) -> Catalog:
     photos = found.take(sorted(range(len(rows)), key=turn))
     notes += similar_classes({each for each in photos.column("label") if each is not None})
     sources = dict.fromkeys(("label", "group", "split"), "shards")
-    if group:
-        photos, sources["group"] = grouped(photos, group)
+    if group == "none":
+        photos = photos.with_column("group", [None] * len(photos))
+    elif groups.is_by_path(group):
+        photos, sources["group"] = groups.grouped(photos, group)
     return Catalog(index.path, photos, tuple(notes), told(photos, sources))
 
 

@@ -1,16 +1,21 @@
-"""The catalog of photos in a folder, a table, or an address of either.
+"""The catalog of photos in a folder, a table, a known form, or an address of any of these.
 
-Knows nothing of how folders and tables are read.
+Knows nothing of how each is read.
 """
 
 from pathlib import Path
+from typing import TypeAlias
 
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, UsageError
+from fieldguide.photos import groups
 from fieldguide.photos.catalog import Catalog
-from fieldguide.photos.families import is_by_name
 from fieldguide.photos.folders import scan
-from fieldguide.photos.tables import read_table
+from fieldguide.photos.forms import known
+from fieldguide.photos.forms.form import LABEL, PATH, Form
+from fieldguide.photos.tables import Table, catalog_of, read_table
 from fieldguide.storage import addresses
+
+Names: TypeAlias = dict[str, str | None]
 
 
 def read(
@@ -23,25 +28,81 @@ def read(
     fold: str | None = None,
     root: str | Path | None = None,
     encoding: str | None = None,
+    form: str | None = None,
+    labels_from: str | None = None,
+    event_gap: float = 60.0,
+    labelled: bool = True,
 ) -> Catalog:
-    """Return the catalog of a folder (`scan`) or of a table (`read_table`, with its options).
+    """Return the catalog of a folder (`scan`), a table (`read_table`), or a known form.
 
-    `group` may be `stem` or `stem:REGEX` for both: groups by file name, see `families.grouped`.
+    `form` names one of `forms.known`, or `plain`; without it a form is recognised by content. Its
+    table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all.
     The content of an address, such as `s3://bucket/photos`, is fetched first: see
-    `addresses.local`. Raises DataError, also for an option of tables given with a folder.
+    `addresses.local`. Raises DataError, also for an option that the source does not have.
     """
     place = addresses.local(source)
-    names = {"path": path, "label": label, "group": group, "split": split, "fold": fold}
+    names: Names = {"path": path, "label": label, "split": split, "fold": fold}
+    if not event_gap > 0:
+        raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
+    if (found := known.find(place, form)) is not None:
+        _refuse(place, f"in the form {found.name}", encoding=encoding, labels_from=labels_from)
+        base = found.base if root is None else Path(root)
+        return of_form(found, base, names, group, event_gap=event_gap, labelled=labelled)
     if not place.is_dir():
-        return read_table(place, **names, root=root, encoding=encoding, labelled=True)
-    if is_by_name(group):
-        names["group"] = None
-    options = {**names, "root": root, "encoding": encoding}
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise DataError(
-            f"`{given[0]}` is for tables, and this is a folder: {place}",
-            hint=f"leave `{given[0]}` out, or give the CSV file instead of the folder"
-            + "; `stem` makes groups of a folder's file names" * (given[0] == "group"),
+        _refuse(place, "a table", labels_from=labels_from)
+        return read_table(
+            place,
+            **names,
+            group=group,
+            root=root,
+            encoding=encoding,
+            labelled=labelled,
+            event_gap=event_gap,
         )
-    return scan(place, group=group)
+    column = group not in (None, "event", "none") and not groups.is_by_path(group)
+    given = {**names, "group": group if column else None}
+    _refuse(place, "a folder", **given, root=root, encoding=encoding)
+    return scan(place, group=group, labels_from=labels_from, event_gap=event_gap)
+
+
+def of_form(
+    form: Form,
+    base: Path,
+    names: Names,
+    group: str | None = None,
+    *,
+    event_gap: float = 60.0,
+    labelled: bool = True,
+) -> Catalog:
+    """Return the photos that a source in a known form lists."""
+    if not form.rows:
+        raise DataError(f"{form.name}: no photo is left; {form.told}")
+    own = {"path": PATH, "label": LABEL}
+    wanted = {
+        role: name or (own.get(role) if own.get(role) in form.header else None)
+        for role, name in names.items()
+    }
+    table = Table(form.name, form.header, tuple(enumerate(form.rows, 1)))
+    return catalog_of(
+        table,
+        base.resolve(),
+        wanted,
+        group,
+        labelled=labelled,
+        event_gap=event_gap,
+        form=form.told,
+    )
+
+
+def _refuse(place: Path, what: str, **options: object) -> None:
+    """Raise DataError for an option that this source does not have."""
+    for name, value in options.items():
+        if value:
+            hints = {
+                "labels_from": "it is for folders of photos",
+                "group": "give event, folder:N, stem, stem:REGEX or none",
+            }
+            raise DataError(
+                f"`{name}` is not for {what}: {place}",
+                hint=hints.get(name, "leave it out, or give a table instead"),
+            )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fieldguide.errors import DataError, PhotosAway
+from fieldguide.photos import groups
 from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -29,7 +30,6 @@ from fieldguide.photos.catalog import (
     similar_classes,
     told,
 )
-from fieldguide.photos.families import grouped, is_by_name
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
@@ -74,34 +74,56 @@ def read_table(
     root: str | Path | None = None,
     encoding: str | None = None,
     labelled: bool = True,
+    event_gap: float = 60.0,
 ) -> Catalog:
     """Return the photos that a CSV or TSV file lists, in its order.
 
     `path` to `fold` name its columns; without them the usual names are recognised (path, file,
-    image, ...; label, class, species, ...; group; split; fold). `group` may also be `stem` or
-    `stem:REGEX`, if no column is called so: groups by file name (`families.grouped`). Separators
-    `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless `encoding` is
-    given. Paths are absolute, relative to `root`, or to the table's folder; a file's ending may be
-    left out, and a backslash may stand for `/`. `labelled=False` reads a list of photos to predict,
-    without labels. Rows without a label or a file are left out and noted. Raises DataError with the
-    row for a table that cannot be read, and with the nearest name for a missing column.
+    image, ...; label, class, species, ...; group, event, seq_id, ...; split; fold). `group` may be
+    several columns, `A,B`, or, if no column is called so, `event` (by times within `event_gap`
+    seconds at a place, where no column names it), `place`, `none`, or a choice of `groups.grouped`.
+    Separators `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless
+    `encoding` is given. Paths are absolute, relative to `root`, or to the table's folder; a file's
+    ending may be left out, and a backslash may stand for `/`. `labelled=False` reads a list of
+    photos to predict, without labels. Rows without a label or a file are left out and noted. Raises
+    DataError with the row for a table that cannot be read, and with the nearest name for a missing
+    column.
     """
     place = addresses.local(csv)
     table = _with_binomials(read_cells(place, encoding))
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")
-    by_name = group if is_by_name(group) and group not in table.header else None
-    column = None if by_name else group
-    wanted = {"path": path, "label": label, "group": column, "split": split, "fold": fold}
+    wanted = {"path": path, "label": label, "split": split, "fold": fold}
+    base = Path(place.parent if root is None else root).resolve()
+    return catalog_of(table, base, wanted, group, labelled=labelled, event_gap=event_gap)
+
+
+def catalog_of(
+    table: Table,
+    base: Path,
+    wanted: Mapping[str, str | None],
+    group: str | None = None,
+    *,
+    labelled: bool = True,
+    event_gap: float = 60.0,
+    form: str = "",
+) -> Catalog:
+    """Return the photos of a table whose paths start from `base`; see `read_table`.
+
+    `wanted` are columns by role, None where the usual names are to be recognised. `form` says in
+    words what form the table had.
+    """
+    by_path = group if groups.is_by_path(group) and group not in table.header else None
+    table, column = _with_groups(table, None if by_path else group, event_gap)
+    wanted = {**wanted, "group": column}
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
-    if by_name:
+    if by_path or group == "none":
         columns.pop("group", None)
-    base = Path(place.parent if root is None else root).resolve()
     if not base.is_dir():
         raise DataError(
-            f"no such folder: {root}", hint="`root` is where the photos of the table lie"
+            f"no such folder: {base}", hint="`root` is where the photos of the table lie"
         )
     finder = Finder(base)
     notes: list[Note] = [Note("no-header", "", NO_HEADER)] if table.headless else []
@@ -125,10 +147,56 @@ def read_table(
     notes += finder.without_row()
     found = in_columns(photos)
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
-    if by_name:
-        found, names["group"] = grouped(found, by_name)
+    if by_path:
+        found, names["group"] = groups.grouped(found, by_path)
     said = _told(table, columns, names, found, base)
-    return Catalog(base, found, tuple(notes), said)
+    return Catalog(base, found, tuple(notes), f"{form}; {said}" if form else said)
+
+
+def _with_groups(table: Table, group: str | None, gap: float) -> tuple[Table, str | None]:
+    """Return the table, perhaps with a column for groups more, and the column's name."""
+    if group is None or group in table.header or group == "none":
+        return table, None if group == "none" else group
+    parts = [part.strip() for part in group.split(",")]
+    if len(parts) > 1:
+        places = [_named(table, part) for part in parts]
+        joined = [" | ".join(cells[place] for place in places) for _, cells in table.rows]
+        return _with_column(table, " + ".join(parts), joined)
+    usual = {"event": groups.EVENTS, "place": groups.PLACES}.get(group)
+    if usual is None:
+        return table, group
+    if (known := _usual(table, usual)) is not None:
+        return table, table.header[known]
+    where, when = _usual(table, groups.PLACES), _usual(table, groups.TIMES)
+    if group == "place" or when is None:
+        raise DataError(
+            f"{table.name}: no column for the {group}; columns found: {_all_names(table)}",
+            hint="say which with --group COLUMN (`group` in Python)"
+            + ("" if group == "place" else "; a column `time` serves for events too"),
+        )
+    times = [groups.time_of(cells[when]) for _, cells in table.rows]
+    if not any(times):
+        raise DataError(
+            f"{table.name}: no cell of `{table.header[when]}` is a time of day",
+            hint="such as 2026-05-31 06:59:58",
+        )
+    places_of = [cells[where] if where is not None else "" for _, cells in table.rows]
+    named = f"{table.header[when]} within {gap:g} s" + (
+        f" at {table.header[where]}" if where is not None else ""
+    )
+    return _with_column(table, named, [e or "" for e in groups.events(times, places_of, gap)])
+
+
+def _usual(table: Table, names: Sequence[str]) -> int | None:
+    plain = table.header
+    return next((plain.index(name) for name in names if name in plain), None)
+
+
+def _with_column(table: Table, name: str, cells: Sequence[str]) -> tuple[Table, str]:
+    rows = tuple(
+        (number, (*row, cell)) for (number, row), cell in zip(table.rows, cells, strict=True)
+    )
+    return replace(table, header=(*table.header, name), rows=rows), name
 
 
 def read_cells(place: Path, encoding: str | None = None) -> Table:

@@ -41,7 +41,7 @@ FORMAT = 1
 
 _LABEL_BYTES = 1 << 20  # a file beside a photo that is larger says something else (taste)
 _OTHERS = 4 * 3600.0  # seconds that another process may take to read the shards (taste)
-_RULE = 2  # of what a photo of others' tar files is: an index made by another rule is made again
+_RULE = 3  # of what a photo of others' tar files is: an index made by another rule is made again
 _OWN = (
     "photos whose names hold dots have labels of their own: a sample is what shares the name up to"
     " the ending, where WebDataset's own rule would join all up to the first dot"

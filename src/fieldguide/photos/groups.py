@@ -1,0 +1,144 @@
+"""The groups that no fold may divide: events, places, columns of a table, folders, file names.
+
+Knows nothing of folds, nor of how tables are read.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TypeGuard
+
+from PIL import Image
+
+from fieldguide.errors import DataError, UsageError
+from fieldguide.photos.catalog import SPLIT_FOLDERS, USUAL_NAMES, Photo
+from fieldguide.photos.families import grouped as grouped_by_name
+from fieldguide.photos.families import is_by_name
+from fieldguide.storage.columns import Records
+from fieldguide.words import count
+
+# Column names without case, blanks, `_` and `-`, the best first: one occasion of taking photos,
+# what a new place means, and when a photo was taken.
+EVENTS = USUAL_NAMES["group"][2:]
+PLACES = (
+    *("place", "location", "locationid", "site", "siteid", "station", "stationid", "camera"),
+    *("cameraid", "deployment", "deploymentid", "trap", "trapid"),
+)
+TIMES = (
+    *("time", "datetime", "timestamp", "datetimeoriginal", "capturetime", "datetaken"),
+    *("dateobserved", "observedon", "eventdate"),
+)
+
+_FORMS_OF_TIME = (
+    *("%Y:%m:%d %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y-%m-%d %H:%M"),
+    *("%Y:%m:%d %H:%M", "%Y/%m/%d %H:%M"),
+)
+_EXIF, _TAKEN, _SERIAL = 0x8769, 0x9003, 0xA431
+_MAKE, _MODEL = 0x010F, 0x0110
+
+
+def is_by_path(group: str | None) -> TypeGuard[str]:
+    """Return whether a choice of groups looks at paths or files: stem, stem:REGEX, folder:N."""
+    return group is not None and (is_by_name(group) or group.startswith("folder:"))
+
+
+def grouped(photos: Records[Photo], group: str) -> tuple[Records[Photo], str]:
+    """Return photos with groups from their paths, and in words where these come from.
+
+    `group` is one of `families.grouped`, or `folder:N`: the name of the Nth folder of the path,
+    without folders of splits. Raises UsageError for a bad one and for one that no path has.
+    """
+    if is_by_name(group):
+        return grouped_by_name(photos, group)
+    number = folder_number(group)
+    groups = [_folder(path, number) for path in photos.column("path")]
+    if not any(groups):
+        raise UsageError(f"no photo lies in {number} folders", hint="lower the number of folder:N")
+    said = f"folder {number} of paths, {count(groups.count(None), 'photo')} alone"
+    return photos.with_column("group", groups), said
+
+
+def folder_number(text: str) -> int:
+    """Return the N of `folder:N`; raise UsageError for anything but a number from 1."""
+    number = text.removeprefix("folder:")
+    if not (number.isascii() and number.isdigit() and int(number) > 0):
+        raise UsageError(f"not a number of a folder: `{text}`", hint="such as folder:2")
+    return int(number)
+
+
+def _folder(path: str, number: int) -> str | None:
+    names = folders_of(path)
+    return names[number - 1] if len(names) >= number else None
+
+
+def folders_of(path: str) -> list[str]:
+    """Return the folders of a photo's path from the root on, without those of splits."""
+    return [name for name in PurePosixPath(path).parent.parts if name.lower() not in SPLIT_FOLDERS]
+
+
+# --- events from times ----------------------------------------------------------------------------
+
+
+def events(times: Sequence[datetime | None], places: Sequence[str], gap: float) -> list[str | None]:
+    """Return the name of each photo's event: at one place, each within `gap` s of the one before.
+
+    A photo without a time has None.
+    """
+    found: list[str | None] = [None] * len(times)
+    timed = [(places[row], time, row) for row, time in enumerate(times) if time is not None]
+    place, last, name = "", None, ""
+    for where, time, row in sorted(timed):
+        if last is None or where != place or (time - last).total_seconds() > gap:
+            name = f"{where} {time.isoformat(sep=' ')}".strip()
+        place, last, found[row] = where, time, name
+    return found
+
+
+def time_of(text: str) -> datetime | None:
+    """Return the time that a cell or EXIF says, without its zone; None for a day alone, or none."""
+    text = text.strip("\0 ")
+    if len(text) <= len("2026-01-01"):
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        for form in _FORMS_OF_TIME:
+            try:
+                return datetime.strptime(text, form)
+            except ValueError:
+                continue
+        return None
+    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+
+
+def by_capture(photos: Records[Photo], files: Sequence[Path], gap: float) -> Records[Photo]:
+    """Return photos with events by the time in their EXIF, at the same camera and folder.
+
+    Folders of classes are no places. Raises DataError if no photo has a time.
+    """
+    with ThreadPoolExecutor() as pool:
+        taken = list(pool.map(_capture, files))
+    if not any(time for time, _ in taken):
+        raise DataError(
+            "no photo says in its EXIF when it was taken, so events are not known",
+            hint="give a table with a column of events or times, or other groups with --group",
+        )
+    labels = photos.column("label")
+    places = [
+        "/".join([*(name for name in folders_of(path) if name != label), camera]).strip("/")
+        for path, label, (_, camera) in zip(photos.column("path"), labels, taken, strict=True)
+    ]
+    return photos.with_column("group", events([time for time, _ in taken], places, gap))
+
+
+def _capture(path: Path) -> tuple[datetime | None, str]:
+    """Return when a photo was taken and the camera's make, model and serial number, if it says."""
+    try:
+        with Image.open(path) as picture:
+            exif = picture.getexif()
+            inner = exif.get_ifd(_EXIF)
+    except Exception:  # Pillow raises nearly anything on damaged files; the check tells of them
+        return None, ""
+    camera = [exif.get(_MAKE, ""), exif.get(_MODEL, ""), inner.get(_SERIAL, "")]
+    return time_of(str(inner.get(_TAKEN, ""))), " ".join(str(c).strip("\0 ") for c in camera if c)
