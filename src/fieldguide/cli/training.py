@@ -10,7 +10,7 @@ from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
 from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
-from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags
+from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags, fetched
 from fieldguide.errors import DataError, PhotosAway, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
@@ -82,6 +82,29 @@ def check(
     terminal.stdout.print(FILES_LOOKED_FOR if near_duplicates == "off" else LOOKED_FOR)
     if any(finding.fatal for finding in found) or (strict and found):
         raise SystemExit(DataError.exit_code)
+
+
+@app.command
+def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> None:
+    """Write the plain table that PHOTOS become, to look at and to edit.
+
+    It has a row for each photo. Its paths start from the folder that it lies in, if the photos lie
+    below it, and are whole otherwise; so every command reads it.
+
+    Parameters
+    ----------
+    out
+        The new file, such as table.csv.
+    """
+    if out.exists():
+        raise UsageError(f"`{out}` is there already", hint="choose another --out")
+    from fieldguide.photos import sources
+
+    catalog = columns.read(photos)
+    form = sources.form_of(fetched(photos), columns.format)
+    header, rows = sources.plain(catalog, form, out.parent.resolve())
+    files.write_csv(out, header, rows)
+    terminal.stdout.print(f"{len(rows):,} rows: {out}")
 
 
 @app.command

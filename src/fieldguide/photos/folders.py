@@ -113,9 +113,9 @@ def scan(
 
 def _relabelled(photos: Sequence[Photo], labels_from: str, walk: "_Walk") -> list[Photo]:
     """Return the photos with labels from folders of their paths; note those without."""
-    numbers = [groups.folder_number(f"folder:{n}") for n in labels_from[7:].split(",")]
     if not labels_from.startswith("folder:"):
         raise UsageError(f"labels cannot come from `{labels_from}`", hint="such as folder:2")
+    numbers = [groups.folder_number(n) for n in labels_from.removeprefix("folder:").split(",")]
     found, others = [], []
     for photo in photos:
         names = groups.folders_of(photo.path)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fieldguide.errors import DataError, UsageError
-from fieldguide.photos import groups
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
@@ -44,7 +43,7 @@ def read(
     names: Names = {"path": path, "label": label, "split": split, "fold": fold}
     if not event_gap > 0:
         raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
-    if (found := known.find(place, form)) is not None:
+    if (found := form_of(place, form)) is not None:
         _refuse(place, f"in the form {found.name}", encoding=encoding, labels_from=labels_from)
         base = found.base if root is None else Path(root)
         return of_form(found, base, names, group, event_gap=event_gap, labelled=labelled)
@@ -59,10 +58,42 @@ def read(
             labelled=labelled,
             event_gap=event_gap,
         )
-    column = group not in (None, "event", "none") and not groups.is_by_path(group)
-    given = {**names, "group": group if column else None}
-    _refuse(place, "a folder", **given, root=root, encoding=encoding)
+    _refuse(place, "a folder", **names, root=root, encoding=encoding)
     return scan(place, group=group, labels_from=labels_from, event_gap=event_gap)
+
+
+def form_of(place: Path, name: str | None = None) -> Form | None:
+    """Return the source as a known form, recognised or of that name; None if it is of none."""
+    return known.find(place, name)
+
+
+def plain(
+    catalog: Catalog, form: Form | None, folder: Path
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and rows of the table of a source, as it lies in `folder`.
+
+    Of a form these are all its columns, and its rows of photos that are there.
+    """
+
+    def placed(path: str) -> str:
+        place = catalog.root.resolve() / path
+        return (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix()
+
+    if form is None:
+        header = ("path", "label", "group", "split", "fold")
+        columns = [catalog.table.column(name) for name in header]
+        used = [
+            i for i, values in enumerate(columns) if i < 2 or any(v is not None for v in values)
+        ]
+        rows = zip(*(columns[i] for i in used), strict=True)
+        return tuple(header[i] for i in used), [
+            (placed(path), *("" if v is None else str(v) for v in rest)) for path, *rest in rows
+        ]
+    at = form.header.index(PATH)
+    there = set(catalog.table.column("path"))
+    return form.header, [
+        (*row[:at], placed(row[at]), *row[at + 1 :]) for row in form.rows if row[at] in there
+    ]
 
 
 def of_form(
@@ -98,11 +129,9 @@ def _refuse(place: Path, what: str, **options: object) -> None:
     """Raise DataError for an option that this source does not have."""
     for name, value in options.items():
         if value:
-            hints = {
-                "labels_from": "it is for folders of photos",
-                "group": "give event, folder:N, stem, stem:REGEX or none",
-            }
             raise DataError(
                 f"`{name}` is not for {what}: {place}",
-                hint=hints.get(name, "leave it out, or give a table instead"),
+                hint="it is for folders of photos"
+                if name == "labels_from"
+                else f"leave `{name}` out, or give the CSV file instead of the folder",
             )

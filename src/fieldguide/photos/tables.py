@@ -114,7 +114,7 @@ def catalog_of(
     words what form the table had.
     """
     by_path = group if groups.is_by_path(group) and group not in table.header else None
-    table, column = _with_groups(table, None if by_path else group, event_gap)
+    table, column, made_of = _with_groups(table, None if by_path else group, event_gap)
     wanted = {**wanted, "group": column}
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
@@ -149,42 +149,55 @@ def catalog_of(
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     if by_path:
         found, names["group"] = groups.grouped(found, by_path)
-    said = _told(table, columns, names, found, base)
+    said = _told(table, {*columns.values(), *made_of}, names, found, base)
     return Catalog(base, found, tuple(notes), f"{form}; {said}" if form else said)
 
 
-def _with_groups(table: Table, group: str | None, gap: float) -> tuple[Table, str | None]:
-    """Return the table, perhaps with a column for groups more, and the column's name."""
-    if group is None or group in table.header or group == "none":
-        return table, None if group == "none" else group
+def _with_groups(
+    table: Table, group: str | None, gap: float
+) -> tuple[Table, str | None, tuple[int, ...]]:
+    """Return the table, perhaps with a column of groups more, its name and what it is made of."""
+    if group is None or group in table.header:
+        return table, group, ()
+    if group == "none":
+        return table, None, ()
     parts = [part.strip() for part in group.split(",")]
     if len(parts) > 1:
-        places = [_named(table, part) for part in parts]
-        joined = [" | ".join(cells[place] for place in places) for _, cells in table.rows]
-        return _with_column(table, " + ".join(parts), joined)
+        made_of = tuple(_named(table, part) for part in parts)
+        joined = [" | ".join(cells[place] for place in made_of) for _, cells in table.rows]
+        return _with_column(table, " + ".join(parts), joined), " + ".join(parts), made_of
     usual = {"event": groups.EVENTS, "place": groups.PLACES}.get(group)
     if usual is None:
-        return table, group
+        return table, group, ()  # which is told to be no column
     if (known := _usual(table, usual)) is not None:
-        return table, table.header[known]
-    where, when = _usual(table, groups.PLACES), _usual(table, groups.TIMES)
+        return table, table.header[known], ()
+    when = _usual(table, groups.TIMES)
     if group == "place" or when is None:
         raise DataError(
             f"{table.name}: no column for the {group}; columns found: {_all_names(table)}",
             hint="say which with --group COLUMN (`group` in Python)"
-            + ("" if group == "place" else "; a column `time` serves for events too"),
+            + "; a column `time` serves for events too" * (group == "event"),
         )
+    return _with_events(table, when, _usual(table, groups.PLACES), gap)
+
+
+def _with_events(
+    table: Table, when: int, where: int | None, gap: float
+) -> tuple[Table, str, tuple[int, ...]]:
+    """Return the table with a column of events by times, its name and what it is made of."""
+    name = f"{table.header[when]} within {gap:g} s"
+    places = [""] * len(table.rows)
+    if where is not None:
+        name += f" at {table.header[where]}"
+        places = [cells[where] for _, cells in table.rows]
     times = [groups.time_of(cells[when]) for _, cells in table.rows]
     if not any(times):
         raise DataError(
             f"{table.name}: no cell of `{table.header[when]}` is a time of day",
             hint="such as 2026-05-31 06:59:58",
         )
-    places_of = [cells[where] if where is not None else "" for _, cells in table.rows]
-    named = f"{table.header[when]} within {gap:g} s" + (
-        f" at {table.header[where]}" if where is not None else ""
-    )
-    return _with_column(table, named, [e or "" for e in groups.events(times, places_of, gap)])
+    found = [event or "" for event in groups.events(times, places, gap)]
+    return _with_column(table, name, found), name, (when,) if where is None else (when, where)
 
 
 def _usual(table: Table, names: Sequence[str]) -> int | None:
@@ -192,11 +205,11 @@ def _usual(table: Table, names: Sequence[str]) -> int | None:
     return next((plain.index(name) for name in names if name in plain), None)
 
 
-def _with_column(table: Table, name: str, cells: Sequence[str]) -> tuple[Table, str]:
+def _with_column(table: Table, name: str, cells: Sequence[str]) -> Table:
     rows = tuple(
         (number, (*row, cell)) for (number, row), cell in zip(table.rows, cells, strict=True)
     )
-    return replace(table, header=(*table.header, name), rows=rows), name
+    return replace(table, header=(*table.header, name), rows=rows)
 
 
 def read_cells(place: Path, encoding: str | None = None) -> Table:
@@ -389,13 +402,12 @@ def _with_binomials(table: Table) -> Table:
 
 def _told(
     table: Table,
-    columns: Mapping[str, int],
+    used: set[int],
     names: Mapping[str, str],
     photos: Records[Photo],
     base: Path,
 ) -> str:
     """Return what every column was taken for; `names` say where each field comes from."""
-    used = {*columns.values()}
     if BINOMIAL in table.header:
         used |= {table.header.index(BINOMIAL)}
         if names.get("label") == f"column {BINOMIAL}":
