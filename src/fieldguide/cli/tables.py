@@ -69,6 +69,7 @@ def print_findings(console: Console, found: "Sequence[Finding]", csv: Path | Non
 def print_scores(console: Console, run: "Run", place: str = "") -> None:
     """Print out-of-fold scores of a run, which is in `place` (if not in its folder)."""
     from fieldguide.photos.check import UNEVEN
+    from fieldguide.photos.groups import holds_for
 
     scores = run.scores
     low, high = scores.interval
@@ -77,6 +78,7 @@ def print_scores(console: Console, run: "Run", place: str = "") -> None:
     console.print(
         f"out-of-fold accuracy {scores.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}{part}"
     )
+    console.print(f"it holds for {holds_for(run.environment.get('collection', ''))}")
     support = run.per_class.support
     if support.max() > UNEVEN * max(support.min(), 1):
         console.print(

@@ -38,6 +38,11 @@ _EXIF, _TAKEN, _SERIAL = 0x8769, 0x9003, 0xA431
 _MAKE, _MODEL = 0x010F, 0x0110
 
 
+def simplified(names: Sequence[str]) -> list[str]:
+    """Return column names as usual names are compared: without case, blanks, `_` and `-`."""
+    return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
+
+
 def is_by_path(group: str | None) -> TypeGuard[str]:
     """Return whether a choice of groups looks at paths or files: stem, stem:REGEX, folder:N."""
     return group is not None and (is_by_name(group) or group.startswith("folder:"))
@@ -75,6 +80,22 @@ def _folder(path: str, number: int) -> str | None:
 def folders_of(path: str) -> list[str]:
     """Return the folders of a photo's path from the root on, without those of splits."""
     return [name for name in PurePosixPath(path).parent.parts if name.lower() not in SPLIT_FOLDERS]
+
+
+def holds_for(told: str) -> str:
+    """Return in words which photos a score holds for, from the line that tells how they were read.
+
+    Photos of one group are tested by one fold, so groups are what is new to it.
+    """
+    found = re.search(r"groups: (column )?(.*?) \(\d", told)
+    if found is None:
+        return "new photos, perhaps of the same occasions and places: no groups keep them apart"
+    name = simplified([found[2].partition(" within ")[0]])[0]
+    if found[1] and name in PLACES:
+        return "photos of new places"
+    if name in EVENTS or " within " in found[2]:
+        return "photos of new events, at the same places"
+    return f"photos of new groups ({found[2]})"
 
 
 # --- events from times ----------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from fieldguide.photos.catalog import (
     told,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
+from fieldguide.photos.groups import simplified
 from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
 from fieldguide.words import count, listed, quoted
@@ -119,7 +120,7 @@ def catalog_of(
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
-    if by_path or group == "none":
+    if by_path or (group == "none" and column is None):
         columns.pop("group", None)
     if not base.is_dir():
         raise DataError(
@@ -201,7 +202,7 @@ def _with_events(
 
 
 def _usual(table: Table, names: Sequence[str]) -> int | None:
-    plain = table.header
+    plain = simplified(table.header)
     return next((plain.index(name) for name in names if name in plain), None)
 
 
@@ -352,11 +353,6 @@ def _find_columns(
             hint=f"say which column is the {missing[0]}; the first row must name the columns",
         )
     return columns
-
-
-def simplified(names: Sequence[str]) -> list[str]:
-    """Return column names as usual names are compared: without case, blanks, `_` and `-`."""
-    return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
 
 
 def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[int]:

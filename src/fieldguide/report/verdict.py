@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from fieldguide.analysis.suspects import suspects
+from fieldguide.photos.groups import holds_for
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.collection import class_counts
@@ -85,6 +86,7 @@ def section(run: Run) -> Markup:
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         few_groups=FEW_GROUPS,
+        holds_for=holds_for(run.environment.get("collection", "")),
         commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
         score_rows=score_rows(run.scores) if run.done else [],
