@@ -3,6 +3,7 @@
 Knows nothing of folds, nor of how tables are read.
 """
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime

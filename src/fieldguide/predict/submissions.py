@@ -11,7 +11,8 @@ from typing import Literal
 
 from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.catalog import USUAL_NAMES
-from fieldguide.photos.tables import Table, read_cells, simplified
+from fieldguide.photos.groups import simplified
+from fieldguide.photos.tables import Table, read_cells
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions, digits
 from fieldguide.words import count, quoted
