@@ -146,6 +146,8 @@ def catalog_of(
         message = f"names in other case than the files': {quoted(finder.recased)}"
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
+    if labelled and column != (where := _place_name(table)):
+        notes += _shared_places(table, where)
     found = in_columns(photos)
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     if by_path:
@@ -204,6 +206,27 @@ def _with_events(
 def _usual(table: Table, names: Sequence[str]) -> int | None:
     plain = simplified(table.header)
     return next((plain.index(name) for name in names if name in plain), None)
+
+
+def _place_name(table: Table) -> str | None:
+    found = _usual(table, groups.PLACES)
+    return None if found is None else table.header[found]
+
+
+def _shared_places(table: Table, name: str | None) -> list[Note]:
+    """Return a note on photos that share their place with others, if it makes no groups."""
+    if name is None:
+        return []
+    place = table.header.index(name)
+    counts = Counter(cells[place] for _, cells in table.rows if cells[place])
+    shared = sum(number for number in counts.values() if number > 1)
+    if not shared:
+        return []
+    message = (
+        f"{shared / len(table.rows):.0%} of rows share `{name}` ({count(len(counts), 'value')})"
+        " with others: folds are tested at places that they were trained on"
+    )
+    return [Note("shared-place", "", message, f"--group {name} for a figure at new places")]
 
 
 def _with_column(table: Table, name: str, cells: Sequence[str]) -> Table:
