@@ -142,8 +142,8 @@ def undisturbed(name: str, place: Path) -> tuple[dict[str, str], float, float, i
 
 @contextmanager
 def disk(place: Path, size: int) -> Iterator[None]:
-    """Mount a disk of so many bytes at `place`, without room for any file below two blocks."""
-    room = f"size={size},nr_inodes={1 if size < 2 * BLOCK else 1000}"
+    """Mount a disk of so many bytes at `place`, of 0 without room for any file."""
+    room = f"size={max(size, BLOCK)},nr_inodes={1000 if size else 1}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", room, "none", place], check=True)
     try:
         yield
@@ -188,7 +188,7 @@ def trials(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
     for _ in range(count):
         shutil.rmtree(place)
         place.mkdir()
-        room = draws.randrange(1, max(needed, 2))
+        room = draws.randrange(needed // BLOCK) * BLOCK
         with disk(place, room) if mounts else nullcontext():
             process = Child(name, place, limit=None if mounts else room // 2)
             code, error = process.wait(), process.text()
