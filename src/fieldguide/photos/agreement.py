@@ -253,8 +253,9 @@ def _overlap(
 
 def _sampled(pictures: Floats, by_row: Floats, by_column: Floats) -> Floats:
     """Return weighted sums of pixels, (n, pixels)."""
-    sums: Floats = by_row @ pictures @ by_column.transpose(0, 2, 1)
-    return sums.reshape(len(sums), -1)
+    sums = np.matmul(np.matmul(by_row, pictures), by_column.transpose(0, 2, 1))
+    flat: Floats = sums.reshape(len(sums), pictures.shape[1] ** 2)
+    return flat
 
 
 def _centred(values: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -191,15 +191,16 @@ def _cells(features: Floats, draws: np.random.Generator) -> Numbers:
     """Return a number for each row: the cell that it lies in, then where in the cell."""
     kept = draws.permutation(features.shape[1])[:_KEPT]
     corner, odd = draws.random(_KEPT), draws.integers(1 << 62, size=_KEPT) | 1
-    along = features @ draws.standard_normal(features.shape[1]).astype(np.float32)
+    along = np.dot(features, draws.standard_normal(features.shape[1], np.float32))
     keys = np.empty(len(features), np.int64)
     for start in range(0, len(features), _DRAWN_AT_ONCE):
         some = slice(start, start + _DRAWN_AT_ONCE)
         cells = np.floor(features[some, kept] / _WIDTH + corner).astype(np.int64)
         keys[some] = (cells * odd).sum(axis=1)
-    inside = (np.asarray(along) * 1000 + (1 << _INSIDE - 1)).clip(0, (1 << _INSIDE) - 1)
-    cell: Numbers = keys >> _INSIDE << _INSIDE
-    return cell | inside.astype(np.int64)
+    inside = (along * 1000 + (1 << _INSIDE - 1)).clip(0, (1 << _INSIDE) - 1)
+    numbers: Numbers = keys >> _INSIDE << _INSIDE
+    numbers |= inside.astype(np.int64)
+    return numbers
 
 
 def _meetings(features: Floats, keys: Numbers) -> Iterator[tuple[Numbers, Numbers, Floats]]:
