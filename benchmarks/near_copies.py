@@ -100,11 +100,12 @@ def main() -> None:
     options = parser.parse_args()
     everything = scan_unlabelled(options.photos)
     files = list(everything.files)
+    copies = false_alarms(everything)
     draws = np.random.default_rng(0)
-    chosen = [files[row] for row in draws.choice(len(files), options.number, replace=False)]
+    single = np.setdiff1d(np.arange(len(files)), sorted(copies))
+    chosen = [files[row] for row in draws.choice(single, options.number, replace=False)]
     with tempfile.TemporaryDirectory() as folder:
         recall(Path(folder), [Image.open(file).convert("RGB") for file in chosen])
-    false_alarms(everything)
     with tempfile.TemporaryDirectory() as folder:
         fixed_camera(Path(folder), files, options.scenes, draws)
 
@@ -128,8 +129,11 @@ def recall(folder: Path, originals: list[Image.Image]) -> None:
         print(said + f"   ({wrong} pairs of different photos)" * (wrong > 0), flush=True)
 
 
-def false_alarms(catalog: Catalog) -> None:
-    """Print the pairs among all photos, those of different classes by name, and the time."""
+def false_alarms(catalog: Catalog) -> set[int]:
+    """Print the pairs among all photos, those of different classes by name, and the time.
+
+    Return the photos that are in a pair.
+    """
     clusters, look, search = searched(catalog)
     paths = list(catalog.table.column("path"))
     found = [(paths[one], paths[other]) for one, other in pairs(clusters)]
@@ -140,6 +144,7 @@ def false_alarms(catalog: Catalog) -> None:
     each = 1000 / len(catalog)
     said = f"reading and decoding {look * each:.2f}, search {search * each:.3f}"
     print(f"seconds of all cores for 1,000 photos: {said}")
+    return {row for rows in clusters for row in rows}
 
 
 def class_of(path: str) -> str:

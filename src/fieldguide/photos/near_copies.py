@@ -124,7 +124,7 @@ _FEATURES = 16
 def _described(fingerprints: Bytes) -> Floats:
     """Return (n, 16) features that no turn and no mirror changes, and a crop by a tenth little.
 
-    Each is divided by about its deviation among 6,834 photos (half of it for brightness counts).
+    Each is divided by about its deviation among 6,834 photos, those of brightness by more.
     """
     gray = fingerprints[:, :GRAY].reshape(-1, SIDE, SIDE).astype(np.float32)
     mean, deviation = gray.mean(axis=(1, 2)), gray.std(axis=(1, 2))
@@ -136,8 +136,8 @@ def _described(fingerprints: Bytes) -> Floats:
         (cells * _OUTWARD).mean(axis=1) / 0.13,
         np.log(0.05 + np.maximum(across, down)) / 0.25,
         np.log(0.05 + np.minimum(across, down)) / 0.25,
-        mean / 50,
-        np.log(deviation + 2) / 0.5,
+        mean / 80,
+        np.log(deviation + 2) / 0.8,
     ]
     colours = fingerprints[:, GRAY:].reshape(-1, 2, COLOUR_SIDE**2).astype(np.float32)
     colours -= 128
@@ -149,7 +149,7 @@ def _described(fingerprints: Bytes) -> Floats:
         found += [
             ordered[:, :COARSE].mean(axis=1) / (12 * unit),
             ordered[:, -COARSE:].mean(axis=1) / (14 * unit),
-            np.log(centred.std(axis=1) + 1) / 0.6,
+            np.log(centred.std(axis=1) + 1) / 0.75,
             (cells * centred).mean(axis=1) / 5.5,
             (centred * _OUTWARD).mean(axis=1) / 1.6,
         ]
