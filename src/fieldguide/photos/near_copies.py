@@ -26,6 +26,16 @@ LOOKED_FOR = (
     " Frames of one scene that differ in light and noise alone count as copies"
 )
 FILES_LOOKED_FOR = "copies looked for: of files, byte by byte; photos that look alike are not"
+# Measured by benchmarks/near_copies.py on 300 photographs of shorter side 160 (before the slash:
+# hashes of 16 × 16 thumbnails, which this search replaced). Found of their copies: JPEG of quality
+# 30-95, WebP, resized by 0.5-4, mirrored: 100 % / 100 %; turned by 90, 180, 270°, mirrored and
+# turned: 0 / 100 %; cropped by 2 to 10 % at one side: 0-63 / 98-99 %, at two sides 0-26 / 90-99 %,
+# centred 0-89 / 97-100 %; by 20 %: 0 / 15-71 %; brighter by 10 %: 100 / 100 %, by 20 %: 79 / 81 %,
+# by 40 %: 27 / 28 %; rotated by 15°, gray: 0-3 / 0 %. Among 6,834 photos of 100 species 7 / 144
+# pairs, of which none is false to the eye (4 have two labels). Of 4,200 pairs of frames of 20
+# scenes in which a small animal differs 611 / 79 lie in one cluster, of 1,320 that differ in light
+# and noise alone 1,320 / 1,222. The search takes 0.03 / 0.31 s of processor time for 1,000 photos,
+# reading and decoding so small ones 1.0 s.
 _AT_ONCE = 500  # pairs compared at once: what they take fits a cache
 _DRAWN_AT_ONCE = 10_000  # fingerprints described at once: some 30 MB
 # Photos meet in tables: cells of a grid over some of the features, each table's moved by itself.
