@@ -13,19 +13,22 @@ is repeated with room. Prints a row for each command.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +61,58 @@ def draw_photos(folder: Path) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / label / f"{photo:03}.png")
 
 
-def command_of(name: str, place: Path) -> list[str]:
-    """Return the command as it is typed, with its result in `place`."""
-    words = (word.replace("RESULT", str(place / "result")) for word in COMMANDS[name])
-    return [sys.executable, "-m", "fieldguide", *words]
+class Child:
+    """The real command line in a fork, with its output on a file; `limit`: bytes of a file.
 
+    It is forked from this process, which has imported torch: kills fall into the work.
+    """
 
-def started(name: str, place: Path, *, limit: int | None = None) -> subprocess.Popen[str]:
-    """Start the command; `limit` is the most bytes of a file that it may write."""
+    def __init__(self, name: str, place: Path, *, limit: int | None = None) -> None:
+        words = [word.replace("RESULT", str(place / "result")) for word in COMMANDS[name]]
+        self.said = Path(tempfile.gettempdir()) / f"{name}.said"
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 70
+        try:
+            out = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            if limit is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            sys.argv = ["fieldguide", *words]
+            runpy.run_module("fieldguide", run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
 
-    def confine() -> None:
-        if limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
 
-    return subprocess.Popen(
-        command_of(name, place), stderr=subprocess.PIPE, text=True, preexec_fn=confine,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    def wait(self) -> int:
+        """Return the exit status in the end."""
+        while (code := self.poll()) is None:
+            time.sleep(0.002)
+        return code
+
+    def kill(self) -> int:
+        """Kill it and return the exit status."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+    def text(self) -> str:
+        """Return what it has said."""
+        return self.said.read_text("utf-8", "replace")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -92,12 +129,12 @@ def contents(folder: Path) -> dict[str, str]:
 def undisturbed(name: str, place: Path) -> tuple[dict[str, str], float, float, int]:
     """Return what the command makes, seconds to its first file and to its end, and its bytes."""
     began, first = time.monotonic(), 0.0
-    process = started(name, place)
+    process = Child(name, place)
     while process.poll() is None:
         if not first and any(place.iterdir()):
             first = time.monotonic() - began
         time.sleep(0.002)
-    assert process.returncode == 0, process.communicate()[1]
+    assert process.code == 0, process.text()
     sizes = (path.stat().st_size for path in place.rglob("*") if path.is_file())
     needed = sum(-(-size // BLOCK) * BLOCK for size in sizes)
     return contents(place), first, time.monotonic() - began, needed
@@ -105,8 +142,9 @@ def undisturbed(name: str, place: Path) -> tuple[dict[str, str], float, float, i
 
 @contextmanager
 def disk(place: Path, size: int) -> Iterator[None]:
-    """Mount a disk of so many bytes at `place`."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
+    """Mount a disk of so many bytes at `place`, of 0 without room for any file."""
+    room = f"size={max(size, BLOCK)},nr_inodes={1000 if size else 1}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", room, "none", place], check=True)
     try:
         yield
     finally:
@@ -115,16 +153,16 @@ def disk(place: Path, size: int) -> Iterator[None]:
 
 def repeated(name: str, place: Path, right: dict[str, str], tally: Counter[str]) -> None:
     """Repeat the command and count whether all is as if nothing had happened."""
-    process = started(name, place)
-    error = process.communicate()[1]
+    process = Child(name, place)
+    code, error = process.wait(), process.text()
     found = contents(place)
-    there = process.returncode == 2 and ("is there already" in error or "exists" in error)
-    tally["well"] += process.returncode == 0 or there
+    there = code == 2 and ("is there already" in error or "exists" in error)
+    tally["well"] += code == 0 or there
     tally["equal"] += {path: found.get(path) for path in right} == right
     left = sorted(found.keys() - right.keys())
     tally["leftovers"] += bool(left)
-    if left or not (process.returncode == 0 or there) or found != right:
-        print(f"# {name}: repeat ended with {process.returncode}: {left}: {error[-500:]}")
+    if left or not (code == 0 or there) or found != right:
+        print(f"# {name}: repeat ended with {code}: {left}: {error[-500:]}", flush=True)
 
 
 def trials(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -136,40 +174,35 @@ def trials(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
     for trial in range(count):
         shutil.rmtree(place)
         place.mkdir()
-        process = started(name, place)
+        process = Child(name, place)
         if trial % 2:  # in the time in which it writes, however long the imports took
             while process.poll() is None and not any(place.iterdir()):
                 time.sleep(0.001)
             time.sleep(draws.uniform(0, whole - first))
         else:
             time.sleep(draws.uniform(0, whole))
-        process.kill()
-        kills["killed"] += process.wait() == -signal.SIGKILL
-        process.communicate()
+        kills["killed"] += process.kill() == -signal.SIGKILL
         kills["partial"] += contents(place) not in ({}, right)
         repeated(name, place, right, kills)
     mounts = INSIDE in os.environ
     for _ in range(count):
         shutil.rmtree(place)
         place.mkdir()
-        largest = needed if mounts else needed // 2
-        room = draws.randrange(1, max(largest // BLOCK, 2)) * BLOCK if mounts else 0
-        room = room or draws.randrange(1, max(largest, 2))
-        with disk(place, room) if mounts else tempfile.TemporaryDirectory():
-            process = started(name, place, limit=None if mounts else room)
-            error = process.communicate()[1]
-            codes[process.returncode] += 1
+        room = draws.randrange(needed // BLOCK) * BLOCK
+        with disk(place, room) if mounts else nullcontext():
+            process = Child(name, place, limit=None if mounts else room // 2)
+            code, error = process.wait(), process.text()
+            codes[code] += 1
             full["tracebacks"] += "Traceback" in error
             full["errors"] += "error: " in error
             found = contents(place)
             left = [path for path in found if not (name == "predict" and path.endswith(".part"))]
-            full["leftovers"] += bool(left) and process.returncode != 0
-            if process.returncode not in (0, 4) or "Traceback" in error or left:
-                print(f"# {name}, room {room}: {process.returncode}: {left}: {error[-700:]}")
+            full["leftovers"] += bool(left) and code != 0
+            if code not in (0, 4) or "Traceback" in error or left:
+                print(f"# {name}, room {room}: {code}: {left}: {error[-700:]}", flush=True)
             if mounts:
-                subprocess.run(
-                    ["mount", "-o", f"remount,size={8 * needed + 2**24}", place], check=True
-                )
+                more = f"remount,size={8 * needed + 2**24},nr_inodes=1000"
+                subprocess.run(["mount", "-o", more, place], check=True)
             repeated(name, place, right, full)
     return {
         "command": name,
@@ -201,6 +234,8 @@ def main() -> None:
         os.environ["FIELDGUIDE_CACHE"] = str(folder / "cache")
         os.chdir(folder)
         draw_photos(folder / "photos")
+        for module in ("torch", "torchvision", "timm", "fieldguide.predict.classifier"):
+            importlib.import_module(module)
         fit = [sys.executable, "-m", "fieldguide", "fit", "photos", "--out", "run", *FIT]
         subprocess.run(fit, check=True, capture_output=True)
         before = contents(folder / "run")

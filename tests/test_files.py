@@ -480,3 +480,49 @@ def test_a_full_disk_does_not_unlock(tmp_path: Path, monkeypatch: pytest.MonkeyP
         files.lock(tmp_path),
     ):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="temporary files have random names there")
+def test_what_a_killed_writer_left_is_used_by_the_next(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError), files.replacing(tmp_path / "a") as file:
+        raise OSError(errno.ENOSPC, "full")
+    assert contents(tmp_path) == {}
+    with files.replacing(tmp_path / "a") as file:
+        left = Path(file.name) if isinstance(file.name, str) else next(tmp_path.iterdir())
+    left.write_bytes(b"a longer text that a killed process left")
+    files.write_text(tmp_path / "a", "new")
+    assert contents(tmp_path) == {"a": b"new"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="temporary files have random names there")
+def test_two_writers_of_one_file_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "a") as one, files.replacing(tmp_path / "a") as other:
+        one.write(b"one")
+        other.write(b"other")
+        assert len(contents(tmp_path)) == 2
+    assert contents(tmp_path) == {"a": b"one"}  # which was renamed last
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="temporary files have random names there")
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"kept")
+    with files.replacing(tmp_path / "a"):
+        place = next(path for path in tmp_path.iterdir() if path.name.endswith(".tmp"))
+    for link in (place.symlink_to, place.hardlink_to):
+        link(tmp_path / "victim")
+        files.write_text(tmp_path / "a", "new")
+        assert (tmp_path / "victim").read_bytes() == b"kept"
+        assert (tmp_path / "a").read_bytes() == b"new"
+        place.unlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="temporary files have random names there")
+def test_a_file_system_without_locks_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    files.write_text(tmp_path / "a", "new")
+    assert contents(tmp_path) == {"a": b"new"}

@@ -99,7 +99,7 @@ class Recipe(BaseModel):
         "share of the photos set aside before the folds are made, to score ensembles and merged models on", ge=0, lt=0.9)
     near_duplicates: NearDuplicates = _setting("Folds", "group",
         "photos that look alike: kept in one fold (group), reported alone (warn), or not looked for (off);"
-        " of a fixed camera all look alike")
+        " frames of a fixed camera that differ in light alone look alike too")
     drop_thin_groups: bool = _setting("Folds", False,
         "classes whose photos all lie in one group are left out, instead of stopping the fit")
     conflicts: Literal["refuse", "drop"] = _setting("Folds", "refuse",

@@ -28,7 +28,7 @@ _LEVEL = 1.5  # levels of brightness by which flat ones may differ
 # is more than 11 times the 80th percentile in 97 % of the pairs of frames of a scene with other
 # small animals, at most 3 times for copies of any compression, 8 times (99 % of them) if brightened
 # by a tenth, 10 times if cropped.
-_LOCAL = 9.0
+_LOCAL = 10.0
 _USUAL = round(0.8 * GRAY)
 _NOTHING = 0.03  # deviations: differences of rounding
 _SMALL = 0.2  # deviations: what differs by less everywhere is a copy
@@ -253,8 +253,9 @@ def _overlap(
 
 def _sampled(pictures: Floats, by_row: Floats, by_column: Floats) -> Floats:
     """Return weighted sums of pixels, (n, pixels)."""
-    sums: Floats = by_row @ pictures @ by_column.transpose(0, 2, 1)
-    return sums.reshape(len(sums), -1)
+    sums = np.matmul(np.matmul(by_row, pictures), by_column.transpose(0, 2, 1))
+    flat: Floats = sums.reshape(len(sums), pictures.shape[1] ** 2)
+    return flat
 
 
 def _centred(values: Floats, weights: Floats) -> tuple[Floats, Floats]:

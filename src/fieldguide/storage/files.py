@@ -26,6 +26,11 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 import filelock
 from safetensors import SafetensorError
 
@@ -81,22 +86,72 @@ def replacing(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the block ends well.
 
     After an error, in the block too, `path` is as before; only a killed process leaves a temporary
-    file (`remove_temporaries`). Permissions follow the umask. An OSError, in the block too, becomes
-    a ResourceError naming `path` and the bytes needed if `size` gives them.
+    file, which the next that writes `path` uses (see also `remove_temporaries`). Permissions follow
+    the umask. An OSError, in the block too, becomes a ResourceError naming `path` and the bytes
+    needed if `size` gives them.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may fill 255 bytes
-    try:
-        with _telling(path, size):
-            # Unlike mkstemp, which makes files for the owner alone.
-            with temporary.open("xb") as file:
+    with _telling(path, size):
+        temporary, opened = _temporary(path)
+        try:
+            with opened as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):  # the first error is the one to report
-            temporary.unlink(missing_ok=True)
+                if fcntl:  # under the lock: else another may take the temporary file for left over
+                    temporary.replace(path)
+            if not fcntl:  # Windows renames no open file
+                temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to report
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Return a temporary file beside `path`, open and locked: a new one, or a killed process's.
+
+    Names are short, as `path` may fill 255 bytes, and follow from `path`, so that what was left is
+    found. A file that is locked, linked or another user's is not touched.
+    """
+    stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:14]
+    with suppress(io.UnsupportedOperation):
+        for number in range(256) if fcntl else ():
+            place = path.with_name(f".{stem}{number:02x}.tmp")
+            if (file := _claimed(place)) is not None:
+                return place, file
+    place = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    return place, place.open("xb")  # unlike mkstemp, which makes files for the owner alone
+
+
+def _claimed(place: Path) -> BinaryIO | None:
+    """Open and lock a temporary file for this process alone, emptied; None if it is in use.
+
+    Raises `io.UnsupportedOperation` on a file system without locks.
+    """
+    try:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.ELOOP} and os.path.lexists(place):
+            return None
+        raise
+    file = os.fdopen(descriptor, "wb")
+    status = os.fstat(descriptor)
+    own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if own and os.path.samestat(status, place.lstat()):
+            file.truncate(0)
+            return file
+    except (BlockingIOError, FileNotFoundError):  # its holder writes, or has just renamed it
+        pass
+    except OSError as error:
+        file.close()
+        if own and not status.st_size:  # made just now
+            place.unlink(missing_ok=True)
+        raise io.UnsupportedOperation from error
+    file.close()
+    return None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
