@@ -14,9 +14,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from io import TextIOWrapper
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError
 from fieldguide.photos.forms.form import (
@@ -189,15 +190,15 @@ def _keys(place: Path) -> set[str]:
     return {key.decode() for key in re.findall(rb'"([a-z_]+)"\s*:', data)}
 
 
-def _opened(place: Path, encoding: str) -> TextIO:
+def _opened(place: Path, encoding: str, errors: str = "strict") -> TextIOWrapper:
     if place.suffix == ".gz":
-        return cast(TextIO, gzip.open(place, "rt", encoding=encoding, newline=""))
-    return place.open(encoding=encoding, newline="")
+        return gzip.open(place, "rt", encoding=encoding, errors=errors, newline="")
+    return place.open(encoding=encoding, errors=errors, newline="")
 
 
 def _header(place: Path, encoding: str = "utf-8-sig") -> tuple[list[str], str]:
     """Return the names of a table's columns and what separates them."""
-    with _opened(place, encoding) as file:
+    with _opened(place, encoding, "replace") as file:
         line = file.readline(HEAD)
     separator = max(",;\t", key=line.count)
     names = next(csv.reader([line], delimiter=separator), [])
@@ -208,7 +209,7 @@ def _names(place: Path) -> frozenset[str]:
     """Return the names of a table's columns; none if the file is no such table."""
     try:
         return frozenset(_header(place)[0]) if place.is_file() else frozenset()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error):
+    except (OSError, EOFError, zlib.error, csv.Error):
         return frozenset()
 
 
@@ -784,8 +785,8 @@ def read_wildlife_insights(place: Path) -> Form | None:
     The label is genus and epithet, else the lowest rank named, `blank` or `vehicle`; where a
     project names sequences, the rows of `sequences.csv` label their images. `location` is a
     photo's address and finds its file here, by its last parts, else `filename` does. Event:
-    sequence_id, else time; place: placename, else project and deployment. Source: the Wildlife Insights data dictionary,
-    and the reader of megadetector-utils 10.0.28.
+    sequence_id, else time; place: placename, else project and deployment. Source: the data
+    dictionary of Wildlife Insights, and the reader of megadetector-utils 10.0.28.
     """
     folder = place if place.is_dir() else place.parent
     if place.is_dir():
