@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from fieldguide.errors import UsageError
-from fieldguide.photos.forms import labelling
+from fieldguide.photos.forms import hf_metadata, labelled_sets, labelling
 from fieldguide.photos.forms.form import Form, Known
 from fieldguide.words import listed
 
-KNOWN: tuple[Known, ...] = (*labelling.FORMS,)
+KNOWN: tuple[Known, ...] = (*labelling.FORMS, *labelled_sets.FORMS, *hf_metadata.FORMS)
 
 
 def find(place: Path, name: str | None = None) -> Form | None:

@@ -1,4 +1,4 @@
-"""Readers of what labelling tools write as one file: Label Studio, VGG Image Annotator, CVAT."""
+"""Readers of what labelling tools write as one file: Label Studio and VGG Image Annotator."""
 
 import csv
 import io
@@ -195,6 +195,79 @@ def _picture_key(place: Path, records: Sequence[Mapping[str, Any]]) -> str:
     raise DataError(f"{place.name}: expected addresses of pictures in one of {shown or 'no keys'}")
 
 
+# --- VGG Image Annotator --------------------------------------------------------------------------
+
+
+def read_via(place: Path) -> Form | None:
+    """Return the photos of a VGG Image Annotator file: CSV, JSON, or a project.
+
+    Source: VIA 2.0's user guide and files. The labels are the attributes of files; where none has a
+    value, those of regions, all of a photo together. A checkbox gives each option that is on.
+    """
+    head = head_of(place, ".json", ".csv")
+    if head.startswith(b"{") and b'"file_attributes"' in head and b'"regions"' in head:
+        records = _via_json(place)
+    elif {"file_attributes", "region_attributes"} <= {*_header(head)}:
+        records = _via_csv(place)
+    else:
+        return None
+    files = Files(place.parent)
+    of_files: list[Said] = []
+    of_regions: dict[str, dict[str, list[str]]] = {}
+    for where, name, attributes, regions in records:
+        path = files.find(require(name, str, f"{where}: `filename`", "a name"))
+        of_files.append(Said(path, _attributes(attributes, where)))
+        answers = of_regions.setdefault(path, {})
+        for region in regions:
+            for question, given in _attributes(region, where).items():
+                answers.setdefault(question, []).extend(given)
+    on_files = any(
+        each.strip() for _, labels, _ in of_files for ls in labels.values() for each in ls
+    )
+    said = of_files if on_files else [Said(*each) for each in of_regions.items()]
+    rules = [f"labels are attributes of {'files' if on_files else 'regions'}"]
+    return settled("VGG Image Annotator", place.parent, said, rules=rules, files=files)
+
+
+_Marked = tuple[str, Any, Any, Sequence[Any]]  # where, name, attributes of the file and its regions
+
+
+def _via_json(place: Path) -> Iterator[_Marked]:
+    content = require(load_json(place), dict, place.name, "an object")
+    core = content.get("_via_settings", {}).get("core", {})
+    photos = content.get("_via_img_metadata", content)
+    for key, photo in require(
+        photos, dict, f"{place.name}: `_via_img_metadata`", "an object"
+    ).items():
+        where = f"{place.name}, `{key}`"
+        require(photo, dict, where, "an object")
+        regions = require(photo.get("regions", []), (list, dict), f"{where}: `regions`", "a list")
+        name = require(photo.get("filename"), str, f"{where}: `filename`", "a name")
+        yield (
+            where,
+            name if "://" in name else f"{core.get('default_filepath', '')}{name}",
+            photo.get("file_attributes", {}),
+            [
+                require(each, dict, f"{where}: `regions`", "objects").get("region_attributes", {})
+                for each in (regions.values() if isinstance(regions, dict) else regions)
+            ],
+        )
+
+
+def _via_csv(place: Path) -> Iterator[_Marked]:
+    for where, row in rows_of(place):
+        name = row.get("filename", row.get("#filename"))
+        yield where, name, _parsed(row["file_attributes"]), [_parsed(row["region_attributes"])]
+
+
+def _attributes(value: Any, where: str) -> dict[str, list[str]]:
+    answers = {}
+    for name, given in require(value, dict, where, "attributes as an object").items():
+        require(given, (str, dict), f"{where}: `{name}`", "a text or options")
+        answers[name] = [given] if isinstance(given, str) else [k for k, on in given.items() if on]
+    return answers
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -236,4 +309,4 @@ def _lines(text: str) -> io.StringIO:
     return io.StringIO(text, newline="")
 
 
-FORMS = (Known("label-studio", read_label_studio),)
+FORMS = (Known("label-studio", read_label_studio), Known("via", read_via))

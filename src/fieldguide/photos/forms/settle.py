@@ -17,9 +17,9 @@ from fieldguide.photos.folders import is_hidden
 from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, SPLIT, TIME, Form, table_of
 from fieldguide.words import count, listed
 
-SEVERAL = "photos with several labels in one annotation"
+SEVERAL = "photos with several labels"
 DIFFERENT = "photos whose annotations differ"
-SHARED = "photos whose file several addresses lead to"
+SHARED = "files that several photos would be"
 UNSURE = "photos of a name that several files have"
 
 _HEAD = 1 << 18  # bytes that hold the first record of any form (taste)
@@ -53,6 +53,14 @@ def load_text(place: Path) -> str:
         raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
 
 
+def tables_in(place: Path, *names: str) -> list[Path]:
+    """Return the file itself, or the files of these names in the folder and in those of parts."""
+    if not place.is_dir():
+        return [place] if place.name in names and place.is_file() else []
+    parts = [each for each in sorted(place.iterdir()) if each.name.casefold() in SPLIT_FOLDERS]
+    return [t for folder in (place, *parts) for name in names if (t := folder / name).is_file()]
+
+
 def split_columns(subset: str) -> dict[str, str]:
     """Return the columns for the name of a part: `split` if it is one, else `subset`."""
     split = SPLIT_FOLDERS.get(subset.strip().casefold())
@@ -67,14 +75,15 @@ def settled(
     rules: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
     files: "Files | None" = None,
+    usual: Sequence[str] = (),
 ) -> Form:
     """Return what annotations say, as a form in which each photo has one row.
 
     Equal labels of a photo are one. A photo with several labels in one annotation, or different
     ones in several, is left out and counted; one without stays, unlabelled. Where annotations
-    answer several questions and none is called `label`, nothing decides which are the labels: each
-    has a column, none is `label`, and a rule says so. Readers may change `rules` and `left_out`
-    until `said` is at its end.
+    answer several questions, none is called `label` and not just one has a `usual` name, nothing
+    decides which are the labels: each has a column, none is `label`, and a rule says so. Readers
+    may change `left_out` until `said` is at its end.
     """
     photos: dict[str, dict[str, str]] = {}
     refused: dict[tuple[str, str], str] = {}
@@ -92,7 +101,7 @@ def settled(
                 refused.setdefault((path, question), DIFFERENT)
         for column, value in (more or {}).items():
             row.setdefault(column, value)
-    chosen = LABEL if len(columns) > 1 else next(iter(columns), LABEL)
+    chosen = _chosen(list(columns), usual)
     gone = {path: why for (path, question), why in refused.items() if question == chosen}
     gone |= files.out if files else {}
     names = {
@@ -114,13 +123,21 @@ def settled(
     return table_of(name, base, rows, rules=notes, left_out=reasons)
 
 
+def _chosen(questions: list[str], usual: Sequence[str]) -> str:
+    """Return the question whose answers are the labels; `label`, which is none, if several may."""
+    if LABEL in questions or len(questions) == 1:
+        return LABEL if LABEL in questions else questions[0]
+    known = [each for each in questions if each.casefold() in usual]
+    return known[0] if len(known) == 1 else LABEL
+
+
 def free_name(name: str) -> str:
     """Return the name of a column of others, which has no meaning of its own here."""
     return f"{name}_" if name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) else name
 
 
 def _told(questions: list[str], chosen: str) -> list[str]:
-    if not questions:
+    if questions in ([], [LABEL]):
         return []
     if chosen in questions:
         beside = listed([f"`{each}`" for each in questions if each != chosen])
@@ -143,7 +160,7 @@ class Files:
 
     def __init__(self, base: Path) -> None:
         self.out: dict[str, str] = {}
-        self._paths = set(_below(base))
+        self._paths = set(below(base))
         self._named: dict[str, list[str]] = {}
         for path in sorted(self._paths):
             self._named.setdefault(path.rpartition("/")[2], []).append(path)
@@ -151,12 +168,18 @@ class Files:
         self._address: dict[str, str] = {}  # of a path that was found
         self._shorter = self._renamed = 0
 
-    def find(self, address: str) -> str:
-        """Return the path of the file at an address, else what of the address is a path."""
+    def find(self, address: str, *paths: str) -> str:
+        """Return the path of the file at an address, else what of the address is a path.
+
+        The first of `paths` that is there is it; if none is found at all, the last is said to be.
+        """
         if address not in self._found:
             texts = spellings(address)
-            found = self._by_end(texts) or self._by_name(texts)
-            if found is None:
+            found = next((path for path in paths if path in self._paths), None)
+            found = found or self._by_end(texts) or self._by_name(texts)
+            if found is None and paths:
+                found = paths[-1]
+            elif found is None:
                 found = address if "://" in address else texts[0].removeprefix("/data/")
             if self._address.setdefault(found, address) != address:
                 self.out.setdefault(found, SHARED)
@@ -216,7 +239,7 @@ def is_address(value: object) -> bool:
     )
 
 
-def _below(base: Path) -> Iterator[str]:
+def below(base: Path) -> Iterator[str]:
     """Yield the paths of files below a folder; links are followed once, hidden names left away."""
     seen = set()
     for folder, folders, names in os.walk(base, followlinks=True):
