@@ -85,14 +85,19 @@ def table_of(
     base: Path,
     rows: Sequence[Mapping[str, str]],
     *,
+    names: Mapping[str, str] | None = None,
     rules: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
 ) -> Form:
-    """Return rows by column as a form; columns that no row fills are left away."""
-    names = dict.fromkeys(key for row in rows for key, value in row.items() if value)
-    order = [key for key in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if key in names]
-    header = (*order, *(key for key in names if key not in order))
-    cells = tuple(tuple(row.get(key, "") for key in header) for row in rows)
+    """Return rows by column as a form; columns that no row fills are left away.
+
+    `names` are the names of columns that have others in `rows`.
+    """
+    filled = dict.fromkeys(key for row in rows for key, value in row.items() if value)
+    keys = {(names or {}).get(key, key): key for key in filled}
+    order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if name in keys]
+    header = (*order, *(name for name in keys if name not in order))
+    cells = tuple(tuple(row.get(keys[name], "") for name in header) for row in rows)
     return Form(name, base, header, cells, tuple(rules), left_out)
 
 

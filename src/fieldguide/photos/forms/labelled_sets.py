@@ -173,14 +173,15 @@ def _of_items(source: Path, files: Files) -> Iterator[Said]:
     except (KeyError, TypeError) as error:
         raise DataError(f"{source.name}: expected `categories.label.labels` with names") from error
     owner: dict[str, Any] = {}
+    name, part, of_part = source.name, source.stem, split_columns(source.stem)
     for number, item in enumerate(
         require(content.get("items"), list, f"{source.name}: `items`", "a list"), start=1
     ):
-        where = f"{source.name}, item {number}"
+        where = f"{name}, item {number}"
         image = require(item, dict, where, "an object").get("image")
         path = image.get("path") if isinstance(image, dict) else None
         path = require(path, str, f"{where}: `image.path`", "the path of a picture")
-        found = files.find(f"{source.stem}/{path}", f"images/{source.stem}/{path}")
+        found = files.find(f"{part}/{path}", f"images/{part}/{path}")
         if owner.setdefault(found, item.get("id")) != item.get("id"):
             files.out[found] = SHARED
         ids = [
@@ -191,7 +192,7 @@ def _of_items(source: Path, files: Files) -> Iterator[Said]:
         attributes = item.get("attr") or {}
         more = {free_name(k): str(v) for k, v in attributes.items() if isinstance(v, (str, int))}
         names = [_named(each, labels, where) for each in ids]
-        yield Said(found, {LABEL: names}, more | split_columns(source.stem))
+        yield Said(found, {LABEL: names}, more | of_part)
 
 
 def _named(index: int, labels: Sequence[str], where: str) -> str:

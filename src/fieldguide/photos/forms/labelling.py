@@ -63,6 +63,7 @@ _Record = tuple[str, Mapping[str, Any], list[dict[str, Any]] | None]
 def _of_label_studio(place: Path, records: "Callable[[], Iterator[_Record]]") -> Form:
     key = _picture_key(place, [data for _, data, _ in islice(records(), _PROBED)])
     files, left_out = Files(place.parent), Counter[str]()
+    others = _FLAT | {key}
 
     def said() -> Iterator[Said]:
         for where, data, annotations in records():
@@ -70,12 +71,14 @@ def _of_label_studio(place: Path, records: "Callable[[], Iterator[_Record]]") ->
             if not address:
                 left_out[NO_PICTURE] += 1
                 continue
-            path = files.find(require(address, str, f"{where}: `{key}`", "an address"))
+            if not isinstance(address, str):
+                raise DataError(f"{where}: `{key}`: expected an address")
+            path = files.find(address)
             if annotations is None:  # flat: data and answers in one
                 answers = {
                     name: labels
                     for name, value in data.items()
-                    if name != key and name not in _FLAT and (labels := _choices(value))
+                    if name not in others and (labels := _choices(value))
                 }
                 yield Said(path, answers)
                 continue
@@ -95,11 +98,12 @@ def _of_label_studio(place: Path, records: "Callable[[], Iterator[_Record]]") ->
 
 
 def _tasks(place: Path) -> "Callable[[], Iterator[_Record]]":
-    tasks = require(load_json(place), list, place.name, "a list of tasks")
+    name = place.name
+    tasks = require(load_json(place), list, name, "a list of tasks")
 
     def records() -> Iterator[_Record]:
         for number, task in enumerate(tasks, start=1):
-            where = f"{place.name}, task {number}"
+            where = f"{name}, task {number}"
             require(task, dict, where, "a task as an object")
             data = require(task.get("data"), dict, f"{where}: `data`", "an object")
             annotations = task.get("annotations")
@@ -149,11 +153,12 @@ def _choices(value: Any) -> list[str] | None:
 
 
 def _flat_records(place: Path) -> "Callable[[], Iterator[_Record]]":
-    rows = require(load_json(place), list, place.name, "a list of annotations")
+    name = place.name
+    rows = require(load_json(place), list, name, "a list of annotations")
 
     def records() -> Iterator[_Record]:
         for number, row in enumerate(rows, start=1):
-            where = f"{place.name}, item {number}"
+            where = f"{name}, item {number}"
             yield where, require(row, dict, where, "an annotation as an object"), None
 
     return records
@@ -290,9 +295,10 @@ def rows_of(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         header, *rows = _cells(text, _separator(text.partition("\n")[0]))
     except csv.Error as error:
         raise DataError(f"{place.name}: {error}") from error
+    name = place.name
     for number, cells in enumerate(rows, start=2):
         if any(cells):
-            where = f"{place.name}, row {number}"
+            where = f"{name}, row {number}"
             if len(cells) != len(header):
                 raise DataError(f"{where}: expected {len(header)} cells, found {len(cells)}")
             yield where, dict(zip(header, cells, strict=True))

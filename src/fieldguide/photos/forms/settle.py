@@ -91,36 +91,30 @@ def settled(
     for path, labels, more in said:
         row = photos.setdefault(path, {PATH: path})
         for question, given in labels.items():
-            different = {label for label in given if label.strip()}
-            if not different:
+            if not (kept := [label for label in given if label.strip()]):
                 continue
             column = columns.setdefault(question, f"\0{question}")  # no column of others
-            if len(different) > 1:
+            if len(kept) > 1 and len({*kept}) > 1:
                 refused[path, question] = SEVERAL
-            elif row.setdefault(column, *different) not in different:
+            elif row.setdefault(column, kept[0]) != kept[0]:
                 refused.setdefault((path, question), DIFFERENT)
         for column, value in (more or {}).items():
             row.setdefault(column, value)
     chosen = _chosen(list(columns), usual)
+    for path, question in refused:
+        photos[path].pop(columns[question], None)
     gone = {path: why for (path, question), why in refused.items() if question == chosen}
     gone |= files.out if files else {}
-    names = {
-        column: LABEL if each == chosen else free_name(each) for each, column in columns.items()
-    }
-    blank = {(path, names[columns[question]]) for path, question in refused}
-    rows = [
-        {key: cell for k, cell in row.items() if (path, key := names.get(k, k)) not in blank}
-        for path, row in photos.items()
-        if path not in gone
-    ]
+    reasons = {**(left_out or {}), **Counter(gone[path] for path in photos if path in gone)}
+    rows = [row for path, row in photos.items() if path not in gone]
+    names = {columns[q]: LABEL if q == chosen else free_name(q) for q in columns}
     notes = [*rules, *(files.rules() if files else []), *_told(list(columns), chosen)]
-    unlabelled = sum(LABEL not in row for row in rows) if chosen in columns else 0
+    unlabelled = sum(columns[chosen] not in row for row in rows) if chosen in columns else 0
     if unlabelled:
         notes.append(f"{count(unlabelled, 'photo')} without a label")
     others = Counter(f"{why}: `{q}`" for (_, q), why in refused.items() if q != chosen)
     notes += [f"{why} without one ({number:,})" for why, number in others.items()]
-    reasons = {**(left_out or {}), **Counter(gone[path] for path in photos if path in gone)}
-    return table_of(name, base, rows, rules=notes, left_out=reasons)
+    return table_of(name, base, rows, names=names, rules=notes, left_out=reasons)
 
 
 def _chosen(questions: list[str], usual: Sequence[str]) -> str:
@@ -177,12 +171,13 @@ class Files:
             texts = spellings(address)
             found = next((path for path in paths if path in self._paths), None)
             found = found or self._by_end(texts) or self._by_name(texts)
-            if found is None and paths:
+            if found is not None:
+                if self._address.setdefault(found, address) != address:
+                    self.out.setdefault(found, SHARED)
+            elif paths:
                 found = paths[-1]
-            elif found is None:
+            else:
                 found = address if "://" in address else texts[0].removeprefix("/data/")
-            if self._address.setdefault(found, address) != address:
-                self.out.setdefault(found, SHARED)
             self._found[address] = found
         return self._found[address]
 
@@ -196,7 +191,7 @@ class Files:
 
     def _by_end(self, texts: Sequence[str]) -> str | None:
         for text in texts:
-            end = text
+            end = text if text.rpartition("/")[2] in self._named else ""
             while end:
                 if end in self._paths:
                     self._shorter += end != text
@@ -229,7 +224,7 @@ def spellings(address: str) -> list[str]:
     elif "://" in text:
         parts = urlsplit(text)
         text = parts.path if parts.scheme.startswith("http") else text.partition("://")[2]
-    return list(dict.fromkeys((unquote(text), text)))
+    return [unquote(text), text] if "%" in text else [text]
 
 
 def is_address(value: object) -> bool:
