@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError
-from fieldguide.words import count
+from fieldguide.words import count, listed
 
 # Columns of a form's table. Those that a form lacks are not there; others keep the form's names.
 PATH, LABEL, SPLIT = "path", "label", "split"
@@ -23,7 +23,8 @@ TIME = "time"  # when the photo was taken, ISO 8601 without zone
 class Form:
     """The photos that a source lists, one row each.
 
-    `paths` start from `base`. A row whose label is empty has none. `rules` say in words what was
+    `paths` start from `base`. There is no column `label` where nothing decides between several that
+    may be it. A row whose label is empty has none. `rules` say in words what was
     decided, such as which of several labels counts; `left_out` says why rows are missing, and how
     many.
     """
@@ -84,12 +85,31 @@ def table_of(
     base: Path,
     rows: Sequence[Mapping[str, str]],
     *,
+    names: Mapping[str, str] | None = None,
     rules: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
 ) -> Form:
-    """Return rows by column as a form; columns that no row fills are left away."""
-    names = dict.fromkeys(key for row in rows for key, value in row.items() if value)
-    order = [key for key in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if key in names]
-    header = (*order, *(key for key in names if key not in order))
-    cells = tuple(tuple(row.get(key, "") for key in header) for row in rows)
+    """Return rows by column as a form; columns that no row fills are left away.
+
+    `names` are the names of columns that have others in `rows`.
+    """
+    filled = dict.fromkeys(key for row in rows for key, value in row.items() if value)
+    keys = {(names or {}).get(key, key): key for key in filled}
+    order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if name in keys]
+    header = (*order, *(name for name in keys if name not in order))
+    cells = tuple(tuple(row.get(keys[name], "") for name in header) for row in rows)
     return Form(name, base, header, cells, tuple(rules), left_out)
+
+
+def label_column(form: Form, name: str | None = None) -> str:
+    """Return the name of the column of labels: the one asked for, else `label`.
+
+    Raises DataError that names all columns if it is not there.
+    """
+    if (column := name or LABEL) in form.header:
+        return column
+    what = f"no column `{name}`" if name else "nothing decides which column is the label"
+    shown = listed([f"`{each}`" for each in form.header if each != PATH]) or "none but paths"
+    raise DataError(
+        f"{form.name}: {what}; columns: {shown}", hint="say which is the label with --label-column"
+    )

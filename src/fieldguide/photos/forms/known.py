@@ -3,11 +3,16 @@
 from pathlib import Path
 
 from fieldguide.errors import UsageError
-from fieldguide.photos.forms import camera_traps
+from fieldguide.photos.forms import camera_traps, hf_metadata, labelled_sets, labelling
 from fieldguide.photos.forms.form import Form, Known
 from fieldguide.words import listed
 
-KNOWN: tuple[Known, ...] = (*camera_traps.FORMS,)
+KNOWN: tuple[Known, ...] = (
+    *camera_traps.FORMS,
+    *labelling.FORMS,
+    *labelled_sets.FORMS,
+    *hf_metadata.FORMS,
+)
 
 
 def find(place: Path, name: str | None = None) -> Form | None:
