@@ -63,7 +63,8 @@ def file_of(name: str) -> Path:
 def test_imports_point_downwards(path: Path) -> None:
     for name in imported(path):
         target = file_of(name)
-        inside = target.parent == path.parent != SOURCE
+        package = SOURCE / path.relative_to(SOURCE).parts[0]
+        inside = target.is_relative_to(package) and package.is_dir()
         assert inside or layer_of(target) > layer_of(path) or layer_of(path) == 0, name
 
 
