@@ -37,9 +37,10 @@ _INNER = ("train", "training", "images", "image", "imgs", "img", "photos", "jpg"
 
 
 class _Read(NamedTuple):
-    """A table with its labels in a column, and how they came there."""
+    """A table with its labels in a column, the columns that they replace, and how it was read."""
 
     table: Table
+    replaced: Sequence[int] = ()
     rules: tuple[str, ...] = ()
     left_out: Mapping[str, int] | None = None
 
@@ -135,7 +136,6 @@ def _one_hot(table: Table) -> _Read | None:
     """Return the table with a column of labels in place of its columns of 0 and 1."""
     if not (classes := _classes(table)):
         return None
-    others = [column for column in range(len(table.header)) if column not in classes]
     cells_of = itemgetter(*classes)
     known: dict[tuple[str, ...], list[str]] = {}  # there are few patterns, so each is read once
     rows = []
@@ -152,7 +152,7 @@ def _one_hot(table: Table) -> _Read | None:
         names = known[pattern]
         numbers[min(len(names), 2)] += 1
         if len(names) == 1:
-            rows.append((number, (*(cells[column] for column in others), names[0])))
+            rows.append((number, (*cells, names[0])))
     if numbers[1] == 0 or numbers[2] > numbers[1]:
         return None
     if broken:
@@ -160,10 +160,10 @@ def _one_hot(table: Table) -> _Read | None:
             f"{table.name}, {broken}",
             hint="take out a column that is no class, or name one for labels and --format plain",
         )
-    header = (*(table.header[column] for column in others), LABEL)
     rule = f"labels: the one column that is 1 of {quoted([table.header[c] for c in classes])}"
     left_out = {"rows without a class": numbers[0], "rows with several classes": numbers[2]}
-    return _Read(replace(table, header=header, rows=tuple(rows)), (rule,), left_out)
+    table = replace(table, header=(*table.header, LABEL), rows=tuple(rows))
+    return _Read(table, classes, (rule,), left_out)
 
 
 def _plain(name: str) -> str:
@@ -177,10 +177,10 @@ def _bit(cell: str) -> str:
 def _form(name: str, base: Path, read: _Read, column: int, paths: Sequence[str]) -> Form:
     """Return the table as a form, with the given paths first and the label, if any, second."""
     header = read.table.header
-    rest = [c for c, its in enumerate(header) if c != column and its != LABEL]
+    rest = [c for c, its in enumerate(header) if c not in (column, *read.replaced) and its != LABEL]
     order = [header.index(LABEL), *rest] if LABEL in header else rest
     rows = tuple(
-        (path, *(cells[c] for c in order))
+        (path, *map(cells.__getitem__, order))
         for path, (_, cells) in zip(paths, read.table.rows, strict=True)
     )
     names = (PATH, *(header[c] for c in order))
