@@ -42,7 +42,7 @@ def read_cub(place: Path) -> Form | None:
     labels, splits = lists["image_class_labels"], lists.get("train_test_split")
     names = {number: line.rest for number, line in lists["classes"].items()}
     labelled = {line.rest for line in labels.values()}
-    texts, rules = _distinct({number: its for number, its in names.items() if number in labelled})
+    texts, rules = distinct({number: its for number, its in names.items() if number in labelled})
     parents = {child: names.get(up.rest, "") for child, up in lists.get("hierarchy", {}).items()}
     people = {each: line.rest for each, line in lists.get("photographers", {}).items()}
     rows = []
@@ -306,7 +306,7 @@ def _one_of(line: _Line, meanings: Mapping[str, str]) -> str:
     return meanings[line.rest]
 
 
-def _distinct(names: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def distinct(names: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the names of classes, with the id where several have one name, and that in words."""
     numbers = Counter(names.values())
     several = [name for name, number in numbers.items() if number > 1]
