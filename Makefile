@@ -32,7 +32,7 @@ test-all: .venv-all/ready
 
 .venv-all/ready: pyproject.toml constraints.txt .venv/ready
 	test -x .venv-all/bin/python || $(PYTHON) -m venv .venv-all
-	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,parquet,remote,tiff,track]' --group dev
+	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,mat,parquet,remote,tiff,track]' --group dev
 	$(UV) pip install --quiet --python .venv-all/bin/python s3fs 'moto[server]'
 	touch $@
 

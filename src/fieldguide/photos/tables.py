@@ -236,14 +236,17 @@ def _with_column(table: Table, name: str, cells: Sequence[str]) -> Table:
     return replace(table, header=(*table.header, name), rows=rows)
 
 
-def read_cells(place: Path, encoding: str | None = None) -> Table:
-    """Return a table in plain text, perhaps without rows; DataError with the row of a fault."""
+def read_cells(place: Path, encoding: str | None = None, most: int = -1) -> Table:
+    """Return a table in plain text, perhaps without rows; DataError with the row of a fault.
+
+    With `most`, it is read only as far as the last line that ends within that many bytes.
+    """
     if place.suffix == parquet.ENDING:
         raise DataError(
             f"not a table in plain text: {place}",
             hint="name the folder that the Parquet files lie in",
         )
-    text = decoded(content_of(place), place.name, encoding)
+    text = decoded(content_of(place, most), place.name, encoding)
     if not text.strip():
         raise DataError(f"the table is empty: {place}")
     if said := re.match(r"sep=(.)\r?\n", text):  # a spreadsheet's own line
@@ -281,10 +284,15 @@ def _without_empty_columns(
     return [(number, cells[:width]) for number, cells in rows]
 
 
-def content_of(place: Path) -> bytes:
-    """Return the bytes of a table or list; DataError if it cannot be read."""
+def content_of(place: Path, most: int = -1) -> bytes:
+    """Return the bytes of a table or list, or `most` of them without the line that they cut.
+
+    Raises DataError if it cannot be read.
+    """
     try:
-        return place.read_bytes()
+        with place.open("rb") as file:
+            data = file.read(most)
+        return data.rpartition(b"\n")[0] or data if len(data) == most else data
     except OSError as error:
         if not place.exists():
             raise PhotosAway(f"no such file or folder: {place}") from error
@@ -543,7 +551,7 @@ class Finder:
         others = [
             _relative(folder / name, self._base)
             for folder in sorted({place.parent for place in self._found})
-            for name in _names_of(folder)
+            for name in names_of(folder)
             if Path(name).suffix.lower() in EXTENSIONS and not is_hidden(name)
             if folder / name not in self._found
         ]
@@ -567,7 +575,7 @@ class Finder:
         """Map names to photos in a folder: by another Unicode form or case, or no ending."""
         if folder not in self._names:
             names: dict[str, list[str]] = defaultdict(list)
-            for name in _names_of(folder):
+            for name in names_of(folder):
                 if Path(name).suffix.lower() in EXTENSIONS and answer_of((folder / name).is_file):
                     names[_key(name)].append(name)
                     names[_key(Path(name).stem)].append(name)
@@ -575,7 +583,8 @@ class Finder:
         return self._names[folder]
 
 
-def _names_of(folder: Path) -> list[str]:
+def names_of(folder: Path) -> list[str]:
+    """Return the names in a folder in code-point order; none if it cannot be read."""
     try:
         return sorted(place.name for place in folder.iterdir())
     except OSError:  # there is no such folder, or it may not be read

@@ -3,15 +3,26 @@
 from pathlib import Path
 
 from fieldguide.errors import UsageError
-from fieldguide.photos.forms import camera_traps, hf_metadata, labelled_sets, labelling
+from fieldguide.photos.forms import (
+    camera_traps,
+    hf_metadata,
+    json_sets,
+    kaggle,
+    labelled_sets,
+    labelling,
+    sets,
+)
 from fieldguide.photos.forms.form import Form, Known
 from fieldguide.words import listed
 
-KNOWN: tuple[Known, ...] = (
+KNOWN: tuple[Known, ...] = (  # those that any table could be come last
     *camera_traps.FORMS,
     *labelling.FORMS,
     *labelled_sets.FORMS,
+    *sets.FORMS,
+    *json_sets.FORMS,
     *hf_metadata.FORMS,
+    *kaggle.FORMS,
 )
 
 
