@@ -11,7 +11,7 @@ from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
 from fieldguide.photos.forms.form import LABEL, PATH, Form
-from fieldguide.photos.tables import Table, catalog_of, read_table
+from fieldguide.photos.tables import Finder, Table, catalog_of, read_table
 from fieldguide.storage import addresses
 
 Names: TypeAlias = dict[str, str | None]
@@ -89,10 +89,10 @@ def plain(
         return tuple(header[i] for i in used), [
             (placed(path), *("" if v is None else str(v) for v in rest)) for path, *rest in rows
         ]
-    at = form.header.index(PATH)
-    there = set(catalog.table.column("path"))
+    at, find = form.header.index(PATH), Finder(catalog.root.resolve()).find
+    found = ((row, find(row[at])) for row in form.rows)
     return form.header, [
-        (*row[:at], placed(row[at]), *row[at + 1 :]) for row in form.rows if row[at] in there
+        (*row[:at], placed(path), *row[at + 1 :]) for row, path in found if path is not None
     ]
 
 
