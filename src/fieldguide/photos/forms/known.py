@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from fieldguide.errors import UsageError
-from fieldguide.photos.forms import json_sets, kaggle, sets
+from fieldguide.photos.forms import darwin_core, json_sets, kaggle, sets
 from fieldguide.photos.forms.form import Form, Known
 from fieldguide.words import listed
 
-KNOWN: tuple[Known, ...] = (*sets.FORMS, *json_sets.FORMS, *kaggle.FORMS)
+KNOWN: tuple[Known, ...] = (*sets.FORMS, *json_sets.FORMS, *darwin_core.FORMS, *kaggle.FORMS)
 
 
 def find(place: Path, name: str | None = None) -> Form | None:
