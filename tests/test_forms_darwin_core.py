@@ -1,5 +1,9 @@
-"""Darwin Core archives, by hand after downloads of GBIF and the export of iNaturalist."""
+"""Darwin Core archives: of dwcahandler, and by hand as GBIF and iNaturalist write them.
 
+Sources: GBIF, Download formats; GBIF, Darwin Core Archives: How-to Guide.
+"""
+
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -144,6 +148,24 @@ def test_an_export_of_inaturalist(tmp_path: Path) -> None:
         ("55.jpg", "Bufo bufo", "7", ' |  | a "pond",\nsouth', "", ""),
         ("56.jpg", "", "8", "", "", ""),
     ]
+
+
+def test_an_archive_of_dwcahandler(tmp_path: Path) -> None:
+    # written by tests/forms/make_dwcahandler.sh
+    shutil.copytree(Path(__file__).parent / "forms" / "dwcahandler", tmp_path, dirs_exist_ok=True)
+    put(tmp_path, "1.jpg", "2.jpg", "HERB-3.png", "HERB-4.jpg", "HERB-5.jpg", "HERB-6.jpg")
+    form = read_darwin_core(tmp_path)
+    assert form is not None
+    oak = ("Quercus robur", "r1", 'Ann | 2020-05-04 | the "old oak", by the mill')
+    assert [row[:6] for row in form.rows] == [
+        ("1.jpg", *oak, "2020-05-04T10:11:12", "CC-BY | CC0"),
+        ("2.jpg", *oak, "2020-05-04T10:11:12", "CC-BY | CC0"),
+        ("HERB-3.png", "Acer campestre", "r2", "Bo | 2020-05-05 | field\nsouth", "", "CC0"),
+        ("HERB-4.jpg", "", "r3", "Bo | 2020-05-05 | a; b, c", "", "CC0"),
+        ("HERB-5.jpg", "\xdclmus minor", "r4", "", "", ""),
+    ]
+    assert form.left_out == {"photos of no record": 1, "records without a photo": 1}
+    assert "labels: scientificName (1 without)" in form.told
 
 
 SHORT = (*RECORDS[:1], RECORDS[1][:4])
