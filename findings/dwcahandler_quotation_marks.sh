@@ -8,8 +8,8 @@
 # one in record c, all from the first to the second is one cell. Of four records two are read, and
 # deleting record d leaves one, where three are right. Nothing warns; that fewer rows were extracted
 # stands in a debug message. With the marks left out of the same table all is right.
-# Why it surprises: the attribute is parsed and its value is known; the validation of the library
-# looks at keys only, so that an archive is damaged by the deletion of an unrelated record.
+# Why it surprises: the attribute is looked at, but an empty value becomes a quotation mark; and the
+# library validates keys only, so that an archive is damaged by the deletion of an unrelated record.
 #
 # Output seen (Python 3.11, Linux):
 #   without marks: records after deleting d: ['a', 'b', 'c']

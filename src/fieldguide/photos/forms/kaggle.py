@@ -4,7 +4,6 @@ Source: the data pages of image competitions on Kaggle (2014 to 2026). Their tab
 `id` without an ending, and some have labels as one column of 0 and 1 a class ("one-hot").
 """
 
-import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, USUAL_NAMES
-from fieldguide.photos.folders import is_hidden
+from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.photos.forms.form import LABEL, PATH, Form, Known
 from fieldguide.photos.tables import (
     TABLE_EXTENSIONS,
@@ -212,13 +211,13 @@ def _lie_beside(table: Table, source: Path) -> bool | None:
 
 def _folders(source: Path, named: bool) -> Iterator[Path]:
     """Yield folders beside a table and in these, perhaps only those called after photos."""
-    for entry in sorted(os.scandir(source.parent), key=lambda entry: entry.name):
-        usual = not named or entry.name.lower().startswith(_FOLDERS)
-        if usual and not is_hidden(entry.name) and entry.is_dir():
-            folder = Path(entry.path)
+    for name in names_of(source.parent):
+        folder = source.parent / name
+        usual = not named or name.lower().startswith(_FOLDERS)
+        if usual and not is_hidden(name) and answer_of(folder.is_dir):
             yield folder
-            inner = dict.fromkeys((*_INNER, entry.name))
-            yield from (folder / name for name in inner if (folder / name).is_dir())
+            inner = (folder / each for each in dict.fromkeys((*_INNER, name)))
+            yield from (each for each in inner if answer_of(each.is_dir))
 
 
 def _photos_in(folder: Path) -> dict[str, list[str]]:
