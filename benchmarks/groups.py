@@ -86,7 +86,8 @@ def measure(photos: Path, weights: Path, seed: int) -> dict[str, tuple[float, fl
             run = fg.fit(fg.read_table(near, group=group), recipe, out=Path(folder) / group)
             shown = run.classifier("ensemble").predict(unseen)
             labels = [photo.label for photo in unseen.photos]
-            right = np.mean([a == b for a, b in zip(shown.predicted, labels, strict=True)])
+            named = [shown.classes[best] for best in shown.probabilities.argmax(axis=1)]
+            right = np.mean([a == b for a, b in zip(named, labels, strict=True)])
             found[group] = run.scores.accuracy, float(right)
             print(f"seed {seed}, groups {group}: {found[group]}", flush=True)
     return found

@@ -177,12 +177,20 @@ def test_an_id_of_two_photos_is_refused_with_its_row(tmp_path: Path) -> None:
         read_kaggle(tmp_path)
 
 
-def test_a_table_of_other_photos_and_two_tables_are_refused(tmp_path: Path) -> None:
-    competition(tmp_path, "id,label", "x,oak", "y,elm")
-    with pytest.raises(DataError, match=r"train.csv names no photo in train/: not `x` nor any"):
-        read_kaggle(tmp_path)
+def test_two_tables_of_photos_are_refused_but_not_a_list_of_classes(tmp_path: Path) -> None:
+    competition(tmp_path)
+    table(tmp_path / "labels.csv", "id,name", "0,beagle", "1,pug")
+    form = read_kaggle(tmp_path)
+    assert form is not None
+    assert form.rows == (("0a1.jpg", "beagle"), ("0b2.jpg", "pug"))
     table(tmp_path / "labels.csv", "id,label", "0a1,oak")
     with pytest.raises(DataError, match=r"`train.csv` and `labels.csv` in .* may each hold"):
+        read_kaggle(tmp_path)
+
+
+def test_a_table_of_other_photos_is_refused(tmp_path: Path) -> None:
+    competition(tmp_path, "id,label", "x,oak", "y,elm")
+    with pytest.raises(DataError, match=r"train.csv names no photo in train/: not `x` nor any"):
         read_kaggle(tmp_path)
 
 
@@ -202,6 +210,7 @@ def test_what_is_read_as_before(tmp_path: Path) -> None:
     table(classes / "labels.csv", "path,label", "elm/2.jpg,elm", "oak/1.jpg,oak")
     assert read_kaggle(classes) is None
     table(classes / "train.csv", "x,y", "1,2")
+    assert read_kaggle(classes) is None
     (classes / "labels.csv").unlink()
     assert read_kaggle(classes) is None
     (classes / "train.csv").write_bytes(b"PK\x03\x04\0\0")

@@ -1,5 +1,6 @@
 """Published sets, written by hand after their descriptions, and read by torchvision as well."""
 
+import csv
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from torchvision import datasets
 from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.forms import sets
 from fieldguide.photos.forms.form import Form
+from fieldguide.photos.forms.known import KNOWN, find
+from fieldguide.photos.tables import read_table
 from tests.photos import put
 
 
@@ -416,18 +419,34 @@ def test_broken_cars_are_refused(tmp_path: Path) -> None:
         sets.read_cars(tmp_path)
 
 
-def test_each_set_is_of_its_own_form_alone(tmp_path: Path) -> None:
-    places = {
-        "cub": cub(tmp_path / "0"),
-        "fgvc-aircraft": aircraft(tmp_path / "1"),
-        "oxford-pets": pets(tmp_path / "2"),
-        "food-101": food(tmp_path / "3"),
-        "stanford-dogs": dogs(tmp_path / "4", ["x/a.jpg"], ["x/b.jpg"]),
-        "flowers-102": flowers(tmp_path / "5", [1, 2], trnid=[1], valid=[2], tstid=[]),
-        "stanford-cars": cars(tmp_path / "6", [(1, "1.jpg")], None),
-        "": put(tmp_path / "7", "oak/1.jpg", "elm/1.jpg"),
+def examples(root: Path) -> dict[str, Path]:
+    """A small set of each form by its name, and a folder of none."""
+    return {
+        "cub": cub(root / "0"),
+        "fgvc-aircraft": aircraft(root / "1"),
+        "oxford-pets": pets(root / "2"),
+        "food-101": food(root / "3"),
+        "stanford-dogs": dogs(root / "4", ["x/a.jpg", "y/c.jpg"], ["x/b.jpg"]),
+        "flowers-102": flowers(root / "5", [1, 2], trnid=[1, 2], valid=[], tstid=[]),
+        "stanford-cars": cars(root / "6", [(1, "1.jpg"), (2, "2.jpg")], None),
+        "": put(root / "7", "oak/1.jpg", "elm/1.jpg"),
     }
+
+
+def test_each_set_is_of_its_own_form_alone(tmp_path: Path) -> None:
+    places = examples(tmp_path)
     assert {known.name for known in sets.FORMS} <= places.keys()
     for name, place in places.items():
-        assert [k.name for k in sets.FORMS if k.read(place) is not None] == [name] * bool(name)
-    assert not [known for known in sets.FORMS if known.read(tmp_path / "7/oak/1.jpg") is not None]
+        assert [k.name for k in KNOWN if k.read(place) is not None] == [name] * bool(name)
+    assert not [known for known in KNOWN if known.read(tmp_path / "7/oak/1.jpg") is not None]
+
+
+def test_each_set_becomes_a_plain_table(tmp_path: Path) -> None:
+    for name, place in examples(tmp_path).items():
+        if (form := find(place)) is None:
+            continue
+        with (tmp_path / "plain.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([form.header, *form.rows])
+        put(form.base, *(row[0] for row in form.rows))
+        photos = read_table(tmp_path / "plain.csv", root=form.base)
+        assert [photo.label for photo in photos.photos] == [row[1] for row in form.rows], name

@@ -4,7 +4,6 @@ Source: the data pages of image competitions on Kaggle (2014 to 2026). Their tab
 `id` without an ending, and some have labels as one column of 0 and 1 a class ("one-hot").
 """
 
-import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, USUAL_NAMES
-from fieldguide.photos.folders import is_hidden
+from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.photos.forms.form import LABEL, PATH, Form, Known
 from fieldguide.photos.tables import (
     TABLE_EXTENSIONS,
@@ -77,24 +76,38 @@ def read_kaggle(place: Path) -> Form | None:
     Raises DataError where the photos are found in several folders, two photos have one id, the
     folder holds several such tables, or `train/` has photos but none of the table's.
     """
-    source = _only_table(place) if place.is_dir() else place
+    if not place.is_dir():
+        return _beside(place)
+    tables = [table for name in _TABLES if (table := place / name).is_file()]
+    found = {table.name: form for table in tables if (form := _beside(table, place))}
+    if len(found) > 1:
+        raise DataError(
+            f"{listed([f'`{name}`' for name in found])} in {place} may each hold the labels",
+            hint=f"give the table instead of its folder, such as {place / next(iter(found))}",
+        )
+    if tables and not found:
+        _require_not_for_training(tables[0])
+    return next(iter(found.values()), None)
+
+
+def _beside(source: Path, given: Path | None = None) -> Form | None:
+    """Return the photos of a table in a folder beside it; its own folder may be what was given."""
     beginning = _beginning(source)
-    if source is None or beginning is None or (beside := _lie_beside(beginning, source)) is None:
+    if beginning is None or (there := _lie_there(beginning, source)) is None:
         return None
-    if beside and place.is_file():
+    if there and given is None:
         return None
     table = read_cells(source)
     read = _one_hot(table) or _Read(table)
     column = path_column(read.table)
     ids = [cells[column].strip() for _, cells in read.table.rows]
-    if beside:
+    if there and given is not None:
         of_one_folder = len({name.replace("\\", "/").rpartition("/")[0] for name in ids}) == 1
         said = read._replace(rules=(f"table {source.name}", *read.rules))
-        return _form("Kaggle", place, said, column, ids) if of_one_folder else None
-    folders = {folder: _photos_in(folder) for folder in _folders(source, named=place.is_dir())}
+        return _form("Kaggle", given, said, column, ids) if of_one_folder else None
+    folders = {folder: _photos_in(folder) for folder in _folders(source, named=given is not None)}
     matches = {folder: _matched(ids, names) for folder, names in folders.items()}
     if not any(matches.values()):
-        _require_not_for_training(place, source, folders, ids)
         return None
     folder = _chosen({folder: match for folder, match in matches.items() if match}, source)
     paths = matches[folder]
@@ -108,9 +121,9 @@ def read_kaggle(place: Path) -> Form | None:
     return _form("Kaggle", folder, said, column, found)
 
 
-def _beginning(place: Path | None) -> Table | None:
+def _beginning(place: Path) -> Table | None:
     """Return the first rows of a table; None if it is none. Whoever reads all says why."""
-    if place is None or place.suffix.lower() not in TABLE_EXTENSIONS or not place.is_file():
+    if place.suffix.lower() not in TABLE_EXTENSIONS or not place.is_file():
         return None
     for most in (_BEGINNING, -1):  # a cut in the middle of a quoted cell looks like damage
         try:
@@ -187,19 +200,7 @@ def _form(name: str, base: Path, read: _Read, column: int, paths: Sequence[str])
     return Form(name, base, names, rows, read.rules, read.left_out)
 
 
-def _only_table(folder: Path) -> Path | None:
-    """Return the table of labels in a folder; DataError if there are several."""
-    tables = [folder / name for name in _TABLES if (folder / name).is_file()]
-    if len(tables) > 1:
-        names = listed([f"`{table.name}`" for table in tables])
-        raise DataError(
-            f"{names} in {folder} may each hold the labels",
-            hint=f"give the table instead of its folder, such as {tables[0]}",
-        )
-    return tables[0] if tables else None
-
-
-def _lie_beside(table: Table, source: Path) -> bool | None:
+def _lie_there(table: Table, source: Path) -> bool | None:
     """Return whether a table's photos lie where it says, by its first rows; None without any."""
     try:
         column = path_column(table)
@@ -212,13 +213,13 @@ def _lie_beside(table: Table, source: Path) -> bool | None:
 
 def _folders(source: Path, named: bool) -> Iterator[Path]:
     """Yield folders beside a table and in these, perhaps only those called after photos."""
-    for entry in sorted(os.scandir(source.parent), key=lambda entry: entry.name):
-        usual = not named or entry.name.lower().startswith(_FOLDERS)
-        if usual and not is_hidden(entry.name) and entry.is_dir():
-            folder = Path(entry.path)
+    for name in names_of(source.parent):
+        folder = source.parent / name
+        usual = not named or name.lower().startswith(_FOLDERS)
+        if usual and not is_hidden(name) and answer_of(folder.is_dir):
             yield folder
-            inner = dict.fromkeys((*_INNER, entry.name))
-            yield from (folder / name for name in inner if (folder / name).is_dir())
+            inner = (folder / each for each in dict.fromkeys((*_INNER, name)))
+            yield from (each for each in inner if answer_of(each.is_dir))
 
 
 def _photos_in(folder: Path) -> dict[str, list[str]]:
@@ -305,14 +306,16 @@ def _unlabelled(source: Path, folder: Path) -> list[str]:
     return [name for name in away if name not in (source.name, *folder.parts)]
 
 
-def _require_not_for_training(
-    place: Path, source: Path, folders: Mapping[Path, Mapping[str, object]], ids: Sequence[str]
-) -> None:
-    """Raise DataError if a folder for training has photos, where none is the table's."""
-    for folder, names in folders.items():
-        if place.is_dir() and names and folder.name.lower().startswith("train"):
+def _require_not_for_training(source: Path) -> None:
+    """Raise DataError if a folder for training has photos, where the table names none of them."""
+    beginning = _beginning(source)
+    if beginning is None or _lie_there(beginning, source) is not False:
+        return
+    for folder in _folders(source, named=True):
+        if folder.name.lower().startswith("train") and _photos_in(folder):
+            first = beginning.rows[0][1][path_column(beginning)]
             raise DataError(
-                f"{source.name} names no photo in {folder.name}/: not `{ids[0]}` nor any other",
+                f"{source.name} names no photo in {folder.name}/: not `{first}` nor any other",
                 hint="give the table, and the folder of the photos with --root (`root` in Python)",
             )
 

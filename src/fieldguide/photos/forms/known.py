@@ -5,6 +5,7 @@ from pathlib import Path
 from fieldguide.errors import UsageError
 from fieldguide.photos.forms import (
     camera_traps,
+    darwin_core,
     hf_metadata,
     json_sets,
     kaggle,
@@ -21,6 +22,7 @@ KNOWN: tuple[Known, ...] = (  # those that any table could be come last
     *labelled_sets.FORMS,
     *sets.FORMS,
     *json_sets.FORMS,
+    *darwin_core.FORMS,
     *hf_metadata.FORMS,
     *kaggle.FORMS,
 )
