@@ -39,9 +39,14 @@ HEAD = 1 << 16  # bytes at either end of a file by which a form is recognised (t
 MOST_FILES = 20  # JSON files of a folder that are looked at (taste)
 LOOKED_AT = 50  # photos looked for, to find the folder that paths start from (taste)
 VIDEOS = "videos: take frames from them first"
-_VIDEO = re.compile(r"\.(3gp|asf|avi|m4v|mkv|mov|mp4|mpe?g|mts|webm|wmv)$", re.IGNORECASE)
+_VIDEO = frozenset(
+    {"3gp", "asf", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "webm", "wmv"}
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTHS = {
+    name: number
+    for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)  # noqa: SIM905 - shorter
+}
 _MAIN = (PATH, LABEL, EVENT, PLACE, SPLIT, TIME)
 
 
@@ -93,7 +98,7 @@ def _one_a_photo(rows: Iterable[_Row], left: Counter[str], unnamed: str) -> list
     bare: dict[str, _Row] = {}
     several: set[str] = set()
     for row in rows:
-        if _VIDEO.search(row.path):
+        if row.path.rpartition(".")[2].lower() in _VIDEO:
             left[VIDEOS] += 1
         elif not row.label:
             bare.setdefault(row.path, row)
@@ -129,11 +134,11 @@ def _events(rows: Sequence[_Row]) -> list[str]:
 
 def _moment(text: str) -> datetime | None:
     """Return a time as ISO 8601, as EXIF or as `04-Mar-2016 05:06:07` has it; None for others."""
-    text = re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", text)
-    if found := re.match(r"(\d\d?)-([A-Za-z]{3})-(\d{4})\b", text):
-        day, month, year = found.groups()
-        if month.lower() in _MONTHS:
-            number = _MONTHS.index(month.lower()) + 1
+    if text[4:5] != "-":
+        text = re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", text)
+        if found := re.match(r"(\d\d?)-([A-Za-z]{3})-(\d{4})\b", text):
+            day, month, year = found.groups()
+            number = _MONTHS.get(month.lower(), 0)
             text = f"{year}-{number:02}-{int(day):02}{text[found.end() :]}"
     try:
         return datetime.fromisoformat(text) if text[4:5] == "-" else None
@@ -143,7 +148,9 @@ def _moment(text: str) -> datetime | None:
 
 def _wall_time(moment: datetime | None) -> str:
     """Return a time as it stands, without its zone."""
-    return moment.replace(tzinfo=None).isoformat() if moment else ""
+    if moment is None:
+        return ""
+    return (moment.replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
 
 
 def _within(place: str, event: str) -> str:
@@ -558,12 +565,27 @@ def _json_file(place: Path, told: Callable[[set[str]], bool], form: str) -> Path
     return fitting[0] if fitting else None
 
 
-def _text(value: Any, where: str) -> str:
-    """Return an id or a name, which JSON may hold as a number; empty for null."""
+def _need(item: Any, key: str, kind: type | tuple[type, ...], expected: str, *where: object) -> Any:
+    """Return a value of an object in JSON; DataError that says where for one of another type."""
+    value = item.get(key) if isinstance(item, dict) else None
+    if isinstance(value, kind):
+        return value
+    spot = f"{where[0]}, " + ", ".join(
+        f"{a}[{n}]" for a, n in zip(where[1::2], where[2::2], strict=True)
+    )
+    require(item, dict, spot, "an object")
+    return require(value, kind, f"{spot}, key `{key}`", expected)
+
+
+def _id(item: Any, key: str, *where: object) -> str:
+    """Return an id or a name, which JSON may hold as a number; empty for null or none."""
+    value = item.get(key) if isinstance(item, dict) else _need(item, key, str, "text", *where)
+    if isinstance(value, str):
+        return value.strip()
     if value is None:
         return ""
-    require(value, (str, int, float), where, "text or a number")
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    value = _need(item, key, (int, float), "text or a number", *where)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def read_coco(place: Path) -> Form | None:
@@ -593,32 +615,29 @@ def read_coco(place: Path) -> Form | None:
     base, rules = _base(file.parent, paths.values(), ("images", "train"))
     listed = data.get("licenses")
     licences = {
-        _text(one.get("id"), f"{file.name}, licenses"): str(one.get("name") or one.get("url") or "")
-        for one in (listed if isinstance(listed, list) else [])
-        if isinstance(one, dict)
+        _id(one, "id", file.name, "licenses", number): str(one.get("name") or one.get("url") or "")
+        for number, one in enumerate(listed if isinstance(listed, list) else [])
     }
     unknown = 0
     trap = False
     rows = []
-    for image in images:
-        key = _text(image["id"], "images")
-        spot = _text(image.get("location"), f"{file.name}, image `{key}`, key `location`")
-        sequence = _text(image.get("seq_id"), f"{file.name}, image `{key}`, key `seq_id`")
+    name = file.name
+    for number, (key, path) in enumerate(paths.items()):
+        image = images[number]
+        spot = _id(image, "location", name, "images", number)
+        sequence = _id(image, "seq_id", name, "images", number)
+        licence = _id(image, "license", name, "images", number) if licences else ""
         time = image.get("datetime")
         moment = _moment(time) if isinstance(time, str) else None
         unknown += bool(time) and moment is None
         trap = trap or bool(spot or sequence)
-        row = _Row(
-            paths[key],
-            event=_within(spot, sequence),
-            place=spot,
-            time=_wall_time(moment),
-            others=(
-                _relative_box(boxes.get(key, ()), image, f"{file.name}, image `{key}`"),
-                licences.get(_text(image.get("license"), "license"), ""),
-            ),
+        box = (
+            _relative_box(boxes[key], image, f"{file.name}, image `{key}`") if key in boxes else ""
         )
-        rows += [row._replace(label=label) for label in labels.get(key) or ("",)]
+        event = _within(spot, sequence)
+        others = (box, licences.get(licence, ""))
+        for label in labels.get(key) or ("",):
+            rows.append(_Row(path, label, event, spot, "", _wall_time(moment), others))
     if unknown:
         rules.append(f"{count(unknown, 'time')} of no known form, taken as none")
     return _form(
@@ -635,13 +654,13 @@ def read_coco(place: Path) -> Form | None:
 def _paths_of_images(file: Path, images: Sequence[Any]) -> dict[str, str]:
     """Return the path of each image by its id; DataError for an image without or an id twice."""
     paths: dict[str, str] = {}
+    source = file.name
     for number, image in enumerate(images):
-        where = f"{file.name}, images[{number}]"
-        require(image, dict, where, "an object")
-        key = _text(image.get("id"), f"{where}, key `id`")
-        name = require(image.get("file_name"), str, f"{where}, key `file_name`", "a path")
+        name = _need(image, "file_name", str, "a path", source, "images", number)
+        key = _id(image, "id", source, "images", number)
         if not key or key in paths:
-            raise DataError(f"{where}, key `id`: expected an id of its own, found `{key}`")
+            spot = f"{source}, images[{number}], key `id`"
+            raise DataError(f"{spot}: expected an id of its own, found `{key}`")
         paths[key] = _posix(name)
     return paths
 
@@ -650,32 +669,32 @@ def _annotated(
     file: Path, data: Mapping[str, Any], paths: Mapping[str, str], left: Counter[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Any]]]:
     """Return the different labels and the boxes of each image."""
-    names: dict[Any, str] = {}
-    for number, category in enumerate(
-        require(data.get("categories"), list, f"{file.name}, key `categories`", "a list")
-    ):
-        where = f"{file.name}, categories[{number}]"
-        require(category, dict, where, "an object")
-        name = require(category.get("name"), str, f"{where}, key `name`", "text")
-        names[_text(category.get("id"), f"{where}, key `id`")] = name.strip()
+    listed = require(data.get("categories"), list, f"{file.name}, key `categories`", "a list")
+    names = {
+        _id(one, "id", file.name, "categories", number): _need(
+            one, "name", str, "text", file.name, "categories", number
+        ).strip()
+        for number, one in enumerate(listed)
+    }
     labels: dict[str, tuple[str, ...]] = {}
     boxes: dict[str, list[Any]] = {}
     annotations = require(
         data.get("annotations", []), list, f"{file.name}, key `annotations`", "a list"
     )
+    single = {name: (name,) for name in names.values()}
+    source = file.name
     for number, annotation in enumerate(annotations):
-        where = f"{file.name}, annotations[{number}]"
-        require(annotation, dict, where, "an object")
-        key = _text(annotation.get("image_id"), f"{where}, key `image_id`")
-        category = _text(annotation.get("category_id"), f"{where}, key `category_id`")
+        key = _id(annotation, "image_id", source, "annotations", number)
+        category = _id(annotation, "category_id", source, "annotations", number)
         if category not in names:
-            raise DataError(f"{where}, key `category_id`: `{category}` is not in categories")
+            spot = f"{file.name}, annotations[{number}], key `category_id`"
+            raise DataError(f"{spot}: `{category}` is not in categories")
         if key not in paths:
             left["annotations of images that are not listed"] += 1
             continue
         found = labels.get(key, ())
         if names[category] not in found:
-            labels[key] = (*found, names[category])
+            labels[key] = (*found, names[category]) if found else single[names[category]]
         if annotation.get("bbox"):
             boxes.setdefault(key, []).append(annotation["bbox"])
     return labels, boxes
@@ -716,30 +735,33 @@ def read_megadetector(place: Path) -> Form | None:
     if not isinstance(data, dict) or "images" not in data:
         return None
     images = require(data["images"], list, f"{file.name}, key `images`", "a list")
-    where = f"{file.name}, key `detection_categories`"
-    categories = require(data.get("detection_categories"), dict, where, "an object")
+    categories = require(
+        data.get("detection_categories"),
+        dict,
+        f"{file.name}, key `detection_categories`",
+        "an object",
+    )
     left: Counter[str] = Counter()
     rows = []
     numbers = []
     for number, image in enumerate(images):
-        where = f"{file.name}, images[{number}]"
-        require(image, dict, where, "an object")
-        path = _posix(require(image.get("file"), str, f"{where}, key `file`", "a path"))
+        where = (file.name, "images", number)
+        path = _posix(_need(image, "file", str, "a path", *where))
         if image.get("failure"):
             left["photos that MegaDetector could not read"] += 1
             continue
-        found = require(image.get("detections"), list, f"{where}, key `detections`", "a list")
+        found = _need(image, "detections", list, "a list", *where)
         numbers.append(len(found))
         time = image.get("datetime")
         moment = _moment(time) if isinstance(time, str) else None
-        crop_of = re.sub(r"\.crop_\d+(?=\.|$)", "", path)
+        crop_of = re.sub(r"\.crop_\d+(?=\.|$)", "", path) if ".crop_" in path else path
         rows.append(
             _Row(
                 path,
                 event=crop_of if crop_of != path and moment is None else "",
                 place=_folder(path),
                 time=_wall_time(moment),
-                others=_most_confident(found, categories, where),
+                others=_most_confident(found, categories, *where),
             )
         )
     base, rules = _base(file.parent, (row.path for row in rows), ("images",))
@@ -754,22 +776,23 @@ def read_megadetector(place: Path) -> Form | None:
 
 
 def _most_confident(
-    detections: Sequence[Any], categories: Mapping[str, Any], where: str
+    detections: Sequence[Any], categories: Mapping[str, Any], *where: object
 ) -> tuple[str, str, str]:
     """Return box, confidence and category of the most confident detection; empty without one."""
+    best, most = None, -1.0
     for number, one in enumerate(detections):
-        inside = f"{where}, detections[{number}]"
-        require(one, dict, inside, "an object")
-        require(one.get("conf"), (int, float), f"{inside}, key `conf`", "a number")
-        if one.get("category") not in categories:
-            raise DataError(
-                f"{inside}, key `category`: `{one.get('category')}` is not in detection_categories"
-            )
-    if not detections:
+        sure = _need(one, "conf", (int, float), "a number", *where, "detections", number)
+        category = _need(one, "category", str, "text", *where, "detections", number)
+        if category not in categories:
+            spot = f"{where[0]}, images[{where[2]}], detections[{number}], key `category`"
+            raise DataError(f"{spot}: `{category}` is not in detection_categories")
+        if sure > most:
+            best, most = one, sure
+    if best is None:
         return "", "", ""
-    best = max(detections, key=lambda one: float(one["conf"]))
-    box = require(best.get("bbox"), list, f"{where}, key `bbox`", "a list")
-    return _box(box, where)[1], f"{best['conf']:.6g}", str(categories[best["category"]])
+    box = _need(best, "bbox", list, "a list", *where)
+    name = str(categories[best["category"]])
+    return _box(box, f"{where[0]}, images[{where[2]}]")[1], f"{most:.6g}", name
 
 
 # --- tables of Wildlife Insights, Timelapse, WILDS and AddaxAI -----------------------------------
