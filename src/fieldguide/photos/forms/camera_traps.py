@@ -77,16 +77,16 @@ def _form(
     events = _events(kept)
     without = events.count("")
     missing = f"{count(without, 'photo')} without time or place, each an event of its own"
-    cells = [
-        (*row[:2], event, *row[3:6], *row.others) for row, event in zip(kept, events, strict=True)
-    ]
-    header = (*_MAIN, *others)
-    filled = [at for at in range(len(header)) if any(row[at] for row in cells)]
+    columns: dict[str, list[Any]] = {}
+    columns |= {name: [row[at] for row in kept] for at, name in enumerate(_MAIN)}
+    columns |= {name: [row.others[at] for row in kept] for at, name in enumerate(others)}
+    columns[EVENT] = events
+    filled = {name: column for name, column in columns.items() if any(column)}
     return Form(
         name,
         base,
-        tuple(header[at] for at in filled),
-        tuple(tuple(row[at] for at in filled) for row in cells),
+        tuple(filled) or (PATH,),
+        tuple(zip(*filled.values(), strict=True)),
         (*rules, *([missing] if 0 < without < len(kept) else [])),
         dict(left),
     )
@@ -582,6 +582,8 @@ def _id(item: Any, key: str, *where: object) -> str:
     value = item.get(key) if isinstance(item, dict) else _need(item, key, str, "text", *where)
     if isinstance(value, str):
         return value.strip()
+    if type(value) is int:
+        return str(value)
     if value is None:
         return ""
     value = _need(item, key, (int, float), "text or a number", *where)
@@ -628,16 +630,16 @@ def read_coco(place: Path) -> Form | None:
         sequence = _id(image, "seq_id", name, "images", number)
         licence = _id(image, "license", name, "images", number) if licences else ""
         time = image.get("datetime")
-        moment = _moment(time) if isinstance(time, str) else None
-        unknown += bool(time) and moment is None
+        stamp = _wall_time(_moment(time)) if isinstance(time, str) else ""
+        unknown += bool(time) and not stamp
         trap = trap or bool(spot or sequence)
-        box = (
-            _relative_box(boxes[key], image, f"{file.name}, image `{key}`") if key in boxes else ""
-        )
         event = _within(spot, sequence)
-        others = (box, licences.get(licence, ""))
+        others = ("", "")
+        if key in boxes or licence:
+            box = _relative_box(boxes.get(key, ()), image, f"{name}, image `{key}`")
+            others = (box, licences.get(licence, ""))
         for label in labels.get(key) or ("",):
-            rows.append(_Row(path, label, event, spot, "", _wall_time(moment), others))
+            rows.append(_Row(path, label, event, spot, "", stamp, others))
     if unknown:
         rules.append(f"{count(unknown, 'time')} of no known form, taken as none")
     return _form(
