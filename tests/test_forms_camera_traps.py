@@ -164,6 +164,7 @@ ONE = "m1,d1,2020-05-30T00:00:00Z,a.jpg,image/jpeg\n"
     [
         ("m1,d9,2020-05-30T00:00:00Z,a.jpg,image/jpeg\n", "", "media, row 2: deploymentID `d9`"),
         ("m1,d1,2020-05-30 00:00,a.jpg,image/jpeg\n", "", "media, row 2: expected a time such as"),
+        ("m1,d1,0001-01-01T00:00:00+02:00,a,image/x\n", "", "media, row 2: expected a time"),
         ("m1,d1,,,image/jpeg\n", "", "media, row 2: expected a filePath"),
         (ONE + ONE, "", "media, row 3: expected a mediaID of its own, found `m1`"),
         (ONE + "m2,d1\n", "", r"media\.csv, row 3: expected 5 cells .* found 2"),
@@ -188,6 +189,9 @@ def test_other_versions_and_missing_resources_are_refused(tmp_path: Path) -> Non
     for path in ("../media.csv", "/media.csv", "https://host/media.csv", ["media.csv"]):
         with pytest.raises(DataError, match="resource `media`, key `path`: expected"):
             READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, path=path))
+    for described in ({"dialect": {"delimiter": "::"}}, {"encoding": "utf-88"}):
+        with pytest.raises(DataError, match=r"media\.csv: cannot be read as described"):
+            READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, **described))
     with pytest.raises(DataError, match="resource `media`: expected"):
         READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, name="pictures"))
     (tmp_path / "datapackage.json").write_text('{"profile": "https://x/camtrap-dp/0.6/p.json"}')

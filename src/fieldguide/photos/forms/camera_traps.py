@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from io import TextIOWrapper
 from itertools import accumulate
@@ -262,6 +263,8 @@ def _rows(
         ) from error
     except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{place.name}, after row {number}: {error}") from error
+    except (TypeError, ValueError, LookupError) as error:  # of a separator or an encoding
+        raise DataError(f"{place.name}: cannot be read as described: {error}") from error
     except OSError as error:
         raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
 
@@ -513,10 +516,10 @@ def _seen(rows: Iterable[tuple[int, list[str]]], spots: Mapping[str, str]) -> _S
 
 def _zoned(text: str, where: str) -> datetime:
     """Return a time with its zone; DataError for any other text."""
-    try:
+    moment = datetime.min
+    with suppress(ValueError, OverflowError):  # the latter of years near 1 and 9999
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = datetime.min
+        moment.timestamp()
     if moment.tzinfo is None:
         raise DataError(f"{where}: expected a time such as 2020-03-24T11:21:46Z, found `{text}`")
     return moment
