@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import lru_cache
 from io import TextIOWrapper
 from itertools import accumulate
 from pathlib import Path
@@ -393,14 +394,11 @@ def read_camtrap_dp(place: Path) -> Form | None:
                 labels = {found.label for found in covering}
                 by_event += 1
             event = event or next((found.name for found in covering), "")
-        row = _Row(
-            _posix(path),
-            event=_within(spots[deployment], event),
-            place=spots[deployment],
-            time=_wall_time(moment),
-            others=(max(seen.boxes.get(name, [(0.0, "")]))[1], licence),
-        )
-        rows += [row._replace(label=label) for label in sorted((labels or set()) - {""}) or [""]]
+        spot = spots[deployment]
+        event, stamp = _within(spot, event), _wall_time(moment)
+        others = (max(seen.boxes.get(name, [(0.0, "")]))[1], licence)
+        for label in sorted((labels or set()) - {""}) or [""]:
+            rows.append(_Row(_posix(path), label, event, spot, "", stamp, others))
     unlisted = seen.labels.keys() - {name for name, *_ in media}
     left["observations of media that are not listed"] += len(unlisted)
     rules = [f"{count(by_event, 'photo')} with the label of the event they lie in"] * (by_event > 0)
@@ -833,18 +831,12 @@ def read_wildlife_insights(place: Path) -> Form | None:
     rows = []
     for path, cells in zip(paths, listed, strict=True):
         project, deployment, _, _, _, time, sequence, licence, is_blank, common, *ranks = cells
-        label, ranks = _wildlife_label(is_blank, common, ranks)
+        label, ranks = _wildlife_label(is_blank, common, tuple(ranks))
         named = [label] if label else sorted(by_sequence.get((project, sequence), ()))
         above += bool(label and any(ranks) and not ranks[-1])
         spot = spots.get((project, deployment)) or f"{project}/{deployment}"
-        row = _Row(
-            path,
-            event=_within(spot, sequence),
-            place=spot,
-            time=_wall_time(_moment(time)),
-            others=(*ranks, licence),
-        )
-        rows += [row._replace(label=name) for name in named or ("",)]
+        event, stamp, others = _within(spot, sequence), _wall_time(_moment(time)), (*ranks, licence)
+        rows += [_Row(path, name, event, spot, "", stamp, others) for name in named or ("",)]
     if above:
         rules.append(f"{count(above, 'row')} named above the species, by the lowest rank filled")
     return _form(
@@ -852,7 +844,8 @@ def read_wildlife_insights(place: Path) -> Form | None:
     )
 
 
-def _wildlife_label(is_blank: str, common: str, ranks: Sequence[str]) -> tuple[str, list[str]]:
+@lru_cache(maxsize=4096)  # few kinds of rows, each many times
+def _wildlife_label(is_blank: str, common: str, ranks: tuple[str, ...]) -> tuple[str, list[str]]:
     """Return a row's label, empty for none, and its ranks without words for no name."""
     named = ["" if rank.lower() in _NO_TAXON else rank for rank in ranks]
     if is_blank.lower() in _YES:
@@ -878,7 +871,7 @@ def _labels_of_sequences(folder: Path) -> dict[tuple[str, str], set[str]]:
     columns = ("is_blank", "common_name", *_RANKS)
     for table in sorted(folder.glob("sequences*.csv")):
         for _, cells in _rows(table, ("project_id", "sequence_id"), columns):
-            label, _ = _wildlife_label(cells[2], cells[3], cells[4:])
+            label, _ = _wildlife_label(cells[2], cells[3], tuple(cells[4:]))
             if label:
                 found.setdefault((cells[0], cells[1]), set()).add(label)
     return found
