@@ -188,6 +188,9 @@ def test_other_versions_and_missing_resources_are_refused(tmp_path: Path) -> Non
     for path in ("../media.csv", "/media.csv", "https://host/media.csv", ["media.csv"]):
         with pytest.raises(DataError, match="resource `media`, key `path`: expected"):
             READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, path=path))
+    for described in ({"dialect": {"delimiter": "::"}}, {"encoding": "utf-88"}):
+        with pytest.raises(DataError, match=r"media\.csv: cannot be read as described"):
+            READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, **described))
     with pytest.raises(DataError, match="resource `media`: expected"):
         READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, name="pictures"))
     (tmp_path / "datapackage.json").write_text('{"profile": "https://x/camtrap-dp/0.6/p.json"}')

@@ -13,7 +13,9 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import lru_cache
 from io import TextIOWrapper
 from itertools import accumulate
 from pathlib import Path
@@ -39,9 +41,14 @@ HEAD = 1 << 16  # bytes at either end of a file by which a form is recognised (t
 MOST_FILES = 20  # JSON files of a folder that are looked at (taste)
 LOOKED_AT = 50  # photos looked for, to find the folder that paths start from (taste)
 VIDEOS = "videos: take frames from them first"
-_VIDEO = re.compile(r"\.(3gp|asf|avi|m4v|mkv|mov|mp4|mpe?g|mts|webm|wmv)$", re.IGNORECASE)
+_VIDEO = frozenset(
+    {"3gp", "asf", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "webm", "wmv"}
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTHS = {
+    name: number
+    for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)  # noqa: SIM905 - shorter
+}
 _MAIN = (PATH, LABEL, EVENT, PLACE, SPLIT, TIME)
 
 
@@ -72,16 +79,16 @@ def _form(
     events = _events(kept)
     without = events.count("")
     missing = f"{count(without, 'photo')} without time or place, each an event of its own"
-    cells = [
-        (*row[:2], event, *row[3:6], *row.others) for row, event in zip(kept, events, strict=True)
-    ]
-    header = (*_MAIN, *others)
-    filled = [at for at in range(len(header)) if any(row[at] for row in cells)]
+    columns: dict[str, list[Any]] = {}
+    columns |= {name: [row[at] for row in kept] for at, name in enumerate(_MAIN)}
+    columns |= {name: [row.others[at] for row in kept] for at, name in enumerate(others)}
+    columns[EVENT] = events
+    filled = {name: column for name, column in columns.items() if any(column)}
     return Form(
         name,
         base,
-        tuple(header[at] for at in filled),
-        tuple(tuple(row[at] for at in filled) for row in cells),
+        tuple(filled) or (PATH,),
+        tuple(zip(*filled.values(), strict=True)),
         (*rules, *([missing] if 0 < without < len(kept) else [])),
         dict(left),
     )
@@ -93,7 +100,7 @@ def _one_a_photo(rows: Iterable[_Row], left: Counter[str], unnamed: str) -> list
     bare: dict[str, _Row] = {}
     several: set[str] = set()
     for row in rows:
-        if _VIDEO.search(row.path):
+        if row.path.rpartition(".")[2].lower() in _VIDEO:
             left[VIDEOS] += 1
         elif not row.label:
             bare.setdefault(row.path, row)
@@ -129,11 +136,11 @@ def _events(rows: Sequence[_Row]) -> list[str]:
 
 def _moment(text: str) -> datetime | None:
     """Return a time as ISO 8601, as EXIF or as `04-Mar-2016 05:06:07` has it; None for others."""
-    text = re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", text)
-    if found := re.match(r"(\d\d?)-([A-Za-z]{3})-(\d{4})\b", text):
-        day, month, year = found.groups()
-        if month.lower() in _MONTHS:
-            number = _MONTHS.index(month.lower()) + 1
+    if text[4:5] != "-":
+        text = re.sub(r"^(\d{4}):(\d\d):(\d\d)\b", r"\1-\2-\3", text)
+        if found := re.match(r"(\d\d?)-([A-Za-z]{3})-(\d{4})\b", text):
+            day, month, year = found.groups()
+            number = _MONTHS.get(month.lower(), 0)
             text = f"{year}-{number:02}-{int(day):02}{text[found.end() :]}"
     try:
         return datetime.fromisoformat(text) if text[4:5] == "-" else None
@@ -143,7 +150,9 @@ def _moment(text: str) -> datetime | None:
 
 def _wall_time(moment: datetime | None) -> str:
     """Return a time as it stands, without its zone."""
-    return moment.replace(tzinfo=None).isoformat() if moment else ""
+    if moment is None:
+        return ""
+    return (moment.replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
 
 
 def _within(place: str, event: str) -> str:
@@ -255,6 +264,8 @@ def _rows(
         ) from error
     except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{place.name}, after row {number}: {error}") from error
+    except (TypeError, ValueError, LookupError) as error:  # of a separator or an encoding
+        raise DataError(f"{place.name}: cannot be read as described: {error}") from error
     except OSError as error:
         raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
 
@@ -383,14 +394,11 @@ def read_camtrap_dp(place: Path) -> Form | None:
                 labels = {found.label for found in covering}
                 by_event += 1
             event = event or next((found.name for found in covering), "")
-        row = _Row(
-            _posix(path),
-            event=_within(spots[deployment], event),
-            place=spots[deployment],
-            time=_wall_time(moment),
-            others=(max(seen.boxes.get(name, [(0.0, "")]))[1], licence),
-        )
-        rows += [row._replace(label=label) for label in sorted((labels or set()) - {""}) or [""]]
+        spot = spots[deployment]
+        event, stamp = _within(spot, event), _wall_time(moment)
+        others = (max(seen.boxes.get(name, [(0.0, "")]))[1], licence)
+        for label in sorted((labels or set()) - {""}) or [""]:
+            rows.append(_Row(_posix(path), label, event, spot, "", stamp, others))
     unlisted = seen.labels.keys() - {name for name, *_ in media}
     left["observations of media that are not listed"] += len(unlisted)
     rules = [f"{count(by_event, 'photo')} with the label of the event they lie in"] * (by_event > 0)
@@ -506,10 +514,9 @@ def _seen(rows: Iterable[tuple[int, list[str]]], spots: Mapping[str, str]) -> _S
 
 def _zoned(text: str, where: str) -> datetime:
     """Return a time with its zone; DataError for any other text."""
-    try:
+    moment = datetime.min
+    with suppress(ValueError):
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = datetime.min
     if moment.tzinfo is None:
         raise DataError(f"{where}: expected a time such as 2020-03-24T11:21:46Z, found `{text}`")
     return moment
@@ -558,12 +565,29 @@ def _json_file(place: Path, told: Callable[[set[str]], bool], form: str) -> Path
     return fitting[0] if fitting else None
 
 
-def _text(value: Any, where: str) -> str:
-    """Return an id or a name, which JSON may hold as a number; empty for null."""
+def _need(item: Any, key: str, kind: type | tuple[type, ...], expected: str, *where: object) -> Any:
+    """Return a value of an object in JSON; DataError that says where for one of another type."""
+    value = item.get(key) if isinstance(item, dict) else None
+    if isinstance(value, kind):
+        return value
+    spot = f"{where[0]}, " + ", ".join(
+        f"{a}[{n}]" for a, n in zip(where[1::2], where[2::2], strict=True)
+    )
+    require(item, dict, spot, "an object")
+    return require(value, kind, f"{spot}, key `{key}`", expected)
+
+
+def _id(item: Any, key: str, *where: object) -> str:
+    """Return an id or a name, which JSON may hold as a number; empty for null or none."""
+    value = item.get(key) if isinstance(item, dict) else _need(item, key, str, "text", *where)
+    if isinstance(value, str):
+        return value.strip()
+    if type(value) is int:
+        return str(value)
     if value is None:
         return ""
-    require(value, (str, int, float), where, "text or a number")
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    value = _need(item, key, (int, float), "text or a number", *where)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def read_coco(place: Path) -> Form | None:
@@ -593,32 +617,29 @@ def read_coco(place: Path) -> Form | None:
     base, rules = _base(file.parent, paths.values(), ("images", "train"))
     listed = data.get("licenses")
     licences = {
-        _text(one.get("id"), f"{file.name}, licenses"): str(one.get("name") or one.get("url") or "")
-        for one in (listed if isinstance(listed, list) else [])
-        if isinstance(one, dict)
+        _id(one, "id", file.name, "licenses", number): str(one.get("name") or one.get("url") or "")
+        for number, one in enumerate(listed if isinstance(listed, list) else [])
     }
     unknown = 0
     trap = False
     rows = []
-    for image in images:
-        key = _text(image["id"], "images")
-        spot = _text(image.get("location"), f"{file.name}, image `{key}`, key `location`")
-        sequence = _text(image.get("seq_id"), f"{file.name}, image `{key}`, key `seq_id`")
+    name = file.name
+    for number, (key, path) in enumerate(paths.items()):
+        image = images[number]
+        spot = _id(image, "location", name, "images", number)
+        sequence = _id(image, "seq_id", name, "images", number)
+        licence = _id(image, "license", name, "images", number) if licences else ""
         time = image.get("datetime")
-        moment = _moment(time) if isinstance(time, str) else None
-        unknown += bool(time) and moment is None
+        stamp = _wall_time(_moment(time)) if isinstance(time, str) else ""
+        unknown += bool(time) and not stamp
         trap = trap or bool(spot or sequence)
-        row = _Row(
-            paths[key],
-            event=_within(spot, sequence),
-            place=spot,
-            time=_wall_time(moment),
-            others=(
-                _relative_box(boxes.get(key, ()), image, f"{file.name}, image `{key}`"),
-                licences.get(_text(image.get("license"), "license"), ""),
-            ),
-        )
-        rows += [row._replace(label=label) for label in labels.get(key) or ("",)]
+        event = _within(spot, sequence)
+        others = ("", "")
+        if key in boxes or licence:
+            box = _relative_box(boxes.get(key, ()), image, f"{name}, image `{key}`")
+            others = (box, licences.get(licence, ""))
+        for label in labels.get(key) or ("",):
+            rows.append(_Row(path, label, event, spot, "", stamp, others))
     if unknown:
         rules.append(f"{count(unknown, 'time')} of no known form, taken as none")
     return _form(
@@ -635,13 +656,13 @@ def read_coco(place: Path) -> Form | None:
 def _paths_of_images(file: Path, images: Sequence[Any]) -> dict[str, str]:
     """Return the path of each image by its id; DataError for an image without or an id twice."""
     paths: dict[str, str] = {}
+    source = file.name
     for number, image in enumerate(images):
-        where = f"{file.name}, images[{number}]"
-        require(image, dict, where, "an object")
-        key = _text(image.get("id"), f"{where}, key `id`")
-        name = require(image.get("file_name"), str, f"{where}, key `file_name`", "a path")
+        name = _need(image, "file_name", str, "a path", source, "images", number)
+        key = _id(image, "id", source, "images", number)
         if not key or key in paths:
-            raise DataError(f"{where}, key `id`: expected an id of its own, found `{key}`")
+            spot = f"{source}, images[{number}], key `id`"
+            raise DataError(f"{spot}: expected an id of its own, found `{key}`")
         paths[key] = _posix(name)
     return paths
 
@@ -650,32 +671,32 @@ def _annotated(
     file: Path, data: Mapping[str, Any], paths: Mapping[str, str], left: Counter[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Any]]]:
     """Return the different labels and the boxes of each image."""
-    names: dict[Any, str] = {}
-    for number, category in enumerate(
-        require(data.get("categories"), list, f"{file.name}, key `categories`", "a list")
-    ):
-        where = f"{file.name}, categories[{number}]"
-        require(category, dict, where, "an object")
-        name = require(category.get("name"), str, f"{where}, key `name`", "text")
-        names[_text(category.get("id"), f"{where}, key `id`")] = name.strip()
+    listed = require(data.get("categories"), list, f"{file.name}, key `categories`", "a list")
+    names = {
+        _id(one, "id", file.name, "categories", number): _need(
+            one, "name", str, "text", file.name, "categories", number
+        ).strip()
+        for number, one in enumerate(listed)
+    }
     labels: dict[str, tuple[str, ...]] = {}
     boxes: dict[str, list[Any]] = {}
     annotations = require(
         data.get("annotations", []), list, f"{file.name}, key `annotations`", "a list"
     )
+    single = {name: (name,) for name in names.values()}
+    source = file.name
     for number, annotation in enumerate(annotations):
-        where = f"{file.name}, annotations[{number}]"
-        require(annotation, dict, where, "an object")
-        key = _text(annotation.get("image_id"), f"{where}, key `image_id`")
-        category = _text(annotation.get("category_id"), f"{where}, key `category_id`")
+        key = _id(annotation, "image_id", source, "annotations", number)
+        category = _id(annotation, "category_id", source, "annotations", number)
         if category not in names:
-            raise DataError(f"{where}, key `category_id`: `{category}` is not in categories")
+            spot = f"{file.name}, annotations[{number}], key `category_id`"
+            raise DataError(f"{spot}: `{category}` is not in categories")
         if key not in paths:
             left["annotations of images that are not listed"] += 1
             continue
         found = labels.get(key, ())
         if names[category] not in found:
-            labels[key] = (*found, names[category])
+            labels[key] = (*found, names[category]) if found else single[names[category]]
         if annotation.get("bbox"):
             boxes.setdefault(key, []).append(annotation["bbox"])
     return labels, boxes
@@ -716,30 +737,33 @@ def read_megadetector(place: Path) -> Form | None:
     if not isinstance(data, dict) or "images" not in data:
         return None
     images = require(data["images"], list, f"{file.name}, key `images`", "a list")
-    where = f"{file.name}, key `detection_categories`"
-    categories = require(data.get("detection_categories"), dict, where, "an object")
+    categories = require(
+        data.get("detection_categories"),
+        dict,
+        f"{file.name}, key `detection_categories`",
+        "an object",
+    )
     left: Counter[str] = Counter()
     rows = []
     numbers = []
     for number, image in enumerate(images):
-        where = f"{file.name}, images[{number}]"
-        require(image, dict, where, "an object")
-        path = _posix(require(image.get("file"), str, f"{where}, key `file`", "a path"))
+        where = (file.name, "images", number)
+        path = _posix(_need(image, "file", str, "a path", *where))
         if image.get("failure"):
             left["photos that MegaDetector could not read"] += 1
             continue
-        found = require(image.get("detections"), list, f"{where}, key `detections`", "a list")
+        found = _need(image, "detections", list, "a list", *where)
         numbers.append(len(found))
         time = image.get("datetime")
         moment = _moment(time) if isinstance(time, str) else None
-        crop_of = re.sub(r"\.crop_\d+(?=\.|$)", "", path)
+        crop_of = re.sub(r"\.crop_\d+(?=\.|$)", "", path) if ".crop_" in path else path
         rows.append(
             _Row(
                 path,
                 event=crop_of if crop_of != path and moment is None else "",
                 place=_folder(path),
                 time=_wall_time(moment),
-                others=_most_confident(found, categories, where),
+                others=_most_confident(found, categories, *where),
             )
         )
     base, rules = _base(file.parent, (row.path for row in rows), ("images",))
@@ -754,22 +778,23 @@ def read_megadetector(place: Path) -> Form | None:
 
 
 def _most_confident(
-    detections: Sequence[Any], categories: Mapping[str, Any], where: str
+    detections: Sequence[Any], categories: Mapping[str, Any], *where: object
 ) -> tuple[str, str, str]:
     """Return box, confidence and category of the most confident detection; empty without one."""
+    best, most = None, -1.0
     for number, one in enumerate(detections):
-        inside = f"{where}, detections[{number}]"
-        require(one, dict, inside, "an object")
-        require(one.get("conf"), (int, float), f"{inside}, key `conf`", "a number")
-        if one.get("category") not in categories:
-            raise DataError(
-                f"{inside}, key `category`: `{one.get('category')}` is not in detection_categories"
-            )
-    if not detections:
+        sure = _need(one, "conf", (int, float), "a number", *where, "detections", number)
+        category = _need(one, "category", str, "text", *where, "detections", number)
+        if category not in categories:
+            spot = f"{where[0]}, images[{where[2]}], detections[{number}], key `category`"
+            raise DataError(f"{spot}: `{category}` is not in detection_categories")
+        if sure > most:
+            best, most = one, sure
+    if best is None:
         return "", "", ""
-    best = max(detections, key=lambda one: float(one["conf"]))
-    box = require(best.get("bbox"), list, f"{where}, key `bbox`", "a list")
-    return _box(box, where)[1], f"{best['conf']:.6g}", str(categories[best["category"]])
+    box = _need(best, "bbox", list, "a list", *where)
+    name = str(categories[best["category"]])
+    return _box(box, f"{where[0]}, images[{where[2]}]")[1], f"{most:.6g}", name
 
 
 # --- tables of Wildlife Insights, Timelapse, WILDS and AddaxAI -----------------------------------
@@ -806,18 +831,12 @@ def read_wildlife_insights(place: Path) -> Form | None:
     rows = []
     for path, cells in zip(paths, listed, strict=True):
         project, deployment, _, _, _, time, sequence, licence, is_blank, common, *ranks = cells
-        label, ranks = _wildlife_label(is_blank, common, ranks)
+        label, ranks = _wildlife_label(is_blank, common, tuple(ranks))
         named = [label] if label else sorted(by_sequence.get((project, sequence), ()))
         above += bool(label and any(ranks) and not ranks[-1])
         spot = spots.get((project, deployment)) or f"{project}/{deployment}"
-        row = _Row(
-            path,
-            event=_within(spot, sequence),
-            place=spot,
-            time=_wall_time(_moment(time)),
-            others=(*ranks, licence),
-        )
-        rows += [row._replace(label=name) for name in named or ("",)]
+        event, stamp, others = _within(spot, sequence), _wall_time(_moment(time)), (*ranks, licence)
+        rows += [_Row(path, name, event, spot, "", stamp, others) for name in named or ("",)]
     if above:
         rules.append(f"{count(above, 'row')} named above the species, by the lowest rank filled")
     return _form(
@@ -825,7 +844,8 @@ def read_wildlife_insights(place: Path) -> Form | None:
     )
 
 
-def _wildlife_label(is_blank: str, common: str, ranks: Sequence[str]) -> tuple[str, list[str]]:
+@lru_cache(maxsize=4096)  # few kinds of rows, each many times
+def _wildlife_label(is_blank: str, common: str, ranks: tuple[str, ...]) -> tuple[str, list[str]]:
     """Return a row's label, empty for none, and its ranks without words for no name."""
     named = ["" if rank.lower() in _NO_TAXON else rank for rank in ranks]
     if is_blank.lower() in _YES:
@@ -851,7 +871,7 @@ def _labels_of_sequences(folder: Path) -> dict[tuple[str, str], set[str]]:
     columns = ("is_blank", "common_name", *_RANKS)
     for table in sorted(folder.glob("sequences*.csv")):
         for _, cells in _rows(table, ("project_id", "sequence_id"), columns):
-            label, _ = _wildlife_label(cells[2], cells[3], cells[4:])
+            label, _ = _wildlife_label(cells[2], cells[3], tuple(cells[4:]))
             if label:
                 found.setdefault((cells[0], cells[1]), set()).add(label)
     return found

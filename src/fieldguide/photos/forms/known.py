@@ -16,12 +16,12 @@ from fieldguide.photos.forms import (
 from fieldguide.photos.forms.form import Form, Known
 from fieldguide.words import listed
 
-KNOWN: tuple[Known, ...] = (  # those that any table could be come last
+KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
+    *json_sets.FORMS,
     *camera_traps.FORMS,
     *labelling.FORMS,
     *labelled_sets.FORMS,
     *sets.FORMS,
-    *json_sets.FORMS,
     *darwin_core.FORMS,
     *hf_metadata.FORMS,
     *kaggle.FORMS,
