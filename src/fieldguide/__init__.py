@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fieldguide.fitting.fit import fit as fit
     from fieldguide.photos.catalog import Catalog as Catalog
     from fieldguide.photos.folders import scan as scan
+    from fieldguide.photos.sources import read as read
     from fieldguide.photos.tables import read_table as read_table
     from fieldguide.predict.classifier import Classifier as Classifier
     from fieldguide.predict.inference import Machine as Machine
@@ -35,6 +36,7 @@ _HOME = {
     "Run": "runs.run",
     "Sets": "analysis.conformal",
     "fit": "fitting.fit",
+    "read": "photos.sources",
     "read_table": "photos.tables",
     "scan": "photos.folders",
 }
