@@ -158,7 +158,10 @@ def _flat_records(place: Path) -> Iterator[_Record]:
 
 def _flat_rows(place: Path) -> Iterator[_Record]:
     for where, row in rows_of(place, without=_FLAT):
-        yield where, {name: _parsed(cell) for name, cell in row.items()}, None
+        for name, cell in row.items():
+            if isinstance(cell, str) and cell.startswith(("[", "{")):
+                row[name] = _parsed(cell)
+        yield where, row, None
 
 
 def _parsed(cell: Any) -> Any:

@@ -200,26 +200,23 @@ class Files:
         return None
 
     def _by_name(self, texts: Sequence[str]) -> str | None:
-        for upload in (False, True):
-            for text in texts:
-                name = text.rpartition("/")[2]
-                if upload:
-                    name = name[9:] if _UPLOADED.match(name) else ""
-                paths = self._named.get(name, ())
+        names = [text.rpartition("/")[2] for text in texts]
+        uploads = [name[9:] for name in names if name[8:9] == "-" and _UPLOADED.match(name)]
+        for name in (*names, *uploads):
+            if paths := self._named.get(name):
                 if len(paths) > 1:
                     self.out[texts[0]] = UNSURE
                     return texts[0]
-                if paths:
-                    self._shorter += not upload
-                    self._renamed += upload
-                    return paths[0]
+                self._shorter += name in names
+                self._renamed += name not in names
+                return paths[0]
         return None
 
 
 def spellings(address: str) -> list[str]:
     """Return what of an address may be a path: without quoting first, then as it stands."""
     text = address.strip().replace("\\", "/")
-    if queried := _QUERIED.search(text):
+    if "?" in text and (queried := _QUERIED.search(text)):
         text = queried[1]
     elif "://" in text:
         parts = urlsplit(text)
