@@ -455,6 +455,9 @@ def test_a_broken_file_of_cvat_is_refused(tmp_path: Path, old: str, new: str, sa
 
 # --- Hugging Face ---------------------------------------------------------------------------------
 
+# By hand, from the documentation of `datasets`, which has no writer of this form: its 5.2.0 reads
+# folders such as these with the same parts, photos and columns.
+
 
 def test_metadata_tables_beside_photos_are_read_by_part(tmp_path: Path) -> None:
     write(
@@ -473,7 +476,16 @@ def test_metadata_tables_beside_photos_are_read_by_part(tmp_path: Path) -> None:
     assert column(form, "split") == {path: path.partition("/")[0] for path in labels}
     assert column(form, "site")["train/a.jpg"] == "1" and column(form, "site")["test/d.jpg"] == "3"
     assert form.left_out == {"photos with several labels": 1}
-    assert "labels from `Species` beside `site`" in form.told
+    assert "labels from `Species` beside `site` and `folder`" in form.told
+
+
+def test_a_column_of_metadata_may_be_the_labels_or_the_photos_folders_may(tmp_path: Path) -> None:
+    write(tmp_path / "train/metadata.csv", "file_name,site\noak/a.jpg,1\nelm/b.jpg,2\n")
+    form = read("hf-metadata", tmp_path)
+    assert form.header == ("path", "split", "site", "folder")
+    assert column(form, "folder") == {"train/oak/a.jpg": "oak", "train/elm/b.jpg": "elm"}
+    write(tmp_path / "train/metadata.csv", "file_name\noak/a.jpg\nelm/b.jpg\n")
+    assert sorted(column(read("hf-metadata", tmp_path), "label").values()) == ["elm", "oak"]
 
 
 def test_nothing_decides_between_two_columns_of_metadata(tmp_path: Path) -> None:

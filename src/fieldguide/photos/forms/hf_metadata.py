@@ -29,9 +29,9 @@ def read_hf_metadata(place: Path) -> Form | None:
 
     The table is `metadata.csv`, `metadata.jsonl` or `metadata.parquet`.
     Source: "Create an image dataset" of the documentation of `datasets`. `file_name` starts from
-    the table's folder. Labels are the column `label`, else the only one of a usual name, else the
-    only one. A list is several labels; other columns keep their names. The part is the first
-    folder.
+    the table's folder; the part is the first folder. Labels are the column `label`, else the only
+    one of a usual name, else the only one, where photos' folders, which `folder` holds, count as
+    one. A list is several labels; other columns keep their names.
     """
     tables = [each for each in tables_in(place, *_METADATA) if _names_files(each)]
     if not tables:
@@ -51,13 +51,16 @@ def _names_files(table: Path) -> bool:
 
 
 def _of_metadata(table: Path, base: Path) -> Iterator[Said]:
-    folder = table.parent.relative_to(base)
+    above = table.parent.relative_to(base)
     for where, row in _records(table):
         name = require(row.get("file_name"), str, f"{where}: `file_name`", "a path")
-        path = (folder / name).as_posix()
-        part = path.partition("/")[0]
+        path = (above / name).as_posix()
+        first, *folders = path.split("/")[:-1] or [""]
+        of_part = first.casefold() in SPLIT_FOLDERS
         answers = {key: _texts(value) for key, value in row.items() if key != "file_name"}
-        yield Said(path, answers, split_columns(part) if part.casefold() in SPLIT_FOLDERS else {})
+        if folder := "/".join(folders if of_part else filter(None, [first, *folders])):
+            answers.setdefault("folder", [folder])
+        yield Said(path, answers, split_columns(first) if of_part else {})
 
 
 def _texts(value: Any) -> list[str]:

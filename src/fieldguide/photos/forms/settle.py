@@ -169,7 +169,7 @@ class Files:
         """
         if address not in self._found:
             texts = spellings(address)
-            found = next((path for path in paths if path in self._paths), None)
+            found = next((path for path in paths if path in self._paths), None) if paths else None
             found = found or self._by_end(texts) or self._by_name(texts)
             if found is not None:
                 if self._address.setdefault(found, address) != address:
