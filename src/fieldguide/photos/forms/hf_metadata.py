@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -21,6 +23,7 @@ from fieldguide.photos.forms.settle import (
 )
 from fieldguide.words import first_line, listed
 
+_FOOTER = 1 << 18  # bytes that hold the names of columns (taste)
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -45,9 +48,16 @@ def read_hf_metadata(place: Path) -> Form | None:
     return settled("Hugging Face metadata", base, said, usual=USUAL_NAMES["label"])
 
 
+_COLUMN = re.compile(rb'(^|[,"])file_name([,"\r\n]|$)')
+
+
 def _names_files(table: Path) -> bool:
-    head = head_of(table, ".csv", ".jsonl")
-    return b"file_name" in head.partition(b"\n")[0] or table.suffix == ".parquet"
+    """Return whether a table has the column, by its first line or a Parquet file's last bytes."""
+    if table.suffix != ".parquet":
+        return bool(_COLUMN.search(head_of(table, ".csv", ".jsonl").partition(b"\n")[0]))
+    with table.open("rb") as file:
+        file.seek(max(0, table.stat().st_size - _FOOTER))
+        return b"file_name" in file.read()
 
 
 def _of_metadata(table: Path, base: Path) -> Iterator[Said]:
@@ -66,7 +76,11 @@ def _of_metadata(table: Path, base: Path) -> Iterator[Said]:
 def _texts(value: Any) -> list[str]:
     """Return the texts and numbers in a cell; nothing of boxes and other records."""
     values = value if isinstance(value, list) else [value]
-    return [str(each) for each in values if isinstance(each, (str, int, float))]
+    return [str(e) for e in values if isinstance(e, (str, int, float)) and not _is_nan(e)]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _records(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -231,7 +231,10 @@ _Marked = tuple[str, Any, Any, Sequence[Any]]  # where, name, attributes of the 
 
 def _via_json(place: Path) -> Iterator[_Marked]:
     content = require(load_json(place), dict, place.name, "an object")
-    core = content.get("_via_settings", {}).get("core", {})
+    settings = require(
+        content.get("_via_settings", {}), dict, f"{place.name}: settings", "an object"
+    )
+    core = require(settings.get("core", {}), dict, f"{place.name}: `core`", "an object")
     photos = content.get("_via_img_metadata", content)
     for key, photo in require(
         photos, dict, f"{place.name}: `_via_img_metadata`", "an object"

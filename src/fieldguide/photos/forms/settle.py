@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, SPLIT_FOLDERS
@@ -219,8 +219,9 @@ def spellings(address: str) -> list[str]:
     if "?" in text and (queried := _QUERIED.search(text)):
         text = queried[1]
     elif "://" in text:
-        parts = urlsplit(text)
-        text = parts.path if parts.scheme.startswith("http") else text.partition("://")[2]
+        scheme, _, text = text.partition("://")
+        if scheme.startswith("http"):
+            text = re.split("[?#]", text, maxsplit=1)[0]
     return [unquote(text), text] if "%" in text else [text]
 
 
