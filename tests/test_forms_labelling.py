@@ -10,6 +10,7 @@ import pytest
 from fieldguide.errors import DataError
 from fieldguide.photos.forms import hf_metadata, labelled_sets, labelling
 from fieldguide.photos.forms.form import Form, label_column
+from fieldguide.photos.forms.settle import spellings
 
 WRITTEN = Path(__file__).parent / "forms"
 FORMS = {
@@ -123,6 +124,7 @@ def test_answers_that_differ_are_blank_where_nothing_decides_between_controls(
 
 def test_a_file_that_several_addresses_lead_to_is_left_out(tmp_path: Path) -> None:
     files(tmp_path, "1.jpg", "2.jpg", "cam1/3.jpg", "cam2/3.jpg", ".hidden/4.jpg")
+    assert spellings("http://[x/1%20.jpg#a") == ["[x/1 .jpg", "[x/1%20.jpg"]
     addresses = [
         "http://h/a/1.jpg",
         "http://h/b/1.jpg",
@@ -238,6 +240,9 @@ def test_attributes_of_regions_are_the_labels_where_files_have_none(tmp_path: Pa
     form = read("via", write(tmp_path / "via.json", photos))
     assert column(form, "label") == {"a.jpg": "leaf", "c.jpg": "x"}
     assert form.left_out == {"photos with several labels": 1}
+    with pytest.raises(DataError, match=r"project.json: `core`: expected an object"):
+        broken = {"_via_settings": {"core": 3}, "_via_img_metadata": photos}
+        read("via", write(tmp_path / "project.json", broken))
     photos["b.jpg3"]["regions"][0]["region_attributes"] = {"part": 3}
     with pytest.raises(DataError, match=r"via.json, `b.jpg3`: `part`: expected a text or options"):
         read("via", write(tmp_path / "via.json", photos))
@@ -281,6 +286,7 @@ def test_roboflows_tables_of_classes_are_read_by_part(tmp_path: Path) -> None:
     [
         ("filename, a\nx.jpg, 1\ny.jpg, 2\n", r"test/_classes.csv, row 3: .*0 or 1"),
         ("filename, a\nx.jpg\n", "row 2: .* 1 times 0 or 1"),
+        ('filename, a\nx.jpg, 1\n"y.jpg, 1\n', "test/_classes.csv: unexpected end of data"),
         ("file, a\nx.jpg, 1\n", "row 1: expected `filename`"),
         ("filename, a, a\nx.jpg, 1, 0\n", "row 1: .* each once"),
     ],
@@ -351,6 +357,9 @@ def test_no_label_is_no_class_and_deep_folders_may_be_names(tmp_path: Path, name
 
 def test_a_folder_of_classes_alone_is_none_of_these_forms(tmp_path: Path) -> None:
     files(tmp_path, "oak/1.jpg", "elm/2.jpg", "notes.txt", "table.csv", "more.json", "a.xml")
+    write(tmp_path / "metadata.parquet", "PAR1")
+    write(tmp_path / "metadata.csv", "image_file_name,label\n1.jpg,oak\n")
+    write(tmp_path / "train.xml", "<annotations><other/></annotations>")
     for place in (tmp_path, *tmp_path.glob("*.*")):
         assert [name for name, reader in FORMS.items() if reader(place)] == []
 
@@ -455,6 +464,9 @@ def test_a_broken_file_of_cvat_is_refused(tmp_path: Path, old: str, new: str, sa
 
 # --- Hugging Face ---------------------------------------------------------------------------------
 
+# By hand, from the documentation of `datasets`, which has no writer of this form: its 5.2.0 reads
+# folders such as these with the same parts, photos and columns.
+
 
 def test_metadata_tables_beside_photos_are_read_by_part(tmp_path: Path) -> None:
     write(
@@ -473,7 +485,16 @@ def test_metadata_tables_beside_photos_are_read_by_part(tmp_path: Path) -> None:
     assert column(form, "split") == {path: path.partition("/")[0] for path in labels}
     assert column(form, "site")["train/a.jpg"] == "1" and column(form, "site")["test/d.jpg"] == "3"
     assert form.left_out == {"photos with several labels": 1}
-    assert "labels from `Species` beside `site`" in form.told
+    assert "labels from `Species` beside `site` and `folder`" in form.told
+
+
+def test_a_column_of_metadata_may_be_the_labels_or_the_photos_folders_may(tmp_path: Path) -> None:
+    write(tmp_path / "train/metadata.csv", "file_name,site\noak/a.jpg,1\nelm/b.jpg,2\n")
+    form = read("hf-metadata", tmp_path)
+    assert form.header == ("path", "split", "site", "folder")
+    assert column(form, "folder") == {"train/oak/a.jpg": "oak", "train/elm/b.jpg": "elm"}
+    write(tmp_path / "train/metadata.csv", "file_name\noak/a.jpg\nelm/b.jpg\n")
+    assert sorted(column(read("hf-metadata", tmp_path), "label").values()) == ["elm", "oak"]
 
 
 def test_nothing_decides_between_two_columns_of_metadata(tmp_path: Path) -> None:
@@ -523,6 +544,6 @@ def test_metadata_in_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table(rows), tmp_path / "metadata.parquet")
     form = read("hf-metadata", tmp_path)
     assert column(form, "label") == {"a.jpg": "oak"}
-    write(tmp_path / "metadata.parquet", "no")
+    write(tmp_path / "metadata.parquet", "not, but it says file_name")
     with pytest.raises(DataError, match=r"metadata.parquet: not Parquet"):
         read("hf-metadata", tmp_path)

@@ -93,11 +93,12 @@ def table_of(
 
     `names` are the names of columns that have others in `rows`.
     """
-    filled = dict.fromkeys(key for row in rows for key, value in row.items() if value)
+    filled = dict.fromkeys(key for row in rows for key in row if row[key])
     keys = {(names or {}).get(key, key): key for key in filled}
     order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if name in keys]
     header = (*order, *(name for name in keys if name not in order))
-    cells = tuple(tuple(row.get(keys[name], "") for name in header) for row in rows)
+    wanted = [keys[name] for name in header]
+    cells = tuple(tuple([row.get(key, "") for key in wanted]) for row in rows)
     return Form(name, base, header, cells, tuple(rules), left_out)
 
 

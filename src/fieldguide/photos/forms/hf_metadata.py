@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -21,6 +23,7 @@ from fieldguide.photos.forms.settle import (
 )
 from fieldguide.words import first_line, listed
 
+_FOOTER = 1 << 18  # bytes that hold the names of columns (taste)
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -29,9 +32,9 @@ def read_hf_metadata(place: Path) -> Form | None:
 
     The table is `metadata.csv`, `metadata.jsonl` or `metadata.parquet`.
     Source: "Create an image dataset" of the documentation of `datasets`. `file_name` starts from
-    the table's folder. Labels are the column `label`, else the only one of a usual name, else the
-    only one. A list is several labels; other columns keep their names. The part is the first
-    folder.
+    the table's folder; the part is the first folder. Labels are the column `label`, else the only
+    one of a usual name, else the only one, where photos' folders, which `folder` holds, count as
+    one. A list is several labels; other columns keep their names.
     """
     tables = [each for each in tables_in(place, *_METADATA) if _names_files(each)]
     if not tables:
@@ -45,25 +48,39 @@ def read_hf_metadata(place: Path) -> Form | None:
     return settled("Hugging Face metadata", base, said, usual=USUAL_NAMES["label"])
 
 
+_COLUMN = re.compile(rb'(^|[,"])file_name([,"\r\n]|$)')
+
+
 def _names_files(table: Path) -> bool:
-    head = head_of(table, ".csv", ".jsonl")
-    return b"file_name" in head.partition(b"\n")[0] or table.suffix == ".parquet"
+    """Return whether a table has the column, by its first line or a Parquet file's last bytes."""
+    if table.suffix != ".parquet":
+        return bool(_COLUMN.search(head_of(table, ".csv", ".jsonl").partition(b"\n")[0]))
+    with table.open("rb") as file:
+        file.seek(max(0, table.stat().st_size - _FOOTER))
+        return b"file_name" in file.read()
 
 
 def _of_metadata(table: Path, base: Path) -> Iterator[Said]:
-    folder = table.parent.relative_to(base)
+    above = table.parent.relative_to(base)
     for where, row in _records(table):
         name = require(row.get("file_name"), str, f"{where}: `file_name`", "a path")
-        path = (folder / name).as_posix()
-        part = path.partition("/")[0]
+        path = (above / name).as_posix()
+        first, *folders = path.split("/")[:-1] or [""]
+        of_part = first.casefold() in SPLIT_FOLDERS
         answers = {key: _texts(value) for key, value in row.items() if key != "file_name"}
-        yield Said(path, answers, split_columns(part) if part.casefold() in SPLIT_FOLDERS else {})
+        if folder := "/".join(folders if of_part else filter(None, [first, *folders])):
+            answers.setdefault("folder", [folder])
+        yield Said(path, answers, split_columns(first) if of_part else {})
 
 
 def _texts(value: Any) -> list[str]:
     """Return the texts and numbers in a cell; nothing of boxes and other records."""
     values = value if isinstance(value, list) else [value]
-    return [str(each) for each in values if isinstance(each, (str, int, float))]
+    return [str(e) for e in values if isinstance(e, (str, int, float)) and not _is_nan(e)]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _records(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -49,12 +49,16 @@ def read_roboflow(place: Path) -> Form | None:
 
 def _of_classes(table: Path, base: Path) -> Iterator[Said]:
     name = table.relative_to(base).as_posix()
-    rows = csv.reader(io.StringIO(load_text(table), newline=""), skipinitialspace=True)
-    header = [cell.strip() for cell in next(rows, [])]
+    text = io.StringIO(load_text(table), newline="")
+    try:
+        rows = list(csv.reader(text, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{name}: {error}") from error
+    header = [cell.strip() for cell in (rows or [[]])[0]]
     if header[:1] != ["filename"] or len(header) < 2 or len({*header}) < len(header):
         raise DataError(f"{name}, row 1: expected `filename` and a column a class, each once")
     folder = table.parent.relative_to(base)
-    for number, cells in enumerate(rows, start=2):
+    for number, cells in enumerate(rows[1:], start=2):
         if not any(cells):
             continue
         marks = [cell.strip() for cell in cells[1:]]
@@ -82,7 +86,7 @@ def read_cvat(place: Path) -> Form | None:
     `images`, in folders of parts or not, as is found.
     """
     candidates = sorted(place.glob("*.xml")) if place.is_dir() else [place]
-    sources = [each for each in candidates if b"<annotations" in head_of(each, ".xml")]
+    sources = [each for each in candidates if _is_cvat(head_of(each, ".xml"))]
     if not sources:
         return None
     base = place if place.is_dir() else place.parent
@@ -95,6 +99,10 @@ def read_cvat(place: Path) -> Form | None:
             hint="label photos as wholes: shapes in them are no labels of photos",
         )
     return settled("CVAT", base, said, files=files)
+
+
+def _is_cvat(head: bytes) -> bool:
+    return b"<annotations" in head and (b"<image " in head or b"<track " in head)
 
 
 def _images(source: Path, named_by_part: bool) -> Iterator[tuple[str, str, ElementTree.Element]]:
@@ -189,7 +197,7 @@ def _of_items(source: Path, files: Files) -> Iterator[Said]:
             for each in require(item.get("annotations"), list, f"{where}: `annotations`", "a list")
             if require(each, dict, f"{where}: `annotations`", "objects").get("type") == "label"
         ]
-        attributes = item.get("attr") or {}
+        attributes = require(item.get("attr") or {}, dict, f"{where}: `attr`", "an object")
         more = {free_name(k): str(v) for k, v in attributes.items() if isinstance(v, (str, int))}
         names = [_named(each, labels, where) for each in ids]
         yield Said(found, {LABEL: names}, more | of_part)
@@ -235,7 +243,7 @@ def read_datumaro_imagenet(place: Path) -> Form | None:
     return settled("Datumaro's ImageNet", place, said, rules=["`no_label` is no class"])
 
 
-_LINE = re.compile(r'(?:"([^"]*)"(\S*)|(\S+))((?:\s+\d+)*)\s*')
+_LINE = re.compile(r'(?:"([^"]*)"(\S*)|(\S+))((?:\s+\d{1,9})*)\s*')
 
 
 def read_imagenet_txt(place: Path) -> Form | None:
@@ -250,14 +258,14 @@ def read_imagenet_txt(place: Path) -> Form | None:
     lists = [each for each in sorted(place.glob("*.txt")) if each.name != "synsets.txt"]
     if not lists:
         return None
-    labels = [line.strip() for line in load_text(place / "synsets.txt").splitlines()]
+    labels = [line.strip() for line in load_text(place / "synsets.txt").rstrip().split("\n")]
     folder = "images/" if (place / "images").is_dir() else ""
     files = Files(place)
     owner: dict[str, Path] = {}
 
     def said() -> Iterator[Said]:
         for source in lists:
-            for number, line in enumerate(load_text(source).splitlines(), start=1):
+            for number, line in enumerate(load_text(source).split("\n"), start=1):
                 where = f"{source.name}, line {number}"
                 if not line.strip():
                     continue

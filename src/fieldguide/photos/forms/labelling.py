@@ -4,9 +4,9 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,14 @@ def read_label_studio(place: Path) -> Form | None:
 _Record = tuple[str, Mapping[str, Any], list[dict[str, Any]] | None]
 
 
-def _of_label_studio(place: Path, records: "Callable[[], Iterator[_Record]]") -> Form:
-    key = _picture_key(place, [data for _, data, _ in islice(records(), _PROBED)])
+def _of_label_studio(place: Path, records: Iterator[_Record]) -> Form:
+    first = list(islice(records, _PROBED))
+    key = _picture_key(place, [data for _, data, _ in first])
     files, left_out = Files(place.parent), Counter[str]()
     others = _FLAT | {key}
 
     def said() -> Iterator[Said]:
-        for where, data, annotations in records():
+        for where, data, annotations in chain(first, records):
             address = data.get(key)
             if not address:
                 left_out[NO_PICTURE] += 1
@@ -97,22 +98,17 @@ def _of_label_studio(place: Path, records: "Callable[[], Iterator[_Record]]") ->
     return settled("Label Studio", place.parent, said(), left_out=left_out, files=files)
 
 
-def _tasks(place: Path) -> "Callable[[], Iterator[_Record]]":
+def _tasks(place: Path) -> Iterator[_Record]:
     name = place.name
     tasks = require(load_json(place), list, name, "a list of tasks")
-
-    def records() -> Iterator[_Record]:
-        for number, task in enumerate(tasks, start=1):
-            where = f"{name}, task {number}"
-            require(task, dict, where, "a task as an object")
-            data = require(task.get("data"), dict, f"{where}: `data`", "an object")
-            annotations = task.get("annotations")
-            require(annotations, list, f"{where}: `annotations`", "a list")
-            for annotation in annotations:
-                require(annotation, dict, f"{where}: `annotations`", "objects")
-            yield where, data, annotations
-
-    return records
+    for number, task in enumerate(tasks, start=1):
+        where = f"{name}, task {number}"
+        data = require(task, dict, where, "a task as an object").get("data")
+        require(data, dict, f"{where}: `data`", "an object")
+        annotations = require(task.get("annotations"), list, f"{where}: `annotations`", "a list")
+        for annotation in annotations:
+            require(annotation, dict, f"{where}: `annotations`", "objects")
+        yield where, data, annotations
 
 
 def _answers(
@@ -152,24 +148,20 @@ def _choices(value: Any) -> list[str] | None:
     return found
 
 
-def _flat_records(place: Path) -> "Callable[[], Iterator[_Record]]":
+def _flat_records(place: Path) -> Iterator[_Record]:
     name = place.name
     rows = require(load_json(place), list, name, "a list of annotations")
-
-    def records() -> Iterator[_Record]:
-        for number, row in enumerate(rows, start=1):
-            where = f"{name}, item {number}"
-            yield where, require(row, dict, where, "an annotation as an object"), None
-
-    return records
+    for number, row in enumerate(rows, start=1):
+        where = f"{name}, item {number}"
+        yield where, require(row, dict, where, "an annotation as an object"), None
 
 
-def _flat_rows(place: Path) -> "Callable[[], Iterator[_Record]]":
-    def records() -> Iterator[_Record]:
-        for where, row in rows_of(place):
-            yield where, {name: _parsed(cell) for name, cell in row.items()}, None
-
-    return records
+def _flat_rows(place: Path) -> Iterator[_Record]:
+    for where, row in rows_of(place, without=_FLAT):
+        for name, cell in row.items():
+            if isinstance(cell, str) and cell.startswith(("[", "{")):
+                row[name] = _parsed(cell)
+        yield where, row, None
 
 
 def _parsed(cell: Any) -> Any:
@@ -239,7 +231,10 @@ _Marked = tuple[str, Any, Any, Sequence[Any]]  # where, name, attributes of the 
 
 def _via_json(place: Path) -> Iterator[_Marked]:
     content = require(load_json(place), dict, place.name, "an object")
-    core = content.get("_via_settings", {}).get("core", {})
+    settings = require(
+        content.get("_via_settings", {}), dict, f"{place.name}: settings", "an object"
+    )
+    core = require(settings.get("core", {}), dict, f"{place.name}: `core`", "an object")
     photos = content.get("_via_img_metadata", content)
     for key, photo in require(
         photos, dict, f"{place.name}: `_via_img_metadata`", "an object"
@@ -285,9 +280,12 @@ def _separator(line: str) -> str:
     return max(",;\t", key=line.count)
 
 
-def rows_of(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a table with where they stand; DataError for one of another length.
+def rows_of(
+    place: Path, without: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row of a table stands and its cells, but those `without`.
 
+    Raises DataError for a row of another length than the header's.
     Numbers without quotation marks in a table with them are floats: others are texts.
     """
     text = load_text(place)
@@ -296,12 +294,13 @@ def rows_of(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except csv.Error as error:
         raise DataError(f"{place.name}: {error}") from error
     name = place.name
+    columns = [(each, at) for at, each in enumerate(header) if each not in without]
     for number, cells in enumerate(rows, start=2):
         if any(cells):
             where = f"{name}, row {number}"
             if len(cells) != len(header):
                 raise DataError(f"{where}: expected {len(header)} cells, found {len(cells)}")
-            yield where, dict(zip(header, cells, strict=True))
+            yield where, {each: cells[at] for each, at in columns}
 
 
 def _cells(text: str, separator: str) -> list[list[Any]]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, SPLIT_FOLDERS
@@ -169,7 +169,7 @@ class Files:
         """
         if address not in self._found:
             texts = spellings(address)
-            found = next((path for path in paths if path in self._paths), None)
+            found = next((path for path in paths if path in self._paths), None) if paths else None
             found = found or self._by_end(texts) or self._by_name(texts)
             if found is not None:
                 if self._address.setdefault(found, address) != address:
@@ -200,30 +200,28 @@ class Files:
         return None
 
     def _by_name(self, texts: Sequence[str]) -> str | None:
-        for upload in (False, True):
-            for text in texts:
-                name = text.rpartition("/")[2]
-                if upload:
-                    name = name[9:] if _UPLOADED.match(name) else ""
-                paths = self._named.get(name, ())
+        names = [text.rpartition("/")[2] for text in texts]
+        uploads = [name[9:] for name in names if name[8:9] == "-" and _UPLOADED.match(name)]
+        for name in (*names, *uploads):
+            if paths := self._named.get(name):
                 if len(paths) > 1:
                     self.out[texts[0]] = UNSURE
                     return texts[0]
-                if paths:
-                    self._shorter += not upload
-                    self._renamed += upload
-                    return paths[0]
+                self._shorter += name in names
+                self._renamed += name not in names
+                return paths[0]
         return None
 
 
 def spellings(address: str) -> list[str]:
     """Return what of an address may be a path: without quoting first, then as it stands."""
     text = address.strip().replace("\\", "/")
-    if queried := _QUERIED.search(text):
+    if "?" in text and (queried := _QUERIED.search(text)):
         text = queried[1]
     elif "://" in text:
-        parts = urlsplit(text)
-        text = parts.path if parts.scheme.startswith("http") else text.partition("://")[2]
+        scheme, _, text = text.partition("://")
+        if scheme.startswith("http"):
+            text = re.split("[?#]", text, maxsplit=1)[0]
     return [unquote(text), text] if "%" in text else [text]
 
 
