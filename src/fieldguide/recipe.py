@@ -89,7 +89,7 @@ class Recipe(BaseModel):
         " range of the collection's values, found when a fit starts) or LOW,HIGH")
     no_data: float | Literal["tag"] = _setting("Pictures", "tag",
         "the value that means no data in such pictures, besides what a TIFF's own tag says")
-    max_megapixels: int = _setting("Pictures", 250, "photos of more are left out; one takes 4 MB for each while it is read",
+    max_megapixels: int = _setting("Pictures", 250, "photos of more are left out; reading takes 4 MB for each, and 30 MB of 16-bit colours with a tone",
         ge=1, le=10_000)
 
     folds: int = _setting("Folds", 5, "folds of the cross-validation", ge=2, le=10_000)
@@ -432,7 +432,7 @@ def range_of(tone: str) -> tuple[float, float] | None:
 def require_tone(tone: str) -> str:
     """Return the tone; raise ValueError for one that is neither a word nor a range."""
     try:
-        found = range_of(tone)
+        found = range_of(tone) if tone else (0.0, 0.0)
     except ValueError:
         found = (0.0, 0.0)
     if found and not -math.inf < found[0] < found[1] < math.inf:

@@ -25,10 +25,12 @@ class Terminal(Console):
 
 
 def shown(text: str) -> str:
-    """Return the text with control characters, but line ends and tabs, written out as `\\x1b`."""
-    return "".join(
-        each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text
-    )
+    """Return the text with control characters, but line ends and tabs, written out as `\\x1b`.
+
+    Bytes of names that are not UTF-8 are written the same way.
+    """
+    written = (e if e in "\n\t" or e.isprintable() else repr(e)[1:-1] for e in text)
+    return "".join(each.replace("\\udc", "\\x") if len(each) > 1 else each for each in written)
 
 
 def cell(text: str) -> Text:

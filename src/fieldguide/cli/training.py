@@ -1,5 +1,6 @@
 """The commands from photographs to a run: check, pack, fit, demo, recipe."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -31,10 +32,10 @@ def check(
     csv: Path | None = None,
     strict: bool = False,
     folds: int = 5,
-    truncated: Literal["refuse", "keep"] = "refuse",
-    tone: str = "full",
-    no_data: float | Literal["tag"] = "tag",
-    max_megapixels: int = 250,
+    truncated: Literal["refuse", "keep"] | None = None,
+    tone: str | None = None,
+    no_data: float | Literal["tag"] | None = None,
+    max_megapixels: int | None = None,
     near_duplicates: recipes.NearDuplicates = "group",
     columns: TableFlags = Columns(),
 ) -> None:
@@ -68,8 +69,15 @@ def check(
     from fieldguide.photos.near_copies import FILES_LOOKED_FOR, LOOKED_FOR
     from fieldguide.photos.pixels import Reading
 
-    settings = {"tone": tone, "no_data": no_data, "max_megapixels": max_megapixels}
-    reading = Reading.of(recipes.build({"truncated": truncated, **settings}))
+    settings = {
+        "truncated": truncated,
+        "tone": tone,
+        "no_data": no_data,
+        "max_megapixels": max_megapixels,
+    }
+    surroundings = recipes.from_environment(os.environ)
+    asked = {name: surroundings.get(name) if v is None else v for name, v in settings.items()}
+    reading = Reading.of(recipes.build({name: v for name, v in asked.items() if v is not None}))
     catalog = columns.read(photos)
     with Display(terminal.stderr) as display:
         display.begin("checking photos", len(catalog))

@@ -151,7 +151,8 @@ def _chosen(
     }
     if entry in sets:
         return sets[entry]
-    known = [name for name in NESTED if name in sets]
+    most = max(map(len, sets.values()), default=0)
+    known = [name for name in NESTED if 2 * len(sets.get(name, ())) > most]
     usual = sets[known[0]] if known else found
     if entry:
         start = f"{entry}."
@@ -257,6 +258,11 @@ def _read_torch(path: Path) -> dict[Any, Any]:
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise UsageError(
+                f"weights `{path}` cannot be read: they were saved with a newer pickle protocol",
+                hint="save them again without `pickle_protocol`, or by safetensors",
+            ) from error
         named = _REFUSED.search(str(error))
         held = f"`{named[1]}`, which is" if named else "objects that are"
         raise UsageError(

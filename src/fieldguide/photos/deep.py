@@ -6,6 +6,8 @@ Knows nothing of files but a TIFF's own words on its values.
 import io
 import logging
 import math
+import re
+import struct
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ Mask: TypeAlias = Bool[np.ndarray, "height width *bands"]
 # of a thermal camera is as many, and an animal of a thousandth of the picture stays (taste).
 OUTSIDE = 0.1
 
+_BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS, _PLANES, _KIND = 258, 259, 262, 277, 284, 339
 _GDAL_NODATA = 42113  # a private tag of the GDAL library: a number as text
 _SIXTEEN_BITS = (0.0, 65535.0)
 _MIDDLE = 128  # of a picture without any range: neither black nor white
@@ -47,7 +50,7 @@ def to_bytes(values: Values, tone: Tone, no_data: Collection[float] = ()) -> Byt
     if tone == "full":
         low, high = _whole_range(values, no_data)
     else:
-        low, high = span(values, no_data) if tone == "own" else tone
+        low, high = span(values, no_data) or (0.0, 0.0) if tone == "own" else tone
     scaled = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _ROWS):  # the numbers between take 8 bytes each
         rows = values[start : start + _ROWS]
@@ -60,13 +63,16 @@ def to_bytes(values: Values, tone: Tone, no_data: Collection[float] = ()) -> Byt
     return scaled
 
 
-def span(values: Values, no_data: Collection[float] = ()) -> Range:
-    """Return the range of a picture's values without a thousandth of them at either end."""
+def span(values: Values, no_data: Collection[float] = ()) -> Range | None:
+    """Return the range of a picture's values without a thousandth of them at either end.
+
+    None where all are no data.
+    """
     step = math.isqrt(values.size // _ENOUGH) + 1
     some = values[::step, ::step]
     found = some[_known(some, no_data)]
     if not found.size:
-        return 0.0, 0.0
+        return None
     low, high = np.percentile(found, (OUTSIDE, 100 - OUTSIDE))
     return float(low), float(high)
 
@@ -102,7 +108,23 @@ _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little
 
 def is_colour(picture: ImageFile.ImageFile) -> bool:
     """Return whether an opened picture has 16 bits a colour, of which Pillow keeps 8."""
-    return picture.mode.startswith("RGB") and any(";16" in _rawmode(t.args) for t in picture.tile)
+    return any(re.match("RGB.*;16", _rawmode(tile.args)) for tile in picture.tile)
+
+
+def is_gray_with_alpha(picture: ImageFile.ImageFile) -> bool:
+    """Return whether an opened picture has 16 bits of gray and of transparency."""
+    return any(_rawmode(tile.args) == "LA;16B" for tile in picture.tile)
+
+
+def split_bytes(picture: ImageFile.ImageFile) -> None:
+    """Change how a picture of gray with alpha is decoded: its four bytes as four bands."""
+    picture.tile = [tile._replace(args="RGBA") for tile in picture.tile]
+
+
+def from_bytes(picture: Image.Image) -> UInt16[np.ndarray, "height width"]:
+    """Return the 16-bit gray of a picture that was decoded by `split_bytes`."""
+    values = np.asarray(picture).astype(np.uint16)
+    return values[..., 0] << 8 | values[..., 1]
 
 
 def swap_bytes(picture: ImageFile.ImageFile) -> None:
@@ -138,6 +160,35 @@ def _swapped(rawmode: str) -> str:
 # --- TIFF -----------------------------------------------------------------------------------------
 
 
+def is_plain_tiff(data: bytes) -> bool:
+    """Return whether a TIFF is of a form that Pillow reads right, or damaged.
+
+    Beyond 8 bits these are unsigned or float gray from black to white and RGB, all bands together;
+    compressed big-endian ones only if unsigned, as libtiff gives the others in native order and
+    Pillow swaps them again. Of 8 bits only bands of gray that lie apart are left to others.
+    """
+    if data[2:4] in (b"+\0", b"\0+"):  # BigTIFF
+        return False
+    try:
+        tags = _tags(data)
+    except UnreadablePhoto:
+        return True
+    bits, bands = max(tags.get(_BITS, (1,))), int(tags.get(_BANDS, 1))
+    photometric, apart = tags.get(_PHOTOMETRIC), tags.get(_PLANES, 1) == 2 and bands > 1
+    if bits <= 8:
+        return not (apart and photometric in (0, 1))
+    unsigned = is_unsigned(tags)
+    if apart or photometric not in (1, 2, 5) or (photometric == 1 and bands > 1):
+        return False
+    swapped = data[:2] == b"MM" and tags.get(_COMPRESSION, 1) != 1
+    return unsigned or not swapped
+
+
+def is_unsigned(tags: Any) -> bool:
+    """Return whether the values of a TIFF are whole numbers from 0."""
+    return int(tags.get(_KIND, (1,))[0]) == 1
+
+
 def no_data_of(tags: Any) -> frozenset[float]:
     """Return the value that a TIFF's own tag calls `no data`, if it has one."""
     try:
@@ -153,6 +204,7 @@ class OddTiff:
     values: Values  # of one band or three
     no_data: frozenset[float]
     orientation: int  # as in EXIF
+    frames: int
     oddity: str  # empty, or what was taken for what
 
 
@@ -164,6 +216,8 @@ def read_tiff(data: bytes, refuse_size: Callable[[int, int], None]) -> OddTiff:
     """
     tags = _tags(data)
     form = _form(tags)
+    if tags.get(_PHOTOMETRIC) not in (0, 1, 2):
+        raise UnreadablePhoto(f"a TIFF of {form} in colours other than RGB cannot be read")
     try:
         import tifffile
     except ImportError as error:
@@ -178,6 +232,7 @@ def read_tiff(data: bytes, refuse_size: Callable[[int, int], None]) -> OddTiff:
             if axes not in _AXES or page.dtype is None or page.dtype.kind not in "iuf":
                 raise UnreadablePhoto(f"a TIFF of {form} cannot be read")
             values = page.asarray(maxworkers=1)
+            frames = len(file.pages)
     except tifffile.TiffFileError as error:
         raise UnreadablePhoto("damaged") from error
     except ValueError as error:  # such as a compression
@@ -188,32 +243,38 @@ def read_tiff(data: bytes, refuse_size: Callable[[int, int], None]) -> OddTiff:
         used = "the first is used, in gray" if bands < 3 else "the first three are used as colours"
         values = values[..., 0] if bands < 3 else values[..., :3]
         oddity = f"{bands} bands: {used}"
-    return OddTiff(values, no_data_of(tags), int(tags.get(274, 1)), oddity)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+        whole = values.dtype.kind in "iu"
+        values = np.invert(values) if whole else values.max() + values.min() - values
+    return OddTiff(values, no_data_of(tags), int(tags.get(274, 1)), frames, oddity)
 
 
 _AXES = ("YX", "YXS", "SYX")
 _KINDS = {1: "whole numbers", 2: "whole numbers", 3: "floats"}
+_TAG_ERRORS = (
+    *(SyntaxError, TypeError, ValueError, LookupError, OSError, ArithmeticError),
+    *(struct.error, AttributeError, AssertionError),
+)
 
 
 def _tags(data: bytes) -> ImageFileDirectory_v2:
     """Return the tags of the first picture of a TIFF; raise `UnreadablePhoto` if damaged."""
     try:
-        tags = ImageFileDirectory_v2(data[:8])
+        tags = ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
         places = tags.get(273) or tags.get(324)  # of strips or tiles
         if not places or max(places) >= len(data) or not tags.get(256) or not tags.get(257):
             raise UnreadablePhoto("damaged")
-    except (SyntaxError, TypeError, ValueError, LookupError, OSError, OverflowError) as error:
+    except _TAG_ERRORS as error:
         raise UnreadablePhoto("damaged") from error
     return tags
 
 
 def _form(tags: ImageFileDirectory_v2) -> str:
     """Return how the values of a TIFF are stored, in words."""
-    bands, apart = int(tags.get(277, 1)), ", each apart" if tags.get(284) == 2 else ""
-    kind = _KINDS.get(tags.get(339, (1,))[0], "values")
-    return (
-        f"{bands} {'band' if bands == 1 else 'bands'} of {tags.get(258, (1,))[0]}-bit {kind}{apart}"
-    )
+    bands, bits = int(tags.get(_BANDS, 1)), tags.get(_BITS, (1,))[0]
+    kind = _KINDS.get(tags.get(_KIND, (1,))[0], "values")
+    apart = ", each apart" if tags.get(_PLANES) == 2 else ""
+    return f"{bands} {'band' if bands == 1 else 'bands'} of {bits}-bit {kind}{apart}"

@@ -18,14 +18,14 @@ _WORDS = (
     "aug|augmented|augmentation|rot|rotate|rotated|rotation|flip|flipped|[hv]flip|flip[hv]|mirror"
     "|mirrored|crop|cropped|zoom|zoomed|shear|sheared|shift|shifted|scale|scaled|resize|resized"
     "|blur|blurred|noise|noisy|bright|brighter|brightness|dark|darker|contrast|sharp|sharpened"
-    "|hue|saturation|gr[ae]y|gr[ae]yscale|bw|jitter|cutout|distort|distorted|copy|kopie|copie"
+    "|hue|saturation|horizontal|vertical|lr|ud|by|gr[ae]y|gr[ae]yscale|bw|jitter|cutout|distort|distorted|copy|kopie|copie"
 )
 # What tools and people append to the name of the photo that they copy. A number alone is only taken
 # behind a digit (`IMG_0001_1`): `rose_1` and `rose_2`, `cam0_001` and `IMG_0002` number photos.
 _ENDING = re.compile(
     rf"[ _.-]+(?:{_WORDS})[ _-]?\d{{0,4}}(?:deg|°)?"
     r"|[ _.-]+[+-]?\d{1,3}(?:deg|°|degrees)"
-    r"| ?\([1-9]\d?\)"
+    r"| ?\(\d{1,2}\)"
     r"|(?<=\d)[_-][1-9]",
     re.IGNORECASE,
 )
@@ -64,7 +64,9 @@ def _root(row: int, path: str, first: Mapping[tuple[str, str], int]) -> int:
     folder, stem = _parts(path)
     root = first.get((folder, stem), row)
     for name in _originals(stem):
-        root = first.get((folder, name), first.get((_joined(folder), name), root))
+        places = (_joined(folder),) if _roboflow(stem) else (_joined(folder), folder)
+        for place in places:  # the own folder counts more
+            root = first.get((place, name), root)
     return root
 
 

@@ -22,7 +22,8 @@ _Pairs: TypeAlias = NDArray[np.int64]  # of shape (pairs, 2)
 
 LOOKED_FOR = (
     "copies looked for: equal, re-encoded, resized, mirrored, turned by 90°, slightly brightened,"
-    " crops of up to about 10 %; not: freely rotated, strongly recoloured, later frames of a burst."
+    " crops of up to about 10 %; not: freely rotated, strongly recoloured, with a border or stamp,"
+    " later frames of a burst."
     " Frames of one scene that differ in light and noise alone count as copies"
 )
 FILES_LOOKED_FOR = "copies looked for: of files, byte by byte; photos that look alike are not"

@@ -487,6 +487,8 @@ def _quiet() -> Iterator[None]:
 def _decode_other(kind: str, data: bytes, reading: Reading) -> Frame:
     # A TIFF reads more tags while loading, and turns the picture upright itself.
     with _quiet() if kind == "TIFF" else nullcontext():
+        if kind == "TIFF" and not deep.is_plain_tiff(data):
+            return _decode_odd_tiff(data, reading)
         try:
             picture = _open(kind, data)
         except _DECODER_ERRORS:
@@ -509,7 +511,7 @@ def _decode_odd_tiff(data: bytes, reading: Reading) -> Frame:
     image = Image.fromarray(deep.to_bytes(found.values, reading.tone, no_data))
     own = reading.tone == "own" and found.values.dtype != np.uint8
     span = deep.span(found.values, no_data) if own else None
-    frame = Frame(_rgb(image), *image.size, oddity=found.oddity, span=span)
+    frame = Frame(_rgb(image), *image.size, found.frames, oddity=found.oddity, span=span)
     return _upright(frame, found.orientation)
 
 
@@ -522,38 +524,44 @@ def _frame(
 ) -> Frame:
     """Decode an opened picture, which `again` opens anew, in place; return it as it is stored."""
     _refuse_size(*picture.size, reading.max_pixels)
-    deep_colour = reading.tone != "full" and deep.is_colour(picture)
+    # Pillow compares the one value that is transparent with half of its bits.
+    see_through = picture.info.pop("transparency", None) if deep.is_colour(picture) else None
+    deep_colour = deep.is_colour(picture) and (reading.tone != "full" or see_through is not None)
+    deep_gray = reading.tone != "full" and deep.is_gray_with_alpha(picture)
     warning = _load_pixels(picture, reading.truncated)
     image: Image.Image = picture
     span, oddity = None, ""
     if isinstance(picture, TiffImageFile):
         image, oddity = _without_odd_bands(picture)
     values = None
-    if deep_colour:
+    if deep_colour or deep_gray:
         other = again()
-        deep.swap_bytes(other)
+        (deep.swap_bytes if deep_colour else deep.split_bytes)(other)
         _load_pixels(other, reading.truncated)
-        values = deep.joined(picture, other)
+        values = deep.joined(picture, other) if deep_colour else deep.from_bytes(other)
     elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
+        if isinstance(picture, TiffImageFile) and values.dtype == np.int32:
+            values = values.view(np.uint32) if deep.is_unsigned(picture.tag_v2) else values
     if values is not None:
         tags = getattr(picture, "tag_v2", {})
         no_data = deep.no_data_of(tags) | _given(reading)
         span = deep.span(values, no_data) if reading.tone == "own" else None
-        image = _toned(image, values, deep.to_bytes(values, reading.tone, no_data))
+        toned = deep.to_bytes(values, reading.tone, no_data)
+        if see_through is not None:
+            toned[(values == see_through).all(axis=-1)] = 255
+        image = _toned(image, values, toned)
     return Frame(_rgb(image), *picture.size, warning=warning, oddity=oddity, span=span)
 
 
 def _toned(image: Image.Image, values: deep.Values, toned: NDArray[np.uint8]) -> Image.Image:
     """Return values in 8 bits as a picture, with what is transparent in the one they come from."""
-    if values.ndim == 2:
-        transparent = image.info.get("transparency") if image.mode.startswith("I;16") else None
-        return Image.fromarray(
-            toned if transparent is None else np.where(values == transparent, np.uint8(255), toned)
-        )
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        toned = np.where(values == image.info["transparency"], np.uint8(255), toned)
     result = Image.fromarray(toned)
-    if image.has_transparency_data:
-        result.putalpha(image.convert("RGBA").getchannel("A"))
+    if image.mode == "RGBA":
+        result = result.convert("RGB")
+        result.putalpha(image.getchannel("A"))
     return result
 
 

@@ -541,7 +541,7 @@ class Finder:
         bare = text.strip()
         # Of Windows' paths, where a folder may be called `xff`.
         slashed = (each.replace("\\", "/") for each in (bare, files.escaped(bare)))
-        for spelling in dict.fromkeys((text, bare, *slashed)):
+        for spelling in dict.fromkeys((text, bare, files.escaped(bare), *slashed)):
             if spelling and (place := self._existing(spelling)) is not None:
                 return place
         return None

@@ -23,10 +23,9 @@ TIME = "time"  # when the photo was taken, ISO 8601 without zone
 class Form:
     """The photos that a source lists, one row each.
 
-    `paths` start from `base`. There is no column `label` where nothing decides between several that
-    may be it. A row whose label is empty has none. `rules` say in words what was
-    decided, such as which of several labels counts; `left_out` says why rows are missing, and how
-    many.
+    Paths start from `base`. There is no column `label` where nothing decides between several that
+    may be it. A row whose label is empty has none. `rules` say in words what was decided, such as
+    which of several labels counts; `left_out` says why rows are missing, and how many.
     """
 
     name: str  # such as `Camtrap DP`
@@ -35,6 +34,7 @@ class Form:
     rows: tuple[tuple[str, ...], ...]
     rules: tuple[str, ...] = ()
     left_out: Mapping[str, int] | None = None
+    free: bool = False  # columns have the user's names, and labels are found as in any table
 
     @property
     def told(self) -> str:
