@@ -239,7 +239,8 @@ def thermal(folder: Path) -> Path:
         (folder / label).mkdir(parents=True)
         for number in range(8):
             values = draw.integers(29_000, 29_100, (48, 48)).astype(np.uint16)
-            values[8:40, 8:40] += np.uint16(warmer)
+            top, left = draw.integers(0, 16, 2)
+            values[top : top + 32, left : left + 6 + 3 * number] += np.uint16(warmer)
             Image.fromarray(values).save(folder / label / f"{number}.png")
     return folder
 
@@ -266,3 +267,91 @@ def test_a_percentile_without_deep_photos_is_told(discs: Path, tmp_path: Path) -
     run = small_fit(discs, tmp_path / "run", fold=0, tone="percentile", watcher=watcher)
     assert any("`tone` has no effect" in message for message in told)
     assert run.recipe.tone == "percentile 0,65535"
+
+
+SIGNED = (TWELVE_BITS[..., 0].astype(np.int32) - 2048).astype(np.int16)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("kind", ["i2", "i4", "u2", "u4", "f4", "f8"])
+def test_tiffs_of_all_kinds_of_values_in_both_orders(
+    kind: str, byteorder: str, compression: str | None
+) -> None:
+    values = (SIGNED if kind[0] != "u" else TWELVE_BITS[..., 0]).astype(kind)
+    data = tiff(values, byteorder=byteorder, compression=compression, photometric="minisblack")
+    low, high = float(values.min()), float(values.max())
+    expected = np.rint((values.astype(float) - low) * (255 / (high - low)))
+    assert np.abs(shown(data, tone=(low, high))[:, :, 0] - expected).max() <= 1
+
+
+def test_unsigned_values_beyond_the_half_are_no_negative_ones() -> None:
+    values = np.array([[0, 2**31 - 1], [2**31, 2**32 - 1]], np.uint32).repeat(9, 0).repeat(9, 1)
+    toned = shown(tiff(values, photometric="minisblack"))[::9, ::9, 0]
+    assert toned.tolist() == [[0, 127], [128, 255]]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_bands_that_lie_apart(photometric: str, compression: str | None) -> None:
+    apart = np.moveaxis(TWELVE_BITS, -1, 0)
+    options = {"photometric": photometric, "planarconfig": "separate", "compression": compression}
+    expected = np.rint(TWELVE_BITS * (255 / 4095))
+    assert np.abs(shown(tiff(apart, **options), tone=(0.0, 4095.0)) - expected).max() <= 1
+    bytes_apart = (apart >> 4).astype(np.uint8)
+    assert np.array_equal(shown(tiff(bytes_apart, **options)), TWELVE_BITS >> 4)
+
+
+def test_white_may_be_zero_and_palettes_of_16_bits_are_refused() -> None:
+    gray = TWELVE_BITS[..., 0] * np.uint16(16)
+    white = shown(tiff(gray, photometric="miniswhite"))[:, :, 0]
+    assert np.abs(white.astype(int) + np.rint(gray / 257)).max() <= 256
+    colours = np.tile(np.arange(65536, dtype=np.uint16), (3, 1))
+    with pytest.raises(UnreadablePhoto, match="colours other than RGB"):
+        pixels.decode(tiff(gray, photometric="palette", colormap=colours))
+
+
+def test_big_tiffs_and_pages() -> None:
+    values = TWELVE_BITS[..., 0].astype(np.float64)
+    assert len(np.unique(shown(tiff(values, bigtiff=True, photometric="minisblack")))) > 200
+    pages = tiff(np.stack([values, values]), photometric="minisblack")
+    assert pixels.decode(pages).frames == 2
+
+
+def test_gray_with_transparency_of_16_bits() -> None:
+    gray, alpha = TWELVE_BITS[..., 0], np.full(COLOURS.shape[:2], 65535, np.uint16)
+    alpha[:10] = 0
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.dstack([gray, alpha]))
+    data = png_header(96, 64, 16, 4) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert np.array_equal(shown(data)[10:, :, 0], gray[10:] >> 8)
+    toned = shown(data, tone=(0.0, 4095.0))
+    assert (toned[:10] == 255).all()
+    assert np.array_equal(toned[10:, :, 0], np.rint(gray[10:] * (255 / 4095)))
+
+
+def test_the_transparent_colour_of_16_bits_is_compared_whole() -> None:
+    values = TWELVE_BITS.copy()
+    values[:5], values[5:10] = 300, (200, 100, 50)
+    data = png16(values)
+    for colour, white in ((300, slice(0, 5)), (0, slice(0, 0))):
+        seen = data[:33] + chunk(b"tRNS", struct.pack(">HHH", colour, colour, colour)) + data[33:]
+        toned = shown(seen, tone=(0.0, 4095.0))
+        assert (toned[white] == 255).all()
+        assert toned[7, 7].tolist() == [12, 6, 3]
+        assert (shown(seen)[5:10] < 2).all()
+
+
+def test_photos_without_data_do_not_change_the_range(tmp_path: Path) -> None:
+    files = []
+    for number in range(10):
+        values = rng.uniform(280, 310, (20, 20)).astype(np.float32)
+        values[:] = np.nan if number < 2 else values
+        files.append(tmp_path / f"{number}.tif")
+        files[-1].write_bytes(encoded(Image.fromarray(values), "TIFF"))
+    assert inspect.common_range(files, Reading()) == inspect.common_range(files[2:], Reading())
+
+
+@pytest.mark.parametrize("tone", ["", "x", "5", "5,1", "1,2,3", "nan,1", "percentile 3"])
+def test_tones_that_are_none(tone: str) -> None:
+    with pytest.raises(UsageError, match="neither full, percentile nor a range"):
+        recipes.build({"tone": tone})
