@@ -55,6 +55,7 @@ def dress(photos: Path, out: Path, seed: int) -> tuple[Path, Path]:
                 photo = opened.convert("RGB")
             known = at < EACH
             place = number % PLACES if rng.random() < 0.7 else int(rng.integers(PLACES))
+            place = at if at < PLACES else place  # each class at every place
             for shot in range(3 if known else 1):
                 path = out / "frames" / f"{number}_{at:02d}_{shot}.jpg"
                 path.parent.mkdir(exist_ok=True, parents=True)
