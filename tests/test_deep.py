@@ -2,7 +2,9 @@ import io
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -355,3 +357,15 @@ def test_photos_without_data_do_not_change_the_range(tmp_path: Path) -> None:
 def test_tones_that_are_none(tone: str) -> None:
     with pytest.raises(UsageError, match="neither full, percentile nor a range"):
         recipes.build({"tone": tone})
+
+
+def test_check_reads_as_the_environment_says(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = thermal(tmp_path / "photos")
+    assert "narrow-range" in command("check", photos).out
+    monkeypatch.setenv("FIELDGUIDE_TONE", "29000,29500")
+    assert "narrow-range" not in command("check", photos).out
+    assert "narrow-range" in command("check", photos, "--tone", "full").out
+    monkeypatch.setenv("FIELDGUIDE_TONE", "bad")
+    assert command("check", photos).code == 2

@@ -29,6 +29,7 @@ from fieldguide.photos.tables import read_table
             "X_gray",
         ),
         *("X_flip_rot15", "X_crop (1)", "X.rf.0a1b2c3d4e5f", "X_FLIP", "X_copy_90deg", "X_-15deg"),
+        *("X_horizontal_flip", "X_flip_lr", "X_rotated_by_90", "X(0)"),
     ],
 )
 def test_an_ending_of_augmentation_makes_a_family(copy: str) -> None:
@@ -63,6 +64,13 @@ def test_folders_are_kept_apart_but_for_splits() -> None:
     assert families(["oak/1.jpg", "elm/1_flip.jpg"]) == []
     split = ["train/oak/1.jpg", "val/oak/1.jpg", "val/oak/1_flip.jpg", "test/oak/1_crop.jpg"]
     assert families(split) == [(0, 3), (1, 2)]
+
+
+def test_versions_of_roboflow_in_two_splits_are_a_family() -> None:
+    names = [
+        f"{split}/a/x_jpg.rf.{n}123456789abcdef.jpg" for n, split in enumerate(("train", "valid"))
+    ]
+    assert families(names) == [(0, 1)]
 
 
 def test_versions_of_roboflow_need_no_original() -> None:

@@ -144,6 +144,24 @@ def test_averaged_weights_come_first_and_are_told(tmp_path: Path) -> None:
     assert len(told) == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": tensors(), "ema": {"decay": torch.tensor(0.9)}},
+        {"state_dict": {"epoch": torch.tensor(3)}, "model": tensors()},
+    ],
+)
+def test_an_entry_of_a_number_is_no_set_of_weights(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == tensors().keys()
+
+
+def test_a_newer_pickle_protocol_is_named(tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(UsageError, match="newer pickle protocol"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_an_entry_may_be_part_of_the_names(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({f"{part}.{n}": t for part in "ab" for n, t in tensors().items()}, path)
