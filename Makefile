@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: venv demo check test test-all test-lowest bench lint format constraints clean
+.PHONY: venv demo check test test-all forms test-lowest bench lint format constraints clean
 
 venv: .venv/ready
 
@@ -27,8 +27,13 @@ check: lint
 
 # All tests, also those that need extras, a store of S3's protocol, or Chromium if it is installed;
 # outside CI. s3fs needs an older python-dateutil than constraints.txt has, so it comes last and free.
-test-all: .venv-all/ready
+test-all: .venv-all/ready forms
 	.venv-all/bin/python -m pytest --numprocesses auto --dist worksteal
+
+# The samples of tests/forms, written again by the real tools, each in an environment of its own.
+forms:
+	set -e; for script in tests/forms/make_*.sh; do bash $$script; done
+	git diff --exit-code --stat tests/forms
 
 .venv-all/ready: pyproject.toml constraints.txt .venv/ready
 	test -x .venv-all/bin/python || $(PYTHON) -m venv .venv-all
