@@ -45,7 +45,7 @@ def test_a_form_can_be_named_or_refused(tmp_path: Path) -> None:
 def test_options_that_a_form_does_not_have(tmp_path: Path) -> None:
     place = one_hot(tmp_path)
     for option in ({"encoding": "latin-1"}, {"labels_from": "folder:1"}):
-        with pytest.raises(DataError, match="is not for in the form"):
+        with pytest.raises(DataError, match="and this is of the form"):
             sources.read(place, **option)
 
 

@@ -44,7 +44,7 @@ def read(
     if not event_gap > 0:
         raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
     if (found := form_of(place, form)) is not None:
-        _refuse(place, f"in the form {found.name}", encoding=encoding, labels_from=labels_from)
+        _refuse(place, f"of the form {found.name}", encoding=encoding, labels_from=labels_from)
         base = found.base if root is None else Path(root)
         return of_form(found, base, names, group, event_gap=event_gap, labelled=labelled)
     if not place.is_dir():
@@ -127,9 +127,9 @@ def _refuse(place: Path, what: str, **options: object) -> None:
     """Raise DataError for an option that this source does not have."""
     for name, value in options.items():
         if value:
+            folders = name == "labels_from"
             raise DataError(
-                f"`{name}` is not for {what}: {place}",
-                hint="it is for folders of photos"
-                if name == "labels_from"
-                else f"leave `{name}` out, or give the CSV file instead of the folder",
+                f"`{name}` is for {'folders' if folders else 'tables'}, and this is {what}: {place}",
+                hint=f"leave `{name}` out, or give "
+                + ("a folder of photos" if folders else "the CSV file instead"),
             )

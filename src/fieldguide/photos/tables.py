@@ -246,6 +246,10 @@ def read_cells(place: Path, encoding: str | None = None, most: int = -1) -> Tabl
             f"not a table in plain text: {place}",
             hint="name the folder that the Parquet files lie in",
         )
+    if place.suffix.lower() in {".json", ".xml"}:
+        raise DataError(
+            f"in no form that is known: {place}", hint="write its photos as a CSV table"
+        )
     text = decoded(content_of(place, most), place.name, encoding)
     if not text.strip():
         raise DataError(f"the table is empty: {place}")
