@@ -127,9 +127,10 @@ def _refuse(place: Path, what: str, **options: object) -> None:
     """Raise DataError for an option that this source does not have."""
     for name, value in options.items():
         if value:
-            folders = name == "labels_from"
+            use, instead = "tables", "the CSV file instead"
+            if name == "labels_from":
+                use, instead = "folders", "a folder of photos"
             raise DataError(
-                f"`{name}` is for {'folders' if folders else 'tables'}, and this is {what}: {place}",
-                hint=f"leave `{name}` out, or give "
-                + ("a folder of photos" if folders else "the CSV file instead"),
+                f"`{name}` is for {use}, and this is {what}: {place}",
+                hint=f"leave `{name}` out, or give {instead}",
             )
