@@ -10,7 +10,7 @@ from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
-from fieldguide.photos.forms.form import LABEL, PATH, Form
+from fieldguide.photos.forms.form import LABEL, PATH, Form, label_column
 from fieldguide.photos.tables import Finder, Table, catalog_of, read_table
 from fieldguide.storage import addresses
 
@@ -108,11 +108,10 @@ def of_form(
     """Return the photos that a source in a known form lists."""
     if not form.rows:
         raise DataError(f"{form.name}: no photo is left; {form.told}")
-    own = {"path": PATH, "label": LABEL}
-    wanted = {
-        role: name or (own.get(role) if own.get(role) in form.header else None)
-        for role, name in names.items()
-    }
+    label = names["label"] or (LABEL if LABEL in form.header else None)
+    if labelled and not (form.usual and label is None):
+        label = label_column(form, label)
+    wanted = {**names, "path": names["path"] or PATH, "label": label}
     table = Table(form.name, form.header, tuple(enumerate(form.rows, 1)))
     return catalog_of(
         table,
