@@ -7,12 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from photos import save
 
 from fieldguide.errors import DataError
-from fieldguide.photos.forms.camera_traps import FORMS
+from fieldguide.photos import sources
+from fieldguide.photos.forms import camera_tables, camtrap_dp
+from fieldguide.photos.forms import coco as coco_forms
 from fieldguide.photos.forms.form import Form
 
 WRITTEN = Path(__file__).parent / "forms"
+FORMS = (*camtrap_dp.FORMS, *camera_tables.FORMS, *coco_forms.FORMS)
 READERS = {known.name: known.read for known in FORMS}
 
 
@@ -116,7 +120,7 @@ def test_several_species_unknown_ones_and_unnamed_animals_are_left_out(tmp_path:
     form = read("camtrap-dp", package(tmp_path, media, OBSERVATIONS + "".join(lines)))
     assert column(form, "label") == ["Vulpes vulpes", "human"]
     assert column(form, "place") == ["d3", "d3"]
-    assert column(form, "event") == ["d3 2020-05-30T00:00:00", "d3 2020-05-30T04:00:00"]
+    assert column(form, "event") == ["d3 2020-05-30 00:00:00", "d3 2020-05-30 04:00:00"]
     left = {why: number for why, number in (form.left_out or {}).items() if number}
     assert left == {
         "photos under several labels": 1,
@@ -152,7 +156,7 @@ def test_resources_keep_their_dialect_and_may_be_compressed(tmp_path: Path) -> N
     (tmp_path / "media.csv.gz").write_bytes(gzip.compress(data))
     assert column(read("camtrap-dp", tmp_path), "path") == ["a; b.jpg"]
     (tmp_path / "media.csv.gz").write_bytes(gzip.compress(data)[:-12])
-    with pytest.raises(DataError, match=r"media\.csv\.gz, after row 1"):
+    with pytest.raises(DataError, match=r"end-of-stream.*media\.csv\.gz"):
         READERS["camtrap-dp"](tmp_path)
 
 
@@ -166,12 +170,12 @@ ONE = "m1,d1,2020-05-30T00:00:00Z,a.jpg,image/jpeg\n"
         ("m1,d1,2020-05-30 00:00,a.jpg,image/jpeg\n", "", "media, row 2: expected a time such as"),
         ("m1,d1,,,image/jpeg\n", "", "media, row 2: expected a filePath"),
         (ONE + ONE, "", "media, row 3: expected a mediaID of its own, found `m1`"),
-        (ONE + "m2,d1\n", "", r"media\.csv, row 3: expected 5 cells .* found 2"),
+        (ONE + "m2,d1\n", "", r"media\.csv, row 3: 2 cells, the header has 5"),
         (ONE, "d1,m1,,,,photo,blank,\n", "observations, row 2: expected observationLevel"),
         (ONE, "d1,m1,,,,media,bird,\n", "observations, row 2: expected an observationType"),
         (ONE, "d1,,,,,media,blank,\n", "observations, row 2: expected a mediaID"),
         (ONE, "d1,,e,,,event,blank,\n", "observations, row 2: expected a time such as"),
-        (ONE, 'd1,m1,"e"x,,,media,blank,\n', r"observations\.csv, after row 1"),
+        (ONE, 'd1,m1,"e"x,,,media,blank,\n', r"observations\.csv, row 2: "),
     ],
 )
 def test_a_broken_package_is_refused(
@@ -188,8 +192,11 @@ def test_other_versions_and_missing_resources_are_refused(tmp_path: Path) -> Non
     for path in ("../media.csv", "/media.csv", "https://host/media.csv", ["media.csv"]):
         with pytest.raises(DataError, match="resource `media`, key `path`: expected"):
             READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, path=path))
-    for described in ({"dialect": {"delimiter": "::"}}, {"encoding": "utf-88"}):
-        with pytest.raises(DataError, match=r"media\.csv: cannot be read as described"):
+    for described, said in (
+        ({"dialect": {"delimiter": "::"}}, r"media\.csv: cannot be read as described"),
+        ({"encoding": "utf-88"}, "unknown encoding: `utf-88`"),
+    ):
+        with pytest.raises(DataError, match=said):
             READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, **described))
     with pytest.raises(DataError, match="resource `media`: expected"):
         READERS["camtrap-dp"](package(tmp_path, MEDIA, OBSERVATIONS, name="pictures"))
@@ -249,7 +256,7 @@ def test_coco_by_sequence_with_ids_as_numbers_and_text(tmp_path: Path) -> None:
     form = read("coco", coco(tmp_path / "x.json", images, annotations))
     assert column(form, "path") == ["a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg", "a/5.jpg"]
     assert column(form, "label") == ["élan", "fox", "élan", "fox", "élan"]
-    late = "26 2016-03-04T05:06:07"
+    late = "26 2016-03-04 05:06:07"
     assert column(form, "event") == ["26/s", "27/s", "26/s", late, late]
     assert column(form, "place") == ["26", "27", "26", "26", "26"]
     assert "1 time of no known form" in form.told
@@ -383,7 +390,7 @@ def test_a_download_read_by_megadetector_utils(tmp_path: Path) -> None:
     assert column(form, "label") == labels
     assert column(form, "place") == ["7/DEP1"] * 3 + ["7/DEP2"]
     events = column(form, "event")
-    assert events[1] == events[2] == "7/DEP1 2021-08-26T10:05:00" and len(set(events)) == 3
+    assert events[1] == events[2] == "7/DEP1 2021-08-26 10:05:00" and len(set(events)) == 3
     assert column(form, "family") == ["", "Felidae", "Felidae", "Dasyproctidae"]
     assert "by the last 3 parts of location" in form.told
 
@@ -443,7 +450,7 @@ def test_timelapse_by_its_species_column(tmp_path: Path) -> None:
     assert column(form, "label") == ["Fox, red", "Deer", "Deer", "Deer"]
     assert column(form, "place") == ["A/100", "A/100", "B", "."]
     events = column(form, "event")
-    assert events[0] == events[1] == "A/100 2016-03-04T05:06:07" and len(set(events)) == 3
+    assert events[0] == events[1] == "A/100 2016-03-04 05:06:07" and len(set(events)) == 3
     assert column(form, "Note") == ['a "b"', "", "", ""]
     assert column(form, "Timelapse place") == ["x", "", "", ""]
     left = {why: number for why, number in (form.left_out or {}).items() if number}
@@ -464,17 +471,26 @@ def test_timelapse_with_several_label_columns_names_none(tmp_path: Path) -> None
     )
     form = read("timelapse", tmp_path / "data.csv")
     assert form.header == ("path", "event", "place", "time", "Species", "Common name")
-    assert form.rows[0][1:4] == ("x 2016-03-04T05:06:07", "x", "2016-03-04T05:06:07")
+    assert form.rows[0][1:4] == ("x 2016-03-04 05:06:07", "x", "2016-03-04T05:06:07")
     assert "name one of `Species`, `Common name` by `--label-column`" in form.told
+    write(tmp_path, none="File,RelativePath,DateTime,Note\na.jpg,x,2016-03-04 05:06:07,Fox\n")
+    assert "name one of `Note` by `--label-column`" in read("timelapse", tmp_path / "none.csv").told
+    save(tmp_path / "x" / "a.jpg", 1)
+    for name, chosen in (("data", "Common name"), ("none", "Note")):
+        with pytest.raises(DataError, match="nothing decides which column is the label") as caught:
+            sources.read(tmp_path / f"{name}.csv")
+        assert "--label-column" in caught.value.hint
+        photos = sources.read(tmp_path / f"{name}.csv", label=chosen).photos
+        assert [photo.label for photo in photos] == ["Fox"]
 
 
 def test_a_broken_timelapse_table_is_refused(tmp_path: Path) -> None:
     head = "File,RelativePath,DateTime,Species\n"
     write(tmp_path, data=head + "a.jpg,x,2016-03-04 05:06:07\n")
-    with pytest.raises(DataError, match=r"data\.csv, row 2: expected 4 cells"):
+    with pytest.raises(DataError, match=r"data\.csv, row 2: 3 cells, the header has 4"):
         READERS["timelapse"](tmp_path / "data.csv")
     (tmp_path / "data.csv").write_bytes(head.encode() + b"a.jpg,x,,Caf\xe9\n")
-    with pytest.raises(DataError, match=r"data\.csv, after row 1: not text in utf-8"):
+    with pytest.raises(DataError, match=r"data\.csv, row 2: not text in UTF-8"):
         READERS["timelapse"](tmp_path / "data.csv")
 
 
@@ -536,6 +552,17 @@ def test_detections_of_addaxai(tmp_path: Path) -> None:
     assert form.header == ("path", "place", "box", "confidence", "category")
     assert form.rows == (("c/a.jpg", "c", "0.5 0.5 0.5 0.5", "0.75", "fox"),)
     assert "of several boxes the most confident is kept (1 photo)" in form.told
+    dated = [
+        f"/x,c/{n}.jpg,img,fox,0.5,0,0,1,1,9,9,{time}\n"
+        for n, time in enumerate(
+            ("13/01/24 10:00:00", "2024-01-13 10:00:00", "", "01/02/24 10:00:00")
+        )
+    ]
+    write(tmp_path, dated=ADDAX.replace("\n", ",DateTimeOriginal\n") + "".join(dated))
+    form = read("addaxai", tmp_path / "dated.csv")
+    assert column(form, "time") == ["", "2024-01-13T10:00:00", "", ""]
+    assert "2 times of no known form, taken as none" in form.told
+    assert "3 photos without time or place" in form.told
     write(tmp_path, bad=ADDAX + "/x,c/a.jpg,img,deer,0.5,0,0,50,25,0,100\n")
     with pytest.raises(DataError, match=r"bad\.csv, row 2: expected numbers of a box"):
         READERS["addaxai"](tmp_path / "bad.csv")

@@ -511,7 +511,7 @@ def test_nothing_decides_between_two_columns_of_metadata(tmp_path: Path) -> None
         (
             "metadata.csv",
             "file_name,label\na.jpg,x\nb.jpg\n",
-            "metadata.csv, row 3: expected 2 cells",
+            "metadata.csv, row 3: 1 cell, the header has 2",
         ),
         (
             "metadata.jsonl",

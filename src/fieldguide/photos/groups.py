@@ -33,7 +33,7 @@ TIMES = (
 
 _FORMS_OF_TIME = (
     *("%Y:%m:%d %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y-%m-%d %H:%M"),
-    *("%Y:%m:%d %H:%M", "%Y/%m/%d %H:%M"),
+    *("%Y:%m:%d %H:%M", "%Y/%m/%d %H:%M", "%Y:%m:%d %H:%M:%S.%f", "%d-%b-%Y %H:%M"),
 )
 _EXIF, _TAKEN, _SERIAL = 0x8769, 0x9003, 0xA431
 _MAKE, _MODEL = 0x010F, 0x0110

@@ -10,7 +10,7 @@ from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
-from fieldguide.photos.forms.form import PATH, Form, label_column
+from fieldguide.photos.forms.form import LABEL, PATH, Form, label_column
 from fieldguide.photos.tables import Finder, Table, catalog_of, read_table
 from fieldguide.storage import addresses
 
@@ -108,9 +108,10 @@ def of_form(
     """Return the photos that a source in a known form lists."""
     if not form.rows:
         raise DataError(f"{form.name}: no photo is left; {form.told}")
-    wanted = {**names, "path": names["path"] or (PATH if PATH in form.header else None)}
-    if labelled and not form.free:
-        wanted["label"] = label_column(form, names["label"])
+    label = names["label"] or (LABEL if LABEL in form.header else None)
+    if labelled and not (form.usual and label is None):
+        label = label_column(form, label)
+    wanted = {**names, "path": names["path"] or PATH, "label": label}
     table = Table(form.name, form.header, tuple(enumerate(form.rows, 1)))
     return catalog_of(
         table,

@@ -6,15 +6,18 @@ Labels are never converted: `01`, `1.0`, `NA` and ` oak` stay as they are. Knows
 import codecs
 import csv
 import difflib
+import gzip
 import io
 import os
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fieldguide.errors import DataError, PhotosAway
 from fieldguide.photos import groups
@@ -34,7 +37,7 @@ from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.photos.groups import simplified
 from fieldguide.storage import addresses, files, parquet
 from fieldguide.storage.columns import Records
-from fieldguide.words import count, listed, quoted
+from fieldguide.words import count, first_line, listed, quoted
 
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive or a spreadsheet such as .xlsx",
@@ -236,10 +239,16 @@ def _with_column(table: Table, name: str, cells: Sequence[str]) -> Table:
     return replace(table, header=(*table.header, name), rows=rows)
 
 
-def read_cells(place: Path, encoding: str | None = None, most: int = -1) -> Table:
+def read_cells(
+    place: Path,
+    encoding: str | None = None,
+    most: int = -1,
+    dialect: Mapping[str, Any] | None = None,
+) -> Table:
     """Return a table in plain text, perhaps without rows; DataError with the row of a fault.
 
-    With `most`, it is read only as far as the last line that ends within that many bytes.
+    With `most`, it is read only as far as the last line that ends within that many bytes. `dialect`
+    has options of `csv.reader`, of which the separator is else detected.
     """
     if place.suffix == parquet.ENDING:
         raise DataError(
@@ -257,7 +266,10 @@ def read_cells(place: Path, encoding: str | None = None, most: int = -1) -> Tabl
         separator, text = said[1], text[said.end() - 1 :]
     else:
         separator = "\t" if place.suffix.lower() in (".tsv", ".tab") else _separator(text)
-    rows = _without_empty_columns(list(_parsed(place, text, separator)))
+    rows = list(_parsed(place, text, {"delimiter": separator, **(dialect or {})}))
+    if not rows:
+        raise DataError(f"the table is empty: {place}")
+    rows = _without_empty_columns(rows)
     header = rows[0][1]
     headless = any(Path(cell.strip()).suffix.lower() in EXTENSIONS for cell in header)
     if headless:
@@ -294,13 +306,14 @@ def content_of(place: Path, most: int = -1) -> bytes:
     Raises DataError if it cannot be read.
     """
     try:
-        with place.open("rb") as file:
+        with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as file:
             data = file.read(most)
         return data.rpartition(b"\n")[0] or data if len(data) == most else data
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         if not place.exists():
             raise PhotosAway(f"no such file or folder: {place}") from error
-        raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DataError(f"{reason.lower()}: {place}") from error
 
 
 def decoded(data: bytes, name: str, encoding: str | None = None, errors: str = "strict") -> str:
@@ -349,8 +362,13 @@ def _separator(text: str) -> str:
     return ","
 
 
-def _parsed(place: Path, text: str, separator: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+def _parsed(
+    place: Path, text: str, dialect: Mapping[str, Any]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), **{"strict": True, **dialect})
+    except (TypeError, ValueError) as error:  # of what describes the table
+        raise DataError(f"{place.name}: cannot be read as described: {error}") from error
     number = 0
     try:
         for number, cells in enumerate(reader, start=1):

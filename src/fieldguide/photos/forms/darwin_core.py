@@ -7,7 +7,6 @@ Source: TDWG, Darwin Core Text Guide (2023); GBIF, Downloads: Darwin Core Archiv
 """
 
 import csv
-import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from zipfile import BadZipFile, ZipFile
 
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS
-from fieldguide.photos.folders import is_hidden
 from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, TIME, Form, Known
+from fieldguide.photos.forms.settle import below
 from fieldguide.photos.tables import RANKS, content_of, decoded
 from fieldguide.words import count
 
@@ -194,11 +193,9 @@ def _cells(part: _Part) -> Iterator[list[str]]:
 def _photos_below(folder: Path) -> dict[str, list[str]]:
     """Map the names without endings of all photos below a folder to their paths."""
     photos: dict[str, list[str]] = defaultdict(list)
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in EXTENSIONS and not is_hidden(name):
-                photos[Path(name).stem].append((Path(root) / name).relative_to(folder).as_posix())
+    for path in sorted(below(folder)):
+        if PurePosixPath(path).suffix.lower() in EXTENSIONS:
+            photos[PurePosixPath(path).stem].append(path)
     return dict(photos)
 
 

@@ -34,7 +34,7 @@ class Form:
     rows: tuple[tuple[str, ...], ...]
     rules: tuple[str, ...] = ()
     left_out: Mapping[str, int] | None = None
-    free: bool = False  # columns have the user's names, and labels are found as in any table
+    usual: bool = False  # labels are found by usual names, as in any table
 
     @property
     def told(self) -> str:
@@ -57,19 +57,25 @@ class Known(NamedTuple):
     read: Callable[[Path], Form | None]
 
 
+def load_text(place: Path) -> str:
+    """Return the text of a file; DataError if it is not in UTF-8 or cannot be read."""
+    try:
+        return place.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place.name}: not text in UTF-8: byte {error.start}") from error
+    except OSError as error:
+        raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
+
+
 def load_json(place: Path) -> Any:
     """Return the content of a JSON file; DataError with line and column if it is damaged."""
     try:
-        return json.loads(place.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place.name}: not text in UTF-8: byte {error.start}") from error
+        return json.loads(load_text(place))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{place.name}, {where}: not JSON: {error.msg}") from error
     except RecursionError as error:
         raise DataError(f"{place.name}: nested too deeply for JSON of any known form") from error
-    except OSError as error:
-        raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
 
 
 def require(value: Any, kind: type | tuple[type, ...], where: str, expected: str) -> Any:

@@ -1,7 +1,5 @@
 """The reader of image folders of Hugging Face's `datasets` with a table of metadata."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -12,15 +10,15 @@ from typing import Any
 
 from fieldguide.errors import DataError, UsageError
 from fieldguide.photos.catalog import SPLIT_FOLDERS, USUAL_NAMES
-from fieldguide.photos.forms.form import Form, Known, require
+from fieldguide.photos.forms.form import Form, Known, load_text, require
 from fieldguide.photos.forms.settle import (
     Said,
     head_of,
-    load_text,
     settled,
     split_columns,
     tables_in,
 )
+from fieldguide.photos.tables import read_cells
 from fieldguide.words import first_line, listed
 
 _FOOTER = 1 << 18  # bytes that hold the names of columns (taste)
@@ -87,15 +85,9 @@ def _records(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if table.suffix == ".parquet":
         yield from _rows_of_parquet(table)
     elif table.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(load_text(table), newline=""), strict=True)
-        try:
-            for number, row in enumerate(reader, start=2):
-                where = f"{table.name}, row {number}"
-                if None in row or None in row.values():
-                    raise DataError(f"{where}: expected {len(reader.fieldnames or ())} cells")
-                yield where, row
-        except csv.Error as error:
-            raise DataError(f"{table.name}, line {reader.line_num}: {error}") from error
+        cells = read_cells(table)
+        for number, row in cells.rows:
+            yield f"{table.name}, row {number}", dict(zip(cells.header, row, strict=True))
     else:
         for number, line in enumerate(load_text(table).split("\n"), start=1):
             where = f"{table.name}, line {number}"

@@ -197,7 +197,7 @@ def _form(name: str, base: Path, read: _Read, column: int, paths: Sequence[str])
         for path, (_, cells) in zip(paths, read.table.rows, strict=True)
     )
     names = (PATH, *(header[c] for c in order))
-    return Form(name, base, names, rows, read.rules, read.left_out, free=LABEL not in names)
+    return Form(name, base, names, rows, read.rules, read.left_out, usual=True)
 
 
 def _lie_there(table: Table, source: Path) -> bool | None:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from fieldguide.errors import UsageError
 from fieldguide.photos.forms import (
-    camera_traps,
+    camera_tables,
+    camtrap_dp,
+    coco,
     darwin_core,
     hf_metadata,
     json_sets,
@@ -18,7 +20,9 @@ from fieldguide.words import listed
 
 KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
     *json_sets.FORMS,
-    *camera_traps.FORMS,
+    *camtrap_dp.FORMS,
+    *camera_tables.FORMS,
+    *coco.FORMS,
     *labelling.FORMS,
     *labelled_sets.FORMS,
     *sets.FORMS,

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, SPLIT_FOLDERS
-from fieldguide.photos.forms.form import EVENT, LABEL, Form, Known, load_json, require
+from fieldguide.photos.forms.form import EVENT, LABEL, Form, Known, load_json, load_text, require
 from fieldguide.photos.forms.settle import (
     SHARED,
     Files,
@@ -19,7 +19,6 @@ from fieldguide.photos.forms.settle import (
     below,
     free_name,
     head_of,
-    load_text,
     settled,
     split_columns,
     tables_in,

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import DataError
-from fieldguide.photos.forms.form import Form, Known, load_json, require
+from fieldguide.photos.forms.form import Form, Known, load_json, load_text, require
 from fieldguide.photos.forms.settle import (
     Files,
     Said,
     free_name,
     head_of,
+    header_of,
     is_address,
-    load_text,
+    separator_of,
     settled,
 )
 from fieldguide.words import listed
@@ -52,7 +53,7 @@ def read_label_studio(place: Path) -> Form | None:
             return _of_label_studio(place, _tasks(place))
         if b'"annotation_id"' in head and b'"annotator"' in head:
             return _of_label_studio(place, _flat_records(place))
-    elif {"annotation_id", "annotator", "lead_time"} <= {*_header(head)}:
+    elif {"annotation_id", "annotator", "lead_time"} <= {*header_of(head)}:
         return _of_label_studio(place, _flat_rows(place))
     return None
 
@@ -204,7 +205,7 @@ def read_via(place: Path) -> Form | None:
     head = head_of(place, ".json", ".csv")
     if head.startswith(b"{") and b'"file_attributes"' in head and b'"regions"' in head:
         records = _via_json(place)
-    elif {"file_attributes", "region_attributes"} <= {*_header(head)}:
+    elif {"file_attributes", "region_attributes"} <= {*header_of(head)}:
         records = _via_csv(place)
     else:
         return None
@@ -271,15 +272,6 @@ def _attributes(value: Any, where: str) -> dict[str, list[str]]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _header(head: bytes) -> list[str]:
-    line = head.partition(b"\n")[0].decode("utf-8", "replace").strip()
-    return next(csv.reader([line], delimiter=_separator(line)), [])
-
-
-def _separator(line: str) -> str:
-    return max(",;\t", key=line.count)
-
-
 def rows_of(
     place: Path, without: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -290,7 +282,7 @@ def rows_of(
     """
     text = load_text(place)
     try:
-        header, *rows = _cells(text, _separator(text.partition("\n")[0]))
+        header, *rows = _cells(text, separator_of(text.partition("\n")[0]))
     except csv.Error as error:
         raise DataError(f"{place.name}: {error}") from error
     name = place.name

@@ -3,15 +3,16 @@
 Knows nothing of any form.
 """
 
+import csv
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, SPLIT_FOLDERS
 from fieldguide.photos.folders import is_hidden
 from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, SPLIT, TIME, Form, table_of
@@ -39,18 +40,23 @@ def head_of(place: Path, *endings: str) -> bytes:
     """Return the first bytes of a file with one of these endings; none for anything else."""
     if place.suffix.lower() not in endings or not place.is_file():
         return b""
-    with place.open("rb") as file:
+    with suppress(OSError), place.open("rb") as file:  # who reads the whole file says so
         return file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return b""
 
 
-def load_text(place: Path) -> str:
-    """Return the text of a file; DataError if it is not in UTF-8 or cannot be read."""
-    try:
-        return place.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place.name}: not text in UTF-8: byte {error.start}") from error
-    except OSError as error:
-        raise DataError(f"{(error.strerror or '').lower()}: {place}") from error
+def header_of(head: bytes) -> list[str]:
+    """Return the names of columns in the first bytes of a table; none if they are damaged."""
+    line = head.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    with suppress(csv.Error):
+        names = next(csv.reader([line], delimiter=separator_of(line)), [])
+        return [name.strip() for name in names]
+    return []
+
+
+def separator_of(line: str) -> str:
+    """Return what separates the cells of a line."""
+    return max(",;\t", key=line.count)
 
 
 def tables_in(place: Path, *names: str) -> list[Path]:

@@ -1,0 +1,279 @@
+"""Readers of JSON with images and boxes: COCO, COCO Camera Traps and MegaDetector's results."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldguide.errors import DataError
+from fieldguide.photos.forms.camera_traps import (
+    base_of,
+    box_of,
+    boxes_told,
+    folder_of,
+    photos_of,
+    posix,
+    within,
+)
+from fieldguide.photos.forms.form import (
+    EVENT,
+    LABEL,
+    PATH,
+    PLACE,
+    TIME,
+    Form,
+    Known,
+    load_json,
+    require,
+)
+from fieldguide.photos.forms.settle import head_of
+from fieldguide.photos.groups import time_of
+from fieldguide.words import quoted
+
+_MOST_FILES = 20  # JSON files of a folder that are looked at (taste)
+
+
+def _json_file(place: Path, told: Callable[[set[str]], bool], form: str) -> Path | None:
+    """Return the file, or the one in a folder, that is told to be of a form by its JSON keys."""
+    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    if len(files) > _MOST_FILES:  # such as one a photo, as LabelMe writes
+        return None
+    fitting = [file for file in files if told(_keys(file))]
+    if len(fitting) > 1:
+        raise DataError(
+            f"{place}: several files of {form}: {quoted([p.name for p in fitting])}",
+            hint="give one of them, or the folder as photos by `--format plain`",
+        )
+    return fitting[0] if fitting else None
+
+
+def _keys(place: Path) -> set[str]:
+    """Return the JSON keys at the beginning of a file that begins as an object."""
+    head = head_of(place, ".json")
+    found = re.findall(rb'"([a-z_]+)"\s*:', head) if head.startswith(b"{") else []
+    return {key.decode() for key in found}
+
+
+def _need(item: Any, key: str, kind: type | tuple[type, ...], expected: str, *where: object) -> Any:
+    """Return a value of an object in JSON; DataError that says where for one of another type."""
+    value = item.get(key) if isinstance(item, dict) else None
+    if isinstance(value, kind):
+        return value
+    spot = f"{where[0]}, " + ", ".join(
+        f"{a}[{n}]" for a, n in zip(where[1::2], where[2::2], strict=True)
+    )
+    require(item, dict, spot, "an object")
+    return require(value, kind, f"{spot}, key `{key}`", expected)
+
+
+def _id(item: Any, key: str, *where: object) -> str:
+    """Return an id or a name, which JSON may hold as a number; empty for null or none."""
+    value = item.get(key) if isinstance(item, dict) else _need(item, key, str, "text", *where)
+    if isinstance(value, str):
+        return value.strip()
+    if type(value) is int:
+        return str(value)
+    if value is None:
+        return ""
+    value = _need(item, key, (int, float), "text or a number", *where)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def read_coco(place: Path) -> Form | None:
+    """Return a COCO file or a folder with one: COCO Camera Traps, LILA, or objects in boxes.
+
+    The label is the category (also `empty`); photos under several are left out. `seq_id` names the
+    event, `location` the place, `datetime` the time. Of several boxes the largest is kept. Photos
+    lie beside the file or in `images/` or `train/` there. Source: COCO Camera Traps format, LILA
+    BC; the COCO data format.
+    """
+    file = _json_file(
+        place,
+        lambda keys: (
+            bool(keys & {"images", "image_id"})
+            and bool(keys & {"annotations", "categories", "file_name"})
+            and not keys & {"detection_categories", "detections"}
+        ),
+        "COCO",
+    )
+    data = load_json(file) if file else None
+    if file is None or not isinstance(data, dict) or "images" not in data:
+        return None
+    images = require(data["images"], list, f"{file.name}, key `images`", "a list")
+    left: Counter[str] = Counter()
+    paths = _paths_of_images(file, images)
+    labels, boxes = _annotated(file, data, paths, left)
+    base, rules = base_of(file.parent, paths.values(), ("images", "train"))
+    listed = data.get("licenses")
+    licences = {
+        _id(one, "id", file.name, "licenses", number): str(one.get("name") or one.get("url") or "")
+        for number, one in enumerate(listed if isinstance(listed, list) else [])
+    }
+    trap = False
+    rows = []
+    name = file.name
+    for number, (key, path) in enumerate(paths.items()):
+        image = images[number]
+        spot = _id(image, "location", name, "images", number)
+        sequence = _id(image, "seq_id", name, "images", number)
+        licence = _id(image, "license", name, "images", number) if licences else ""
+        trap = trap or bool(spot or sequence)
+        box = ""
+        if key in boxes:
+            box = _relative_box(boxes[key], image, f"{name}, image `{key}`")
+        row = {
+            PATH: path,
+            EVENT: within(spot, sequence),
+            PLACE: spot,
+            TIME: str(image.get("datetime") or ""),
+            "box": box,
+            "licence": licences.get(licence, ""),
+        }
+        rows += [row | {LABEL: label} for label in labels.get(key) or ("",)]
+    return photos_of(
+        "COCO Camera Traps" if trap else "COCO",
+        base,
+        rows,
+        rules=[*rules, *boxes_told(len(found) for found in boxes.values())],
+        left=left,
+        unnamed="photos without annotation",
+    )
+
+
+def _paths_of_images(file: Path, images: Sequence[Any]) -> dict[str, str]:
+    """Return the path of each image by its id; DataError for an image without or an id twice."""
+    paths: dict[str, str] = {}
+    source = file.name
+    for number, image in enumerate(images):
+        name = _need(image, "file_name", str, "a path", source, "images", number)
+        key = _id(image, "id", source, "images", number)
+        if not key or key in paths:
+            spot = f"{source}, images[{number}], key `id`"
+            raise DataError(f"{spot}: expected an id of its own, found `{key}`")
+        paths[key] = posix(name)
+    return paths
+
+
+def _annotated(
+    file: Path, data: Mapping[str, Any], paths: Mapping[str, str], left: Counter[str]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Any]]]:
+    """Return the different labels and the boxes of each image."""
+    listed = require(data.get("categories"), list, f"{file.name}, key `categories`", "a list")
+    names = {
+        _id(one, "id", file.name, "categories", number): _need(
+            one, "name", str, "text", file.name, "categories", number
+        ).strip()
+        for number, one in enumerate(listed)
+    }
+    labels: dict[str, tuple[str, ...]] = {}
+    boxes: dict[str, list[Any]] = {}
+    source = file.name
+    annotations = require(
+        data.get("annotations", []), list, f"{source}, key `annotations`", "a list"
+    )
+    single = {name: (name,) for name in names.values()}
+    for number, annotation in enumerate(annotations):
+        key = _id(annotation, "image_id", source, "annotations", number)
+        category = _id(annotation, "category_id", source, "annotations", number)
+        if category not in names:
+            spot = f"{source}, annotations[{number}], key `category_id`"
+            raise DataError(f"{spot}: `{category}` is not in categories")
+        if key not in paths:
+            left["annotations of images that are not listed"] += 1
+            continue
+        found = labels.get(key, ())
+        if names[category] not in found:
+            labels[key] = (*found, names[category]) if found else single[names[category]]
+        if annotation.get("bbox"):
+            boxes.setdefault(key, []).append(annotation["bbox"])
+    return labels, boxes
+
+
+def _relative_box(boxes: Sequence[Any], image: Mapping[str, Any], where: str) -> str:
+    """Return the largest of boxes in pixels as shares of the picture; empty without its size."""
+    width, height = image.get("width"), image.get("height")
+    if not boxes or not width or not height:
+        return ""
+    require(width, (int, float), f"{where}, key `width`", "a number")
+    require(height, (int, float), f"{where}, key `height`", "a number")
+    sizes = (width, height, width, height)
+    shares = []
+    for box in boxes:
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(isinstance(side, (int, float)) for side in box)
+        ):
+            raise DataError(f"{where}: expected a box of four numbers, found {box!r:.60}")
+        shares.append(box_of([side / size for side, size in zip(box, sizes, strict=True)], where))
+    return max(shares)[1]
+
+
+def read_megadetector(place: Path) -> Form | None:
+    """Return a batch of MegaDetector's results, a JSON file: boxes, no species.
+
+    One row a photo with its most confident box, `category` and `confidence`; photos that failed
+    are left out. Crops of one photo (`.crop_000`) are one event unless times name them. Source: the
+    MegaDetector batch output format, 1.0 to 1.6.
+    """
+    keys = _keys(place)
+    if not ("detection_categories" in keys or {"detections", "file"} <= keys):
+        return None
+    name, data = place.name, load_json(place)
+    if not isinstance(data, dict) or "images" not in data:
+        return None
+    images = require(data["images"], list, f"{name}, key `images`", "a list")
+    where = f"{name}, key `detection_categories`"
+    categories = require(data.get("detection_categories"), dict, where, "an object")
+    left: Counter[str] = Counter()
+    rows = []
+    numbers = []
+    for number, image in enumerate(images):
+        spot = (name, "images", number)
+        path = posix(_need(image, "file", str, "a path", *spot))
+        if image.get("failure"):
+            left["photos that MegaDetector could not read"] += 1
+            continue
+        found = _need(image, "detections", list, "a list", *spot)
+        numbers.append(len(found))
+        time = str(image.get("datetime") or "")
+        crop_of = re.sub(r"\.crop_\d+(?=\.|$)", "", path) if ".crop_" in path else path
+        row = {
+            PATH: path,
+            EVENT: crop_of if crop_of != path and time_of(time) is None else "",
+            PLACE: folder_of(path),
+            TIME: time,
+        }
+        rows.append(row | _most_confident(found, categories, *spot))
+    base, rules = base_of(place.parent, (row[PATH] for row in rows), ("images",))
+    return photos_of(
+        "MegaDetector",
+        base,
+        rows,
+        rules=["no labels", *rules, *boxes_told(numbers, "most confident")],
+        left=left,
+    )
+
+
+def _most_confident(
+    detections: Sequence[Any], categories: Mapping[str, Any], *where: object
+) -> dict[str, str]:
+    """Return box, confidence and category of the most confident detection; empty without one."""
+    best, most = None, -1.0
+    for number, one in enumerate(detections):
+        sure = _need(one, "conf", (int, float), "a number", *where, "detections", number)
+        category = _need(one, "category", str, "text", *where, "detections", number)
+        if category not in categories:
+            spot = f"{where[0]}, images[{where[2]}], detections[{number}], key `category`"
+            raise DataError(f"{spot}: `{category}` is not in detection_categories")
+        if sure > most:
+            best, most = one, sure
+    if best is None:
+        return {}
+    _, box = box_of(_need(best, "bbox", list, "a list", *where), f"{where[0]}, images[{where[2]}]")
+    category = str(categories[best["category"]])
+    return {"box": box, "confidence": f"{most:.6g}", "category": category}
+
+
+FORMS = (Known("megadetector", read_megadetector), Known("coco", read_coco))
