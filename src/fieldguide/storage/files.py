@@ -212,12 +212,12 @@ def escaped(text: str) -> str:
 
 def unescaped(text: str) -> str:
     """Return the text that `escaped` was given."""
+    return _ESCAPED.sub(_original, text) if "\\" in text else text
 
-    def original(found: re.Match[str]) -> str:
-        code = int(found[1][:2], 16)
-        return "\\" if code == ord("\\") else chr(0xDC00 + code)
 
-    return _ESCAPED.sub(original, text)
+def _original(found: re.Match[str]) -> str:
+    code = int(found[1][:2], 16)
+    return "\\" if code == ord("\\") else chr(0xDC00 + code)
 
 
 def no_formula(cell: str) -> str:
