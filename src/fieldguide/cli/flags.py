@@ -119,7 +119,7 @@ class Columns(Lists):
         none, columns (A,B), folder:N (the Nth folder of the path), stem (X.jpg with X_90deg.jpg),
         or stem:REGEX (what the first group of a regular expression matches in the files' names).
     event_gap
-        The most seconds between photos of one event, where events come from times.
+        The most seconds between photos of one event, where events come from times; 60 if not given.
     labels_from
         The folder of the path that names the class: folder:N, or folder:N,M for genus and species.
     format
@@ -132,7 +132,7 @@ class Columns(Lists):
 
     label_column: str | None = None
     group: str | None = None
-    event_gap: float = 60.0
+    event_gap: float | None = None
     labels_from: str | None = None
     format: str | None = None
     split_column: str | None = None
@@ -153,7 +153,7 @@ class Columns(Lists):
             encoding=self.encoding,
             form=self.format,
             labels_from=self.labels_from,
-            event_gap=self.event_gap,
+            event_gap=60.0 if self.event_gap is None else self.event_gap,
         )
         if launch().rank == 0:
             choose = "; --label-column, --group and --split-column choose others"
