@@ -149,8 +149,9 @@ def catalog_of(
         message = f"names in other case than the files': {quoted(finder.recased)}"
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
-    if labelled and column != (where := _place_name(table)):
-        notes += _shared_places(table, where)
+    if labelled and (where := _usual(table, groups.PLACES)) is not None:
+        if table.header[where] != column and where not in made_of:
+            notes += _shared_places(table, where)
     found = in_columns(photos)
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     if by_path:
@@ -211,16 +212,9 @@ def _usual(table: Table, names: Sequence[str]) -> int | None:
     return next((plain.index(name) for name in names if name in plain), None)
 
 
-def _place_name(table: Table) -> str | None:
-    found = _usual(table, groups.PLACES)
-    return None if found is None else table.header[found]
-
-
-def _shared_places(table: Table, name: str | None) -> list[Note]:
-    """Return a note on photos that share their place with others, if it makes no groups."""
-    if name is None:
-        return []
-    place = table.header.index(name)
+def _shared_places(table: Table, place: int) -> list[Note]:
+    """Return a note on photos that share their place, which makes no groups, with others."""
+    name = table.header[place]
     counts = Counter(cells[place] for _, cells in table.rows if cells[place])
     shared = sum(number for number in counts.values() if number > 1)
     if not shared:
