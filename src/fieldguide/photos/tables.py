@@ -149,9 +149,9 @@ def catalog_of(
         message = f"names in other case than the files': {quoted(finder.recased)}"
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
-    if labelled and (where := _usual(table, groups.PLACES)) is not None:
-        if table.header[where] != column and where not in made_of:
-            notes += _shared_places(table, where)
+    where = _usual(table, groups.PLACES) if labelled else None
+    if where is not None and where not in {columns.get("group"), *made_of}:
+        notes += _shared_places(table, where)
     found = in_columns(photos)
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     if by_path:
