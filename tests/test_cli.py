@@ -75,6 +75,7 @@ def test_balanced_accuracy_stands_beside_accuracy_of_uneven_classes(trained: fg.
         out = io.StringIO()
         per_class = SimpleNamespace(support=np.array(counts))
         run = SimpleNamespace(
+            environment={},
             **{name: getattr(trained, name) for name in ("scores", "recipe", "seconds", "folder")},
             per_class=per_class,
         )

@@ -498,7 +498,7 @@ def test_where_all_photos_look_like_training_photos_nothing_is_scored(
         place = folder / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as picture:
-            picture.save(place, quality=70)
+            picture.save(place, quality=90)
     with pytest.raises(DataError, match="look like training photos"):
         holdout_scores.worths_on(trained, holdout_scores.unseen(trained, fg.scan(folder)), CPU)
 

@@ -260,8 +260,9 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):
             raise UsageError(
-                f"weights `{path}` cannot be read: they were saved with a newer pickle protocol",
-                hint="save them again without `pickle_protocol`, or by safetensors",
+                f"weights `{path}` are refused: they were saved with a newer pickle protocol,"
+                " which torch cannot read without running code",
+                hint="save them again without `pickle_protocol`, or as .safetensors",
             ) from error
         named = _REFUSED.search(str(error))
         held = f"`{named[1]}`, which is" if named else "objects that are"
