@@ -107,9 +107,10 @@ def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> 
     if out.exists():
         raise UsageError(f"`{out}` is there already", hint="choose another --out")
     from fieldguide.photos import sources
+    from fieldguide.photos.forms import known
 
     catalog = columns.read(photos)
-    form = sources.form_of(fetched(photos), columns.format)
+    form = known.find(fetched(photos), columns.format)
     header, rows = sources.plain(catalog, form, out.parent.resolve())
     files.write_csv(out, header, rows)
     terminal.stdout.print(f"{len(rows):,} rows: {out}")

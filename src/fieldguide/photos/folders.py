@@ -51,7 +51,7 @@ def scan(
     *,
     group: str | None = None,
     labels_from: str | None = None,
-    event_gap: float = 60.0,
+    event_gap: float = groups.EVENT_GAP,
 ) -> Catalog:
     """Return the labelled photos of a folder that holds one folder a class.
 

@@ -31,6 +31,8 @@ TIMES = (
     *("dateobserved", "observedon", "eventdate"),
 )
 
+EVENT_GAP = 60.0  # seconds, the longest pause within an event if none is given
+
 _FORMS_OF_TIME = (
     *("%Y:%m:%d %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y-%m-%d %H:%M"),
     *("%Y:%m:%d %H:%M", "%Y/%m/%d %H:%M", "%Y:%m:%d %H:%M:%S.%f", "%d-%b-%Y %H:%M"),

@@ -525,8 +525,9 @@ def _frame(
     """Decode an opened picture, which `again` opens anew, in place; return it as it is stored."""
     _refuse_size(*picture.size, reading.max_pixels)
     # Pillow compares the one value that is transparent with half of its bits.
-    see_through = picture.info.pop("transparency", None) if deep.is_colour(picture) else None
-    deep_colour = deep.is_colour(picture) and (reading.tone != "full" or see_through is not None)
+    colour = deep.is_colour(picture)
+    see_through = picture.info.pop("transparency", None) if colour else None
+    deep_colour = colour and (reading.tone != "full" or see_through is not None)
     deep_gray = reading.tone != "full" and deep.is_gray_with_alpha(picture)
     warning = _load_pixels(picture, reading.truncated)
     image: Image.Image = picture

@@ -11,6 +11,7 @@ from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
 from fieldguide.photos.forms.form import LABEL, PATH, Form, label_column
+from fieldguide.photos.groups import EVENT_GAP
 from fieldguide.photos.tables import Finder, Table, catalog_of, read_table
 from fieldguide.storage import addresses
 
@@ -29,7 +30,7 @@ def read(
     encoding: str | None = None,
     form: str | None = None,
     labels_from: str | None = None,
-    event_gap: float = 60.0,
+    event_gap: float = EVENT_GAP,
     labelled: bool = True,
 ) -> Catalog:
     """Return the catalog of a folder (`scan`), a table (`read_table`), or a known form.
@@ -43,7 +44,7 @@ def read(
     names: Names = {"path": path, "label": label, "split": split, "fold": fold}
     if not event_gap > 0:
         raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
-    if (found := form_of(place, form)) is not None:
+    if (found := known.find(place, form)) is not None:
         _refuse(place, f"of the form {found.name}", encoding=encoding, labels_from=labels_from)
         base = found.base if root is None else Path(root)
         return of_form(found, base, names, group, event_gap=event_gap, labelled=labelled)
@@ -60,11 +61,6 @@ def read(
         )
     _refuse(place, "a folder", **names, root=root, encoding=encoding)
     return scan(place, group=group, labels_from=labels_from, event_gap=event_gap)
-
-
-def form_of(place: Path, name: str | None = None) -> Form | None:
-    """Return the source as a known form, recognised or of that name; None if it is of none."""
-    return known.find(place, name)
 
 
 def plain(
@@ -102,7 +98,7 @@ def of_form(
     names: Names,
     group: str | None = None,
     *,
-    event_gap: float = 60.0,
+    event_gap: float = EVENT_GAP,
     labelled: bool = True,
 ) -> Catalog:
     """Return the photos that a source in a known form lists."""

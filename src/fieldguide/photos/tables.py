@@ -78,7 +78,7 @@ def read_table(
     root: str | Path | None = None,
     encoding: str | None = None,
     labelled: bool = True,
-    event_gap: float = 60.0,
+    event_gap: float = groups.EVENT_GAP,
 ) -> Catalog:
     """Return the photos that a CSV or TSV file lists, in its order.
 
@@ -109,7 +109,7 @@ def catalog_of(
     group: str | None = None,
     *,
     labelled: bool = True,
-    event_gap: float = 60.0,
+    event_gap: float = groups.EVENT_GAP,
     form: str = "",
 ) -> Catalog:
     """Return the photos of a table whose paths start from `base`; see `read_table`.

@@ -23,9 +23,10 @@ from fieldguide.photos.forms.camera_traps import (
 )
 from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, SPLIT, TIME, Form, Known
 from fieldguide.photos.forms.settle import free_name, head_of, header_of
+from fieldguide.photos.tables import RANKS
 from fieldguide.words import count, quoted
 
-_RANKS = ("class", "order", "family", "genus", "species")
+_RANKS = RANKS[2:]  # without kingdom and phylum
 _NO_TAXON = {"no cv result", "unknown"}  # what Wildlife Insights writes where it has no name
 _YES = {"1", "true", "yes", "t"}
 

@@ -14,12 +14,11 @@ from typing import Any
 from fieldguide.errors import DataError
 from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, TIME, Form, table_of
 from fieldguide.photos.forms.settle import head_of, header_of
-from fieldguide.photos.groups import events, time_of
+from fieldguide.photos.groups import EVENT_GAP, events, time_of
 from fieldguide.photos.tables import read_cells
 from fieldguide.storage.files import escaped
 from fieldguide.words import count
 
-BURST = 60.0  # seconds, the longest pause within an event
 LOOKED_AT = 50  # photos looked for, to find the folder that paths start from (taste)
 VIDEOS = "videos: take frames from them first"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -50,7 +49,7 @@ def photos_of(
         unread += time is None and bool(row.get(TIME))
         row[TIME] = time.isoformat() if time else ""
         times.append(None if row.get(EVENT) or not row.get(PLACE) else time)
-    found = events(times, [row.get(PLACE, "") for row in kept], BURST)
+    found = events(times, [row.get(PLACE, "") for row in kept], EVENT_GAP)
     for row, event in zip(kept, found, strict=True):
         row[EVENT] = row.get(EVENT) or event or ""
     without = sum(not row[EVENT] for row in kept)

@@ -16,6 +16,7 @@ from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, USUAL_NAMES
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.photos.forms.form import LABEL, PATH, Form, Known
+from fieldguide.photos.groups import simplified
 from fieldguide.photos.tables import (
     TABLE_EXTENSIONS,
     Finder,
@@ -135,8 +136,9 @@ def _beginning(place: Path) -> Table | None:
 
 def _classes(table: Table) -> list[int]:
     """Return the columns that may be classes by the first rows: two or more, and no labels."""
-    roles = {_plain(name): role for role, names in USUAL_NAMES.items() for name in names}
-    named = {column: _plain(name) for column, name in enumerate(table.header) if name.strip()}
+    roles = {name: role for role, names in USUAL_NAMES.items() for name in simplified(names)}
+    plain = simplified(table.header)
+    named = {column: plain[column] for column, name in enumerate(table.header) if name.strip()}
     if any(roles.get(name) == "label" for name in named.values()) or not table.rows:
         return []
     tried = [cells for _, cells in table.rows[:_TRIED]]
@@ -177,10 +179,6 @@ def _one_hot(table: Table) -> _Read | None:
     left_out = {"rows without a class": numbers[0], "rows with several classes": numbers[2]}
     table = replace(table, header=(*table.header, LABEL), rows=tuple(rows))
     return _Read(table, classes, (rule,), left_out)
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def _bit(cell: str) -> str:
