@@ -96,11 +96,17 @@ class Lists:
         The folder that the paths start from, if not the table's own.
     encoding
         The encoding of the text, if not UTF-8 or UTF-16.
+    format
+        The form of PHOTOS, if it is not recognised; `plain` for a plain folder or table.
+    boxes
+        The file with the boxes of photos, such as MegaDetector's results.
     """
 
     path_column: str | None = None
     root: Path | None = None
     encoding: str | None = None
+    format: str | None = None
+    boxes: Path | None = None
 
 
 ListFlags = Annotated[Lists, Parameter(name="*", group=Group("Tables and lists", sort_key=90))]
@@ -122,8 +128,9 @@ class Columns(Lists):
         The most seconds between photos of one event, where events come from times; 60 if not given.
     labels_from
         The folder of the path that names the class: folder:N, or folder:N,M for genus and species.
-    format
-        The form of PHOTOS, if it is not recognised; `plain` for a plain folder or table.
+    crop
+        Train on crops by the boxes of PHOTOS or --boxes: `box`, or with more, such as
+        box,largest,tight,margin=0.1,confidence=0.2 (`fieldguide fit` docs: docs/field.md).
     split_column
         The column of train, val and test.
     fold_column
@@ -134,7 +141,7 @@ class Columns(Lists):
     group: str | None = None
     event_gap: float | None = None
     labels_from: str | None = None
-    format: str | None = None
+    crop: str | None = None
     split_column: str | None = None
     fold_column: str | None = None
 
@@ -154,6 +161,8 @@ class Columns(Lists):
             form=self.format,
             labels_from=self.labels_from,
             event_gap=groups.EVENT_GAP if self.event_gap is None else self.event_gap,
+            crop=self.crop,
+            boxes=self.boxes,
         )
         if launch().rank == 0:
             choose = "; --label-column, --group and --split-column choose others"

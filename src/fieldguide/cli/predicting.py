@@ -3,7 +3,8 @@
 import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -95,7 +96,8 @@ def predict(
 ) -> None:
     """Write a table of the predicted classes of photos.
 
-    It has one row for every input, in order, also for files that cannot be read.
+    It has one row for every input, in order, also for files that cannot be read. With a classifier
+    of crops, a photo's answer is the mean of its boxes', and OUT.boxes.csv has one row for each.
 
     Parameters
     ----------
@@ -238,16 +240,26 @@ def _opened(
 
     answers.machine.check()
     _views(answers.views)
+    folder = mirror.run_folder(model, terminal.tell)
+    opened, classes, crop = _model_of(folder, answers)
     found = inputs.read(
         photos,
         recursive=answers.recursive,
         path_column=answers.lists.path_column,
         root=answers.lists.root,
         encoding=answers.lists.encoding,
+        form=answers.lists.format,
+        crop=crop,
+        boxes=answers.lists.boxes,
         notice=terminal.tell,
     )
-    folder = mirror.run_folder(model, terminal.tell)
-    return *_model_of(folder, answers), found
+    whole = sum(each.boxes is None and each.file is not None for each in found)
+    if crop and whole:
+        terminal.tell(
+            f"`{model}` was trained on crops ({crop}): {count(whole, 'photo')} without known boxes"
+            " will be seen whole, and may be misjudged; name the boxes with --boxes"
+        )
+    return opened, classes, found
 
 
 def _write(
@@ -261,9 +273,14 @@ def _write(
     zip: bool = False,
 ) -> None:
     """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
-    from fieldguide.predict import tables
+    from fieldguide.predict import inputs, tables
 
     classifier = _classifier(model, answers)
+    boxed = None
+    if classifier.card.crop and isinstance(layout, tables.Layout):
+        boxed = out.with_name(f"{out.stem}.boxes.csv")
+        tables.require_free(boxed, answers.overwrite)
+    from fieldguide.predict.by_photo import by_photo
     from fieldguide.predict.inference import precision_used  # brings torch
 
     machine, architecture = answers.machine.chosen(), classifier.card.architecture
@@ -278,13 +295,17 @@ def _write(
         terminal.tell("sets are calibrated on one view: with several, coverage may differ")
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(photos))
+        crops, of_photo = inputs.crops_of(photos, classifier.card.crop)
         chunks = classifier.stream(
-            photos, views=views, sets=sets, calibrated=answers.calibrated, machine=machine
+            crops, views=views, sets=sets, calibrated=answers.calibrated, machine=machine
         )
         try:
-            counts = tables.write(
-                out, _reported(chunks, display.advance), layout, overwrite=answers.overwrite
-            )
+            with ExitStack() as stack:
+                if boxed:
+                    add = stack.enter_context(files.growing(boxed))
+                    chunks = tables.beside(chunks, replace(layout, crops=True), add)
+                seen = _reported(by_photo(chunks, photos, of_photo), display.advance)
+                counts = tables.write(out, seen, layout, overwrite=answers.overwrite)
         except KeyboardInterrupt:
             display.notice(f"the rows so far are in {out}.part")
             raise
@@ -292,22 +313,24 @@ def _write(
         tables.write_zip(out, overwrite=answers.overwrite)
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
     lost += f", {counts.small:,} of them too small to show anything" if counts.small else ""
-    terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}")
+    lost += f", {counts.boxless:,} of them without a box" if counts.boxless else ""
+    also = f", and {count(len(crops), 'box')}: {boxed}" if boxed else ""
+    terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}{also}")
     if answers.strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)
 
 
-def _model_of(folder: Path, answers: Answers) -> "tuple[Run | Path, Sequence[str]]":
-    """Return a run, or the folder of a saved classifier, and its classes, without torch."""
+def _model_of(folder: Path, answers: Answers) -> "tuple[Run | Path, Sequence[str], str]":
+    """Return a run or a saved classifier's folder, its classes and rule of crops, without torch."""
     if (folder / "setup.json").is_file():
         run = open_run(folder, answers.photos_root)
         run.combination(answers.combine or "ensemble")
-        return run, run.classes
+        return run, run.classes, run.crop
     if not (folder / "classifier.json").is_file():
         raise UsageError(f"`{folder}` is neither a run's folder nor a classifier's")
     with files.parsing(folder / "classifier.json"):
-        classes = json.loads(files.read_member(folder, "classifier.json"))["classes"]
-        return folder, [str(each) for each in classes]
+        card = json.loads(files.read_member(folder, "classifier.json"))
+        return folder, [str(each) for each in card["classes"]], str(card.get("crop", ""))
 
 
 def _classifier(model: "Run | Path", answers: Answers) -> "Classifier":

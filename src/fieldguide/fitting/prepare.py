@@ -45,7 +45,7 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     used, left = check.usable(catalog, facts, clusters=clusters, conflicts=conflicts, near=near)
     del facts  # most of what a check takes
     groups = joined_groups(used, left)
-    used = Catalog(used.root, used.table.with_column("group", groups))
+    used = used.of(used.table.with_column("group", groups))
     if recipe.drop_thin_groups:
         used = _without_single_groups(used, watcher)
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
@@ -126,7 +126,7 @@ def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:
     for row in aside.tolist():
         splits[row], folds[row] = "val", None
     moved = table.with_column("split", splits).with_column("fold", folds)
-    return Catalog(catalog.root, moved)
+    return catalog.of(moved)
 
 
 def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
@@ -146,7 +146,7 @@ def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     for fold in made:
         for position in fold.test.tolist():
             fold_of[rows[position]] = fold.index
-    return Catalog(catalog.root, table.with_column("fold", fold_of))
+    return catalog.of(table.with_column("fold", fold_of))
 
 
 def has_folds(catalog: Catalog) -> bool:

@@ -163,6 +163,7 @@ def _environment(
         "photos": str(catalog.root.resolve()),
         "photos_found": len(catalog),
         "collection": catalog.told,
+        "crop": catalog.crop,
         "command": list(command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {

@@ -91,13 +91,15 @@ class Note:
 class Catalog:
     """The photos: of folders by split, label and path (code points), of a table in its order.
 
-    `told` says in one line what was taken for labels, groups, splits and folds.
+    `told` says in one line what was taken for labels, groups, splits and folds. `crop` is the rule
+    by which boxes were cut out (`crops.Crop.name`), if the photos are crops.
     """
 
     root: Path
     photos: Sequence[Photo]
     notes: tuple[Note, ...] = ()
     told: str = ""
+    crop: str = ""
 
     def __len__(self) -> int:
         """The number of photos."""
@@ -116,7 +118,11 @@ class Catalog:
     def part(self, split: Split) -> "Catalog":
         """Return the photos of one split, in the same order, without the notes."""
         splits = enumerate(self.table.column("split"))
-        return Catalog(self.root, self.table.take(row for row, its in splits if its == split))
+        return self.of(self.table.take(row for row, its in splits if its == split))
+
+    def of(self, photos: Sequence[Photo]) -> "Catalog":
+        """Return a catalog of other rows of the same source, without the notes."""
+        return replace(self, photos=photos, notes=())
 
     def file(self, photo: Photo) -> Path:
         """Return the path of a photo's file."""

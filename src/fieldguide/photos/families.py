@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from fieldguide.errors import UsageError
+from fieldguide.photos import crops
 from fieldguide.photos.catalog import SPLIT_FOLDERS, Photo
 from fieldguide.storage.columns import Records
 from fieldguide.words import count
@@ -72,7 +73,7 @@ def _root(row: int, path: str, first: Mapping[tuple[str, str], int]) -> int:
 
 def _parts(path: str) -> tuple[str, str]:
     """Return a path's folder, and its name without ending."""
-    folder, _, name = path.rpartition("/")
+    folder, _, name = crops.parted(path)[0].rpartition("/")
     return folder, name.rpartition(".")[0] or name
 
 

@@ -13,6 +13,7 @@ from typing import TypeGuard
 from PIL import Image
 
 from fieldguide.errors import DataError, UsageError
+from fieldguide.photos import crops
 from fieldguide.photos.catalog import SPLIT_FOLDERS, USUAL_NAMES, Photo
 from fieldguide.photos.families import grouped as grouped_by_name
 from fieldguide.photos.families import is_by_name
@@ -31,6 +32,7 @@ TIMES = (
     *("dateobserved", "observedon", "eventdate"),
 )
 
+BY_PHOTO = "photo"  # what is said of groups that are the crops of a photo each
 EVENT_GAP = 60.0  # seconds, the longest pause within an event if none is given
 
 _FORMS_OF_TIME = (
@@ -75,6 +77,12 @@ def folder_number(text: str) -> int:
     return int(number)
 
 
+def by_photo(photos: Records[Photo]) -> Records[Photo]:
+    """Return crops with a group each: their own, else the photo they are of."""
+    pairs = zip(photos.column("group"), photos.column("path"), strict=True)
+    return photos.with_column("group", [group or crops.parted(path)[0] for group, path in pairs])
+
+
 def _folder(path: str, number: int) -> str | None:
     names = folders_of(path)
     return names[number - 1] if len(names) >= number else None
@@ -82,7 +90,8 @@ def _folder(path: str, number: int) -> str | None:
 
 def folders_of(path: str) -> list[str]:
     """Return the folders of a photo's path from the root on, without those of splits."""
-    return [name for name in PurePosixPath(path).parent.parts if name.lower() not in SPLIT_FOLDERS]
+    parts = PurePosixPath(crops.parted(path)[0]).parent.parts
+    return [name for name in parts if name.lower() not in SPLIT_FOLDERS]
 
 
 def holds_for(told: str) -> str:
@@ -91,7 +100,7 @@ def holds_for(told: str) -> str:
     Photos of one group are tested by one fold, so groups are what is new to it.
     """
     found = re.search(r"groups: (column )?(.*?) \(\d", told)
-    if found is None:
+    if found is None or found[2] == BY_PHOTO:
         return "new photos, perhaps of the same occasions and places: no groups keep them apart"
     name = simplified([found[2].partition(" within ")[0]])[0]
     if found[1] and name in PLACES:

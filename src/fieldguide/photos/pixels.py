@@ -4,8 +4,9 @@ Every picture leaves here in mode RGB with 8 bits a channel, turned upright by i
 only, on white where it was transparent. `Reading` says what becomes of more than 8 bits. Embedded
 colour profiles are not applied, as in the training of the public backbones. JPEG and PNG lose their
 metadata before Pillow sees them: a broken profile or EXIF block cannot stop, slow or warn. Pillow's
-process-wide settings are not changed. Safe to call from many threads. Knows
-nothing of labels, folders, augmentation or tensors.
+process-wide settings are not changed. A path or the bytes of a crop (`crops`) give that part of
+the picture. Safe to call from many threads. Knows nothing of labels, folders, augmentation or
+tensors.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from fieldguide.errors import UnreadablePhoto
-from fieldguide.photos import deep
+from fieldguide.photos import crops, deep
 from fieldguide.photos.deep import Range, Tone
 from fieldguide.recipe import range_of
 from fieldguide.storage import files, shards
@@ -141,12 +142,22 @@ def read(path: Path) -> bytes:
     return data
 
 
+def is_there(path: Path) -> bool:
+    """Return whether the file of a photo or of a crop's photo is there, or the photo in a shard."""
+    if path.is_file():
+        return True
+    try:
+        return bool(read(path))
+    except UnreadablePhoto:
+        return False
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a photo's bytes in hexadecimal; OSError if they cannot be read."""
     try:
         return files.sha256(path)
-    except (NotADirectoryError, FileNotFoundError):  # perhaps in a shard
-        return hashlib.sha256(shards.read(path)).hexdigest()
+    except (NotADirectoryError, FileNotFoundError):  # perhaps a crop, or in a shard
+        return hashlib.sha256(_bytes_of(path)).hexdigest()
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -154,7 +165,8 @@ def _bytes_of(path: Path) -> bytes:
     try:
         status = path.stat()
     except (NotADirectoryError, FileNotFoundError):  # the latter on Windows, where a part is a file
-        return shards.read(path)
+        photo, crop = crops.parted(path.as_posix())
+        return crops.headed(crop, read(Path(photo))) if crop else shards.read(path)
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise UnreadablePhoto("not a regular file")
     if status.st_size > FILE_LIMIT:
@@ -171,17 +183,23 @@ def decode(data: bytes, *, shorter_side: int | None = None, reading: Reading = R
     WebP, AVIF, JPEG 2000, PPM; HEIC with the extra `heic`, and TIFFs of 64-bit values, of colours
     in floats or of bands apart with the extra `tiff`.
     """
+    part, data = crops.unpacked(data)
     kind = _kind(data)
     try:
         if kind == "JPEG":
-            return _decode_jpeg(data, shorter_side, reading)
-        if kind == "PNG":
-            return _decode_png(data, reading)
-        if kind == "HEIC":
-            return _decode_heic(data, reading)
-        return _decode_other(kind, data, reading)
+            frame = _decode_jpeg(data, shorter_side, reading, part)
+        elif kind == "PNG":
+            frame = _decode_png(data, reading)
+        elif kind == "HEIC":
+            frame = _decode_heic(data, reading)
+        else:
+            frame = _decode_other(kind, data, reading)
     except _DECODER_ERRORS as error:
         raise UnreadablePhoto(_decoder_reason(error)) from error
+    if part is None:
+        return frame
+    width, height = part.size(frame.width, frame.height)
+    return replace(frame, image=part.of(frame.image), width=width, height=height)
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -295,10 +313,13 @@ _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE
 _METADATA = frozenset({0xFE, *range(0xE0, 0xF0)}) - {0xE0, 0xEE}
 
 
-def _decode_jpeg(data: bytes, shorter_side: int | None, reading: Reading) -> Frame:
+def _decode_jpeg(
+    data: bytes, shorter_side: int | None, reading: Reading, part: crops.Part | None
+) -> Frame:
     jpeg = _take_apart(data)
     _refuse_size(jpeg.width, jpeg.height, reading.max_pixels)
-    shortest = min(jpeg.width, jpeg.height)
+    upright = (jpeg.width, jpeg.height)[:: -1 if jpeg.orientation > 4 else 1]
+    shortest = min(part.size(*upright) if part else upright)
     fitting = (s for s in (8, 4, 2) if shorter_side and shortest // s >= shorter_side)
     reduction = next(fitting, 1)
     image, early, complete = _decode_rows(jpeg, reduction)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fieldguide.errors import DataError, UsageError
+from fieldguide.photos import boxes as photo_boxes
 from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.crops import Crop
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
 from fieldguide.photos.forms.form import LABEL, PATH, Form, label_column
@@ -31,12 +33,15 @@ def read(
     form: str | None = None,
     labels_from: str | None = None,
     event_gap: float = EVENT_GAP,
+    crop: str | None = None,
+    boxes: str | Path | None = None,
     labelled: bool = True,
 ) -> Catalog:
     """Return the catalog of a folder (`scan`), a table (`read_table`), or a known form.
 
     `form` names one of `forms.known`, or `plain`; without it a form is recognised by content. Its
-    table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all.
+    table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all. With
+    `crop` (`crops.Crop.of`) the photos are crops by the source's boxes, or those of the file `boxes`.
     The content of an address, such as `s3://bucket/photos`, is fetched first: see
     `addresses.local`. Raises DataError, also for an option that the source does not have.
     """
@@ -44,10 +49,24 @@ def read(
     names: Names = {"path": path, "label": label, "split": split, "fold": fold}
     if not event_gap > 0:
         raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
-    if (found := known.find(place, form)) is not None:
+    if boxes is not None:
+        rule = Crop.of(crop or "box")
+        whole = read(
+            place,
+            **names,
+            group=group,
+            root=root,
+            encoding=encoding,
+            form=form,
+            labels_from=labels_from,
+            event_gap=event_gap,
+            labelled=labelled,
+        )
+        return photo_boxes.cut(whole, photo_boxes.read(addresses.local(boxes), rule), rule)
+    if (found := known.find(place, form, boxes=crop is not None)) is not None:
         _refuse(place, f"of the form {found.name}", encoding=encoding, labels_from=labels_from)
         base = found.base if root is None else Path(root)
-        return of_form(found, base, names, group, event_gap=event_gap, labelled=labelled)
+        return of_form(found, base, names, group, event_gap=event_gap, crop=crop, labelled=labelled)
     if not place.is_dir():
         _refuse(place, "a table", labels_from=labels_from)
         return read_table(
@@ -58,6 +77,11 @@ def read(
             encoding=encoding,
             labelled=labelled,
             event_gap=event_gap,
+            crop=crop,
+        )
+    if crop:
+        raise UsageError(
+            f"a folder has no boxes: {place}", hint="name the file that holds them with --boxes"
         )
     _refuse(place, "a folder", **names, root=root, encoding=encoding)
     return scan(place, group=group, labels_from=labels_from, event_gap=event_gap)
@@ -99,6 +123,7 @@ def of_form(
     group: str | None = None,
     *,
     event_gap: float = EVENT_GAP,
+    crop: str | None = None,
     labelled: bool = True,
 ) -> Catalog:
     """Return the photos that a source in a known form lists."""
@@ -116,6 +141,7 @@ def of_form(
         group,
         labelled=labelled,
         event_gap=event_gap,
+        crop=crop,
         form=form.told,
     )
 

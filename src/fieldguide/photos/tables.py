@@ -8,6 +8,7 @@ import csv
 import difflib
 import gzip
 import io
+import math
 import os
 import re
 import unicodedata
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import DataError, PhotosAway
-from fieldguide.photos import groups
+from fieldguide.photos import crops, groups
 from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
@@ -49,6 +50,9 @@ NO_HEADER = "the first row is a photo, not names of columns: all rows are read"
 # Darwin Core's names of ranks, from wide to narrow. Beside others of them `class` is a rank.
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 BINOMIAL = "genus + species"  # a column made of both, where `species` holds epithets alone
+
+# Column names of boxes and of a detector's confidences, as usual names are compared.
+BOXES, CONFIDENCES = ("box", "bbox"), ("confidence", "conf", "detectionconf", "score")
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".txt", ".tab"})
 
@@ -79,6 +83,7 @@ def read_table(
     encoding: str | None = None,
     labelled: bool = True,
     event_gap: float = groups.EVENT_GAP,
+    crop: str | None = None,
 ) -> Catalog:
     """Return the photos that a CSV or TSV file lists, in its order.
 
@@ -89,9 +94,10 @@ def read_table(
     Separators `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless
     `encoding` is given. Paths are absolute, relative to `root`, or to the table's folder; a file's
     ending may be left out, and a backslash may stand for `/`. `labelled=False` reads a list of
-    photos to predict, without labels. Rows without a label or a file are left out and noted. Raises
-    DataError with the row for a table that cannot be read, and with the nearest name for a missing
-    column.
+    photos to predict, without labels. `crop` (`crops.Crop.of`) takes a row for a box, from columns
+    `box` and, if there is one, `confidence`. Rows without a label or a file are left out and noted.
+    Raises DataError with the row for a table that cannot be read, and with the nearest name for a
+    missing column.
     """
     place = addresses.local(csv)
     table = _with_binomials(read_cells(place, encoding))
@@ -99,7 +105,7 @@ def read_table(
         raise DataError(f"the table has a header and no rows: {place}")
     wanted = {"path": path, "label": label, "split": split, "fold": fold}
     base = Path(place.parent if root is None else root).resolve()
-    return catalog_of(table, base, wanted, group, labelled=labelled, event_gap=event_gap)
+    return catalog_of(table, base, wanted, group, labelled=labelled, event_gap=event_gap, crop=crop)
 
 
 def catalog_of(
@@ -110,6 +116,7 @@ def catalog_of(
     *,
     labelled: bool = True,
     event_gap: float = groups.EVENT_GAP,
+    crop: str | None = None,
     form: str = "",
 ) -> Catalog:
     """Return the photos of a table whose paths start from `base`; see `read_table`.
@@ -131,7 +138,11 @@ def catalog_of(
         )
     finder = Finder(base)
     notes: list[Note] = [Note("no-header", "", NO_HEADER)] if table.headless else []
-    photos = _photos_of_rows(table, columns, finder, notes, labelled)
+    rule = crops.Crop.of(crop) if crop else None
+    cut, of_boxes = boxes_of(table, columns["path"], rule) if rule else ({}, ())
+    if rule and not cut:
+        raise DataError(f"{table.name}: none of its boxes counts: {rule.name}")
+    photos = _photos_of_rows(table, columns, finder, notes, labelled, cut, rule)
     missing = [note.path for note in notes if note.kind == "missing-file"]
     if not photos and not missing:
         raise DataError(f"{table.name}: no row has a label")
@@ -156,8 +167,14 @@ def catalog_of(
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     if by_path:
         found, names["group"] = groups.grouped(found, by_path)
-    said = _told(table, {*columns.values(), *made_of}, names, found, base)
-    return Catalog(base, found, tuple(notes), f"{form}; {said}" if form else said)
+    if rule:
+        found = groups.by_photo(found)
+        names.setdefault("group", groups.BY_PHOTO)
+    said = _told(table, {*columns.values(), *made_of, *of_boxes}, names, found, base)
+    if rule:
+        said = f"crops: {rule.name} ({len(cut):,} of {count(len(table.rows), 'row')}); {said}"
+    name = rule.name if rule else ""
+    return Catalog(base, found, tuple(notes), f"{form}; {said}" if form else said, name)
 
 
 def _with_groups(
@@ -489,10 +506,50 @@ def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
     return {role: free[0]} if len(free) == 1 else {}
 
 
+def has_boxes(table: Table) -> bool:
+    """Return whether a table has a column of boxes."""
+    return _usual(table, BOXES) is not None
+
+
+def boxes_of(
+    table: Table, path: int, rule: crops.Crop
+) -> tuple[dict[int, crops.Box], tuple[int, ...]]:
+    """Return the box of each row that counts, by the row's number, and the columns of boxes."""
+    box, sure = _usual(table, BOXES), _usual(table, CONFIDENCES)
+    if box is None:
+        raise DataError(
+            f"{table.name}: no column of boxes; columns found: {_all_names(table)}",
+            hint="a column `box` has left, top, width and height as shares of the picture, such as"
+            " 0.1 0.2 0.3 0.4; or name the file that holds the boxes with --boxes",
+        )
+    boxes = [
+        crops.box_of(cells[box], f"{table.name}, row {number}") if cells[box].strip() else None
+        for number, cells in table.rows
+    ]
+    confidences = [
+        math.nan
+        if sure is None
+        else crops.confidence_of(cells[sure], f"{table.name}, row {number}")
+        for number, cells in table.rows
+    ]
+    photos = [cells[path] for _, cells in table.rows]
+    kept = {}
+    for row in crops.counting(photos, boxes, confidences, rule):
+        if (found := boxes[row]) is not None:
+            kept[table.rows[row][0]] = found
+    return kept, (box,) if sure is None else (box, sure)
+
+
 def _photos_of_rows(
-    table: Table, columns: Mapping[str, int], finder: "Finder", notes: list[Note], labelled: bool
+    table: Table,
+    columns: Mapping[str, int],
+    finder: "Finder",
+    notes: list[Note],
+    labelled: bool,
+    cut: Mapping[int, crops.Box],
+    rule: crops.Crop | None,
 ) -> list[Photo]:
-    """Return the photos of usable rows; add the others to `notes`."""
+    """Return the photos of usable rows, or their crops; add the others to `notes`."""
     photos: dict[tuple[str, str | None], Photo] = {}
     for number, cells in table.rows:
         row = {role: cells[column] for role, column in columns.items()}
@@ -502,6 +559,10 @@ def _photos_of_rows(
         if label is not None and not label.strip():
             label = None
         path = finder.find(row["path"])
+        if path is not None and rule:
+            if number not in cut:
+                continue
+            path = rule.address(path, cut[number])
         if path is None:
             notes.append(Note("missing-file", row["path"], f"row {number}: file not found"))
         elif label is None and split != "test":

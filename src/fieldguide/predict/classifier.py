@@ -29,6 +29,7 @@ from fieldguide.network.backbones import require_backbone
 from fieldguide.photos.augment import View
 from fieldguide.photos.catalog import Catalog
 from fieldguide.predict import inference, inputs
+from fieldguide.predict.by_photo import by_photo
 from fieldguide.predict.inference import Architecture, Machine, Positive, Seen
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions
@@ -48,7 +49,8 @@ class Card:
     `combine` says how members become one: the mean of their probabilities (`ensemble`), the softmax
     of the mean of their logits (`logits`), or the normalised geometric mean of their probabilities
     (`geometric`, which is `logits` for one view of each photo). Logits are divided by `temperature`
-    first. `license` is that of the weights that training began with.
+    first. `license` is that of the weights that training began with. `crop` is the rule by which
+    training photos were cut out by boxes (`crops.Crop`), empty for whole photos.
     """
 
     architecture: Architecture
@@ -59,6 +61,7 @@ class Card:
     license: str
     calibration: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    crop: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +114,21 @@ class Classifier:
         sets: conformal.Sets | None = None,
         calibrated: bool = True,
         machine: Machine = Machine(),
+        boxes: str | Path | None = None,
     ) -> Predictions:
         """Return predictions, in memory, for a folder, a table, files, several, or a catalog.
 
-        There is one row for every photo, in the order of `inputs.read`. See `stream` for the rest.
+        There is one row for every photo, in the order of `inputs.read`; a catalog of crops has one
+        for each. A classifier of crops (`card.crop`) answers by the boxes of the source or of the
+        file `boxes`, and looks at whole photos where there are none. See `stream` for the rest.
         """
-        found = (
-            [Input(photo.path, photos.file(photo)) for photo in photos.photos]
-            if isinstance(photos, Catalog)
-            else inputs.read(photos)
-        )
-        chunks = self.stream(found, views=views, sets=sets, calibrated=calibrated, machine=machine)
+        if isinstance(photos, Catalog):
+            found = [Input(photo.path, photos.file(photo)) for photo in photos.photos]
+        else:
+            found = inputs.read(photos, crop=self.card.crop, boxes=boxes)
+        crops, counts = inputs.crops_of(found, self.card.crop)
+        seen = self.stream(crops, views=views, sets=sets, calibrated=calibrated, machine=machine)
+        chunks = by_photo(seen, found, counts)
         nothing = self._answered([], range(0), [], None, 1.0, sets)
         return Predictions.concatenate([nothing, *chunks])
 

@@ -29,6 +29,7 @@ from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
 from fieldguide.predict import inference
 from fieldguide.predict.classifier import Card, Classifier, OutOfFold, as_tensors
 from fieldguide.predict.classifier import Combine as Together
+from fieldguide.photos import pixels
 from fieldguide.predict.inference import Architecture, Machine
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
@@ -83,6 +84,7 @@ class Ingredients:
     training: tuple[Path, ...]
     outside: Outside
     license: str
+    crop: str
     provenance: Mapping[str, Any]
 
     @cached_property
@@ -307,7 +309,7 @@ def _calibration_photos(ingredients: Ingredients) -> list[Path]:
     draw = np.random.default_rng(derive_seed(ingredients.recipe.seed, "soup recalibration"))
     rows = draw.permutation(len(ingredients.training))[:RECALIBRATION_PHOTOS]
     photos = [ingredients.training[row] for row in rows]
-    gone = [photo for photo in photos if not photo.is_file()]
+    gone = [photo for photo in photos if not pixels.is_there(photo)]
     if 2 * len(gone) > len(photos):
         raise DataError(
             f"batch norm is re-estimated on training photos, and {len(gone)} of {len(photos)} are"
@@ -330,6 +332,7 @@ def _card(
         license=ingredients.license,
         calibration=_calibration_record(ingredients),
         provenance={**ingredients.provenance, "made": dict(made)},
+        crop=ingredients.crop,
     )
 
 

@@ -7,15 +7,19 @@ well, because users look for its row. Knows nothing of models, nor of what the f
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from fieldguide.errors import DataError, UsageError
+from fieldguide.photos import boxes as photo_boxes
 from fieldguide.photos import tables
 from fieldguide.photos.catalog import EXTENSIONS
+from fieldguide.photos.crops import Box, Crop
 from fieldguide.photos.folders import list_pictures
+from fieldguide.photos.forms import known
+from fieldguide.photos.forms.form import BOX, PATH, Form
 from fieldguide.storage import addresses, files
 
 TABLES = frozenset({".csv", ".tsv", ".tab"})
@@ -30,13 +34,15 @@ class Input:
     name: str  # as the user knows it: what results call it
     file: Path | None
     problem: str = ""  # such as "file not found"
+    boxes: tuple[Box, ...] | None = None  # those that count, where boxes are known
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
     text: str  # as typed
     place: Path
-    kind: Literal["folder", "table", "list", "file", "missing"]
+    kind: Literal["folder", "table", "list", "file", "missing", "form"]
+    form: Form | None = None
 
 
 def read(
@@ -46,6 +52,9 @@ def read(
     path_column: str | None = None,
     root: str | Path | None = None,
     encoding: str | None = None,
+    form: str | None = None,
+    crop: str = "",
+    boxes: str | Path | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> list[Input]:
     """Return the photos that the sources name: source by source, each in its own order.
@@ -59,6 +68,8 @@ def read(
     - a table (.csv .tsv .tab) with a header: its rows in their order, repeated ones too. The column
       is `path_column`, or found by its name as `tables.read_table` does.
     - a list (.txt .lst, or `-` for standard input): one path a line; empty lines are skipped.
+    - a file in a known form (`forms.known`), or a folder if `form` names one: its photos, also
+      those without a label.
     - anything else is a photo itself, whatever its ending.
 
     Paths in tables and lists are absolute, relative to `root`, or to the folder of the table or
@@ -66,28 +77,66 @@ def read(
     may stand for `/`. `encoding` is theirs; without it UTF-16 is known by its mark and all else is
     UTF-8, and in lists also bytes that are not, as in file names.
 
+    With `crop`, the rule of a classifier of crops, photos have the boxes that count: those of the
+    file `boxes` (then the photos that it does not name have none), else of the source itself, whose
+    rows of one photo are one input. Those of other sources stay unknown.
+
     Addresses are fetched first, see `addresses.local`; `notice` reports waits. Raises DataError if
     a source does not exist (but a file that ends like a picture is an input and missing), a folder
     has no picture or a table cannot be read; UsageError for an unused option.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
-    found = [_recognised(source, notice) for source in several]
+    rule = Crop.of(crop) if crop else None
+    if boxes is not None and rule is None:
+        raise UsageError("`boxes` is for classifiers of crops", hint="leave `boxes` out")
+    found = [_recognised(source, form, rule is not None, notice) for source in several]
     _refuse_idle(found, recursive, path_column, root, encoding)
     inputs: list[Input] = []
     for source in found:
         match source.kind:
             case "folder":
                 inputs += _of_folder(source, recursive, with_folder=len(found) > 1)
+            case "form":
+                inputs += _of_form(source, root, rule, notice)
             case "table":
-                inputs += _of_table(source, path_column, root, encoding, notice)
+                inputs += _of_table(source, path_column, root, encoding, rule, notice)
             case "list":
                 inputs += _of_list(source, root, encoding)
             case _:
                 inputs.append(_entry(source.text, source.place if source.kind == "file" else None))
-    return inputs
+    if boxes is None or rule is None:
+        return inputs
+    read = photo_boxes.read(addresses.local(boxes), rule)
+    named = photo_boxes.found_for([each.name.replace(os.sep, "/") for each in inputs], read)
+    return [replace(each, boxes=tuple(own or ())) for each, own in zip(inputs, named, strict=True)]
 
 
-def _recognised(source: str | Path, notice: Callable[[str], None]) -> _Source:
+def crops_of(inputs: Sequence[Input], crop: str) -> tuple[list[Input], list[int]]:
+    """Return the crops of photos by a rule, and how many each photo has.
+
+    They are named by the boxes as they are, without margin. A photo whose boxes are unknown, or
+    that is not there, is whole and its only one.
+    """
+    crops: list[Input] = []
+    counts = []
+    rule, plain = Crop.of(crop or "box"), Crop(tight=True, margin=0)
+    for each in inputs:
+        if each.file is None or each.boxes is None:
+            crops.append(each)
+            counts.append(1)
+            continue
+        photo = each.file.as_posix()
+        crops += [
+            Input(plain.address(each.name, box), Path(rule.address(photo, box)))
+            for box in each.boxes
+        ]
+        counts.append(len(each.boxes))
+    return crops, counts
+
+
+def _recognised(
+    source: str | Path, form: str | None, boxes: bool, notice: Callable[[str], None]
+) -> _Source:
     text, place = str(source), addresses.local(source, notice=notice)
     if text == STANDARD_INPUT:
         return _Source(text, place, "list")
@@ -95,7 +144,12 @@ def _recognised(source: str | Path, notice: Callable[[str], None]) -> _Source:
         raise DataError("no such file or folder: the name is empty")
     ending = place.suffix.lower()
     try:
-        if stat.S_ISDIR(place.stat().st_mode):
+        folder = stat.S_ISDIR(place.stat().st_mode)
+        if form != "plain" and (form or not (folder or ending in EXTENSIONS | LISTS)):
+            known_form = known.find(place, form, boxes=boxes)
+            if known_form is not None:
+                return _Source(text, place, "form", known_form)
+        if folder:
             return _Source(text, place, "folder")
     except (OSError, ValueError) as error:  # not there, or no name that a file can have
         if ending in EXTENSIONS or (ending not in TABLES | LISTS and place.is_symlink()):
@@ -118,7 +172,7 @@ def _refuse_idle(
     idle = [
         ("recursive", not recursive and "folder" not in kinds, "folders"),
         ("path_column", path_column is not None and "table" not in kinds, "tables"),
-        ("root", root is not None and not kinds & {"table", "list"}, "tables and lists"),
+        ("root", root is not None and not kinds & {"table", "list", "form"}, "tables and lists"),
         ("encoding", encoding is not None and not kinds & {"table", "list"}, "tables and lists"),
     ]
     for name, is_idle, use in idle:
@@ -139,11 +193,41 @@ def _of_folder(source: _Source, recursive: bool, with_folder: bool) -> list[Inpu
     ]
 
 
+def _of_form(
+    source: _Source,
+    root: str | Path | None,
+    rule: Crop | None,
+    notice: Callable[[str], None],
+) -> list[Input]:
+    form = source.form
+    assert form is not None, "no form"
+    notice(form.told)
+    rows = [*form.rows, *form.aside]
+    table = tables.Table(form.name, form.header, tuple(enumerate(rows, 1)))
+    base = form.base if root is None else Path(root)
+    return _of_rows(table, form.header.index(PATH), base, rule)
+
+
+def _of_rows(table: tables.Table, path: int, base: Path, rule: Crop | None) -> list[Input]:
+    """Return a row each as an input, or if they have boxes by a rule, a photo each."""
+    paths = [cells[path] for _, cells in table.rows]
+    if rule is None or not tables.has_boxes(table):
+        return _looked_up(paths, base)
+    kept, _ = tables.boxes_of(table, path, rule)
+    boxes: dict[str, list[Box]] = {name: [] for name in paths}
+    for number, cells in table.rows:
+        if number in kept:
+            boxes[cells[path]].append(kept[number])
+    whole = _looked_up(boxes, base)
+    return [replace(each, boxes=tuple(boxes[each.name])) for each in whole]
+
+
 def _of_table(
     source: _Source,
     column: str | None,
     root: str | Path | None,
     encoding: str | None,
+    rule: Crop | None,
     notice: Callable[[str], None],
 ) -> list[Input]:
     table = tables.read_cells(source.place, encoding)
@@ -152,7 +236,7 @@ def _of_table(
     if not table.rows and column is None:  # nothing shows the column
         return []
     number = tables.path_column(table, column)
-    return _looked_up((cells[number] for _, cells in table.rows), source, root)
+    return _of_rows(table, number, source.place.parent if root is None else Path(root), rule)
 
 
 def _of_list(source: _Source, root: str | Path | None, encoding: str | None) -> list[Input]:
@@ -162,16 +246,16 @@ def _of_list(source: _Source, root: str | Path | None, encoding: str | None) -> 
         name, data = source.place.name, tables.content_of(source.place)
     text = tables.decoded(data, name, encoding, "strict" if encoding else "surrogateescape")
     lines = (files.unescaped(line.removesuffix("\r")) for line in text.split("\n"))
-    return _looked_up((line for line in lines if line.strip()), source, root)
+    base = source.place.parent if root is None else Path(root)
+    return _looked_up((line for line in lines if line.strip()), base)
 
 
-def _looked_up(texts: Iterable[str], source: _Source, root: str | Path | None) -> list[Input]:
-    base = (source.place.parent if root is None else Path(root)).resolve()
+def _looked_up(texts: Iterable[str], base: Path) -> list[Input]:
     if not base.is_dir():
         raise DataError(
-            f"no such folder: {root}", hint="`root` is where the paths in tables and lists start"
+            f"no such folder: {base}", hint="`root` is where the paths in tables and lists start"
         )
-    finder = tables.Finder(base)
+    finder = tables.Finder(base.resolve())
     return [_entry(text, finder.file(text)) for text in texts]
 
 

@@ -7,7 +7,7 @@ written chunk by chunk: memory does not grow with the photos. Knows nothing of m
 import itertools
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,10 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.photos.crops import parted
 from fieldguide.storage import files
+
+NO_BOX = "no box that counts"  # the problem of a photo of which no part is to be looked at
 
 _ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
@@ -74,7 +77,7 @@ class Predictions:
         """The status of each photo: "ok", "unreadable: empty file", "too small: 1 × 1 pixels"."""
         remarks = self.remarks or ("",) * len(self)
         each = zip(self.problems, remarks, strict=True)
-        return tuple(f"unreadable: {p}" if p else remark or "ok" for p, remark in each)
+        return tuple(_status(problem) if problem else remark or "ok" for problem, remark in each)
 
     def to_csv(
         self,
@@ -90,6 +93,18 @@ class Predictions:
         """
         layout = Layout(top, probabilities, sets=self.sets is not None)
         write(Path(path), [self], layout, overwrite=overwrite)
+
+    def rows(self, span: range) -> "Predictions":
+        """Return some of the photos, by number."""
+        part = slice(span.start, span.stop)
+        return Predictions(
+            self.names[part],
+            self.problems[part],
+            self.classes,
+            self.probabilities[part],
+            None if self.sets is None else self.sets[part],
+            self.remarks[part],
+        )
 
     @staticmethod
     def concatenate(chunks: Iterable["Predictions"]) -> "Predictions":
@@ -111,6 +126,10 @@ class Predictions:
         )
 
 
+def _status(problem: str) -> str:
+    return problem if problem == NO_BOX else f"unreadable: {problem}"
+
+
 # --- plain tables ---------------------------------------------------------------------------------
 
 
@@ -120,8 +139,8 @@ class Layout:
 
     path, label, confidence, second, second_confidence, … up to the `top` most probable classes
     (tenth, then top11, …), and status. With `sets` also `set`, class names by falling probability
-    joined by `set_separator`, and `unsure`: `yes` where the set is not exactly one class. With
-    `probabilities` also `p:<class>` for every class. Unreadable photos have path and status alone.
+    joined by `set_separator`, and `unsure`: `yes` where the set is not exactly one class. `crops`
+    adds the box, of names that are a crop's (`photos.crops`), after the path. With `probabilities` also `p:<class>` for every class. Unreadable photos have path and status alone.
     `spreadsheet` puts a `'` before cells that would be taken for formulas.
 
     UsageError if `top` is below 1; beyond the number of classes it means all of them.
@@ -131,6 +150,7 @@ class Layout:
     probabilities: bool = False
     sets: bool = False
     spreadsheet: bool = False
+    crops: bool = False
 
     separator: ClassVar[str] = ","
 
@@ -140,7 +160,7 @@ class Layout:
 
     def header(self, classes: Sequence[str]) -> list[str]:
         """Return the names of the columns."""
-        names = ["path", "label", "confidence"]
+        names = ["path", *(["box"] if self.crops else []), "label", "confidence"]
         for n in range(2, min(self.top, len(classes)) + 1):
             rank = _ORDINALS[n - 2] if n < len(_ORDINALS) + 2 else f"top{n}"
             names += [rank, f"{rank}_confidence"]
@@ -162,7 +182,14 @@ class Layout:
             more += digits(predictions.probabilities[row]) if self.probabilities else []
             if problem:
                 ranked, more = [""] * len(ranked), [""] * len(more)
-            yield self._safe([name, *ranked, status, *more])
+            yield self._safe([*self._named(name), *ranked, status, *more])
+
+    def _named(self, name: str) -> list[str]:
+        """Return the cells that say what a row is of."""
+        if not self.crops:
+            return [name]
+        photo, crop = parted(name)
+        return [photo, crop.partition(" ")[2]]
 
     def _safe(self, cells: list[str]) -> list[str]:
         return [files.no_formula(cell) for cell in cells] if self.spreadsheet else cells
@@ -218,11 +245,28 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of rows that were written, of unreadable photos, and of ones that show nothing."""
+    """The number of rows that were written, and of them of photos without an answer or a good one.
+
+    These are unreadable ones, ones that show nothing, and ones without a box that counts.
+    """
 
     photos: int
     unreadable: int
     small: int = 0
+    boxless: int = 0
+
+
+def beside(
+    chunks: Iterable[Predictions], layout: Rows, add: Callable[[bytes], object]
+) -> Iterator[Predictions]:
+    """Yield the chunks, after their rows were given to `add` as CSV, with a header before all."""
+    rows, first = 0, True
+    for chunk in chunks:
+        header = [layout.header(chunk.classes)] if first else []
+        cells = itertools.chain(header, layout.rows(chunk, rows))
+        add(b"".join(files.csv_lines(cells, layout.separator)))
+        rows, first = rows + len(chunk), False
+        yield chunk
 
 
 def require_free(out: Path, overwrite: bool = False) -> None:
@@ -252,22 +296,20 @@ def write(
     where the disk is full.
     """
     require_free(out, overwrite)
-    photos = unreadable = small = 0
+    photos = unreadable = small = boxless = 0
     classes: tuple[str, ...] | None = None
     with files.growing(out) as add:
-        for chunk in chunks:
+        for chunk in beside(chunks, layout, add):
             assert classes is None or chunk.classes == classes, "chunks of several models"
-            header = [layout.header(chunk.classes)] if classes is None else []
-            rows = itertools.chain(header, layout.rows(chunk, photos))
-            add(b"".join(files.csv_lines(rows, layout.separator)))
             classes = chunk.classes
             photos += len(chunk)
-            unreadable += sum(map(bool, chunk.problems))
+            boxless += chunk.problems.count(NO_BOX)
+            unreadable += sum(problem not in ("", NO_BOX) for problem in chunk.problems)
             small += sum(map(bool, chunk.remarks))
         if classes is None:
             raise ValueError("no chunks: the classes are not known")
         require_free(out, overwrite)  # hours may have passed
-    return Counts(photos, unreadable, small)
+    return Counts(photos, unreadable, small, boxless)
 
 
 def zip_path(out: Path) -> Path:

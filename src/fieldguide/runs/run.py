@@ -307,6 +307,12 @@ class Run:
             if folder.parent.suffix != ".part"  # a killed process left it
         }
 
+    @property
+    def crop(self) -> str:
+        """The rule by which the photos are crops (`crops.Crop.name`); empty for whole photos."""
+        crop: str = self.environment.get("crop", "")
+        return crop
+
     def ingredients(self) -> "Ingredients":
         """What classifiers are made from. Raises `ResourceError` where no fold is done.
 
@@ -327,6 +333,7 @@ class Run:
             training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
             outside=self.labelled(self.outside),
             license=self.environment["weights_license"],
+            crop=self.crop,
             provenance=_provenance(self),
         )
 
@@ -443,6 +450,7 @@ class _Environment(BaseModel, extra="allow", strict=True):
     versions: dict[str, str] = {}
     command: list[str] = []
     collection: str = ""
+    crop: str = ""
     weights_sha256: str = ""
     weights_license: str = ""
     started: str = ""

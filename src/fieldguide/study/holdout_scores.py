@@ -136,7 +136,9 @@ def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worth
     read.
     """
     ingredients = run.ingredients()
-    there = np.array([n for n, path in enumerate(outside.files) if path.is_file()], dtype=int)
+    there = np.array(
+        [n for n, path in enumerate(outside.files) if pixels.is_there(path)], dtype=int
+    )
     _require_some(outside, there)
     photos, ensemble = outside.part(there), combine.ensemble(ingredients)
     architecture = ingredients.architecture

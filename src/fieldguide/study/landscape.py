@@ -241,7 +241,7 @@ def _view(run: Run, fold: int, between: Between, machine: "Machine") -> _View:
 def _files(run: Run, rows: NDArray[np.int64]) -> tuple[Path, ...]:
     """Return the photos' paths; `DataError` if more than half of them are gone."""
     found = tuple(run.catalog.file(run.catalog.photos[row]) for row in rows)
-    gone = [path for path in found if not path.is_file()]
+    gone = [path for path in found if not pixels.is_there(path)]
     if 2 * len(gone) > len(found):
         raise DataError(
             f"{len(gone)} of {len(found)} photos are gone, such as `{gone[0]}`",

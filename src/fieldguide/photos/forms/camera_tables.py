@@ -10,8 +10,7 @@ from fieldguide.errors import DataError
 from fieldguide.photos.forms.camera_traps import (
     LOOKED_AT,
     base_of,
-    box_of,
-    boxes_told,
+    box_text,
     folder_of,
     last_parts,
     names_of_columns,
@@ -21,7 +20,18 @@ from fieldguide.photos.forms.camera_traps import (
     rows_of,
     within,
 )
-from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, SPLIT, TIME, Form, Known
+from fieldguide.photos.forms.form import (
+    BOX,
+    CONFIDENCE,
+    EVENT,
+    LABEL,
+    PATH,
+    PLACE,
+    SPLIT,
+    TIME,
+    Form,
+    Known,
+)
 from fieldguide.photos.forms.settle import free_name, head_of, header_of
 from fieldguide.photos.tables import RANKS
 from fieldguide.words import count, quoted
@@ -235,37 +245,40 @@ _ADDAX = ("relative_path", "label", "confidence", "bbox_left", "bbox_top", "bbox
 _ADDAX_SIZES = ("bbox_bottom", "file_height", "file_width")
 
 
-def read_addaxai(place: Path) -> Form | None:
+def read_addaxai(place: Path, boxes: bool = False) -> Form | None:
     """Return AddaxAI's table of detections, `results_detections.csv`: boxes and a model's names.
 
-    Those names are `category`, no label. Of several boxes the most confident is kept. Source: the
-    export of AddaxAI (EcoAssist), whose boxes are in pixels.
+    Those names are `category`, no label; without `boxes`, that of the most confident one. Source:
+    the export of AddaxAI (EcoAssist), whose boxes are in pixels.
     """
     if not names_of_columns(place) >= {"relative_path", "bbox_left", "file_width"}:
         return None
-    best: dict[str, tuple[float, dict[str, str]]] = {}
-    numbers: Counter[str] = Counter()
+    rows: list[dict[str, str]] = []
+    best: dict[str, dict[str, str]] = {}
     for at, cells in rows_of(place, (*_ADDAX, *_ADDAX_SIZES), ("DateTimeOriginal",)):
         path, category, *numeric, time = cells
         where = f"{place.name}, row {at}"
         try:
             sure, left, top, right, bottom, high, wide = (float(cell) for cell in numeric)
-            sides = (left / wide, top / high, (right - left) / wide, (bottom - top) / high)
-        except (ValueError, ZeroDivisionError) as error:
+        except ValueError as error:
             raise DataError(f"{where}: expected numbers of a box, found {numeric}") from error
         path = posix(path)
-        numbers[path] += 1
-        if path not in best or sure > best[path][0]:
-            row = {PATH: path, PLACE: folder_of(path), TIME: time, "box": box_of(sides, where)[1]}
-            best[path] = sure, row | {"confidence": numeric[0], "category": category}
-    rows = [row for _, row in best.values()]
+        row = {PATH: path, PLACE: folder_of(path), TIME: time}
+        row |= {CONFIDENCE: numeric[0], "category": category}
+        if path not in best or sure > float(best[path][CONFIDENCE]):
+            best[path] = row
+        rows.append(
+            row | {BOX: box_text((left, top, right - left, bottom - top), where, (wide, high))}
+        )
     base, rules = base_of(place.parent, best, ("images",))
     return photos_of(
         "AddaxAI",
         base,
-        rows,
-        rules=["no labels", *rules, *boxes_told(numbers.values(), "most confident")],
+        rows if boxes else best.values(),
+        rules=["no labels", *rules],
         left=Counter(),
+        boxes=boxes,
+        unused=0 if boxes else len(rows),
     )
 
 
@@ -273,5 +286,5 @@ FORMS = (
     Known("wildlife-insights", read_wildlife_insights),
     Known("iwildcam", read_iwildcam),
     Known("timelapse", read_timelapse),
-    Known("addaxai", read_addaxai),
+    Known("addaxai", read_addaxai, boxed=True),
 )

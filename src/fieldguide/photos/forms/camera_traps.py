@@ -1,7 +1,8 @@
 """What readers of camera traps share: one row a photo, events by time, boxes, and where files lie.
 
 Rows of one photo with equal labels are one; photos under several labels, and photos without a label
-where others have one, are left out and counted; so are videos. Events are those that the source
+where others have one, are left out and counted; so are videos. Where boxes are asked for, the same
+holds for them. Events are those that the source
 names, else photos of one place within a minute of the one before. Knows nothing of any form.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import DataError
-from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, TIME, Form, table_of
+from fieldguide.photos.forms.form import BOX, EVENT, LABEL, PATH, PLACE, TIME, Form, table_of
 from fieldguide.photos.forms.settle import head_of, header_of
 from fieldguide.photos.groups import EVENT_GAP, events, time_of
 from fieldguide.photos.tables import read_cells
@@ -35,13 +36,15 @@ def photos_of(
     rules: Sequence[str] = (),
     left: Counter[str],
     unnamed: str = "photos without a label",
+    boxes: bool = False,
+    unused: int = 0,
 ) -> Form:
     """Return rows, whose times are as the source has them, as a form with one row a photo.
 
-    Rows without an event get one by time at their place. The rows and `left`, which counts what is
-    left out, are changed.
+    With `boxes` there is one a box; else `unused` boxes are told. Rows without an event get one by
+    time at their place. The rows and `left`, which counts what is left out, are changed.
     """
-    kept = _one_a_photo(rows, left, unnamed)
+    kept, aside = _one_each(rows, left, unnamed, boxes)
     unread = 0
     times = []
     for row in kept:
@@ -54,33 +57,47 @@ def photos_of(
         row[EVENT] = row.get(EVENT) or event or ""
     without = sum(not row[EVENT] for row in kept)
     told = [*rules]
+    if unused:
+        told.append(f"{count(unused, 'box')} not used: `--crop box` takes them")
     if unread:
         told.append(f"{count(unread, 'time')} of no known form, taken as none")
     if 0 < without < len(kept):
         told.append(f"{count(without, 'photo')} without time or place, each an event of its own")
-    return table_of(name, base, kept, rules=told, left_out=left)
+    return table_of(name, base, kept, rules=told, left_out=left, aside=aside)
 
 
-def _one_a_photo(
-    rows: Iterable[dict[str, str]], left: Counter[str], unnamed: str
-) -> list[dict[str, str]]:
-    """Return a row for each photo that has one label, or for each photo if none has a label."""
+def _one_each(
+    rows: Iterable[dict[str, str]], left: Counter[str], unnamed: str, boxes: bool
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return a row for each photo that has one label, or for each photo if none has a label.
+
+    With `boxes`, it is for each box. The others, but for videos, come second.
+    """
     named: dict[str, dict[str, str]] = {}
     bare: dict[str, dict[str, str]] = {}
     several: set[str] = set()
+    empty: dict[str, dict[str, str]] = {}
     for row in rows:
         path, label = row[PATH], row.get(LABEL)
         if path.rpartition(".")[2].lower() in _VIDEO:
             left[VIDEOS] += 1
-        elif not label:
-            bare.setdefault(path, row)
-        elif named.setdefault(path, row)[LABEL] != label:
-            several.add(path)
-    left["photos under several labels"] += len(several)
+            continue
+        if boxes and not row.get(BOX):
+            empty.setdefault(path, row)
+            continue
+        key = f"{path} {row[BOX]}" if boxes else path
+        if not label:
+            bare.setdefault(key, row)
+        elif named.setdefault(key, row)[LABEL] != label:
+            several.add(key)
+    left["boxes under several labels" if boxes else "photos under several labels"] += len(several)
+    left["photos without a box"] += len(empty)
     if not named:
-        return list(bare.values())
-    left[unnamed] += len(bare.keys() - named.keys())
-    return [row for path, row in named.items() if path not in several]
+        return list(bare.values()), list(empty.values())
+    unlabelled = [row for key, row in bare.items() if key not in named]
+    left[unnamed] += len(unlabelled)
+    kept = [row for key, row in named.items() if key not in several]
+    return kept, [*unlabelled, *(named[key] for key in sorted(several)), *empty.values()]
 
 
 def within(place: str, event: str) -> str:
@@ -88,19 +105,14 @@ def within(place: str, event: str) -> str:
     return f"{place}/{event}" if place and event else event
 
 
-def box_of(sides: Sequence[Any], where: str) -> tuple[float, str]:
-    """Return area and text of a box: left, top, width and height as shares of the picture."""
+def box_text(sides: Any, where: str, size: tuple[float, float] = (1, 1)) -> str:
+    """Return the text of a box: left, top, width and height as shares of a picture of that size."""
     try:
         x, y, width, height = (float(side) for side in sides)
-    except (TypeError, ValueError) as error:
+        wide, high = size
+        return f"{x / wide:.6g} {y / high:.6g} {width / wide:.6g} {height / high:.6g}"
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise DataError(f"{where}: expected a box of four numbers, found {sides!r:.60}") from error
-    return width * height, f"{x:.6g} {y:.6g} {width:.6g} {height:.6g}"
-
-
-def boxes_told(numbers: Iterable[int], kept: str = "largest") -> list[str]:
-    """Return the rule that one of several boxes is kept, if any photo has several."""
-    several = sum(number > 1 for number in numbers)
-    return [f"of several boxes the {kept} is kept ({count(several, 'photo')})"] * (several > 0)
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from fieldguide.errors import DataError
 from fieldguide.photos.forms.camera_traps import (
     ADDRESS,
     VIDEOS,
-    box_of,
-    boxes_told,
+    box_text,
     last_parts,
     parts_of,
     photos_of,
@@ -24,6 +23,7 @@ from fieldguide.photos.forms.camera_traps import (
     within,
 )
 from fieldguide.photos.forms.form import (
+    BOX,
     EVENT,
     LABEL,
     PATH,
@@ -93,15 +93,16 @@ class _Seen(NamedTuple):
     labels: dict[str, set[str]]  # without media that are unclassified alone
     events: dict[str, str]
     timelines: dict[str, _Timeline]
-    boxes: dict[str, list[tuple[float, str]]]  # area and box
+    boxes: dict[str, list[tuple[str, str]]]  # label and box
 
 
-def read_camtrap_dp(place: Path) -> Form | None:
+def read_camtrap_dp(place: Path, boxes: bool = False) -> Form | None:
     """Return a Camtrap DP 1.0 package, a folder with `datapackage.json` or that file.
 
     Labels are scientific names of animals, or `blank`, `human`, `vehicle`. Observations of a photo
     win over those of an event, which count for all photos of its deployment from eventStart to
     eventEnd; `unclassified` ones of a photo say nothing. Times need a zone, as the standard asks.
+    A box has the label of its observation.
     Photos at addresses are left out unless they lie here. Source: camtrap-dp.tdwg.org, 1.0.2.
     """
     file = place if place.name == "datapackage.json" else place / "datapackage.json"
@@ -139,10 +140,12 @@ def read_camtrap_dp(place: Path) -> Form | None:
             EVENT: within(spot, event),
             PLACE: spot,
             TIME: moment.replace(tzinfo=None).isoformat() if moment else "",
-            "box": max(seen.boxes.get(name, [(0.0, "")]))[1],
             "licence": licence,
         }
-        rows += [row | {LABEL: label} for label in sorted((labels or set()) - {""}) or [""]]
+        if boxes and name in seen.boxes:
+            rows += [row | {LABEL: label, BOX: box} for label, box in seen.boxes[name]]
+        else:
+            rows += [row | {LABEL: label} for label in sorted((labels or set()) - {""}) or [""]]
     unlisted = seen.labels.keys() - {name for name, *_ in media}
     left["observations of media that are not listed"] += len(unlisted)
     rules = [f"{count(by_event, 'photo')} with the label of the event they lie in"] * (by_event > 0)
@@ -151,8 +154,10 @@ def read_camtrap_dp(place: Path) -> Form | None:
         "Camtrap DP",
         file.parent,
         rows,
-        rules=[*rules, *boxes_told(len(found) for found in seen.boxes.values())],
+        rules=rules,
         left=left,
+        boxes=boxes,
+        unused=0 if boxes else sum(map(len, seen.boxes.values())),
         unnamed="photos unknown, unclassified or of animals without a name",
     )
 
@@ -244,7 +249,7 @@ def _seen(rows: Iterable[tuple[int, list[str]]], spots: Mapping[str, str]) -> _S
         if event:
             seen.events.setdefault(media, event)
         if all(box):
-            seen.boxes.setdefault(media, []).append(box_of(box, where))
+            seen.boxes.setdefault(media, []).append((label, box_text(box, where)))
     seen.timelines.update({name: _Timeline(found) for name, found in events.items()})
     return seen
 
@@ -268,4 +273,4 @@ def _media_licence(package: Mapping[str, Any]) -> str:
     return ""
 
 
-FORMS = (Known("camtrap-dp", read_camtrap_dp),)
+FORMS = (Known("camtrap-dp", read_camtrap_dp, boxed=True),)

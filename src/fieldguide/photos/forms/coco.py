@@ -9,14 +9,15 @@ from typing import Any
 from fieldguide.errors import DataError
 from fieldguide.photos.forms.camera_traps import (
     base_of,
-    box_of,
-    boxes_told,
+    box_text,
     folder_of,
     photos_of,
     posix,
     within,
 )
 from fieldguide.photos.forms.form import (
+    BOX,
+    CONFIDENCE,
     EVENT,
     LABEL,
     PATH,
@@ -80,11 +81,11 @@ def _id(item: Any, key: str, *where: object) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def read_coco(place: Path) -> Form | None:
+def read_coco(place: Path, boxes: bool = False) -> Form | None:
     """Return a COCO file or a folder with one: COCO Camera Traps, LILA, or objects in boxes.
 
     The label is the category (also `empty`); photos under several are left out. `seq_id` names the
-    event, `location` the place, `datetime` the time. Of several boxes the largest is kept. Photos
+    event, `location` the place, `datetime` the time. A box has the label of its annotation. Photos
     lie beside the file or in `images/` or `train/` there. Source: COCO Camera Traps format, LILA
     BC; the COCO data format.
     """
@@ -103,7 +104,7 @@ def read_coco(place: Path) -> Form | None:
     images = require(data["images"], list, f"{file.name}, key `images`", "a list")
     left: Counter[str] = Counter()
     paths = _paths_of_images(file, images)
-    labels, boxes = _annotated(file, data, paths, left)
+    labels, cut = _annotated(file, data, paths, left)
     base, rules = base_of(file.parent, paths.values(), ("images", "train"))
     listed = data.get("licenses")
     licences = {
@@ -119,25 +120,28 @@ def read_coco(place: Path) -> Form | None:
         sequence = _id(image, "seq_id", name, "images", number)
         licence = _id(image, "license", name, "images", number) if licences else ""
         trap = trap or bool(spot or sequence)
-        box = ""
-        if key in boxes:
-            box = _relative_box(boxes[key], image, f"{name}, image `{key}`")
         row = {
             PATH: path,
             EVENT: within(spot, sequence),
             PLACE: spot,
             TIME: str(image.get("datetime") or ""),
-            "box": box,
             "licence": licences.get(licence, ""),
         }
-        rows += [row | {LABEL: label} for label in labels.get(key) or ("",)]
+        if boxes and key in cut:
+            size = _size_of(image, f"{name}, image `{key}`")
+            sides = f"{name}, image `{key}`, key `bbox`"
+            rows += [row | {LABEL: label, BOX: box_text(b, sides, size)} for label, b in cut[key]]
+        else:
+            rows += [row | {LABEL: label} for label in labels.get(key) or ("",)]
     return photos_of(
         "COCO Camera Traps" if trap else "COCO",
         base,
         rows,
-        rules=[*rules, *boxes_told(len(found) for found in boxes.values())],
+        rules=rules,
         left=left,
         unnamed="photos without annotation",
+        boxes=boxes,
+        unused=0 if boxes else sum(map(len, cut.values())),
     )
 
 
@@ -157,8 +161,8 @@ def _paths_of_images(file: Path, images: Sequence[Any]) -> dict[str, str]:
 
 def _annotated(
     file: Path, data: Mapping[str, Any], paths: Mapping[str, str], left: Counter[str]
-) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Any]]]:
-    """Return the different labels and the boxes of each image."""
+) -> tuple[dict[str, tuple[str, ...]], dict[str, list[tuple[str, Any]]]]:
+    """Return the different labels of each image, and its boxes with a label each."""
     listed = require(data.get("categories"), list, f"{file.name}, key `categories`", "a list")
     names = {
         _id(one, "id", file.name, "categories", number): _need(
@@ -167,7 +171,7 @@ def _annotated(
         for number, one in enumerate(listed)
     }
     labels: dict[str, tuple[str, ...]] = {}
-    boxes: dict[str, list[Any]] = {}
+    boxes: dict[str, list[tuple[str, Any]]] = {}
     source = file.name
     annotations = require(
         data.get("annotations", []), list, f"{source}, key `annotations`", "a list"
@@ -186,35 +190,25 @@ def _annotated(
         if names[category] not in found:
             labels[key] = (*found, names[category]) if found else single[names[category]]
         if annotation.get("bbox"):
-            boxes.setdefault(key, []).append(annotation["bbox"])
+            boxes.setdefault(key, []).append((names[category], annotation["bbox"]))
     return labels, boxes
 
 
-def _relative_box(boxes: Sequence[Any], image: Mapping[str, Any], where: str) -> str:
-    """Return the largest of boxes in pixels as shares of the picture; empty without its size."""
+def _size_of(image: Mapping[str, Any], where: str) -> tuple[float, float]:
+    """Return width and height of an image with boxes in pixels; DataError without them."""
     width, height = image.get("width"), image.get("height")
-    if not boxes or not width or not height:
-        return ""
-    require(width, (int, float), f"{where}, key `width`", "a number")
-    require(height, (int, float), f"{where}, key `height`", "a number")
-    sizes = (width, height, width, height)
-    shares = []
-    for box in boxes:
-        if (
-            not isinstance(box, list)
-            or len(box) != 4
-            or not all(isinstance(side, (int, float)) for side in box)
-        ):
-            raise DataError(f"{where}: expected a box of four numbers, found {box!r:.60}")
-        shares.append(box_of([side / size for side, size in zip(box, sizes, strict=True)], where))
-    return max(shares)[1]
+    for name, size in (("width", width), ("height", height)):
+        expected = "a number of pixels, for its boxes"
+        require(size, (int, float), f"{where}, key `{name}`", expected)
+    return float(width or 0), float(height or 0)
 
 
-def read_megadetector(place: Path) -> Form | None:
+def read_megadetector(place: Path, boxes: bool = False) -> Form | None:
     """Return a batch of MegaDetector's results, a JSON file: boxes, no species.
 
-    One row a photo with its most confident box, `category` and `confidence`; photos that failed
-    are left out. Crops of one photo (`.crop_000`) are one event unless times name them. Source: the
+    One row a photo with `category` and `confidence` of its most confident detection; with `boxes`,
+    one for each that is an animal, if there is such a category. Photos that failed are left out.
+    Crops of one photo (`.crop_000`) are one event unless times name them. Source: the
     MegaDetector batch output format, 1.0 to 1.6.
     """
     keys = _keys(place)
@@ -226,9 +220,10 @@ def read_megadetector(place: Path) -> Form | None:
     images = require(data["images"], list, f"{name}, key `images`", "a list")
     where = f"{name}, key `detection_categories`"
     categories = require(data.get("detection_categories"), dict, where, "an object")
+    animals = "animal" in categories.values()
     left: Counter[str] = Counter()
-    rows = []
-    numbers = []
+    rows: list[dict[str, str]] = []
+    unused = 0
     for number, image in enumerate(images):
         spot = (name, "images", number)
         path = posix(_need(image, "file", str, "a path", *spot))
@@ -236,7 +231,6 @@ def read_megadetector(place: Path) -> Form | None:
             left["photos that MegaDetector could not read"] += 1
             continue
         found = _need(image, "detections", list, "a list", *spot)
-        numbers.append(len(found))
         time = str(image.get("datetime") or "")
         crop_of = re.sub(r"\.crop_\d+(?=\.|$)", "", path) if ".crop_" in path else path
         row = {
@@ -245,35 +239,46 @@ def read_megadetector(place: Path) -> Form | None:
             PLACE: folder_of(path),
             TIME: time,
         }
-        rows.append(row | _most_confident(found, categories, *spot))
+        seen = _detections(found, categories, *spot)
+        if boxes:
+            kept = [each for each in seen if each["category"] == "animal" or not animals]
+            left["boxes of other categories than animal"] += len(seen) - len(kept)
+            rows += [row | each for each in kept] or [row]
+        else:
+            best = max(seen, key=lambda each: float(each[CONFIDENCE]), default={})
+            rows.append(row | {k: v for k, v in best.items() if k != BOX})
+            unused += len(seen)
     base, rules = base_of(place.parent, (row[PATH] for row in rows), ("images",))
     return photos_of(
         "MegaDetector",
         base,
         rows,
-        rules=["no labels", *rules, *boxes_told(numbers, "most confident")],
+        rules=["no labels", *rules],
         left=left,
+        boxes=boxes,
+        unused=unused,
     )
 
 
-def _most_confident(
+def _detections(
     detections: Sequence[Any], categories: Mapping[str, Any], *where: object
-) -> dict[str, str]:
-    """Return box, confidence and category of the most confident detection; empty without one."""
-    best, most = None, -1.0
+) -> list[dict[str, str]]:
+    """Return box, confidence and category of the detections of a photo."""
+    found = []
     for number, one in enumerate(detections):
-        sure = _need(one, "conf", (int, float), "a number", *where, "detections", number)
-        category = _need(one, "category", str, "text", *where, "detections", number)
+        spot = (*where, "detections", number)
+        sure = _need(one, "conf", (int, float), "a number", *spot)
+        category = _need(one, "category", str, "text", *spot)
+        box = _need(one, "bbox", list, "a list", *spot)
+        place = f"{where[0]}, images[{where[2]}], detections[{number}], key"
         if category not in categories:
-            spot = f"{where[0]}, images[{where[2]}], detections[{number}], key `category`"
-            raise DataError(f"{spot}: `{category}` is not in detection_categories")
-        if sure > most:
-            best, most = one, sure
-    if best is None:
-        return {}
-    _, box = box_of(_need(best, "bbox", list, "a list", *where), f"{where[0]}, images[{where[2]}]")
-    category = str(categories[best["category"]])
-    return {"box": box, "confidence": f"{most:.6g}", "category": category}
+            raise DataError(f"{place} `category`: `{category}` is not in detection_categories")
+        cells = {BOX: box_text(box, f"{place} `bbox`"), CONFIDENCE: f"{sure:.6g}"}
+        found.append(cells | {"category": str(categories[category])})
+    return found
 
 
-FORMS = (Known("megadetector", read_megadetector), Known("coco", read_coco))
+FORMS = (
+    Known("megadetector", read_megadetector, boxed=True),
+    Known("coco", read_coco, boxed=True),
+)

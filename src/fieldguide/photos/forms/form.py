@@ -17,6 +17,8 @@ PATH, LABEL, SPLIT = "path", "label", "split"
 EVENT = "event"  # photos of one occasion, which no fold may split
 PLACE = "place"  # what a new place means
 TIME = "time"  # when the photo was taken, ISO 8601 without zone
+BOX = "box"  # left, top, width and height as shares of the picture, as in `crops`
+CONFIDENCE = "confidence"  # a detector's, of the box
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Form:
     rules: tuple[str, ...] = ()
     left_out: Mapping[str, int] | None = None
     usual: bool = False  # labels are found by usual names, as in any table
+    aside: tuple[tuple[str, ...], ...] = ()  # rows left out for their labels, to be predicted
 
     @property
     def told(self) -> str:
@@ -49,12 +52,14 @@ class Form:
 class Known(NamedTuple):
     """A known form: its name for `--format`, and its reader.
 
+    One that is `boxed` has boxes: its reader takes `boxes=True` for a row each, not one a photo.
     The reader returns None for a file or folder that is not of the form, by content. It raises
     DataError with file, row or key and what was expected for one that claims to be and breaks it.
     """
 
     name: str
-    read: Callable[[Path], Form | None]
+    read: Callable[..., Form | None]
+    boxed: bool = False
 
 
 def load_text(place: Path) -> str:
@@ -94,6 +99,7 @@ def table_of(
     names: Mapping[str, str] | None = None,
     rules: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
+    aside: Sequence[Mapping[str, str]] = (),
 ) -> Form:
     """Return rows by column as a form; columns that no row fills are left away.
 
@@ -104,8 +110,10 @@ def table_of(
     order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if name in keys]
     header = (*order, *(name for name in keys if name not in order))
     wanted = [keys[name] for name in header]
-    cells = tuple(tuple([row.get(key, "") for key in wanted]) for row in rows)
-    return Form(name, base, header, cells, tuple(rules), left_out)
+    cells, others = (
+        tuple(tuple([row.get(key, "") for key in wanted]) for row in part) for part in (rows, aside)
+    )
+    return Form(name, base, header, cells, tuple(rules), left_out, aside=others)
 
 
 def label_column(form: Form, name: str | None = None) -> str:

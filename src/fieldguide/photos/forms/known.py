@@ -32,9 +32,10 @@ KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
 )
 
 
-def find(place: Path, name: str | None = None) -> Form | None:
+def find(place: Path, name: str | None = None, *, boxes: bool = False) -> Form | None:
     """Return the source as the form of that name, or the first that it is of; None if it is none.
 
+    With `boxes`, of a form that has boxes, it has a row for each of them.
     `plain` is no form. Raises UsageError for an unknown name and a source that is not of the form.
     """
     if name == "plain":
@@ -43,8 +44,10 @@ def find(place: Path, name: str | None = None) -> Form | None:
     if name is not None and name not in names:
         raise UsageError(f"there is no format `{name}`", hint=f"one of {listed(['plain', *names])}")
     for known in KNOWN:
-        if name in (None, known.name) and (form := known.read(place)) is not None:
-            return form
+        if name in (None, known.name):
+            asked = {"boxes": True} if boxes and known.boxed else {}
+            if (form := known.read(place, **asked)) is not None:
+                return form
     if name is not None:
         raise UsageError(f"{place} is not in the format `{name}`")
     return None

@@ -1,0 +1,58 @@
+"""From answers for the crops of photos to one answer for each photo.
+
+Knows nothing of boxes and files.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from fieldguide.predict.inputs import Input
+from fieldguide.predict.tables import NO_BOX, Predictions
+
+
+def by_photo(
+    crops: Iterable[Predictions], photos: Sequence[Input], counts: Sequence[int]
+) -> Iterator[Predictions]:
+    """Yield the photos' predictions, in order, from those of their crops, `counts` of each.
+
+    A photo's probabilities are the mean of its readable crops', its set of classes holds all of
+    theirs. One without crops has the problem `NO_BOX`.
+    """
+    held: Predictions | None = None
+    done = 0
+    for chunk in crops:
+        held = chunk if held is None else Predictions.concatenate([held, chunk])
+        first, spans = 0, []
+        while done + len(spans) < len(photos):
+            end = first + counts[done + len(spans)]
+            if end > len(held):
+                break
+            spans.append(range(first, end))
+            first = end
+        yield _joined(held, photos[done : done + len(spans)], spans)
+        done += len(spans)
+        held = held.rows(range(first, len(held)))
+
+
+def _joined(crops: Predictions, photos: Sequence[Input], spans: Sequence[range]) -> Predictions:
+    """Return one prediction for each span of crops."""
+    problems = []
+    probabilities = np.full((len(spans), len(crops.classes)), np.nan)
+    sets = None if crops.sets is None else np.zeros(probabilities.shape, bool)
+    for row, span in enumerate(spans):
+        seen = [n for n in span if not crops.problems[n]]
+        problems.append("" if seen else next((crops.problems[n] for n in span), NO_BOX))
+        if seen:
+            probabilities[row] = crops.probabilities[seen].mean(axis=0)
+        if sets is not None and crops.sets is not None:
+            sets[row] = crops.sets[seen].any(axis=0)
+    remarks = crops.remarks or ("",) * len(crops)
+    return Predictions(
+        tuple(photo.name for photo in photos),
+        tuple(problems),
+        crops.classes,
+        probabilities,
+        sets,
+        tuple(next((remarks[n] for n in span if remarks[n]), "") for span in spans),
+    )
