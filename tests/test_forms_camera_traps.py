@@ -78,7 +78,11 @@ def test_a_package_of_camtraptools() -> None:
     events = column(form, "event")
     assert len(set(events)) == 3 and events[0] == events[1] and events[3] == events[4]
     assert column(form, "time")[0] == "2021-06-01T05:00:00"
-    assert column(form, "box") == ["0.25 0.25 0.5 0.25"] * 2 + [""] + ["0.25 0.25 0.5 0.25"] * 2
+    assert "4 boxes not used: `--crop box` takes them" in form.told
+    boxes = READERS["camtrap-dp"](WRITTEN / "camtraptools", boxes=True)
+    assert column(boxes, "box") == ["0.25 0.25 0.5 0.25"] * 4
+    assert column(boxes, "label") == ["Vulpes vulpes"] * 2 + ["Capreolus capreolus"] * 2
+    assert [row[0] for row in boxes.aside] == ["north/c.jpg"]
     assert set(column(form, "licence")) == {"CC-BY-4.0"}
 
 
@@ -277,9 +281,19 @@ def test_objects_in_boxes_are_one_label_a_photo(tmp_path: Path) -> None:
     ]
     licences = [{"id": 4, "name": "CC BY"}]
     form = read("coco", coco(tmp_path / "x.json", images, annotations, licenses=licences))
-    assert form.name == "COCO" and form.header == ("path", "label", "box", "licence")
-    assert form.rows == (("0.jpg", "fox", "0 0 0.5 1", "CC BY"),)
+    assert form.name == "COCO" and form.header == ("path", "label", "licence")
+    assert form.rows == (("0.jpg", "fox", "CC BY"),)
     assert form.left_out == {"photos under several labels": 1, "photos without annotation": 1}
+    assert "4 boxes not used" in form.told
+    boxes = READERS["coco"](tmp_path / "x.json", boxes=True)
+    assert boxes.header == ("path", "label", "box", "licence")
+    assert [row[:3] for row in boxes.rows] == [
+        ("0.jpg", "fox", "0.1 0.2 0.2 0.4"),
+        ("0.jpg", "fox", "0 0 0.5 1"),
+    ]
+    left = {why: number for why, number in (boxes.left_out or {}).items() if number}
+    assert left == {"boxes under several labels": 1, "photos without a box": 1}
+    assert [row[0] for row in boxes.aside] == ["1.jpg", "2.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -313,12 +327,13 @@ def test_coco_without_categories_or_with_two_files_is_refused(tmp_path: Path) ->
 
 def test_results_of_megadetector_utils() -> None:
     form = read("megadetector", WRITTEN / "megadetector" / "md.json")
-    assert form.header == ("path", "place", "box", "confidence", "category")
+    assert form.header == ("path", "place", "confidence", "category")
     assert len(form.rows) == 5
     assert set(column(form, "place")) == {"deployment/1", "deployment/2"}
-    assert form.rows[0][2:] == ("0.125 0.125 0.25 0.25", "0.9", "empty")
-    assert "of several boxes the most confident is kept (1 photo)" in form.told
+    assert form.rows[0][2:] == ("0.9", "empty")
     assert "no labels" in form.told
+    boxes = READERS["megadetector"](WRITTEN / "megadetector" / "md.json", boxes=True)
+    assert boxes.rows[0][2:] == ("0.125 0.125 0.25 0.25", "0.9", "empty")
 
 
 def megadetector(place: Path, *images: object, **more: object) -> Path:
@@ -364,7 +379,7 @@ def test_crops_failures_videos_and_times(tmp_path: Path) -> None:
         ),
         (
             {"file": "a", "detections": [{"category": "1", "conf": 1, "bbox": [1, 2]}]},
-            r"images\[0\]: expected a box of four numbers",
+            r"detections\[0\], key `bbox`: expected a box of four numbers",
         ),
     ],
 )
@@ -549,9 +564,10 @@ def test_detections_of_addaxai(tmp_path: Path) -> None:
         "/x,c/a.jpg,img,fox,0.75,50,25,100,50,50,100\n",
     )
     form = read("addaxai", tmp_path / "results_detections.csv")
-    assert form.header == ("path", "place", "box", "confidence", "category")
-    assert form.rows == (("c/a.jpg", "c", "0.5 0.5 0.5 0.5", "0.75", "fox"),)
-    assert "of several boxes the most confident is kept (1 photo)" in form.told
+    assert form.header == ("path", "place", "confidence", "category")
+    assert form.rows == (("c/a.jpg", "c", "0.75", "fox"),)
+    boxes = READERS["addaxai"](tmp_path / "results_detections.csv", boxes=True)
+    assert column(boxes, "box") == ["0 0 0.5 0.5", "0.5 0.5 0.5 0.5"]
     dated = [
         f"/x,c/{n}.jpg,img,fox,0.5,0,0,1,1,9,9,{time}\n"
         for n, time in enumerate(
@@ -564,7 +580,7 @@ def test_detections_of_addaxai(tmp_path: Path) -> None:
     assert "2 times of no known form, taken as none" in form.told
     assert "3 photos without time or place" in form.told
     write(tmp_path, bad=ADDAX + "/x,c/a.jpg,img,deer,0.5,0,0,50,25,0,100\n")
-    with pytest.raises(DataError, match=r"bad\.csv, row 2: expected numbers of a box"):
+    with pytest.raises(DataError, match=r"bad\.csv, row 2: a box in a picture of no size"):
         READERS["addaxai"](tmp_path / "bad.csv")
 
 

@@ -301,7 +301,7 @@ def _write(
         )
         try:
             with ExitStack() as stack:
-                if boxed:
+                if boxed and isinstance(layout, tables.Layout):
                     add = stack.enter_context(files.growing(boxed))
                     chunks = tables.beside(chunks, replace(layout, crops=True), add)
                 seen = _reported(by_photo(chunks, photos, of_photo), display.advance)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,11 @@ def score(
     opened.scores  # noqa: B018 - its errors come before photos are read
     if photos is None:
         flags.refuse(flags.given(columns), "for tables, and none is given")
+    cut = [flag for flag in ("--crop", "--boxes") if flag in flags.given(columns)]
+    flags.refuse(cut if not opened.crop else (), f"for runs of crops, and `{run}` is none")
+    if opened.crop:  # the rule that its photos were cut out by
+        flags.refuse(cut[:1] if columns.crop else (), f"the run's own here: {opened.crop}")
+        columns = replace(columns, crop=opened.crop)
     catalog = columns.read(photos) if photos is not None else None
     if not as_json:
         tables.print_scores(terminal.stdout, opened)

@@ -110,7 +110,10 @@ def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> 
     from fieldguide.photos.forms import known
 
     catalog = columns.read(photos)
-    form = known.find(fetched(photos), columns.format)
+    form = known.find(fetched(photos), columns.format, boxes=columns.crop is not None)
+    if columns.boxes or (columns.crop and form is None):
+        flag = "--boxes" if columns.boxes else "--crop"
+        raise UsageError(f"{flag} is of no use for a table of photos", hint="it is for `fit`")
     header, rows = sources.plain(catalog, form, out.parent.resolve())
     files.write_csv(out, header, rows)
     terminal.stdout.print(f"{len(rows):,} rows: {out}")

@@ -30,7 +30,7 @@ from fieldguide.machine.device import (
 from fieldguide.machine.processes import train_side_by_side
 from fieldguide.machine.ranks import ALONE, Ranks
 from fieldguide.machine.ray_jobs import connected, jobs_at_once, train_on_cluster
-from fieldguide.photos import pixels
+from fieldguide.photos import crops, pixels
 from fieldguide.recipe import Recipe
 from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run
@@ -165,7 +165,7 @@ def _fingerprint(run: Run, root: Path) -> dict[str, str]:
         with suppress(OSError):  # what is not there is not digested
             if number % max(len(photos) // HASHED_PHOTOS, 1) == 0:
                 digest.update(pixels.sha256(path).encode())
-            digest.update(f"{photo.path}\0{path.stat().st_size}\n".encode())
+            digest.update(f"{photo.path}\0{crops.photo_of(path).stat().st_size}\n".encode())
     versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"photos": digest.hexdigest()[:12], **versions}
 

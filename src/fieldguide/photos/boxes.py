@@ -34,7 +34,8 @@ def read(file: Path, rule: Crop) -> Boxes:
         table = read_cells(file)
         path = path_column(table)
     else:
-        table = Table(file.name, form.header, tuple(enumerate(form.rows, 1)))
+        rows = (*form.rows, *form.aside)  # also photos without a box
+        table = Table(file.name, form.header, tuple(enumerate(rows, 1)))
         path = form.header.index(PATH)
     kept, _ = boxes_of(table, path, rule)
     found: dict[str, list[Box]] = defaultdict(list)

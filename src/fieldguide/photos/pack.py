@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldguide.errors import DataError, UnreadablePhoto
+from fieldguide.errors import DataError, UnreadablePhoto, UsageError
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.storage import files
@@ -54,9 +54,13 @@ def pack(
     until all is written; the next attempt replaces that. `progress` is called with the number of
     photos done. Memory: the catalog, some 100 bytes for each photo, and one photo.
 
-    Raises UsageError if there is an `out` already, DataError if two photos would get one path or
-    none can be read, ResourceError if nothing can be written.
+    Raises UsageError if there is an `out` already, and for crops, DataError if two photos would get
+    one path or none can be read, ResourceError if nothing can be written.
     """
+    if catalog.crop:
+        raise UsageError(
+            "crops are not packed", hint="pack the photos; `fit` cuts them out with --boxes"
+        )
     with files.new_folder(out) as part:
         return _write(catalog, part, shard_bytes, progress)
 

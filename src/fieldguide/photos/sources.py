@@ -41,7 +41,7 @@ def read(
 
     `form` names one of `forms.known`, or `plain`; without it a form is recognised by content. Its
     table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all. With
-    `crop` (`crops.Crop.of`) the photos are crops by the source's boxes, or those of the file `boxes`.
+    `crop` (`crops.Crop.of`) the photos are crops by the source's boxes, or those of file `boxes`.
     The content of an address, such as `s3://bucket/photos`, is fetched first: see
     `addresses.local`. Raises DataError, also for an option that the source does not have.
     """

@@ -23,7 +23,8 @@ def by_photo(
     done = 0
     for chunk in crops:
         held = chunk if held is None else Predictions.concatenate([held, chunk])
-        first, spans = 0, []
+        first = 0
+        spans: list[range] = []
         while done + len(spans) < len(photos):
             end = first + counts[done + len(spans)]
             if end > len(held):

@@ -26,10 +26,10 @@ from fieldguide.analysis import calibration, conformal, metrics
 from fieldguide.errors import DataError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
+from fieldguide.photos import pixels
 from fieldguide.predict import inference
 from fieldguide.predict.classifier import Card, Classifier, OutOfFold, as_tensors
 from fieldguide.predict.classifier import Combine as Together
-from fieldguide.photos import pixels
 from fieldguide.predict.inference import Architecture, Machine
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed

@@ -7,7 +7,7 @@ well, because users look for its row. Knows nothing of models, nor of what the f
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from fieldguide.photos.catalog import EXTENSIONS
 from fieldguide.photos.crops import Box, Crop
 from fieldguide.photos.folders import list_pictures
 from fieldguide.photos.forms import known
-from fieldguide.photos.forms.form import BOX, PATH, Form
+from fieldguide.photos.forms.form import PATH, Form
 from fieldguide.storage import addresses, files
 
 TABLES = frozenset({".csv", ".tsv", ".tab"})
@@ -119,7 +119,7 @@ def crops_of(inputs: Sequence[Input], crop: str) -> tuple[list[Input], list[int]
     """
     crops: list[Input] = []
     counts = []
-    rule, plain = Crop.of(crop or "box"), Crop(tight=True, margin=0)
+    rule, plain = Crop.of(crop or "box"), Crop(tight=True, margin=0.0)
     for each in inputs:
         if each.file is None or each.boxes is None:
             crops.append(each)

@@ -140,7 +140,8 @@ class Layout:
     path, label, confidence, second, second_confidence, … up to the `top` most probable classes
     (tenth, then top11, …), and status. With `sets` also `set`, class names by falling probability
     joined by `set_separator`, and `unsure`: `yes` where the set is not exactly one class. `crops`
-    adds the box, of names that are a crop's (`photos.crops`), after the path. With `probabilities` also `p:<class>` for every class. Unreadable photos have path and status alone.
+    adds the box, of names that are a crop's (`photos.crops`), after the path. With `probabilities`
+    also `p:<class>` for every class. Unreadable photos have path and status alone.
     `spreadsheet` puts a `'` before cells that would be taken for formulas.
 
     UsageError if `top` is below 1; beyond the number of classes it means all of them.

@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, UsageError
+from fieldguide.photos import pixels
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files

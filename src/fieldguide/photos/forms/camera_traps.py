@@ -91,7 +91,8 @@ def _one_each(
         elif named.setdefault(key, row)[LABEL] != label:
             several.add(key)
     left["boxes under several labels" if boxes else "photos under several labels"] += len(several)
-    left["photos without a box"] += len(empty)
+    if boxes:
+        left["photos without a box"] += len(empty)
     if not named:
         return list(bare.values()), list(empty.values())
     unlabelled = [row for key, row in bare.items() if key not in named]
@@ -111,8 +112,10 @@ def box_text(sides: Any, where: str, size: tuple[float, float] = (1, 1)) -> str:
         x, y, width, height = (float(side) for side in sides)
         wide, high = size
         return f"{x / wide:.6g} {y / high:.6g} {width / wide:.6g} {height / high:.6g}"
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{where}: expected a box of four numbers, found {sides!r:.60}") from error
+    except ZeroDivisionError as error:
+        raise DataError(f"{where}: a box in a picture of no size") from error
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -269,10 +269,10 @@ def _detections(
         spot = (*where, "detections", number)
         sure = _need(one, "conf", (int, float), "a number", *spot)
         category = _need(one, "category", str, "text", *spot)
-        box = _need(one, "bbox", list, "a list", *spot)
         place = f"{where[0]}, images[{where[2]}], detections[{number}], key"
         if category not in categories:
             raise DataError(f"{place} `category`: `{category}` is not in detection_categories")
+        box = _need(one, "bbox", list, "a list", *spot)
         cells = {BOX: box_text(box, f"{place} `bbox`"), CONFIDENCE: f"{sure:.6g}"}
         found.append(cells | {"category": str(categories[category])})
     return found
