@@ -110,7 +110,7 @@ def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> 
     from fieldguide.photos.forms import known
 
     catalog = columns.read(photos)
-    form = known.find(fetched(photos), columns.format)
+    form = known.find(fetched(photos), columns.format, event_gap=columns.event_gap)
     header, rows = sources.plain(catalog, form, out.parent.resolve())
     files.write_csv(out, header, rows)
     terminal.stdout.print(f"{len(rows):,} rows: {out}")

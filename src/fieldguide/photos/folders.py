@@ -51,7 +51,7 @@ def scan(
     *,
     group: str | None = None,
     labels_from: str | None = None,
-    event_gap: float = groups.EVENT_GAP,
+    event_gap: float | None = None,
 ) -> Catalog:
     """Return the labelled photos of a folder that holds one folder a class.
 
@@ -61,9 +61,9 @@ def scan(
     shards (see `shards`) of packed photos.
 
     `group` is `event` (photos of one camera and folder, by the time in their EXIF each within
-    `event_gap` seconds of the one before), `none`, or a choice of `groups.grouped`. `labels_from`
-    of `folder:N` takes labels from the Nth folder of a path, and of `folder:N,M` from two, joined
-    by a blank, as genus and species; splits do not count. UsageError for others.
+    `event_gap`, 60 seconds, of the one before), `none`, or a choice of `groups.grouped`.
+    `labels_from` of `folder:N` takes labels from the Nth folder of a path, and of `folder:N,M` from
+    two, joined by a blank, as genus and species; splits do not count. UsageError for others.
 
     Raises DataError if there is no such folder, no photo, or no class folder.
     """
@@ -72,6 +72,8 @@ def scan(
             f"groups of a folder cannot come from `{group}`",
             hint="give event, folder:N, stem, stem:REGEX or none; columns are those of a table",
         )
+    if group != "event":
+        groups.refuse_gap(event_gap, group or "none")
     root = _existing_folder(folder)
     if index := _index_of(root):
         if labels_from or group == "event":
@@ -104,8 +106,9 @@ def scan(
         sources["split"] = f"folders {', '.join(splits)}" if splits else "folders in each class"
     table = in_columns(photos)
     if group == "event":
-        table = groups.by_capture(table, [root / photo.path for photo in photos], event_gap)
-        sources["group"] = f"EXIF times within {event_gap:g} s"
+        gap = groups.gap_of(event_gap)
+        table = groups.by_capture(table, [root / photo.path for photo in photos], gap)
+        sources["group"] = f"EXIF times within {gap:g} s"
     elif groups.is_by_path(group):
         table, sources["group"] = groups.grouped(table, group)
     return Catalog(root, table, tuple(walk.all_notes()), told(table, sources))

@@ -101,6 +101,24 @@ def holds_for(told: str) -> str:
     return f"photos of new groups ({found[2]})"
 
 
+def gap_of(event_gap: float | None) -> float:
+    """Return the seconds asked for, or EVENT_GAP; raise UsageError unless they are above 0."""
+    gap = EVENT_GAP if event_gap is None else event_gap
+    if not gap > 0:
+        raise UsageError(f"`event_gap` is not above 0 seconds: {gap}")
+    return gap
+
+
+def refuse_gap(event_gap: float | None, groups: str) -> None:
+    """Raise UsageError for a gap that was given where groups, in words, need none."""
+    if event_gap is not None:
+        raise UsageError(
+            f"`event_gap` changes nothing here: groups: {groups}",
+            hint="leave it out; it is for events from times, as --group event makes them where no"
+            " column names events",
+        )
+
+
 # --- events from times ----------------------------------------------------------------------------
 
 

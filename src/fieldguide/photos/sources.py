@@ -6,12 +6,11 @@ Knows nothing of how each is read.
 from pathlib import Path
 from typing import TypeAlias
 
-from fieldguide.errors import DataError, UsageError
+from fieldguide.errors import DataError
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
-from fieldguide.photos.forms.form import LABEL, PATH, Form, label_column
-from fieldguide.photos.groups import EVENT_GAP
+from fieldguide.photos.forms.form import EVENT, LABEL, PATH, Form, label_column
 from fieldguide.photos.tables import Finder, Table, catalog_of, read_table
 from fieldguide.storage import addresses
 
@@ -30,21 +29,20 @@ def read(
     encoding: str | None = None,
     form: str | None = None,
     labels_from: str | None = None,
-    event_gap: float = EVENT_GAP,
+    event_gap: float | None = None,
     labelled: bool = True,
 ) -> Catalog:
     """Return the catalog of a folder (`scan`), a table (`read_table`), or a known form.
 
     `form` names one of `forms.known`, or `plain`; without it a form is recognised by content. Its
-    table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all.
+    table has columns that `label` to `fold` may name. `group` and `event_gap`
+    hold for all; a gap that changes no group is refused.
     The content of an address, such as `s3://bucket/photos`, is fetched first: see
     `addresses.local`. Raises DataError, also for an option that the source does not have.
     """
     place = addresses.local(source)
     names: Names = {"path": path, "label": label, "split": split, "fold": fold}
-    if not event_gap > 0:
-        raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
-    if (found := known.find(place, form)) is not None:
+    if (found := known.find(place, form, event_gap=event_gap)) is not None:
         _refuse(place, f"of the form {found.name}", encoding=encoding, labels_from=labels_from)
         base = found.base if root is None else Path(root)
         return of_form(found, base, names, group, event_gap=event_gap, labelled=labelled)
@@ -98,7 +96,7 @@ def of_form(
     names: Names,
     group: str | None = None,
     *,
-    event_gap: float = EVENT_GAP,
+    event_gap: float | None = None,
     labelled: bool = True,
 ) -> Catalog:
     """Return the photos that a source in a known form lists."""
@@ -117,6 +115,7 @@ def of_form(
         labelled=labelled,
         event_gap=event_gap,
         form=form.told,
+        timed=EVENT if form.timed else "",
     )
 
 

@@ -78,20 +78,20 @@ def read_table(
     root: str | Path | None = None,
     encoding: str | None = None,
     labelled: bool = True,
-    event_gap: float = groups.EVENT_GAP,
+    event_gap: float | None = None,
 ) -> Catalog:
     """Return the photos that a CSV or TSV file lists, in its order.
 
     `path` to `fold` name its columns; without them the usual names are recognised (path, file,
     image, ...; label, class, species, ...; group, event, seq_id, ...; split; fold). `group` may be
-    several columns, `A,B`, or, if no column is called so, `event` (by times within `event_gap`
-    seconds at a place, where no column names it), `place`, `none`, or a choice of `groups.grouped`.
-    Separators `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless
-    `encoding` is given. Paths are absolute, relative to `root`, or to the table's folder; a file's
-    ending may be left out, and a backslash may stand for `/`. `labelled=False` reads a list of
-    photos to predict, without labels. Rows without a label or a file are left out and noted. Raises
-    DataError with the row for a table that cannot be read, and with the nearest name for a missing
-    column.
+    several columns, `A,B`, or, if no column is called so, `event` (by times within `event_gap`,
+    60 seconds, at a place, where no column names it), `place`, `none`, or a choice of
+    `groups.grouped`. Separators `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is
+    UTF-8 unless `encoding` is given. Paths are absolute, relative to `root`, or to the table's
+    folder; a file's ending may be left out, and a backslash may stand for `/`. `labelled=False`
+    reads a list of photos to predict, without labels. Rows without a label or a file are left out
+    and noted. Raises DataError with the row for a table that cannot be read, and with the nearest
+    name for a missing column.
     """
     place = addresses.local(csv)
     table = _with_binomials(read_cells(place, encoding))
@@ -109,22 +109,35 @@ def catalog_of(
     group: str | None = None,
     *,
     labelled: bool = True,
-    event_gap: float = groups.EVENT_GAP,
+    event_gap: float | None = None,
     form: str = "",
+    timed: str = "",
 ) -> Catalog:
     """Return the photos of a table whose paths start from `base`; see `read_table`.
 
     `wanted` are columns by role, None where the usual names are to be recognised. `form` says in
-    words what form the table had.
+    words what form the table had; in its column `timed`, events come from times. Raises UsageError
+    for an `event_gap` that makes no groups.
     """
+    width = len(table.header)
     by_path = group if groups.is_by_path(group) and group not in table.header else None
-    table, column, made_of = _with_groups(table, None if by_path else group, event_gap)
+    table, column, made_of = _with_groups(
+        table, None if by_path else group, groups.gap_of(event_gap)
+    )
     wanted = {**wanted, "group": column}
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
     if by_path or (group == "none" and column is None):
         columns.pop("group", None)
+    used = {columns.get("group"), *made_of}
+    by_time = {at for at, name in enumerate(table.header) if name == timed}
+    by_time |= {width} if group == "event" and len(table.header) > width else set()
+    if not used & by_time:
+        at = columns.get("group")
+        groups.refuse_gap(
+            event_gap, by_path or ("none" if at is None else f"column {table.header[at]}")
+        )
     if not base.is_dir():
         raise DataError(
             f"no such folder: {base}", hint="`root` is where the photos of the table lie"
@@ -150,7 +163,7 @@ def catalog_of(
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
     where = _usual(table, groups.PLACES) if labelled else None
-    if where is not None and where not in {columns.get("group"), *made_of}:
+    if where is not None and where not in used:
         notes += _shared_places(table, where)
     found = in_columns(photos)
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}

@@ -1,20 +1,21 @@
-"""What readers of camera traps share: one row a photo, events by time, boxes, and where files lie.
+"""What readers of camera traps share: one row a photo, times, boxes, and where files lie.
 
 Rows of one photo with equal labels are one; photos under several labels, and photos without a label
 where others have one, are left out and counted; so are videos. Events are those that the source
-names, else photos of one place within a minute of the one before. Knows nothing of any form.
+names, else come from times (`form.with_events`). Knows nothing of any form.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import DataError
-from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, TIME, Form, table_of
+from fieldguide.photos.forms.form import LABEL, PATH, TIME, Form, table_of
 from fieldguide.photos.forms.settle import head_of, header_of
-from fieldguide.photos.groups import EVENT_GAP, events, time_of
+from fieldguide.photos.groups import time_of
 from fieldguide.photos.tables import read_cells
 from fieldguide.storage.files import escaped
 from fieldguide.words import count
@@ -36,29 +37,20 @@ def photos_of(
     left: Counter[str],
     unnamed: str = "photos without a label",
 ) -> Form:
-    """Return rows, whose times are as the source has them, as a form with one row a photo.
+    """Return rows, whose times are as the source has them, as a timed form, one row a photo.
 
-    Rows without an event get one by time at their place. The rows and `left`, which counts what is
-    left out, are changed.
+    The rows and `left`, which counts what is left out, are changed.
     """
     kept = _one_a_photo(rows, left, unnamed)
     unread = 0
-    times = []
     for row in kept:
         time = time_of(row.get(TIME, ""))
         unread += time is None and bool(row.get(TIME))
         row[TIME] = time.isoformat() if time else ""
-        times.append(None if row.get(EVENT) or not row.get(PLACE) else time)
-    found = events(times, [row.get(PLACE, "") for row in kept], EVENT_GAP)
-    for row, event in zip(kept, found, strict=True):
-        row[EVENT] = row.get(EVENT) or event or ""
-    without = sum(not row[EVENT] for row in kept)
     told = [*rules]
     if unread:
         told.append(f"{count(unread, 'time')} of no known form, taken as none")
-    if 0 < without < len(kept):
-        told.append(f"{count(without, 'photo')} without time or place, each an event of its own")
-    return table_of(name, base, kept, rules=told, left_out=left)
+    return replace(table_of(name, base, kept, rules=told, left_out=left), timed=True)
 
 
 def _one_a_photo(

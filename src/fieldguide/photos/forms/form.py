@@ -5,11 +5,12 @@ Knows nothing of any form.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError
+from fieldguide.photos.groups import events, time_of
 from fieldguide.words import count, listed
 
 # Columns of a form's table. Those that a form lacks are not there; others keep the form's names.
@@ -35,6 +36,7 @@ class Form:
     rules: tuple[str, ...] = ()
     left_out: Mapping[str, int] | None = None
     usual: bool = False  # labels are found by usual names, as in any table
+    timed: bool = False  # events that it does not name come from times: see `with_events`
 
     @property
     def told(self) -> str:
@@ -106,6 +108,42 @@ def table_of(
     wanted = [keys[name] for name in header]
     cells = tuple(tuple([row.get(key, "") for key in wanted]) for row in rows)
     return Form(name, base, header, cells, tuple(rules), left_out)
+
+
+def with_events(form: Form, gap: float) -> Form:
+    """Return a timed form with events by time at a place, within `gap` s, where it names none.
+
+    It stays timed if any comes from times. Rows without time or place stay without an event.
+    """
+    if not form.timed:
+        return form
+
+    def cells(name: str) -> list[str]:
+        at = form.header.index(name) if name in form.header else None
+        return [""] * len(form.rows) if at is None else [row[at] for row in form.rows]
+
+    named, places = cells(EVENT), cells(PLACE)
+    each = zip(named, places, cells(TIME), strict=True)
+    times = [None if event or not place else time_of(time) for event, place, time in each]
+    made = [a or b or "" for a, b in zip(named, events(times, places, gap), strict=True)]
+    told = [*form.rules]
+    by_time, without = sum(time is not None for time in times), made.count("")
+    if by_time:
+        told.append(f"events by times within {gap:g} s at a place ({count(by_time, 'photo')})")
+    if 0 < without < len(made):
+        told.append(f"{count(without, 'photo')} without time or place, each an event of its own")
+    form = replace(form, rules=tuple(told), timed=by_time > 0)
+    if not by_time:
+        return form
+    at = form.header.index(EVENT if EVENT in form.header else PLACE)  # where events stand
+    after = at + (EVENT in form.header)
+    return replace(
+        form,
+        header=(*form.header[:at], EVENT, *form.header[after:]),
+        rows=tuple(
+            (*row[:at], event, *row[after:]) for row, event in zip(form.rows, made, strict=True)
+        ),
+    )
 
 
 def label_column(form: Form, name: str | None = None) -> str:

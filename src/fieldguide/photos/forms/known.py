@@ -15,7 +15,8 @@ from fieldguide.photos.forms import (
     labelling,
     sets,
 )
-from fieldguide.photos.forms.form import Form, Known
+from fieldguide.photos.forms.form import Form, Known, with_events
+from fieldguide.photos.groups import gap_of
 from fieldguide.words import listed
 
 KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
@@ -32,10 +33,12 @@ KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
 )
 
 
-def find(place: Path, name: str | None = None) -> Form | None:
+def find(place: Path, name: str | None = None, *, event_gap: float | None = None) -> Form | None:
     """Return the source as the form of that name, or the first that it is of; None if it is none.
 
-    `plain` is no form. Raises UsageError for an unknown name and a source that is not of the form.
+    `plain` is no form. Photos of one place, each within `event_gap` seconds of the one before, are
+    an event where a timed form names none. Raises UsageError for an unknown name and a source that
+    is not of the form.
     """
     if name == "plain":
         return None
@@ -44,7 +47,7 @@ def find(place: Path, name: str | None = None) -> Form | None:
         raise UsageError(f"there is no format `{name}`", hint=f"one of {listed(['plain', *names])}")
     for known in KNOWN:
         if name in (None, known.name) and (form := known.read(place)) is not None:
-            return form
+            return with_events(form, gap_of(event_gap))
     if name is not None:
         raise UsageError(f"{place} is not in the format `{name}`")
     return None
