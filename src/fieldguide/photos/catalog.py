@@ -8,10 +8,10 @@ import csv
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fieldguide.errors import DataError
 from fieldguide.storage import columns, files
@@ -87,17 +87,26 @@ class Note:
     fatal: bool = False  # it stops a fit
 
 
+class Occasions(NamedTuple):
+    """Events that no group is made of: where they come from, and those of more than one photo."""
+
+    what: str  # such as `DateTime within 60 s at site`
+    events: Mapping[str, str] | None  # by path; None where only the photos' EXIF may say
+
+
 @dataclass(frozen=True)
 class Catalog:
     """The photos: of folders by split, label and path (code points), of a table in its order.
 
-    `told` says in one line what was taken for labels, groups, splits and folds.
+    `told` says in one line what was taken for labels, groups, splits and folds. `occasions` are
+    what `--group event` would keep together, where nothing is grouped.
     """
 
     root: Path
     photos: Sequence[Photo]
     notes: tuple[Note, ...] = ()
     told: str = ""
+    occasions: Occasions | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         """The number of photos."""

@@ -20,6 +20,7 @@ from fieldguide.photos.catalog import (
     USUAL_NAMES,
     Catalog,
     Note,
+    Occasions,
     Photo,
     Split,
     in_columns,
@@ -111,7 +112,13 @@ def scan(
         sources["group"] = f"EXIF times within {gap:g} s"
     elif groups.is_by_path(group):
         table, sources["group"] = groups.grouped(table, group)
-    return Catalog(root, table, tuple(walk.all_notes()), told(table, sources))
+    return Catalog(
+        root,
+        table,
+        tuple(walk.all_notes()),
+        told(table, sources),
+        occasions=None if "group" in sources else Occasions("EXIF", None),
+    )
 
 
 def _relabelled(photos: Sequence[Photo], labels_from: str, walk: "_Walk") -> list[Photo]:

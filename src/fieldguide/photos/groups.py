@@ -159,19 +159,25 @@ def by_capture(photos: Records[Photo], files: Sequence[Path], gap: float) -> Rec
 
     Folders of classes are no places. Raises DataError if no photo has a time.
     """
-    with ThreadPoolExecutor() as pool:
-        taken = list(pool.map(_capture, files))
-    if not any(time for time, _ in taken):
+    found = capture_events(photos, files, gap)
+    if not any(found):
         raise DataError(
             "no photo says in its EXIF when it was taken, so events are not known",
             hint="give a table with a column of events or times, or other groups with --group",
         )
+    return photos.with_column("group", found)
+
+
+def capture_events(photos: Records[Photo], files: Sequence[Path], gap: float) -> list[str | None]:
+    """Return each photo's event as `by_capture` does; None for a photo without a time."""
+    with ThreadPoolExecutor() as pool:
+        taken = list(pool.map(_capture, files))
     labels = photos.column("label")
     places = [
         "/".join([*(name for name in folders_of(path) if name != label), camera]).strip("/")
         for path, label, (_, camera) in zip(photos.column("path"), labels, taken, strict=True)
     ]
-    return photos.with_column("group", events([time for time, _ in taken], places, gap))
+    return events([time for time, _ in taken], places, gap)
 
 
 def _capture(path: Path) -> tuple[datetime | None, str]:

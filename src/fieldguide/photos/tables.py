@@ -27,6 +27,7 @@ from fieldguide.photos.catalog import (
     USUAL_NAMES,
     Catalog,
     Note,
+    Occasions,
     Photo,
     Split,
     in_columns,
@@ -144,7 +145,17 @@ def catalog_of(
         )
     finder = Finder(base)
     notes: list[Note] = [Note("no-header", "", NO_HEADER)] if table.headless else []
-    photos = _photos_of_rows(table, columns, finder, notes, labelled)
+    timed_table, event = table, None
+    if labelled and not by_path and "group" not in columns:
+        timed_table, event = _with_occasions(table, set(columns.values()))
+    grouping = {} if event is None else {"group": event}
+    photos = _photos_of_rows(timed_table, {**columns, **grouping}, finder, notes, labelled)
+    occasions = None
+    if event is not None:
+        sizes = Counter(photo.group for photo in photos)
+        shared = {p.path: p.group for p in photos if p.group and sizes[p.group] > 1}
+        occasions = Occasions(timed_table.header[event], shared)
+        photos = [replace(photo, group=None) for photo in photos]
     missing = [note.path for note in notes if note.kind == "missing-file"]
     if not photos and not missing:
         raise DataError(f"{table.name}: no row has a label")
@@ -170,7 +181,8 @@ def catalog_of(
     if by_path:
         found, names["group"] = groups.grouped(found, by_path)
     said = _told(table, {*columns.values(), *made_of}, names, found, base)
-    return Catalog(base, found, tuple(notes), f"{form}; {said}" if form else said)
+    said = f"{form}; {said}" if form else said
+    return Catalog(base, found, tuple(notes), said, occasions)
 
 
 def _with_groups(
@@ -218,6 +230,20 @@ def _with_events(
         )
     found = [event or "" for event in groups.events(times, places, gap)]
     return _with_column(table, name, found), name, (when,) if where is None else (when, where)
+
+
+def _with_occasions(table: Table, taken: set[int]) -> tuple[Table, int | None]:
+    """Return the table with a column of the events that `event` would group, and its number."""
+    events = _usual(table, groups.EVENTS)
+    if events is not None:
+        return table, None if events in taken else events
+    when = _usual(table, groups.TIMES)
+    if when is None or when in taken:
+        return table, None
+    with suppress(DataError):  # no cell is a time of day
+        timed, name, _ = _with_events(table, when, _usual(table, groups.PLACES), groups.EVENT_GAP)
+        return timed, timed.header.index(name)
+    return table, None
 
 
 def _usual(table: Table, names: Sequence[str]) -> int | None:
