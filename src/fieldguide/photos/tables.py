@@ -25,14 +25,17 @@ from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
     USUAL_NAMES,
+    VIDEO_ENDINGS,
     Catalog,
     Note,
     Occasions,
     Photo,
     Split,
     in_columns,
+    is_video,
     similar_classes,
     told,
+    videos_note,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.photos.groups import simplified
@@ -150,6 +153,7 @@ def catalog_of(
         timed_table, event = _with_occasions(table, set(columns.values()))
     grouping = {} if event is None else {"group": event}
     photos = _photos_of_rows(timed_table, {**columns, **grouping}, finder, notes, labelled)
+    videos = next((note for note in notes if note.kind == "videos"), None)
     occasions = None
     if event is not None:
         sizes = Counter(photo.group for photo in photos)
@@ -157,6 +161,8 @@ def catalog_of(
         occasions = Occasions(timed_table.header[event], shared)
         photos = [replace(photo, group=None) for photo in photos]
     missing = [note.path for note in notes if note.kind == "missing-file"]
+    if not photos and not missing and videos:
+        raise DataError(f"{table.name}: no row is a photo, but {videos.message}", hint=videos.hint)
     if not photos and not missing:
         raise DataError(f"{table.name}: no row has a label")
     if not photos:
@@ -180,7 +186,7 @@ def catalog_of(
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
     if by_path:
         found, names["group"] = groups.grouped(found, by_path)
-    said = _told(table, {*columns.values(), *made_of}, names, found, base)
+    said = _told(table, {*columns.values(), *made_of}, names, found, base, notes)
     said = f"{form}; {said}" if form else said
     return Catalog(base, found, tuple(notes), said, occasions)
 
@@ -488,6 +494,7 @@ def _told(
     names: Mapping[str, str],
     photos: Records[Photo],
     base: Path,
+    notes: Sequence[Note],
 ) -> str:
     """Return what every column was taken for; `names` say where each field comes from."""
     if BINOMIAL in table.header:
@@ -500,7 +507,7 @@ def _told(
         for column, name in enumerate(table.header)
         if column not in used
     ]
-    return told(photos, names, paths=f"{names['path']} below {base}", unused=unused)
+    return told(photos, names, paths=f"{names['path']} below {base}", unused=unused, notes=notes)
 
 
 def _named(table: Table, name: str) -> int:
@@ -522,9 +529,8 @@ def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
     free = [column for column in range(len(table.header)) if column not in taken]
     if role == "path":
         sample = [cells for _, cells in table.rows[:100]]
-        free = [
-            c for c in free if all(Path(cells[c]).suffix.lower() in EXTENSIONS for cells in sample)
-        ]
+        media = EXTENSIONS | VIDEO_ENDINGS
+        free = [c for c in free if all(Path(row[c]).suffix.lower() in media for row in sample)]
     return {role: free[0]} if len(free) == 1 else {}
 
 
@@ -533,6 +539,7 @@ def _photos_of_rows(
 ) -> list[Photo]:
     """Return the photos of usable rows; add the others to `notes`."""
     photos: dict[tuple[str, str | None], Photo] = {}
+    videos: list[str] = []
     for number, cells in table.rows:
         row = {role: cells[column] for role, column in columns.items()}
         where = f"{table.name}, row {number}"
@@ -540,6 +547,9 @@ def _photos_of_rows(
         label = row.get("label") or None
         if label is not None and not label.strip():
             label = None
+        if is_video(row["path"].strip()):
+            videos.append(row["path"].strip())
+            continue
         path = finder.find(row["path"])
         if path is None:
             notes.append(Note("missing-file", row["path"], f"row {number}: file not found"))
@@ -551,6 +561,7 @@ def _photos_of_rows(
         else:
             fold = _fold_of(row, split, where)
             photos[path, label] = Photo(path, label, row.get("group") or None, split, fold)
+    notes += [videos_note(videos, finder.base)] if videos else []
     return list(photos.values())
 
 
@@ -579,7 +590,7 @@ class Finder:
     """A finder of the files that a table names; it lists each folder at most once."""
 
     def __init__(self, base: Path) -> None:
-        self._base = base  # absolute; other paths are relative to it
+        self.base = base  # absolute; other paths are relative to it
         self._names: dict[Path, dict[str, list[str]]] = {}
         self._found: set[Path] = set()
         self.recased: list[str] = []  # names that are found in other case alone
@@ -589,7 +600,7 @@ class Finder:
         if (place := self.file(text)) is None:
             return None
         self._found.add(place)
-        return _relative(place, self._base)
+        return _relative(place, self.base)
 
     def file(self, text: str) -> Path | None:
         """Return the path of the file, or None if there is none."""
@@ -604,7 +615,7 @@ class Finder:
     def without_row(self) -> list[Note]:
         """Return a note about photos beside those found that no row names."""
         others = [
-            _relative(folder / name, self._base)
+            _relative(folder / name, self.base)
             for folder in sorted({place.parent for place in self._found})
             for name in names_of(folder)
             if Path(name).suffix.lower() in EXTENSIONS and not is_hidden(name)
@@ -616,7 +627,7 @@ class Finder:
         return [Note("file-without-row", others[0], message)]
 
     def _existing(self, spelling: str) -> Path | None:
-        place = Path(os.path.normpath(self._base / spelling))
+        place = Path(os.path.normpath(self.base / spelling))
         if answer_of(place.is_file):
             return place
         alike = self._names_in(place.parent).get(_key(place.name), [])

@@ -66,9 +66,9 @@ def read(
     may stand for `/`. `encoding` is theirs; without it UTF-16 is known by its mark and all else is
     UTF-8, and in lists also bytes that are not, as in file names.
 
-    Addresses are fetched first, see `addresses.local`; `notice` reports waits. Raises DataError if
-    a source does not exist (but a file that ends like a picture is an input and missing), a folder
-    has no picture or a table cannot be read; UsageError for an unused option.
+    Addresses are fetched first, see `addresses.local`; `notice` reports waits and videos. Raises
+    DataError if a source does not exist (but a file that ends like a picture is an input and
+    missing), a folder has no picture or a table cannot be read; UsageError for an unused option.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
     found = [_recognised(source, notice) for source in several]
@@ -77,7 +77,7 @@ def read(
     for source in found:
         match source.kind:
             case "folder":
-                inputs += _of_folder(source, recursive, with_folder=len(found) > 1)
+                inputs += _of_folder(source, recursive, notice, with_folder=len(found) > 1)
             case "table":
                 inputs += _of_table(source, path_column, root, encoding, notice)
             case "list":
@@ -130,8 +130,10 @@ def _refuse_idle(
         raise UsageError(f"`{STANDARD_INPUT}` is given twice: standard input is read once")
 
 
-def _of_folder(source: _Source, recursive: bool, with_folder: bool) -> list[Input]:
-    root, found = list_pictures(source.place, recursive)
+def _of_folder(
+    source: _Source, recursive: bool, notice: Callable[[str], None], *, with_folder: bool
+) -> list[Input]:
+    root, found = list_pictures(source.place, recursive, notice)
     front = f"{source.text.replace(os.sep, '/').rstrip('/')}/" if with_folder else ""
     return [
         Input(f"{front}{path}", None if problem else root / path, problem)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import DataError
+from fieldguide.photos.catalog import is_video, videos_left
 from fieldguide.photos.forms.form import LABEL, PATH, TIME, Form, table_of
 from fieldguide.photos.forms.settle import head_of, header_of
 from fieldguide.photos.groups import time_of
@@ -21,11 +22,7 @@ from fieldguide.storage.files import escaped
 from fieldguide.words import count
 
 LOOKED_AT = 50  # photos looked for, to find the folder that paths start from (taste)
-VIDEOS = "videos: take frames from them first"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_VIDEO = frozenset(
-    {"3gp", "asf", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "webm", "wmv"}
-)
 
 
 def photos_of(
@@ -36,12 +33,17 @@ def photos_of(
     rules: Sequence[str] = (),
     left: Counter[str],
     unnamed: str = "photos without a label",
+    videos: Sequence[str] = (),
 ) -> Form:
     """Return rows, whose times are as the source has them, as a timed form, one row a photo.
 
-    The rows and `left`, which counts what is left out, are changed.
+    `videos` are those that are no rows. The rows and `left`, which counts what is left out, are
+    changed.
     """
-    kept = _one_a_photo(rows, left, unnamed)
+    found = list(videos)
+    kept = _one_a_photo(rows, left, unnamed, found)
+    if found:
+        left[videos_left(found, base)] = len(found)
     unread = 0
     for row in kept:
         time = time_of(row.get(TIME, ""))
@@ -54,20 +56,25 @@ def photos_of(
 
 
 def _one_a_photo(
-    rows: Iterable[dict[str, str]], left: Counter[str], unnamed: str
+    rows: Iterable[dict[str, str]], left: Counter[str], unnamed: str, videos: list[str]
 ) -> list[dict[str, str]]:
-    """Return a row for each photo that has one label, or for each photo if none has a label."""
+    """Return a row for each photo that has one label, or for each photo if none has a label.
+
+    Paths of videos are added to `videos`, once each.
+    """
     named: dict[str, dict[str, str]] = {}
     bare: dict[str, dict[str, str]] = {}
     several: set[str] = set()
+    seen: dict[str, None] = {}
     for row in rows:
         path, label = row[PATH], row.get(LABEL)
-        if path.rpartition(".")[2].lower() in _VIDEO:
-            left[VIDEOS] += 1
+        if is_video(path):
+            seen.setdefault(path)
         elif not label:
             bare.setdefault(path, row)
         elif named.setdefault(path, row)[LABEL] != label:
             several.add(path)
+    videos += seen
     left["photos under several labels"] += len(several)
     if not named:
         return list(bare.values())

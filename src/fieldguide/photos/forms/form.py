@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError
+from fieldguide.photos.catalog import is_video, videos_left
 from fieldguide.photos.groups import events, time_of
 from fieldguide.words import count, listed
 
@@ -108,6 +109,19 @@ def table_of(
     wanted = [keys[name] for name in header]
     cells = tuple(tuple([row.get(key, "") for key in wanted]) for row in rows)
     return Form(name, base, header, cells, tuple(rules), left_out)
+
+
+def without_videos(form: Form) -> Form:
+    """Return a form without its rows of videos, which it counts as left out."""
+    if PATH not in form.header:
+        return form
+    at = form.header.index(PATH)
+    videos = [row[at] for row in form.rows if is_video(row[at])]
+    if not videos:
+        return form
+    kept = tuple(row for row in form.rows if not is_video(row[at]))
+    why = videos_left(videos, form.base)
+    return replace(form, rows=kept, left_out={**(form.left_out or {}), why: len(videos)})
 
 
 def with_events(form: Form, gap: float) -> Form:

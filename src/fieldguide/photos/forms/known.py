@@ -15,7 +15,7 @@ from fieldguide.photos.forms import (
     labelling,
     sets,
 )
-from fieldguide.photos.forms.form import Form, Known, with_events
+from fieldguide.photos.forms.form import Form, Known, with_events, without_videos
 from fieldguide.photos.groups import gap_of
 from fieldguide.words import listed
 
@@ -47,7 +47,7 @@ def find(place: Path, name: str | None = None, *, event_gap: float | None = None
         raise UsageError(f"there is no format `{name}`", hint=f"one of {listed(['plain', *names])}")
     for known in KNOWN:
         if name in (None, known.name) and (form := known.read(place)) is not None:
-            return with_events(form, gap_of(event_gap))
+            return with_events(without_videos(form), gap_of(event_gap))
     if name is not None:
         raise UsageError(f"{place} is not in the format `{name}`")
     return None
