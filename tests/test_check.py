@@ -1,5 +1,6 @@
 import csv
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -11,13 +12,16 @@ import pytest
 from photos import NATURE, encoded, needs_photographs, photograph, save
 from PIL import Image
 
-from fieldguide.photos import check, inspect, near_copies, pixels
+from fieldguide.photos import check, groups, inspect, near_copies, pixels
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.check import Finding
 from fieldguide.photos.folders import scan, scan_unlabelled
 from fieldguide.photos.inspect import Facts
 from fieldguide.photos.near_copies import duplicates, joined_groups
 from fieldguide.photos.pixels import Reading
+from fieldguide.photos.sources import read
+
+KIND = "shared-event"
 
 
 def collection(root: Path, **classes: range) -> Catalog:
@@ -404,6 +408,85 @@ def test_whether_folds_can_be_made(
 def test_the_users_folds_are_not_judged_by_ours() -> None:
     photos = rows(*(Photo(f"{label}/{n}", label, fold=n) for label in "ab" for n in range(2)))
     assert check.findings(photos, [seen(n) for n in range(4)], folds=5) == []
+
+
+def test_events_of_a_folder_that_folds_may_divide(tmp_path: Path) -> None:
+    for number in range(12):  # two a minute in the one folder, alone in the other
+        for label, minute in (("elm", number // 2 * 5), ("oak", number * 5)):
+            path = save(tmp_path / label / f"{number:02}.jpg", len(label) * 1000 + number)
+            path = path.rename(path.with_name(f"{number:02}{label}.jpg"))
+            exif = Image.Exif()
+            exif.get_ifd(0x8769)[0x9003] = f"2026:05:0{len(label)} 10:{minute:02}:0{number % 2}"
+            exif[0x010F] = label
+            Image.open(path).save(path, exif=exif)
+    (found,) = of_kind(checked(scan(tmp_path)), KIND)
+    assert found.message.startswith("50% of photos share their event (EXIF times within 60 s)")
+    assert found.hint == "--group event keeps each event in one fold"
+    for group in ("event", "folder:1"):
+        assert not of_kind(checked(scan(tmp_path, group=group)), KIND)
+
+
+@pytest.mark.parametrize(
+    ("names", "share"),
+    [
+        ([f"IMG_20260501_10{n:02}{s:02}" for n in range(8) for s in (1, 7)], "100%"),
+        ([f"2026-05-01 10-{n:02}-{s:02}" for n in range(8) for s in (1, 7)], "100%"),
+        ([f"obs{n}_{k}" for n in range(6) for k in range(1, 3 - n % 2)], "67%"),
+        ([f"IMG_{n:04}" for n in range(16)], ""),
+        ([f"oak_{n}" for n in range(16)], ""),
+        ([f"cam0_{n:02}" for n in range(16)], ""),
+        ([f"2026-05-{n:02}" for n in range(1, 17)], ""),
+        ([f"IMG_20260501_10{n:02}01" for n in range(16)], ""),
+    ],
+)
+def test_events_by_names_that_folds_may_divide(names: list[str], share: str) -> None:
+    labels = ["elm", "oak"] if share and "obs" not in names[0] else ["oak"]
+    photos = [Photo(f"{each}/{name}.jpg", each) for each in labels for name in names]
+    photos += [Photo(f"ash/{n}x.jpg", "ash", split="test") for n in range(3)]
+    catalog = rows(*photos)
+    found = of_kind(check.findings(catalog, [seen(n) for n in range(len(photos))]), KIND)
+    assert [note.message[: len(share)] for note in found] == [share] * bool(share)
+    for note in found:
+        flag = note.hint.split("'")[1]
+        grouped, _ = groups.grouped(catalog.table, flag)
+        assert max(Counter(filter(None, grouped.column("group"))).values()) > 1
+        kept = replace(catalog, photos=grouped)
+        assert not of_kind(
+            check.findings(kept, [seen(n) for n in range(len(photos))]), "shared-event"
+        )
+
+
+def test_events_of_a_table_that_folds_may_divide(tmp_path: Path) -> None:
+    lines = ["path,label,site,DateTime,fold"]
+    for number in range(8):
+        for label in ("elm", "oak"):
+            save(tmp_path / f"{label}{number}.jpg", len(lines))
+            time = f"2026-05-01 10:{5 * (number // 2):02}:0{number % 2}"
+            lines.append(f"{label}{number}.jpg,{label},{label},{time},{number // 2 % 2}")
+
+    def found(columns: int, group: str | None = None) -> list[str]:
+        cut = [",".join(line.split(",")[:columns]) for line in lines]
+        (tmp_path / "t.csv").write_text("\n".join(cut))
+        return [n.message for n in of_kind(checked(read(tmp_path / "t.csv", group=group)), KIND)]
+
+    share = "100% of photos share their event (DateTime within 60 s at site) with others"
+    assert [message.partition(":")[0] for message in found(4)] == [share]
+    assert found(4, "event") == found(4, "place") == found(3) == []
+    assert found(5) == []  # own folds keep events together
+    lines[0] = lines[0].replace("fold", "event")
+    assert "share their event (event)" in found(5, "none")[0]
+
+
+def test_copies_that_stay_together_share_no_event_with_others() -> None:
+    photos = [
+        Photo(f"{label}/obs{n}{label}_{k}.jpg", label)
+        for label in "ab"
+        for n in range(4)
+        for k in (1, 2)
+    ]
+    facts = [seen(n // 2) for n in range(len(photos))]
+    assert not of_kind(check.findings(rows(*photos), facts), KIND)
+    assert of_kind(check.findings(rows(*photos), [seen(n) for n in range(len(photos))]), KIND)
 
 
 def test_imbalance_beyond_one_to_ten() -> None:

@@ -11,9 +11,10 @@ from photos import save
 
 from fieldguide.errors import DataError
 from fieldguide.photos import sources
+from fieldguide.photos.catalog import videos_left
 from fieldguide.photos.forms import camera_tables, camtrap_dp
 from fieldguide.photos.forms import coco as coco_forms
-from fieldguide.photos.forms.form import Form
+from fieldguide.photos.forms.form import Form, with_events
 
 WRITTEN = Path(__file__).parent / "forms"
 FORMS = (*camtrap_dp.FORMS, *camera_tables.FORMS, *coco_forms.FORMS)
@@ -21,11 +22,11 @@ READERS = {known.name: known.read for known in FORMS}
 
 
 def read(name: str, place: Path) -> Form:
-    """The form read; no other reader of the module takes it for its own."""
+    """The form read, with events; no other reader of the module takes it for its own."""
     form = READERS[name](place)
     assert form is not None
     assert [other for other in READERS if READERS[other](place) is not None] == [name]
-    return form
+    return with_events(form, 60.0)
 
 
 def column(form: Form, name: str) -> list[str]:
@@ -69,7 +70,7 @@ def package(folder: Path, media: str, observations: str, **resource: object) -> 
 
 def test_a_package_of_camtraptools() -> None:
     form = read("camtrap-dp", WRITTEN / "camtraptools")
-    assert READERS["camtrap-dp"](WRITTEN / "camtraptools" / "datapackage.json") == form
+    assert read("camtrap-dp", WRITTEN / "camtraptools" / "datapackage.json") == form
     paths = ["north/a.jpg", "north/b.jpg", "north/c.jpg", "south/a.jpg", "south/b.jpg"]
     assert column(form, "path") == paths
     names = ["Vulpes vulpes"] * 2 + ["blank"] + ["Capreolus capreolus"] * 2
@@ -361,7 +362,7 @@ def test_crops_failures_videos_and_times(tmp_path: Path) -> None:
     assert column(form, "category") == ["", "person", "", "person"]
     left = Counter(form.left_out)
     assert left["photos that MegaDetector could not read"] == 1
-    assert left["videos: take frames from them first"] == 1
+    assert left[videos_left(["f.mp4"], tmp_path)] == 1
 
 
 @pytest.mark.parametrize(
@@ -472,7 +473,7 @@ def test_timelapse_by_its_species_column(tmp_path: Path) -> None:
     assert left == {
         "rows with a DeleteFlag": 1,
         "photos without a label": 1,
-        "videos: take frames from them first": 1,
+        videos_left(["B/I5.AVI"], tmp_path): 1,
     }
     files(tmp_path, "S/A/100/I1.JPG")
     assert read("timelapse", tmp_path / "data.csv").base == tmp_path / "S"

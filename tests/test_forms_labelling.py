@@ -64,6 +64,7 @@ def test_label_studios_exports_are_read_alike(tmp_path: Path, name: str) -> None
     shutil.copy(WRITTEN / "label_studio" / f"one_control_{name}", tmp_path)
     files(tmp_path, "a.jpg", "photos/cam one/b+.jpg", "c.jpg", "deep/dé.png", "abcd1237-g.jpg")
     form = read("label-studio", tmp_path / f"one_control_{name}")
+    assert read("label-studio", tmp_path) == form
     skipped = name == "json.json"  # the others do not hold photos whose annotations are all skipped
     assert column(form, "label") == STUDIO | ({"upload/1/abcd123a-j.jpg": ""} if skipped else {})
     assert form.base == tmp_path
@@ -87,6 +88,13 @@ def test_nothing_decides_between_two_controls(name: str) -> None:
     assert label_column(form, "species") == "species"
     with pytest.raises(DataError, match=r"`species`(.|\n)*--label-column"):
         label_column(form)
+
+
+def test_a_folder_of_several_exports_of_label_studio_is_refused(tmp_path: Path) -> None:
+    for name in ("one_control_json.json", "one_control_csv.csv"):
+        shutil.copy(WRITTEN / "label_studio" / name, tmp_path)
+    with pytest.raises(DataError, match="several files of Label Studio: `one_control_csv"):
+        read("label-studio", tmp_path)
 
 
 def task(image: object, **answers: str | list[str]) -> dict:

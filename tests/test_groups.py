@@ -1,4 +1,5 @@
 import csv
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from photos import save
 from PIL import Image
 
+from fieldguide.cli import flags, training
 from fieldguide.errors import DataError, FieldguideError, UsageError
 from fieldguide.photos import groups, sources
 from fieldguide.photos.catalog import Catalog
@@ -57,7 +59,68 @@ def test_the_gap_between_events(place: Path) -> None:
     assert groups_of(sources.read(place / "photos", group="event", event_gap=5.0)) == 8
     assert groups_of(sources.read(place / "photos", group="event", event_gap=2 * 86400.0)) == 2
     with pytest.raises(UsageError, match="not above 0"):
-        sources.read(place / "photos", event_gap=0.0)
+        sources.read(place / "photos", group="event", event_gap=0.0)
+
+
+@pytest.mark.parametrize("group", [None, "none", "stem", "folder:2"])
+def test_a_gap_that_changes_nothing_is_refused(place: Path, group: str | None) -> None:
+    plain = table(place, "path,label,site,DateTime")
+    for source in (place / "photos", plain):
+        with pytest.raises(UsageError, match=f"changes nothing here: groups: {group or 'none'}\n"):
+            sources.read(source, group=group, event_gap=60.0)
+    named = table(place, "path,label,event,DateTime", "named.csv")
+    for group in (None, "event", "event,label", "DateTime"):
+        with pytest.raises(UsageError, match="changes nothing here: groups: column"):
+            sources.read(named, group=group, event_gap=60.0)
+    for gap, number in ((5.0, 8), (60.0, 4)):
+        assert groups_of(sources.read(plain, group="event", event_gap=gap)) == number
+
+
+@pytest.fixture(scope="module")
+def trap(place: Path) -> Path:
+    """Photos as COCO Camera Traps: one site with times alone, one that names its sequences."""
+    images, annotations = [], []
+    for number, (path, label, site, time) in enumerate(
+        csv.reader((place / "t.csv").read_text().splitlines())
+    ):
+        if number:
+            named = {"seq_id": f"q{label}"} if site == "s2" else {}
+            images.append(
+                {"id": number, "file_name": path, "location": site, "datetime": time, **named}
+            )
+            annotations.append({"image_id": number, "category_id": int(label == "oak")})
+    categories = [{"id": 0, "name": "elm"}, {"id": 1, "name": "oak"}]
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    (place / "trap.json").write_text(json.dumps(data))
+    return place / "trap.json"
+
+
+def test_the_gap_between_events_of_a_form(trap: Path, tmp_path: Path) -> None:
+    for gap, number in ((5.0, 4), (60.0, 2), (2 * 86400.0, 1)):
+        for group in (None, "event"):
+            catalog = sources.read(trap, group=group, event_gap=gap)
+            assert groups_of(catalog) == number + 2
+            assert f"events by times within {gap:g} s at a place (8 photos)" in catalog.told
+        out = tmp_path / f"{gap:g}.csv"
+        training.table(str(trap), out=out, columns=flags.Columns(event_gap=gap))
+        assert (
+            len({row["event"] for row in csv.DictReader(out.read_text().splitlines())})
+            == number + 2
+        )
+    with pytest.raises(UsageError, match="changes nothing here: groups: column place"):
+        sources.read(trap, group="place", event_gap=60.0)
+    with pytest.raises(UsageError, match="not above 0"):
+        sources.read(trap, event_gap=0.0)
+
+
+def test_a_form_that_names_all_events_needs_no_gap(trap: Path) -> None:
+    data = json.loads(trap.read_text())
+    data["images"] = [image | {"seq_id": "q"} for image in data["images"]]
+    named = trap.with_name("named.json")
+    named.write_text(json.dumps(data))
+    assert groups_of(sources.read(named)) == 2
+    with pytest.raises(UsageError, match="changes nothing here: groups: column event"):
+        sources.read(named, event_gap=60.0)
 
 
 @pytest.mark.parametrize("group", ["place", "site", "folder:0", "folder:x", "folder:3", "stem:("])

@@ -147,7 +147,7 @@ class Columns(Lists):
 
     def read(self, photos: str) -> "Catalog":
         """Read the catalog of a folder, a table or an address, and print how it was read."""
-        from fieldguide.photos import groups, sources
+        from fieldguide.photos import sources
 
         catalog = sources.read(
             fetched(photos),
@@ -160,7 +160,7 @@ class Columns(Lists):
             encoding=self.encoding,
             form=self.format,
             labels_from=self.labels_from,
-            event_gap=groups.EVENT_GAP if self.event_gap is None else self.event_gap,
+            event_gap=self.event_gap,
             crop=self.crop,
             boxes=self.boxes,
         )

@@ -110,7 +110,12 @@ def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> 
     from fieldguide.photos.forms import known
 
     catalog = columns.read(photos)
-    form = known.find(fetched(photos), columns.format, boxes=columns.crop is not None)
+    form = known.find(
+        fetched(photos),
+        columns.format,
+        boxes=columns.crop is not None,
+        event_gap=columns.event_gap,
+    )
     if columns.boxes or (columns.crop and form is None):
         flag = "--boxes" if columns.boxes else "--crop"
         raise UsageError(f"{flag} is of no use for a table of photos", hint="it is for `fit`")

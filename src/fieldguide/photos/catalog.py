@@ -5,18 +5,19 @@ Knows nothing of where the rows come from, nor of pixels.
 """
 
 import csv
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
 from fieldguide.errors import DataError
 from fieldguide.storage import columns, files
 from fieldguide.storage.columns import Column, Records, Shared
-from fieldguide.words import count, quoted, some
+from fieldguide.words import count, listed, quoted, some
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -30,6 +31,14 @@ EXTENSIONS = frozenset(
     | {".tif", ".tiff", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc"}
     | {".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
+
+# Endings of videos, lower case, and how to take frames from them.
+VIDEO_ENDINGS = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".webm", ".wmv"}
+)
+FRAMES = "ffmpeg -i VIDEO -vf fps=1 VIDEO_%04d.jpg"
+GROUP_OF_FRAMES = "--group 'stem:^(.+)_[0-9]{4}$' keeps the frames of a video together"
 
 SPLIT_FOLDERS: Mapping[str, Split] = {
     "train": "train",
@@ -87,12 +96,43 @@ class Note:
     fatal: bool = False  # it stops a fit
 
 
+def is_video(path: str) -> bool:
+    """Return whether a path has the ending of a video."""
+    return PurePosixPath(path).suffix.lower() in VIDEO_ENDINGS
+
+
+def videos_left(paths: Sequence[str], base: Path) -> str:
+    """Return in words which videos below a folder are left out, and how to take their frames."""
+    away = "://" in paths[0]
+    place = paths[0] if away else str(base / paths[0])
+    stem = PurePosixPath(place).stem if away else place.rpartition(".")[0]
+    frames = f"{stem.replace('%', '%%')}_%04d.jpg"
+    command = FRAMES.replace("VIDEO_%04d.jpg", shlex.quote(frames))
+    command = command.replace("VIDEO", shlex.quote(place), 1)
+    named = listed([f"`{path}`" for path in paths[:2]])
+    return f"videos such as {named}: take frames, one a second by {command}"
+
+
+def videos_note(paths: Sequence[str], base: Path) -> Note:
+    """Return the note on videos that are left out."""
+    message = f"{videos_left(paths, base)} ({len(paths):,})"
+    return Note("videos", paths[0], message, GROUP_OF_FRAMES)
+
+
+class Occasions(NamedTuple):
+    """Events that no group is made of: where they come from, and those of more than one photo."""
+
+    what: str  # such as `DateTime within 60 s at site`
+    events: Mapping[str, str] | None  # by path; None where only the photos' EXIF may say
+
+
 @dataclass(frozen=True)
 class Catalog:
     """The photos: of folders by split, label and path (code points), of a table in its order.
 
     `told` says in one line what was taken for labels, groups, splits and folds. `crop` is the rule
-    by which boxes were cut out (`crops.Crop.name`), if the photos are crops.
+    by which boxes were cut out (`crops.Crop.name`), if the photos are crops. `occasions` are what
+    `--group event` would keep together, where nothing is grouped.
     """
 
     root: Path
@@ -100,6 +140,7 @@ class Catalog:
     notes: tuple[Note, ...] = ()
     told: str = ""
     crop: str = ""
+    occasions: Occasions | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         """The number of photos."""
@@ -159,11 +200,13 @@ def told(
     *,
     paths: str = "",
     unused: Sequence[str] = (),
+    notes: Sequence[Note] = (),
 ) -> str:
     """Return in one line what was read as what, with numbers.
 
     `sources` says for each of label, group, split and fold where it comes from; what it lacks is
-    said to be none. `unused` are columns that nothing was taken from.
+    said to be none. `unused` are columns that nothing was taken from; of `notes` that on videos is
+    told.
     """
     counts = {
         name: Counter(str(value) for value in photos.column(name) if value is not None)
@@ -187,6 +230,7 @@ def told(
     parts = [f"labels: {said['label']}", f"groups: {said['group']}", f"split: {said['split']}"]
     parts[1:1] = [f"paths: {paths}"] if paths else []
     parts += [f"folds: {said['fold']}"] if "fold" in sources else []
+    parts += [f"left out: {note.message}" for note in notes if note.kind == "videos"]
     return "; ".join(parts + ([f"not used: {', '.join(unused)}"] if unused else []))
 
 

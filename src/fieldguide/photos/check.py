@@ -16,6 +16,7 @@ from fieldguide.photos.catalog import TOO_SMALL, Catalog, Note, Photo, trainable
 from fieldguide.photos.families import families
 from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
+from fieldguide.photos.occasions import shared_events
 from fieldguide.recipe import NearDuplicates
 from fieldguide.storage import files
 from fieldguide.storage.columns import Records
@@ -47,7 +48,7 @@ def usable(
             dropped.update(training)
     kept = [row for row in _readable(table) if row not in dropped]
     photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
-    used = replace(catalog, photos=photos)
+    used = replace(catalog, photos=photos, occasions=None)
     if dropped:  # one that is gone may have linked two that stay
         return used, kept_together(used, table.take(kept), near)
     # Unreadable photos are in no cluster: all members stay, under other numbers.
@@ -95,9 +96,9 @@ def findings(
     Fatal, so that a fit stops: fewer than two classes; a class that `val` has and `train` lacks; a
     class with more than half unreadable; one file under two labels in `train`; a class whose photos
     all lie in one group. Left to the user: unreadable files (they are left out), damaged and small
-    pictures, names that are not UTF-8, copies (they stay in one fold), families by name,
-    look-alikes under two labels, copies of `val` or `test` photos in `train`, thin classes, an
-    imbalance beyond 1:10.
+    pictures, names that are not UTF-8, copies (they stay in one fold), events and families by name
+    that folds may divide, look-alikes under two labels, copies of `val` or `test` photos in
+    `train`, thin classes, an imbalance beyond 1:10.
 
     `folds` is the number a fit would use, `min_size` the least shorter side in pixels. `clusters`
     are those of `kept_together`. With `near` of `warn` look-alikes are found and not grouped.
@@ -116,6 +117,7 @@ def findings(
         found += _leaks(photos, hashes)
         found += _conflicts(photos, hashes)
     groups = joined_groups(catalog, together)
+    found += shared_events(catalog, groups)
     found += _by_name(catalog.table.column("path"), groups)
     found += _class_findings(catalog, table, groups, folds)
     return sorted(found, key=lambda finding: not finding.fatal)

@@ -20,12 +20,15 @@ from fieldguide.photos.catalog import (
     USUAL_NAMES,
     Catalog,
     Note,
+    Occasions,
     Photo,
     Split,
     in_columns,
+    is_video,
     looking_alike,
     similar_classes,
     told,
+    videos_note,
 )
 from fieldguide.photos.pixels import is_picture
 from fieldguide.storage import addresses, shards
@@ -51,7 +54,7 @@ def scan(
     *,
     group: str | None = None,
     labels_from: str | None = None,
-    event_gap: float = groups.EVENT_GAP,
+    event_gap: float | None = None,
 ) -> Catalog:
     """Return the labelled photos of a folder that holds one folder a class.
 
@@ -61,9 +64,9 @@ def scan(
     shards (see `shards`) of packed photos.
 
     `group` is `event` (photos of one camera and folder, by the time in their EXIF each within
-    `event_gap` seconds of the one before), `none`, or a choice of `groups.grouped`. `labels_from`
-    of `folder:N` takes labels from the Nth folder of a path, and of `folder:N,M` from two, joined
-    by a blank, as genus and species; splits do not count. UsageError for others.
+    `event_gap`, 60 seconds, of the one before), `none`, or a choice of `groups.grouped`.
+    `labels_from` of `folder:N` takes labels from the Nth folder of a path, and of `folder:N,M` from
+    two, joined by a blank, as genus and species; splits do not count. UsageError for others.
 
     Raises DataError if there is no such folder, no photo, or no class folder.
     """
@@ -72,6 +75,8 @@ def scan(
             f"groups of a folder cannot come from `{group}`",
             hint="give event, folder:N, stem, stem:REGEX or none; columns are those of a table",
         )
+    if group != "event":
+        groups.refuse_gap(event_gap, group or "none")
     root = _existing_folder(folder)
     if index := _index_of(root):
         if labels_from or group == "event":
@@ -104,11 +109,19 @@ def scan(
         sources["split"] = f"folders {', '.join(splits)}" if splits else "folders in each class"
     table = in_columns(photos)
     if group == "event":
-        table = groups.by_capture(table, [root / photo.path for photo in photos], event_gap)
-        sources["group"] = f"EXIF times within {event_gap:g} s"
+        gap = groups.gap_of(event_gap)
+        table = groups.by_capture(table, [root / photo.path for photo in photos], gap)
+        sources["group"] = f"EXIF times within {gap:g} s"
     elif groups.is_by_path(group):
         table, sources["group"] = groups.grouped(table, group)
-    return Catalog(root, table, tuple(walk.all_notes()), told(table, sources))
+    notes = walk.all_notes()
+    return Catalog(
+        root,
+        table,
+        tuple(notes),
+        told(table, sources, notes=notes),
+        occasions=None if "group" in sources else Occasions("EXIF", None),
+    )
 
 
 def _relabelled(photos: Sequence[Photo], labels_from: str, walk: "_Walk") -> list[Photo]:
@@ -151,12 +164,14 @@ def scan_unlabelled(folder: str | Path, recursive: bool = True) -> Catalog:
     return Catalog(root, in_columns(found), tuple(walk.all_notes()))
 
 
-def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dict[str, str]]:
+def list_pictures(
+    folder: str | Path, recursive: bool = True, notice: Callable[[str], None] = lambda message: None
+) -> tuple[Path, dict[str, str]]:
     """Return the folder, and each path with a picture's name in it, with its fault if any.
 
     The paths are those of `scan_unlabelled` in the same order, with links to nothing ("file not
-    found") and folders that cannot be listed. Raises DataError if there is no such folder, it
-    cannot be listed, or it is empty.
+    found") and folders that cannot be listed. `notice` is told of videos. Raises DataError if there
+    is no such folder, it cannot be listed, or it is empty.
     """
     root = _existing_folder(folder)
     if index := _index_of(root):
@@ -167,6 +182,8 @@ def list_pictures(folder: str | Path, recursive: bool = True) -> tuple[Path, dic
         raise DataError(f"{walk.lost['']}: {folder}")
     if not found:
         raise _nothing_found(walk)
+    if walk.videos:
+        notice(f"left out: {videos_note(walk.videos, root).message}")
     return root, {path: found[path] for path in sorted(found)}
 
 
@@ -285,6 +302,7 @@ class _Walk:
         self.notes: list[Note] = []
         self.endings: Counter[str] = Counter()  # of files that are not photographs
         self.systems: set[str] = set()  # names of bins and caches
+        self.videos: list[str] = []
         self.bare: list[str] = []  # pictures by their content, whose names have no ending
         self.lost: dict[str, str] = {}  # what cannot be looked into, and why
         self._listed: dict[str, tuple[list[str], list[str]]] = {}
@@ -316,6 +334,8 @@ class _Walk:
         if self.systems:
             message = f"folders of a system or program, left out: {quoted(sorted(self.systems))}"
             notes.append(Note("system-folders", "", message))
+        if self.videos:
+            notes.append(videos_note(self.videos, self.root))
         if self.endings:
             message = f"files that are not photographs by their names: {self.endings_found()}"
             notes.append(Note("other-files", "", message))
@@ -350,6 +370,8 @@ class _Walk:
             elif _bare(entry.name) and is_picture(self.root / path):
                 images.append(path)
                 self.bare.append(path)
+            elif is_video(entry.name):
+                self.videos.append(path)
             else:
                 self.endings[Path(entry.name).suffix.lower()] += 1
         for twins in looking_alike(images, lambda path: unicodedata.normalize("NFC", path)):
@@ -435,6 +457,9 @@ def _nothing_found(walk: _Walk) -> DataError:
             f"no class folders: {walk.root} holds {count(len(loose), 'photo')} directly",
             hint="put each class into a folder of its own, or describe the photos in a CSV file",
         )
+    if walk.videos:
+        note = videos_note(walk.videos, walk.root)
+        return DataError(f"no photographs below {walk.root}, but {note.message}", hint=note.hint)
     found = walk.endings_found()
     raised = DataError if any(walk.folders("")) or found else PhotosAway
     return raised(

@@ -110,6 +110,24 @@ def holds_for(told: str) -> str:
     return f"photos of new groups ({found[2]})"
 
 
+def gap_of(event_gap: float | None) -> float:
+    """Return the seconds asked for, or EVENT_GAP; raise UsageError unless they are above 0."""
+    gap = EVENT_GAP if event_gap is None else event_gap
+    if not gap > 0:
+        raise UsageError(f"`event_gap` is not above 0 seconds: {gap}")
+    return gap
+
+
+def refuse_gap(event_gap: float | None, groups: str) -> None:
+    """Raise UsageError for a gap that was given where groups, in words, need none."""
+    if event_gap is not None:
+        raise UsageError(
+            f"`event_gap` changes nothing here: groups: {groups}",
+            hint="leave it out; it is for events from times, as --group event makes them where no"
+            " column names events",
+        )
+
+
 # --- events from times ----------------------------------------------------------------------------
 
 
@@ -150,19 +168,25 @@ def by_capture(photos: Records[Photo], files: Sequence[Path], gap: float) -> Rec
 
     Folders of classes are no places. Raises DataError if no photo has a time.
     """
-    with ThreadPoolExecutor() as pool:
-        taken = list(pool.map(_capture, files))
-    if not any(time for time, _ in taken):
+    found = capture_events(photos, files, gap)
+    if not any(found):
         raise DataError(
             "no photo says in its EXIF when it was taken, so events are not known",
             hint="give a table with a column of events or times, or other groups with --group",
         )
+    return photos.with_column("group", found)
+
+
+def capture_events(photos: Records[Photo], files: Sequence[Path], gap: float) -> list[str | None]:
+    """Return each photo's event as `by_capture` does; None for a photo without a time."""
+    with ThreadPoolExecutor() as pool:
+        taken = list(pool.map(_capture, files))
     labels = photos.column("label")
     places = [
         "/".join([*(name for name in folders_of(path) if name != label), camera]).strip("/")
         for path, label, (_, camera) in zip(photos.column("path"), labels, taken, strict=True)
     ]
-    return photos.with_column("group", events([time for time, _ in taken], places, gap))
+    return events([time for time, _ in taken], places, gap)
 
 
 def _capture(path: Path) -> tuple[datetime | None, str]:

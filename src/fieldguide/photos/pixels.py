@@ -33,6 +33,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from fieldguide.errors import UnreadablePhoto
 from fieldguide.photos import crops, deep
+from fieldguide.photos.catalog import FRAMES
 from fieldguide.photos.deep import Range, Tone
 from fieldguide.recipe import range_of
 from fieldguide.storage import files, shards
@@ -228,7 +229,11 @@ _NOT_IMAGES = {
     "PDF": rb"%PDF",
     "a ZIP archive": rb"PK\x03\x04",
     "a Parquet file": rb"PAR1",
-    "a video": rb"(?s).{4}ftyp",
+    # MP4 and MOV; AVI; Matroska and WebM; MPEG and its transport stream; ASF and WMV; FLV
+    f"a video: take frames by {FRAMES}": (
+        rb"(?s).{4}(ftyp|moov|mdat|wide)|RIFF.{4}AVI |\x1aE\xdf\xa3|\x00\x00\x01[\xb3\xba]"
+        rb"|G.{187}G.{187}G|\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9|FLV\x01"
+    ),
     "only zero bytes": rb"\x00+\Z",
     "text": rb"[\t\r\n -~\x80-\xff]+\Z",
 }

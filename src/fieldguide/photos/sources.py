@@ -12,8 +12,7 @@ from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.crops import Crop
 from fieldguide.photos.folders import scan
 from fieldguide.photos.forms import known
-from fieldguide.photos.forms.form import LABEL, PATH, Form, label_column
-from fieldguide.photos.groups import EVENT_GAP
+from fieldguide.photos.forms.form import EVENT, LABEL, PATH, Form, label_column
 from fieldguide.photos.tables import Finder, Table, catalog_of, read_table
 from fieldguide.storage import addresses
 
@@ -32,7 +31,7 @@ def read(
     encoding: str | None = None,
     form: str | None = None,
     labels_from: str | None = None,
-    event_gap: float = EVENT_GAP,
+    event_gap: float | None = None,
     crop: str | None = None,
     boxes: str | Path | None = None,
     labelled: bool = True,
@@ -40,15 +39,14 @@ def read(
     """Return the catalog of a folder (`scan`), a table (`read_table`), or a known form.
 
     `form` names one of `forms.known`, or `plain`; without it a form is recognised by content. Its
-    table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all. With
-    `crop` (`crops.Crop.of`) the photos are crops by the source's boxes, or those of file `boxes`.
+    table has columns that `label` to `fold` may name. `group` and `event_gap` hold for all; a gap
+    that changes no group is refused. With `crop` (`crops.Crop.of`) the photos are crops by the
+    source's boxes, or those of the file `boxes`.
     The content of an address, such as `s3://bucket/photos`, is fetched first: see
     `addresses.local`. Raises DataError, also for an option that the source does not have.
     """
     place = addresses.local(source)
     names: Names = {"path": path, "label": label, "split": split, "fold": fold}
-    if not event_gap > 0:
-        raise UsageError(f"`event_gap` is not above 0 seconds: {event_gap}")
     if boxes is not None:
         rule = Crop.of(crop or "box")
         whole = read(
@@ -63,7 +61,8 @@ def read(
             labelled=labelled,
         )
         return photo_boxes.cut(whole, photo_boxes.read(addresses.local(boxes), rule), rule)
-    if (found := known.find(place, form, boxes=crop is not None)) is not None:
+    found = known.find(place, form, boxes=crop is not None, event_gap=event_gap)
+    if found is not None:
         _refuse(place, f"of the form {found.name}", encoding=encoding, labels_from=labels_from)
         base = found.base if root is None else Path(root)
         return of_form(found, base, names, group, event_gap=event_gap, crop=crop, labelled=labelled)
@@ -122,7 +121,7 @@ def of_form(
     names: Names,
     group: str | None = None,
     *,
-    event_gap: float = EVENT_GAP,
+    event_gap: float | None = None,
     crop: str | None = None,
     labelled: bool = True,
 ) -> Catalog:
@@ -143,6 +142,7 @@ def of_form(
         event_gap=event_gap,
         crop=crop,
         form=form.told,
+        timed=EVENT if form.timed else "",
     )
 
 

@@ -26,13 +26,17 @@ from fieldguide.photos.catalog import (
     EXTENSIONS,
     SPLIT_FOLDERS,
     USUAL_NAMES,
+    VIDEO_ENDINGS,
     Catalog,
     Note,
+    Occasions,
     Photo,
     Split,
     in_columns,
+    is_video,
     similar_classes,
     told,
+    videos_note,
 )
 from fieldguide.photos.folders import answer_of, is_hidden
 from fieldguide.photos.groups import simplified
@@ -82,22 +86,22 @@ def read_table(
     root: str | Path | None = None,
     encoding: str | None = None,
     labelled: bool = True,
-    event_gap: float = groups.EVENT_GAP,
+    event_gap: float | None = None,
     crop: str | None = None,
 ) -> Catalog:
     """Return the photos that a CSV or TSV file lists, in its order.
 
     `path` to `fold` name its columns; without them the usual names are recognised (path, file,
     image, ...; label, class, species, ...; group, event, seq_id, ...; split; fold). `group` may be
-    several columns, `A,B`, or, if no column is called so, `event` (by times within `event_gap`
-    seconds at a place, where no column names it), `place`, `none`, or a choice of `groups.grouped`.
-    Separators `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is UTF-8 unless
-    `encoding` is given. Paths are absolute, relative to `root`, or to the table's folder; a file's
-    ending may be left out, and a backslash may stand for `/`. `labelled=False` reads a list of
-    photos to predict, without labels. `crop` (`crops.Crop.of`) takes a row for a box, from columns
-    `box` and, if there is one, `confidence`. Rows without a label or a file are left out and noted.
-    Raises DataError with the row for a table that cannot be read, and with the nearest name for a
-    missing column.
+    several columns, `A,B`, or, if no column is called so, `event` (by times within `event_gap`,
+    60 seconds, at a place, where no column names it), `place`, `none`, or a choice of
+    `groups.grouped`. Separators `,` `;` tab and `|` are detected, UTF-16 by its mark, all else is
+    UTF-8 unless `encoding` is given. Paths are absolute, relative to `root`, or to the table's
+    folder; a file's ending may be left out, and a backslash may stand for `/`. `labelled=False`
+    reads a list of photos to predict, without labels. `crop` (`crops.Crop.of`) takes a row for a
+    box, from columns `box` and, if there is one, `confidence`. Rows without a label or a file are
+    left out and noted. Raises DataError with the row for a table that cannot be read, and with the
+    nearest name for a missing column.
     """
     place = addresses.local(csv)
     table = _with_binomials(read_cells(place, encoding))
@@ -115,23 +119,36 @@ def catalog_of(
     group: str | None = None,
     *,
     labelled: bool = True,
-    event_gap: float = groups.EVENT_GAP,
+    event_gap: float | None = None,
     crop: str | None = None,
     form: str = "",
+    timed: str = "",
 ) -> Catalog:
     """Return the photos of a table whose paths start from `base`; see `read_table`.
 
     `wanted` are columns by role, None where the usual names are to be recognised. `form` says in
-    words what form the table had.
+    words what form the table had; in its column `timed`, events come from times. Raises UsageError
+    for an `event_gap` that makes no groups.
     """
+    width = len(table.header)
     by_path = group if groups.is_by_path(group) and group not in table.header else None
-    table, column, made_of = _with_groups(table, None if by_path else group, event_gap)
+    table, column, made_of = _with_groups(
+        table, None if by_path else group, groups.gap_of(event_gap)
+    )
     wanted = {**wanted, "group": column}
     columns = _find_columns(table, wanted, required=("path", "label") if labelled else ("path",))
     if not labelled:
         columns.pop("label", None)
     if by_path or (group == "none" and column is None):
         columns.pop("group", None)
+    used = {columns.get("group"), *made_of}
+    by_time = {at for at, name in enumerate(table.header) if name == timed}
+    by_time |= {width} if group == "event" and len(table.header) > width else set()
+    if not used & by_time:
+        at = columns.get("group")
+        groups.refuse_gap(
+            event_gap, by_path or ("none" if at is None else f"column {table.header[at]}")
+        )
     if not base.is_dir():
         raise DataError(
             f"no such folder: {base}", hint="`root` is where the photos of the table lie"
@@ -142,8 +159,21 @@ def catalog_of(
     cut, of_boxes = boxes_of(table, columns["path"], rule) if rule else ({}, ())
     if rule and not cut:
         raise DataError(f"{table.name}: none of its boxes counts: {rule.name}")
-    photos = _photos_of_rows(table, columns, finder, notes, labelled, cut, rule)
+    timed_table, event = table, None
+    if labelled and not by_path and "group" not in columns:
+        timed_table, event = _with_occasions(table, set(columns.values()))
+    roles = columns if event is None else {**columns, "group": event}
+    photos = _photos_of_rows(timed_table, roles, finder, notes, labelled, cut, rule)
+    videos = next((note for note in notes if note.kind == "videos"), None)
+    occasions = None
+    if event is not None:
+        sizes = Counter(photo.group for photo in photos)
+        shared = {p.path: p.group for p in photos if p.group and sizes[p.group] > 1}
+        occasions = Occasions(timed_table.header[event], shared)
+        photos = [replace(photo, group=None) for photo in photos]
     missing = [note.path for note in notes if note.kind == "missing-file"]
+    if not photos and not missing and videos:
+        raise DataError(f"{table.name}: no row is a photo, but {videos.message}", hint=videos.hint)
     if not photos and not missing:
         raise DataError(f"{table.name}: no row has a label")
     if not photos:
@@ -161,7 +191,7 @@ def catalog_of(
         notes.append(Note("other-case", finder.recased[0], message))
     notes += finder.without_row()
     where = _usual(table, groups.PLACES) if labelled else None
-    if where is not None and where not in {columns.get("group"), *made_of}:
+    if where is not None and where not in used:
         notes += _shared_places(table, where)
     found = in_columns(photos)
     names = {role: f"column {table.header[column]}" for role, column in columns.items()}
@@ -170,11 +200,11 @@ def catalog_of(
     if rule:
         found = groups.by_photo(found)
         names.setdefault("group", groups.BY_PHOTO)
-    said = _told(table, {*columns.values(), *made_of, *of_boxes}, names, found, base)
+    said = _told(table, {*columns.values(), *made_of, *of_boxes}, names, found, base, notes)
     if rule:
         said = f"crops: {rule.name} ({len(cut):,} of {count(len(table.rows), 'row')}); {said}"
-    name = rule.name if rule else ""
-    return Catalog(base, found, tuple(notes), f"{form}; {said}" if form else said, name)
+    said = f"{form}; {said}" if form else said
+    return Catalog(base, found, tuple(notes), said, rule.name if rule else "", occasions)
 
 
 def _with_groups(
@@ -222,6 +252,20 @@ def _with_events(
         )
     found = [event or "" for event in groups.events(times, places, gap)]
     return _with_column(table, name, found), name, (when,) if where is None else (when, where)
+
+
+def _with_occasions(table: Table, taken: set[int]) -> tuple[Table, int | None]:
+    """Return the table with a column of the events that `event` would group, and its number."""
+    events = _usual(table, groups.EVENTS)
+    if events is not None:
+        return table, None if events in taken else events
+    when = _usual(table, groups.TIMES)
+    if when is None or when in taken:
+        return table, None
+    with suppress(DataError):  # no cell is a time of day
+        timed, name, _ = _with_events(table, when, _usual(table, groups.PLACES), groups.EVENT_GAP)
+        return timed, timed.header.index(name)
+    return table, None
 
 
 def _usual(table: Table, names: Sequence[str]) -> int | None:
@@ -466,6 +510,7 @@ def _told(
     names: Mapping[str, str],
     photos: Records[Photo],
     base: Path,
+    notes: Sequence[Note],
 ) -> str:
     """Return what every column was taken for; `names` say where each field comes from."""
     if BINOMIAL in table.header:
@@ -478,7 +523,7 @@ def _told(
         for column, name in enumerate(table.header)
         if column not in used
     ]
-    return told(photos, names, paths=f"{names['path']} below {base}", unused=unused)
+    return told(photos, names, paths=f"{names['path']} below {base}", unused=unused, notes=notes)
 
 
 def _named(table: Table, name: str) -> int:
@@ -500,9 +545,8 @@ def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
     free = [column for column in range(len(table.header)) if column not in taken]
     if role == "path":
         sample = [cells for _, cells in table.rows[:100]]
-        free = [
-            c for c in free if all(Path(cells[c]).suffix.lower() in EXTENSIONS for cells in sample)
-        ]
+        media = EXTENSIONS | VIDEO_ENDINGS
+        free = [c for c in free if all(Path(row[c]).suffix.lower() in media for row in sample)]
     return {role: free[0]} if len(free) == 1 else {}
 
 
@@ -551,6 +595,7 @@ def _photos_of_rows(
 ) -> list[Photo]:
     """Return the photos of usable rows, or their crops; add the others to `notes`."""
     photos: dict[tuple[str, str | None], Photo] = {}
+    videos: list[str] = []
     for number, cells in table.rows:
         row = {role: cells[column] for role, column in columns.items()}
         where = f"{table.name}, row {number}"
@@ -558,6 +603,9 @@ def _photos_of_rows(
         label = row.get("label") or None
         if label is not None and not label.strip():
             label = None
+        if is_video(row["path"].strip()):
+            videos.append(row["path"].strip())
+            continue
         path = finder.find(row["path"])
         if path is not None and rule:
             if number not in cut:
@@ -573,6 +621,7 @@ def _photos_of_rows(
         else:
             fold = _fold_of(row, split, where)
             photos[path, label] = Photo(path, label, row.get("group") or None, split, fold)
+    notes += [videos_note(videos, finder.base)] if videos else []
     return list(photos.values())
 
 
@@ -601,7 +650,7 @@ class Finder:
     """A finder of the files that a table names; it lists each folder at most once."""
 
     def __init__(self, base: Path) -> None:
-        self._base = base  # absolute; other paths are relative to it
+        self.base = base  # absolute; other paths are relative to it
         self._names: dict[Path, dict[str, list[str]]] = {}
         self._found: set[Path] = set()
         self.recased: list[str] = []  # names that are found in other case alone
@@ -611,7 +660,7 @@ class Finder:
         if (place := self.file(text)) is None:
             return None
         self._found.add(place)
-        return _relative(place, self._base)
+        return _relative(place, self.base)
 
     def file(self, text: str) -> Path | None:
         """Return the path of the file, or None if there is none."""
@@ -626,7 +675,7 @@ class Finder:
     def without_row(self) -> list[Note]:
         """Return a note about photos beside those found that no row names."""
         others = [
-            _relative(folder / name, self._base)
+            _relative(folder / name, self.base)
             for folder in sorted({place.parent for place in self._found})
             for name in names_of(folder)
             if Path(name).suffix.lower() in EXTENSIONS and not is_hidden(name)
@@ -638,7 +687,7 @@ class Finder:
         return [Note("file-without-row", others[0], message)]
 
     def _existing(self, spelling: str) -> Path | None:
-        place = Path(os.path.normpath(self._base / spelling))
+        place = Path(os.path.normpath(self.base / spelling))
         if answer_of(place.is_file):
             return place
         alike = self._names_in(place.parent).get(_key(place.name), [])

@@ -81,9 +81,9 @@ def read(
     file `boxes` (then the photos that it does not name have none), else of the source itself, whose
     rows of one photo are one input. Those of other sources stay unknown.
 
-    Addresses are fetched first, see `addresses.local`; `notice` reports waits. Raises DataError if
-    a source does not exist (but a file that ends like a picture is an input and missing), a folder
-    has no picture or a table cannot be read; UsageError for an unused option.
+    Addresses are fetched first, see `addresses.local`; `notice` reports waits and videos. Raises
+    DataError if a source does not exist (but a file that ends like a picture is an input and
+    missing), a folder has no picture or a table cannot be read; UsageError for an unused option.
     """
     several = [sources] if isinstance(sources, str | Path) else sources
     rule = Crop.of(crop) if crop else None
@@ -95,7 +95,7 @@ def read(
     for source in found:
         match source.kind:
             case "folder":
-                inputs += _of_folder(source, recursive, with_folder=len(found) > 1)
+                inputs += _of_folder(source, recursive, notice, with_folder=len(found) > 1)
             case "form":
                 inputs += _of_form(source, root, rule, notice)
             case "table":
@@ -184,8 +184,10 @@ def _refuse_idle(
         raise UsageError(f"`{STANDARD_INPUT}` is given twice: standard input is read once")
 
 
-def _of_folder(source: _Source, recursive: bool, with_folder: bool) -> list[Input]:
-    root, found = list_pictures(source.place, recursive)
+def _of_folder(
+    source: _Source, recursive: bool, notice: Callable[[str], None], *, with_folder: bool
+) -> list[Input]:
+    root, found = list_pictures(source.place, recursive, notice)
     front = f"{source.text.replace(os.sep, '/').rstrip('/')}/" if with_folder else ""
     return [
         Input(f"{front}{path}", None if problem else root / path, problem)

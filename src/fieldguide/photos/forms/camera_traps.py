@@ -1,31 +1,29 @@
-"""What readers of camera traps share: one row a photo, events by time, boxes, and where files lie.
+"""What readers of camera traps share: one row a photo, times, boxes, and where files lie.
 
 Rows of one photo with equal labels are one; photos under several labels, and photos without a label
 where others have one, are left out and counted; so are videos. Where boxes are asked for, the same
-holds for them. Events are those that the source
-names, else photos of one place within a minute of the one before. Knows nothing of any form.
+holds for them. Events are those that the source names, else come from times (`form.with_events`).
+Knows nothing of any form.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fieldguide.errors import DataError
-from fieldguide.photos.forms.form import BOX, EVENT, LABEL, PATH, PLACE, TIME, Form, table_of
+from fieldguide.photos.catalog import is_video, videos_left
+from fieldguide.photos.forms.form import BOX, LABEL, PATH, TIME, Form, table_of
 from fieldguide.photos.forms.settle import head_of, header_of
-from fieldguide.photos.groups import EVENT_GAP, events, time_of
+from fieldguide.photos.groups import time_of
 from fieldguide.photos.tables import read_cells
 from fieldguide.storage.files import escaped
 from fieldguide.words import count
 
 LOOKED_AT = 50  # photos looked for, to find the folder that paths start from (taste)
-VIDEOS = "videos: take frames from them first"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_VIDEO = frozenset(
-    {"3gp", "asf", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "webm", "wmv"}
-)
 
 
 def photos_of(
@@ -38,49 +36,52 @@ def photos_of(
     unnamed: str = "photos without a label",
     boxes: bool = False,
     unused: int = 0,
+    videos: Sequence[str] = (),
 ) -> Form:
-    """Return rows, whose times are as the source has them, as a form with one row a photo.
+    """Return rows, whose times are as the source has them, as a timed form, one row a photo.
 
-    With `boxes` there is one a box; else `unused` boxes are told. Rows without an event get one by
-    time at their place. The rows and `left`, which counts what is left out, are changed.
+    With `boxes` there is one a box; else `unused` boxes are told. `videos` are those that are no
+    rows. The rows and `left`, which counts what is left out, are changed.
     """
-    kept, aside = _one_each(rows, left, unnamed, boxes)
+    found = list(videos)
+    kept, aside = _one_each(rows, left, unnamed, boxes, found)
+    if found:
+        left[videos_left(found, base)] = len(found)
     unread = 0
-    times = []
     for row in kept:
         time = time_of(row.get(TIME, ""))
         unread += time is None and bool(row.get(TIME))
         row[TIME] = time.isoformat() if time else ""
-        times.append(None if row.get(EVENT) or not row.get(PLACE) else time)
-    found = events(times, [row.get(PLACE, "") for row in kept], EVENT_GAP)
-    for row, event in zip(kept, found, strict=True):
-        row[EVENT] = row.get(EVENT) or event or ""
-    without = sum(not row[EVENT] for row in kept)
     told = [*rules]
     if unused:
         told.append(f"{count(unused, 'box')} not used: `--crop box` takes them")
     if unread:
         told.append(f"{count(unread, 'time')} of no known form, taken as none")
-    if 0 < without < len(kept):
-        told.append(f"{count(without, 'photo')} without time or place, each an event of its own")
-    return table_of(name, base, kept, rules=told, left_out=left, aside=aside)
+    form = table_of(name, base, kept, rules=told, left_out=left, aside=aside)
+    return replace(form, timed=True)
 
 
 def _one_each(
-    rows: Iterable[dict[str, str]], left: Counter[str], unnamed: str, boxes: bool
+    rows: Iterable[dict[str, str]],
+    left: Counter[str],
+    unnamed: str,
+    boxes: bool,
+    videos: list[str],
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Return a row for each photo that has one label, or for each photo if none has a label.
 
-    With `boxes`, it is for each box. The others, but for videos, come second.
+    With `boxes`, it is for each box. The others come second; paths of videos are added to `videos`,
+    once each.
     """
     named: dict[str, dict[str, str]] = {}
     bare: dict[str, dict[str, str]] = {}
     several: set[str] = set()
     empty: dict[str, dict[str, str]] = {}
+    seen: dict[str, None] = {}
     for row in rows:
         path, label = row[PATH], row.get(LABEL)
-        if path.rpartition(".")[2].lower() in _VIDEO:
-            left[VIDEOS] += 1
+        if is_video(path):
+            seen.setdefault(path)
             continue
         if boxes and not row.get(BOX):
             empty.setdefault(path, row)
@@ -90,6 +91,7 @@ def _one_each(
             bare.setdefault(key, row)
         elif named.setdefault(key, row)[LABEL] != label:
             several.add(key)
+    videos += seen
     left["boxes under several labels" if boxes else "photos under several labels"] += len(several)
     if boxes:
         left["photos without a box"] += len(empty)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from fieldguide.errors import DataError
 from fieldguide.photos.forms.camera_traps import (
     ADDRESS,
-    VIDEOS,
     box_text,
     last_parts,
     parts_of,
@@ -115,7 +114,8 @@ def read_camtrap_dp(place: Path, boxes: bool = False) -> Form | None:
     seen = _seen(_resource(file, package, "observations"), spots)
     left: Counter[str] = Counter()
     licence = _media_licence(package)
-    media = _media(_resource(file, package, "media"), spots, left)
+    videos: list[str] = []
+    media = _media(_resource(file, package, "media"), spots, left, videos)
     last = last_parts(file.parent, (path for _, _, _, path in media if ADDRESS.match(path)))
     rows = []
     by_event = 0
@@ -158,6 +158,7 @@ def read_camtrap_dp(place: Path, boxes: bool = False) -> Form | None:
         left=left,
         boxes=boxes,
         unused=0 if boxes else sum(map(len, seen.boxes.values())),
+        videos=videos,
         unnamed="photos unknown, unclassified or of animals without a name",
     )
 
@@ -201,9 +202,12 @@ def _resource(file: Path, package: Any, name: str) -> Iterator[tuple[int, list[s
 
 
 def _media(
-    rows: Iterable[tuple[int, list[str]]], spots: Mapping[str, str], left: Counter[str]
+    rows: Iterable[tuple[int, list[str]]],
+    spots: Mapping[str, str],
+    left: Counter[str],
+    videos: list[str],
 ) -> list[tuple[str, str, datetime | None, str]]:
-    """Return id, deployment, time and path of all media that are pictures."""
+    """Return id, deployment, time and path of all media that are pictures; add to `videos`."""
     media = []
     names: set[str] = set()
     for number, (name, deployment, time, path, kind) in rows:
@@ -215,8 +219,11 @@ def _media(
             raise DataError(f"{where}: deploymentID `{deployment}` is not in deployments")
         if not path:
             raise DataError(f"{where}: expected a filePath, found none")
-        if kind.startswith(("video/", "audio/")):
-            left[VIDEOS if kind.startswith("video/") else "sounds"] += 1
+        if kind.startswith("video/"):
+            videos.append(posix(path))
+            continue
+        if kind.startswith("audio/"):
+            left["sounds"] += 1
             continue
         media.append((name, deployment, _zoned(time, where) if time else None, path))
     return media

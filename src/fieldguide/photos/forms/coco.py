@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,8 @@ from fieldguide.photos.forms.form import (
     load_json,
     require,
 )
-from fieldguide.photos.forms.settle import head_of
+from fieldguide.photos.forms.settle import file_in, head_of
 from fieldguide.photos.groups import time_of
-from fieldguide.words import quoted
-
-_MOST_FILES = 20  # JSON files of a folder that are looked at (taste)
-
-
-def _json_file(place: Path, told: Callable[[set[str]], bool], form: str) -> Path | None:
-    """Return the file, or the one in a folder, that is told to be of a form by its JSON keys."""
-    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
-    if len(files) > _MOST_FILES:  # such as one a photo, as LabelMe writes
-        return None
-    fitting = [file for file in files if told(_keys(file))]
-    if len(fitting) > 1:
-        raise DataError(
-            f"{place}: several files of {form}: {quoted([p.name for p in fitting])}",
-            hint="give one of them, or the folder as photos by `--format plain`",
-        )
-    return fitting[0] if fitting else None
 
 
 def _keys(place: Path) -> set[str]:
@@ -81,6 +64,15 @@ def _id(item: Any, key: str, *where: object) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
+def _is_coco(place: Path) -> bool:
+    keys = _keys(place)
+    return (
+        bool(keys & {"images", "image_id"})
+        and bool(keys & {"annotations", "categories", "file_name"})
+        and not keys & {"detection_categories", "detections"}
+    )
+
+
 def read_coco(place: Path, boxes: bool = False) -> Form | None:
     """Return a COCO file or a folder with one: COCO Camera Traps, LILA, or objects in boxes.
 
@@ -89,15 +81,7 @@ def read_coco(place: Path, boxes: bool = False) -> Form | None:
     lie beside the file or in `images/` or `train/` there. Source: COCO Camera Traps format, LILA
     BC; the COCO data format.
     """
-    file = _json_file(
-        place,
-        lambda keys: (
-            bool(keys & {"images", "image_id"})
-            and bool(keys & {"annotations", "categories", "file_name"})
-            and not keys & {"detection_categories", "detections"}
-        ),
-        "COCO",
-    )
+    file = file_in(place, _is_coco, "COCO", ".json")
     data = load_json(file) if file else None
     if file is None or not isinstance(data, dict) or "images" not in data:
         return None

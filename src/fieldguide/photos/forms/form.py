@@ -5,11 +5,13 @@ Knows nothing of any form.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError
+from fieldguide.photos.catalog import is_video, videos_left
+from fieldguide.photos.groups import events, time_of
 from fieldguide.words import count, listed
 
 # Columns of a form's table. Those that a form lacks are not there; others keep the form's names.
@@ -38,6 +40,7 @@ class Form:
     left_out: Mapping[str, int] | None = None
     usual: bool = False  # labels are found by usual names, as in any table
     aside: tuple[tuple[str, ...], ...] = ()  # rows left out for their labels, to be predicted
+    timed: bool = False  # events that it does not name come from times: see `with_events`
 
     @property
     def told(self) -> str:
@@ -107,13 +110,63 @@ def table_of(
     """
     filled = dict.fromkeys(key for row in rows for key in row if row[key])
     keys = {(names or {}).get(key, key): key for key in filled}
-    order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME) if name in keys]
+    order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME, BOX) if name in keys]
     header = (*order, *(name for name in keys if name not in order))
     wanted = [keys[name] for name in header]
     cells, others = (
         tuple(tuple([row.get(key, "") for key in wanted]) for row in part) for part in (rows, aside)
     )
     return Form(name, base, header, cells, tuple(rules), left_out, aside=others)
+
+
+def without_videos(form: Form) -> Form:
+    """Return a form without its rows of videos, which it counts as left out."""
+    if PATH not in form.header:
+        return form
+    at = form.header.index(PATH)
+    videos = [row[at] for row in form.rows if is_video(row[at])]
+    if not videos:
+        return form
+    kept = tuple(row for row in form.rows if not is_video(row[at]))
+    why = videos_left(videos, form.base)
+    return replace(form, rows=kept, left_out={**(form.left_out or {}), why: len(videos)})
+
+
+def with_events(form: Form, gap: float) -> Form:
+    """Return a timed form with events by time at a place, within `gap` s, where it names none.
+
+    It stays timed if any comes from times. Rows without time or place stay without an event.
+    """
+    if not form.timed:
+        return form
+
+    def cells(name: str) -> list[str]:
+        at = form.header.index(name) if name in form.header else None
+        return [""] * len(form.rows) if at is None else [row[at] for row in form.rows]
+
+    named, places = cells(EVENT), cells(PLACE)
+    each = zip(named, places, cells(TIME), strict=True)
+    times = [None if event or not place else time_of(time) for event, place, time in each]
+    made = [a or b or "" for a, b in zip(named, events(times, places, gap), strict=True)]
+    told = [*form.rules]
+    by_time, without = sum(time is not None for time in times), made.count("")
+    if by_time:
+        told.append(f"events by times within {gap:g} s at a place ({count(by_time, 'photo')})")
+    if 0 < without < len(made):
+        told.append(f"{count(without, 'photo')} without time or place, each an event of its own")
+    form = replace(form, rules=tuple(told), timed=by_time > 0)
+    if not by_time:
+        return form
+    at = form.header.index(EVENT if EVENT in form.header else PLACE)  # where events stand
+    after = at + (EVENT in form.header)
+    return replace(
+        form,
+        header=(*form.header[:at], EVENT, *form.header[after:]),
+        rows=tuple(
+            (*row[:at], event, *row[after:]) for row, event in zip(form.rows, made, strict=True)
+        ),
+        aside=tuple((*row[:at], "", *row[after:]) for row in form.aside),
+    )
 
 
 def label_column(form: Form, name: str | None = None) -> str:

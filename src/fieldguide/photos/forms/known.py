@@ -15,7 +15,8 @@ from fieldguide.photos.forms import (
     labelling,
     sets,
 )
-from fieldguide.photos.forms.form import Form, Known
+from fieldguide.photos.forms.form import Form, Known, with_events, without_videos
+from fieldguide.photos.groups import gap_of
 from fieldguide.words import listed
 
 KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
@@ -32,11 +33,19 @@ KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
 )
 
 
-def find(place: Path, name: str | None = None, *, boxes: bool = False) -> Form | None:
+def find(
+    place: Path,
+    name: str | None = None,
+    *,
+    boxes: bool = False,
+    event_gap: float | None = None,
+) -> Form | None:
     """Return the source as the form of that name, or the first that it is of; None if it is none.
 
-    With `boxes`, of a form that has boxes, it has a row for each of them.
-    `plain` is no form. Raises UsageError for an unknown name and a source that is not of the form.
+    `plain` is no form. With `boxes`, of a form that has boxes, it has a row for each of them.
+    Photos of one place, each within `event_gap` seconds of the one before, are an event where a
+    timed form names none. Raises UsageError for an unknown name and a source that is not of the
+    form.
     """
     if name == "plain":
         return None
@@ -47,7 +56,7 @@ def find(place: Path, name: str | None = None, *, boxes: bool = False) -> Form |
         if name in (None, known.name):
             asked = {"boxes": True} if boxes and known.boxed else {}
             if (form := known.read(place, **asked)) is not None:
-                return form
+                return with_events(without_videos(form), gap_of(event_gap))
     if name is not None:
         raise UsageError(f"{place} is not in the format `{name}`")
     return None

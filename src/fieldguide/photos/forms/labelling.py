@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from fieldguide.photos.forms.form import Form, Known, load_json, load_text, requ
 from fieldguide.photos.forms.settle import (
     Files,
     Said,
+    file_in,
     free_name,
     head_of,
     header_of,
@@ -40,25 +41,33 @@ OF_REGIONS = "choices of regions instead of photos"
 
 
 def read_label_studio(place: Path) -> Form | None:
-    """Return the photos of a Label Studio export: JSON, JSON_MIN, CSV or TSV.
+    """Return the photos of a Label Studio export, or a folder with one: JSON, JSON_MIN, CSV, TSV.
 
     Source: the page "Export annotations" of labelstud.io and the converter of label-studio-sdk
     2.1. A photo is at the only key of its data that holds addresses of pictures; its labels are
     the choices of a control. Skipped annotations count for nothing. The flat exports do not tell
     controls from other data: each column is what may be the labels.
     """
-    head = head_of(place, ".json", ".csv", ".tsv")
-    if head.startswith(b"["):
-        if b'"annotations"' in head and b'"data"' in head:
-            return _of_label_studio(place, _tasks(place))
-        if b'"annotation_id"' in head and b'"annotator"' in head:
-            return _of_label_studio(place, _flat_records(place))
-    elif {"annotation_id", "annotator", "lead_time"} <= {*header_of(head)}:
-        return _of_label_studio(place, _flat_rows(place))
-    return None
+    file = file_in(place, lambda each: _records_of(each) is not None, "Label Studio", *_EXPORTS)
+    records = _records_of(file) if file else None
+    return _of_label_studio(file, records(file)) if file and records else None
 
 
 _Record = tuple[str, Mapping[str, Any], list[dict[str, Any]] | None]
+_EXPORTS = (".json", ".csv", ".tsv")
+
+
+def _records_of(place: Path) -> Callable[[Path], Iterator[_Record]] | None:
+    """Return what reads the records of an export; None for any other file."""
+    head = head_of(place, *_EXPORTS)
+    if head.startswith(b"["):
+        if b'"annotations"' in head and b'"data"' in head:
+            return _tasks
+        if b'"annotation_id"' in head and b'"annotator"' in head:
+            return _flat_records
+    elif {"annotation_id", "annotator", "lead_time"} <= {*header_of(head)}:
+        return _flat_rows
+    return None
 
 
 def _of_label_studio(place: Path, records: Iterator[_Record]) -> Form:

@@ -7,22 +7,24 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from fieldguide.errors import DataError
 from fieldguide.photos.catalog import EXTENSIONS, SPLIT_FOLDERS
 from fieldguide.photos.folders import is_hidden
 from fieldguide.photos.forms.form import EVENT, LABEL, PATH, PLACE, SPLIT, TIME, Form, table_of
-from fieldguide.words import count, listed
+from fieldguide.words import count, listed, quoted
 
 SEVERAL = "photos with several labels"
 DIFFERENT = "photos whose annotations differ"
 SHARED = "files that several photos would be"
 UNSURE = "photos of a name that several files have"
 
+_MOST_FILES = 20  # files of a folder that are looked at (taste)
 _HEAD = 1 << 18  # bytes that hold the first record of any form (taste)
 _UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts before the name of an upload
 _QUERIED = re.compile(r"[?&](?:d|filepath)=([^&]*)")  # its addresses of files on a disk or cloud
@@ -43,6 +45,23 @@ def head_of(place: Path, *endings: str) -> bytes:
     with suppress(OSError), place.open("rb") as file:  # who reads the whole file says so
         return file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     return b""
+
+
+def file_in(place: Path, fits: Callable[[Path], bool], form: str, *endings: str) -> Path | None:
+    """Return the file, or the one with such an ending in a folder, that fits; None if none does.
+
+    Raises DataError if several do. A folder of many files, such as one a photo, is not looked at.
+    """
+    files = [place]
+    if place.is_dir():
+        files = [each for each in sorted(place.iterdir()) if each.suffix.lower() in endings]
+    fitting = [file for file in files if fits(file)] if len(files) <= _MOST_FILES else []
+    if len(fitting) > 1:
+        raise DataError(
+            f"{place}: several files of {form}: {quoted([file.name for file in fitting])}",
+            hint="give one of them, or the folder as photos by `--format plain`",
+        )
+    return fitting[0] if fitting else None
 
 
 def header_of(head: bytes) -> list[str]:
