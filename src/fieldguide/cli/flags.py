@@ -130,7 +130,7 @@ class Columns(Lists):
         The folder of the path that names the class: folder:N, or folder:N,M for genus and species.
     crop
         Train on crops by the boxes of PHOTOS or --boxes: `box`, or with more, such as
-        box,largest,tight,margin=0.1,confidence=0.2 (`fieldguide fit` docs: docs/field.md).
+        box,largest,tight,margin=0.1,confidence=0.2: see docs/field.md.
     split_column
         The column of train, val and test.
     fold_column
