@@ -52,6 +52,17 @@ def contents(found: Catalog) -> list[bytes]:
     return [pixels.read(found.file(photo)) for photo in found.photos]
 
 
+def test_a_list_of_one_label_is_the_label(tmp_path: Path) -> None:
+    columns = {
+        "image": [picture(n) for n in range(4)],
+        "Species": [["elm"], ["oak"], [], ["a", "b"]],
+    }
+    write(tmp_path / "hub" / "train.parquet", columns)
+    found = scan(tmp_path / "hub")
+    assert [photo.label for photo in found.photos] == ["elm", "oak"]
+    assert any("labels of photos that have several" in note.message for note in found.notes)
+
+
 def test_classes_of_hugging_face_are_labels(tmp_path: Path) -> None:
     place = tmp_path / "hub"
     columns = {"image": [picture(n) for n in range(4)], "label": [1, 0, -1, 1]}
@@ -225,7 +236,7 @@ def test_a_file_without_pictures_tells_its_columns(tmp_path: Path) -> None:
 
 
 def test_without_labels_there_is_nothing_to_learn_but_to_predict(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "a.parquet", {"image": [picture(1)], "label": [["a list"]]})
+    write(tmp_path / "set" / "a.parquet", {"image": [picture(1)], "label": [["a", "list"]]})
     with pytest.raises(DataError, match="no labelled photographs in the shards of") as caught:
         scan(tmp_path / "set")
     assert "a column such as `label`" in caught.value.hint

@@ -50,6 +50,29 @@ def test_classes_of_webdataset_are_labels(tmp_path: Path, cache: Path) -> None:
     assert [each.name for each in inputs.read(place)] == sorted(p.path for p in found.photos)
 
 
+def test_keys_of_usual_names_are_labels(tmp_path: Path, cache: Path) -> None:
+    members = {}
+    for number, about in enumerate(
+        (
+            {"Species": "oak", "event_id": "e1", "subset": "val"},
+            {"species": ["elm"]},
+            {"species": ["elm", "oak"]},
+            {"species": {"name": "elm"}},
+            {"note": "x"},
+        )
+    ):
+        members[f"{number}.jpg"] = jpeg(number)
+        members[f"{number}.json"] = json.dumps(about).encode()
+    write_tar(tmp_path / "shards" / "a.tar", members)
+    found = scan(tmp_path / "shards")
+    assert found.photos == (Photo("a/1.jpg", "elm"), Photo("a/0.jpg", "oak", "e1", "val"))
+    kinds = [(note.kind, note.path) for note in found.notes]
+    assert kinds.count(("left-out", "")) == 1
+    assert [path for kind, path in kinds if kind == "empty-label"] == [
+        f"a/{number}.jpg" for number in (2, 3, 4)
+    ]
+
+
 def test_folders_within_tar_files_are_labels(tmp_path: Path, cache: Path) -> None:
     for split in ("train", "test"):
         write_tar(

@@ -32,6 +32,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}s"
 
 
+def simple_name(name: str) -> str:
+    """Return the name of a column as usual names are compared: without case, blanks, `_`, `-`."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
 def listed(names: Sequence[str]) -> str:
     """Return `a`, `a and b`, or `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -224,8 +224,8 @@ def _read_shards(index: shards.Index, group: str | None) -> Catalog:
     if not rows:
         raise DataError(
             f"no labelled photographs in the shards of {index.folder}",
-            hint="tar files label them by folders, KEY.json or KEY.cls, Parquet files by a column"
-            " such as `label`",
+            hint="tar files label them by folders, KEY.cls, or a key of KEY.json such as `label` or"
+            " `species`, Parquet files by a column of such a name",
         )
 
     def turn(number: int) -> tuple[int, int, str, str]:

@@ -18,7 +18,7 @@ from fieldguide.photos.catalog import SPLIT_FOLDERS, USUAL_NAMES, Photo
 from fieldguide.photos.families import grouped as grouped_by_name
 from fieldguide.photos.families import is_by_name
 from fieldguide.storage.columns import Records
-from fieldguide.words import count
+from fieldguide.words import count, simple_name
 
 # Column names without case, blanks, `_` and `-`, the best first: one occasion of taking photos,
 # what a new place means, and when a photo was taken.
@@ -45,7 +45,7 @@ _MAKE, _MODEL = 0x010F, 0x0110
 
 def simplified(names: Sequence[str]) -> list[str]:
     """Return column names as usual names are compared: without case, blanks, `_` and `-`."""
-    return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
+    return [simple_name(name) for name in names]
 
 
 def is_by_path(group: str | None) -> TypeGuard[str]:

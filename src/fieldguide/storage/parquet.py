@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage.files import stays_inside
-from fieldguide.words import first_line
+from fieldguide.words import first_line, simple_name
 
 ENDING = ".parquet"
 
@@ -66,7 +66,7 @@ def rows(path: Path, usual: Mapping[str, Sequence[str]], left_out: Counter[str])
             if data is None:
                 left_out["rows without the bytes of a picture"] += 1
                 continue
-            said = {role: row[column] for role, column in columns.says.items()}
+            said = {role: only(row[column], left_out) for role, column in columns.says.items()}
             if columns.classes is not None and said["label"] is not None:
                 said["label"] = _class_of(said["label"], columns.classes, left_out)
             name = names[number] if names else f"{number:08d}{_KINDS.get(data[:2], '')}"
@@ -126,9 +126,9 @@ def _columns(path: Path, schema: Any, usual: Mapping[str, Sequence[str]]) -> _Co
         )
     picture = found[(usually or list(found))[0]]
     plain = {
-        "".join(c for c in field.name.casefold() if c.isalnum()): field.name
+        simple_name(field.name): field.name
         for field in schema
-        if not (types.is_nested(field.type) or _is_bytes(field.type))
+        if types.is_list(field.type) or not (types.is_nested(field.type) or _is_bytes(field.type))
     }
     says = {
         role: next(plain[name] for name in usual[role] if name in plain)
@@ -157,10 +157,21 @@ def _classes(schema: Any, column: str) -> list[str] | None:
 
     try:
         said = json.loads((schema.metadata or {})[b"huggingface"])
-        names = [str(name) for name in said["info"]["features"][column]["names"]]
-    except (KeyError, TypeError, ValueError):
+        feature = said["info"]["features"][column]
+        names = [str(name) for name in feature.get("feature", feature)["names"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return names if types.is_integer(schema.field(column).type) else None
+    kind = schema.field(column).type
+    return names if types.is_integer(kind.value_type if types.is_list(kind) else kind) else None
+
+
+def only(value: Any, left_out: Counter[str]) -> Any:
+    """Return a value, the only one of a list, or None; several and objects are counted."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            left_out["labels of photos that have several"] += 1
+        value = value[0] if len(value) == 1 else None
+    return None if isinstance(value, dict | list) else value
 
 
 def _own_names(file: Any, columns: _Columns) -> list[str] | None:

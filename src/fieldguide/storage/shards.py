@@ -35,13 +35,14 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.storage import cache_folder, files, parquet
+from fieldguide.words import simple_name
 
 INDEX = "photos.index"
 FORMAT = 1
 
 _LABEL_BYTES = 1 << 20  # a file beside a photo that is larger says something else (taste)
 _OTHERS = 4 * 3600.0  # seconds that another process may take to read the shards (taste)
-_RULE = 3  # of what a photo of others' tar files is: an index made by another rule is made again
+_RULE = 4  # of what a photo of others' tar files is: an index made by another rule is made again
 _OWN = (
     "photos whose names hold dots have labels of their own: a sample is what shares the name up to"
     " the ending, where WebDataset's own rule would join all up to the first dot"
@@ -288,9 +289,9 @@ def find_index(
 
     Tar and Parquet files without an index are read once, and again when they have changed.
     `pictures` are endings of photos' names, `splits` maps words of a file's path
-    (`train-0001.tar`, `val/1.parquet`) to the split of its photos. Labels come from `KEY.json`
-    (`label`, `group`, `split`), from `KEY.cls`, or from the folder within the tar file; in Parquet
-    files from `columns` of usual names, see `parquet.rows`.
+    (`train-0001.tar`, `val/1.parquet`) to the split of its photos. Labels, groups and splits come
+    from keys of `KEY.json` with the usual names of `columns`, from `KEY.cls`, or from the folder
+    within the tar file; in Parquet files from columns of these names, see `parquet.rows`.
 
     Raises DataError for a damaged file or missing shards, UsageError without a reader of Parquet
     files, ResourceError for a damaged index or one that does not fit, or no room for copies.
@@ -337,7 +338,7 @@ def _write_others_index(
         if shard.name.endswith(parquet.ENDING):
             photos = _copied(folder / shard.name, _copy(place, number), columns, left_out)
         else:
-            photos = _photos_of(folder / shard.name, pictures, left_out)
+            photos = _photos_of(folder / shard.name, pictures, columns, left_out)
         for name, says, position in photos:
             label, group = (
                 None if says.get(role) is None else str(says[role]) for role in ("label", "group")
@@ -393,7 +394,12 @@ def _copied(
             file.write(data)
 
 
-def _photos_of(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> Iterator[_Found]:
+def _photos_of(
+    path: Path,
+    pictures: frozenset[str],
+    usual: Mapping[str, Sequence[str]],
+    left_out: Counter[str],
+) -> Iterator[_Found]:
     """Yield the photos of a tar file; change `left_out`.
 
     WebDataset's sample is what shares a name up to its first dot. Names that hold more of them
@@ -410,7 +416,7 @@ def _photos_of(path: Path, pictures: frozenset[str], left_out: Counter[str]) -> 
                 digest = hashlib.sha256(data()).hexdigest()
                 found.append((name, (member.offset_data, member.size, digest)))
             elif ending in _ENDINGS and member.size <= _LABEL_BYTES:
-                said.setdefault(_stem(name), {}).update(_said(ending, data()))
+                said.setdefault(_stem(name), {}).update(_said(ending, data(), usual, left_out))
         plain = any(_stem(name) == key for name, _ in found)
         for name, position in found:
             stem = _stem(name)
@@ -477,7 +483,9 @@ def _telling_damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _said(ending: str, data: bytes) -> dict[str, Any]:
+def _said(
+    ending: str, data: bytes, usual: Mapping[str, Sequence[str]], left_out: Counter[str]
+) -> dict[str, Any]:
     """Return the label, group and split in the file beside a photo, if it can be read."""
     try:
         text = data.decode("utf-8").strip()
@@ -485,4 +493,9 @@ def _said(ending: str, data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     known = said if isinstance(said, dict) else {}
-    return {name: known[name] for name in ("label", "group", "split") if name in known}
+    plain = {simple_name(name): parquet.only(value, left_out) for name, value in known.items()}
+    return {
+        role: next(plain[name] for name in usual[role] if plain.get(name) is not None)
+        for role in ("label", "group", "split")
+        if any(plain.get(name) is not None for name in usual[role])
+    }
