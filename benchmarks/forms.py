@@ -29,6 +29,7 @@ WRITTEN = Path(__file__).parents[1] / "tests" / "forms"
 # Of each form that a tool wrote: the tool, the folder below tests/forms, what to read in it.
 BY_TOOLS = {
     "camtrap-dp": ("camtraptools 0.8.1", "camtraptools", ""),
+    "camtraptools": ("camtraptools 0.8.1", "camtraptools_more", "crops.csv"),
     "coco": ("megadetector-utils 10.0.28", "megadetector", "cct.json"),
     "wildlife-insights": ("hand", "megadetector", "images_7.csv"),
     "megadetector": ("megadetector-utils 10.0.28", "megadetector", "md.json"),
