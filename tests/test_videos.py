@@ -51,7 +51,7 @@ def test_the_command_that_takes_frames_is_of_the_video(tmp_path: Path) -> None:
     ]
     away = videos_left(["https://x.org/a/b.mp4"], tmp_path)
     assert away.endswith("ffmpeg -i https://x.org/a/b.mp4 -vf fps=1 b_%04d.jpg")
-    assert is_video("a.WebM") and not is_video("mp4") and not is_video("a.mp4.jpg")
+    assert is_video("a.WebM") and not is_video("a.mp4/b") and not is_video("a.mp4.jpg")
 
 
 def test_videos_of_a_folder_are_told(place: Path) -> None:

@@ -98,7 +98,7 @@ class Note:
 
 def is_video(path: str) -> bool:
     """Return whether a path has the ending of a video."""
-    return PurePosixPath(path).suffix.lower() in VIDEO_ENDINGS
+    return f".{path.rpartition('.')[2].lower()}" in VIDEO_ENDINGS
 
 
 def videos_left(paths: Sequence[str], base: Path) -> str:

@@ -114,7 +114,9 @@ def read_coco(place: Path) -> Form | None:
             "box": box,
             "licence": licences.get(licence, ""),
         }
-        rows += [row | {LABEL: label} for label in labels.get(key) or ("",)]
+        row[LABEL], *others = labels.get(key) or ("",)
+        rows.append(row)
+        rows += [row | {LABEL: label} for label in others]
     return photos_of(
         "COCO Camera Traps" if trap else "COCO",
         base,
