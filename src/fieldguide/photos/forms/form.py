@@ -119,7 +119,7 @@ def table_of(
 
 def without_videos(form: Form) -> Form:
     """Return a form without its rows of videos, which it counts as left out."""
-    if PATH not in form.header:
+    if PATH not in form.header or form.timed:  # whose readers left them out
         return form
     at = form.header.index(PATH)
     videos = [row[at] for row in form.rows if is_video(row[at])]
