@@ -1,10 +1,13 @@
 """Classes, photos and groups that are read from a sample of every known form, as a Markdown table.
 
     python benchmarks/forms.py [--before PATH_TO_SRC]
+    python benchmarks/forms.py --images 1000000
 
 `--before` reads the same by an older source tree, which prints what it refused. Samples are those
 of tests/forms that the tools themselves wrote, and short ones by hand from published descriptions;
-the photos that they list are drawn.
+the photos that they list are drawn. `--images` prints instead what reading so many images and
+annotations of COCO Camera Traps costs beside `json.load`: processor time and memory, each in a
+process of its own, in turn, three times.
 """
 
 import argparse
@@ -14,8 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +34,7 @@ WRITTEN = Path(__file__).parents[1] / "tests" / "forms"
 # Of each form that a tool wrote: the tool, the folder below tests/forms, what to read in it.
 BY_TOOLS = {
     "camtrap-dp": ("camtraptools 0.8.1", "camtraptools", ""),
+    "camtraptools": ("camtraptools 0.8.1", "camtraptools_more", "crops.csv"),
     "coco": ("megadetector-utils 10.0.28", "megadetector", "cct.json"),
     "wildlife-insights": ("hand", "megadetector", "images_7.csv"),
     "megadetector": ("megadetector-utils 10.0.28", "megadetector", "md.json"),
@@ -204,10 +210,18 @@ def main() -> None:
     """Print the table, with what the older tree read if one is given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--cost", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--read", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.read is not None:
         print(json.dumps([seen(Path(place)) for place in asked.read]))
+        return
+    if asked.cost is not None:
+        cost(*asked.cost)
+        return
+    if asked.images is not None:
+        against_json(asked.images)
         return
     from fieldguide.photos.forms.known import KNOWN  # which an older tree may not have
 
@@ -221,6 +235,65 @@ def main() -> None:
     for name, *read in zip(places, *columns, strict=True):
         tool = BY_TOOLS[name][0] if name in BY_TOOLS else "hand"
         print(f"| `{name}` | {tool} | {' | '.join(read)} |")
+
+
+def against_json(images: int) -> None:
+    """Print what a form costs beside plain JSON, as ratios within one run."""
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "trap.json"
+        file.write_text(json.dumps(trap(images)))
+        for _ in range(3):
+            found = []
+            for way in ("json", "form"):
+                command = [sys.executable, __file__, "--cost", way, str(file)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                found.append(json.loads(done.stdout))
+            (plain, held), (seconds, most) = found
+            print(f"json.load {plain:.1f} s, {held:.0f} MB; form {seconds:.1f} s, {most:.0f} MB;")
+            print(f"  {seconds / plain:.1f} times the time, {most / held:.1f} times the memory")
+
+
+def trap(images: int) -> dict[str, object]:
+    """Return COCO Camera Traps of 500 places, a photo a second in turn, each with a label."""
+    start = datetime(2026, 1, 1)
+    return {
+        "categories": [{"id": n, "name": f"species {n}"} for n in range(50)],
+        "images": [
+            {
+                "id": f"{n:08x}-21b2-11ea-a13a-137349068a90",
+                "file_name": f"loc{n % 500}/{n:07d}.jpg",
+                "location": f"loc{n % 500}",
+                "datetime": str(start + timedelta(seconds=n)),
+            }
+            for n in range(images)
+        ],
+        "annotations": [
+            {"id": n, "image_id": f"{n:08x}-21b2-11ea-a13a-137349068a90", "category_id": n % 50}
+            for n in range(images)
+        ],
+    }
+
+
+def cost(way: str, place: str) -> None:
+    """Print processor seconds, and the most memory in MB above what the process began with."""
+    from fieldguide.photos.forms.known import find
+
+    before = most_held()
+    begun = time.process_time()
+    if way == "json":
+        with Path(place).open(encoding="utf-8") as file:
+            found = json.load(file)
+    else:
+        found = find(Path(place))
+    seconds = time.process_time() - begun
+    assert found
+    print(json.dumps([seconds, most_held() - before]))
+
+
+def most_held() -> float:
+    """Return the most memory in MB that this process has held (Linux only)."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
 def seen(place: Path) -> str:

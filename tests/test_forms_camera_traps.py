@@ -12,12 +12,12 @@ from photos import save
 from fieldguide.errors import DataError
 from fieldguide.photos import sources
 from fieldguide.photos.catalog import videos_left
-from fieldguide.photos.forms import camera_tables, camtrap_dp
+from fieldguide.photos.forms import camera_tables, camtrap_dp, camtraptools
 from fieldguide.photos.forms import coco as coco_forms
 from fieldguide.photos.forms.form import Form, with_events
 
 WRITTEN = Path(__file__).parent / "forms"
-FORMS = (*camtrap_dp.FORMS, *camera_tables.FORMS, *coco_forms.FORMS)
+FORMS = (*camtrap_dp.FORMS, *camtraptools.FORMS, *camera_tables.FORMS, *coco_forms.FORMS)
 READERS = {known.name: known.read for known in FORMS}
 
 
@@ -548,6 +548,42 @@ def test_broken_iwildcam_is_refused(tmp_path: Path, cells: str, message: str) ->
     )
     with pytest.raises(DataError, match=message):
         READERS["iwildcam"](tmp_path)
+
+
+# --- other tables of camtraptools
+
+
+def test_crops_of_camtraptools(tmp_path: Path) -> None:
+    shutil.copy(WRITTEN / "camtraptools_more" / "crops.csv", tmp_path)
+    form = read("camtraptools", tmp_path)
+    assert read("camtraptools", tmp_path / "crops.csv") == form and form.base == tmp_path
+    assert form.header == ("path", "label", "event", "place", "split", "aiLabel")
+    assert sorted(column(form, "label")) == [
+        "Capreolus capreolus",
+        "Vulpes vulpes",
+        "deer",
+        "red fox",
+    ]
+    assert {*column(form, "event")} == {"ridge/north-0001", "stream/south-0001"}
+    assert {*column(form, "place")} == {"ridge", "stream"}
+    assert form.rows[0][0].startswith(f"{form.rows[0][4]}/")
+
+
+def test_labels_of_camtraptools(tmp_path: Path) -> None:
+    form = read("camtraptools", WRITTEN / "camtraptools_more" / "labels.csv")
+    paths = ["north/a.jpg", "north/b.jpg", "north/c.jpg", "south/a.jpg", "south/b.jpg"]
+    assert column(form, "path") == paths
+    names = ["red fox", "Vulpes vulpes", "blank", "Capreolus capreolus", "deer"]
+    assert column(form, "label") == names
+    assert column(form, "place") == ["north"] * 3 + ["south"] * 2
+
+
+def test_a_package_of_camtraptools_that_was_not_exported_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(WRITTEN / "camtraptools", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "datapackage.json").unlink()
+    with pytest.raises(DataError, match=r"without datapackage\.json") as caught:
+        READERS["camtraptools"](tmp_path)
+    assert "camtraptools export" in caught.value.hint
 
 
 # --- AddaxAI, by hand from its export

@@ -239,7 +239,7 @@ def test_without_labels_there_is_nothing_to_learn_but_to_predict(tmp_path: Path)
     write(tmp_path / "set" / "a.parquet", {"image": [picture(1)], "label": [["a", "list"]]})
     with pytest.raises(DataError, match="no labelled photographs in the shards of") as caught:
         scan(tmp_path / "set")
-    assert "a column such as `label`" in caught.value.hint
+    assert "a column of such a name" in caught.value.hint
     assert [each.name for each in inputs.read(tmp_path / "set")] == ["a/00000000.jpg"]
 
 

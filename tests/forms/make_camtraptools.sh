@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Write a Camtrap DP package with camtraptools 0.8.1 into tests/forms/camtraptools, from drawn
-# pictures and the results of a detector that are made up here. Pictures are not kept.
+# Write a Camtrap DP package with camtraptools 0.8.1 into tests/forms/camtraptools, and its tables of
+# labels and of crops into tests/forms/camtraptools_more, from drawn pictures and the results of a
+# detector that are made up here. Pictures are not kept.
 set -euo pipefail
 
 out=$(cd "$(dirname "$0")" && pwd)/camtraptools
@@ -30,7 +31,7 @@ for number, (name, time) in enumerate(TIMES.items()):
     exif[0x0132] = time
     exif.get_ifd(0x8769)[0x9003] = time
     Path("cards", name).parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (64, 48), (40 * number, 90, 90)).save(Path("cards", name), exif=exif)
+    Image.new("RGB", (320, 240), (40 * number, 90, 90)).save(Path("cards", name), exif=exif)
     species = str(number // 3)
     box = {"category": "1", "conf": 0.9, "bbox": [0.25, 0.25, 0.5, 0.25]}
     box["classifications"] = [[species, 0.8]]
@@ -49,6 +50,10 @@ Path("results.json").write_text(json.dumps(results))
 Path("field.csv").write_text(
     "deploymentID,locationID,latitude,longitude\nnorth,ridge,45.1,15.1\nsouth,stream,45.2,15.2\n"
 )
+Path("own.csv").write_text(
+    "path,species\nnorth/a.jpg,red fox\nnorth/b.jpg,Vulpes vulpes\nnorth/c.jpg,blank\n"
+    "south/a.jpg,Capreolus capreolus\nsouth/b.jpg,deer\n"
+)
 PYTHON
 environment/bin/python make.py
 tool=environment/bin/camtraptools
@@ -59,3 +64,7 @@ $tool export package --out exported --title Drawn --contributor Nobody --timezon
 sed -i 's/"created": "[^"]*"/"created": "2026-11-28T00:00:00+00:00"/' exported/datapackage.json
 mkdir -p "$out"
 cp exported/datapackage.json exported/*.csv "$out"
+$tool labels package own.csv --species-column species --path-column path --out labels.csv
+$tool crops package --images cards --truth labels.csv --out crops
+mkdir -p "${out}_more"
+cp labels.csv crops/crops.csv "${out}_more"

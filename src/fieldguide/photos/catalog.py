@@ -98,7 +98,7 @@ class Note:
 
 def is_video(path: str) -> bool:
     """Return whether a path has the ending of a video."""
-    return PurePosixPath(path).suffix.lower() in VIDEO_ENDINGS
+    return f".{path.rpartition('.')[2].lower()}" in VIDEO_ENDINGS
 
 
 def videos_left(paths: Sequence[str], base: Path) -> str:
@@ -110,13 +110,13 @@ def videos_left(paths: Sequence[str], base: Path) -> str:
     command = FRAMES.replace("VIDEO_%04d.jpg", shlex.quote(frames))
     command = command.replace("VIDEO", shlex.quote(place), 1)
     named = listed([f"`{path}`" for path in paths[:2]])
-    return f"videos such as {named}: take frames, one a second by {command}"
+    return f"videos such as {named}: take frames, one a second by `{command}`"
 
 
 def videos_note(paths: Sequence[str], base: Path) -> Note:
     """Return the note on videos that are left out."""
     message = f"{videos_left(paths, base)} ({len(paths):,})"
-    return Note("videos", paths[0], message, GROUP_OF_FRAMES)
+    return Note("videos", "", message, GROUP_OF_FRAMES)
 
 
 class Occasions(NamedTuple):

@@ -116,7 +116,9 @@ def read_coco(place: Path, boxes: bool = False) -> Form | None:
             sides = f"{name}, image `{key}`, key `bbox`"
             rows += [row | {LABEL: label, BOX: box_text(b, sides, size)} for label, b in cut[key]]
         else:
-            rows += [row | {LABEL: label} for label in labels.get(key) or ("",)]
+            row[LABEL], *others = labels.get(key) or ("",)
+            rows.append(row)
+            rows += [row | {LABEL: label} for label in others]
     return photos_of(
         "COCO Camera Traps" if trap else "COCO",
         base,

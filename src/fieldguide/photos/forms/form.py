@@ -6,6 +6,8 @@ Knows nothing of any form.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,20 +110,27 @@ def table_of(
 
     `names` are the names of columns that have others in `rows`.
     """
-    filled = dict.fromkeys(key for row in rows for key in row if row[key])
+    named = dict.fromkeys(chain.from_iterable(rows))
+    filled = [key for key in named if any(row.get(key) for row in rows)]
     keys = {(names or {}).get(key, key): key for key in filled}
     order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME, BOX) if name in keys]
     header = (*order, *(name for name in keys if name not in order))
     wanted = [keys[name] for name in header]
-    cells, others = (
-        tuple(tuple([row.get(key, "") for key in wanted]) for row in part) for part in (rows, aside)
-    )
-    return Form(name, base, header, cells, tuple(rules), left_out, aside=others)
+    cells = [_cells(part, wanted) for part in (rows, aside)]
+    return Form(name, base, header, cells[0], tuple(rules), left_out, aside=cells[1])
+
+
+def _cells(rows: Sequence[Mapping[str, str]], wanted: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the wanted cells of rows; those that a row lacks are empty."""
+    needed = {*wanted}
+    if len(wanted) > 1 and all(row.keys() >= needed for row in rows):
+        return tuple(map(itemgetter(*wanted), rows))  # three times as fast
+    return tuple(tuple([row.get(key, "") for key in wanted]) for row in rows)
 
 
 def without_videos(form: Form) -> Form:
     """Return a form without its rows of videos, which it counts as left out."""
-    if PATH not in form.header:
+    if PATH not in form.header or form.timed:  # whose readers left them out
         return form
     at = form.header.index(PATH)
     videos = [row[at] for row in form.rows if is_video(row[at])]

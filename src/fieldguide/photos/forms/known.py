@@ -6,6 +6,7 @@ from fieldguide.errors import UsageError
 from fieldguide.photos.forms import (
     camera_tables,
     camtrap_dp,
+    camtraptools,
     coco,
     darwin_core,
     hf_metadata,
@@ -22,6 +23,7 @@ from fieldguide.words import listed
 KNOWN: tuple[Known, ...] = (  # a form before those that would take it too
     *json_sets.FORMS,
     *camtrap_dp.FORMS,
+    *camtraptools.FORMS,
     *camera_tables.FORMS,
     *coco.FORMS,
     *labelling.FORMS,
