@@ -207,7 +207,7 @@ BY_HAND: dict[str, tuple[dict[str, object], str]] = {
 
 
 def main() -> None:
-    """Print the table, with what the older tree read if one is given."""
+    """Do what is asked: the table, the cost, or a part of them in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--before", type=Path)
     parser.add_argument("--images", type=int)
@@ -223,13 +223,18 @@ def main() -> None:
     if asked.images is not None:
         against_json(asked.images)
         return
+    table(asked.before)
+
+
+def table(before: Path | None) -> None:
+    """Print the table, with what the older tree read if one is given."""
     from fieldguide.photos.forms.known import KNOWN  # which an older tree may not have
 
     with tempfile.TemporaryDirectory() as made:
         places = {known.name: sample(known.name, Path(made)) for known in KNOWN}
         columns = [[seen(place) for place in places.values()]]
-        if asked.before is not None:
-            columns.append(read_by(asked.before.resolve(), list(places.values())))
+        if before is not None:
+            columns.append(read_by(before.resolve(), list(places.values())))
     names = ["form", "sample by", "read", "read before"][: 2 + len(columns)]
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for name, *read in zip(places, *columns, strict=True):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import fieldguide as fg
+from fieldguide.photos.forms.known import KNOWN
 
 ROOT = Path(__file__).parents[1]
 SPEED = ROOT / "benchmarks" / "speed"
@@ -289,3 +290,12 @@ def test_the_scale_of_many_photos_is_measured_and_leaves_nothing(tmp_path: Path)
     assert stages[-1]["stage"] == "all draws of an epoch"
     assert all(stage["seconds"] >= 0 and stage["photos"] == 500 for stage in stages)
     assert not folder.exists()
+
+
+def test_a_sample_of_every_form_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy", reason="needs the extra mat")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "forms.py"))
+    script["table"](None)
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split("`")[1] for line in lines] == [known.name for known in KNOWN]
+    assert all(" class" in line for line in lines)
