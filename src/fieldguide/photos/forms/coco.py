@@ -3,7 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from fieldguide.errors import DataError
@@ -64,6 +66,20 @@ def _id(item: Any, key: str, *where: object) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
+def _ids(items: Sequence[Any], key: str, *where: object) -> Sequence[str]:
+    """Return `_id` of all items of a list, at once where all are texts, or whole numbers."""
+    with suppress(AttributeError):  # of an item that is no object
+        values = [item.get(key) for item in items]
+        kinds = set(map(type, values))
+        if kinds <= {str}:
+            return [value.strip() for value in values]
+        if kinds <= {int}:
+            return [*map(str, values)]
+        if kinds <= {NoneType}:
+            return [""] * len(items)
+    return [_id(item, key, *where, number) for number, item in enumerate(items)]
+
+
 def _is_coco(place: Path) -> bool:
     keys = _keys(place)
     return (
@@ -95,15 +111,13 @@ def read_coco(place: Path, boxes: bool = False) -> Form | None:
         _id(one, "id", file.name, "licenses", number): str(one.get("name") or one.get("url") or "")
         for number, one in enumerate(listed if isinstance(listed, list) else [])
     }
-    trap = False
     rows = []
     name = file.name
-    for number, (key, path) in enumerate(paths.items()):
-        image = images[number]
-        spot = _id(image, "location", name, "images", number)
-        sequence = _id(image, "seq_id", name, "images", number)
-        licence = _id(image, "license", name, "images", number) if licences else ""
-        trap = trap or bool(spot or sequence)
+    spots, sequences, licensed = (
+        _ids(images, key, name, "images") for key in ("location", "seq_id", "license")
+    )
+    each = zip(images, paths.items(), spots, sequences, licensed, strict=True)
+    for image, (key, path), spot, sequence, licence in each:
         row = {
             PATH: path,
             EVENT: within(spot, sequence),
@@ -120,7 +134,7 @@ def read_coco(place: Path, boxes: bool = False) -> Form | None:
             rows.append(row)
             rows += [row | {LABEL: label} for label in others]
     return photos_of(
-        "COCO Camera Traps" if trap else "COCO",
+        "COCO Camera Traps" if any(spots) or any(sequences) else "COCO",
         base,
         rows,
         rules=rules,
@@ -135,9 +149,10 @@ def _paths_of_images(file: Path, images: Sequence[Any]) -> dict[str, str]:
     """Return the path of each image by its id; DataError for an image without or an id twice."""
     paths: dict[str, str] = {}
     source = file.name
-    for number, image in enumerate(images):
+    for number, (image, key) in enumerate(
+        zip(images, _ids(images, "id", source, "images"), strict=True)
+    ):
         name = _need(image, "file_name", str, "a path", source, "images", number)
-        key = _id(image, "id", source, "images", number)
         if not key or key in paths:
             spot = f"{source}, images[{number}], key `id`"
             raise DataError(f"{spot}: expected an id of its own, found `{key}`")
@@ -163,9 +178,12 @@ def _annotated(
         data.get("annotations", []), list, f"{source}, key `annotations`", "a list"
     )
     single = {name: (name,) for name in names.values()}
-    for number, annotation in enumerate(annotations):
-        key = _id(annotation, "image_id", source, "annotations", number)
-        category = _id(annotation, "category_id", source, "annotations", number)
+    keys, categories = (
+        _ids(annotations, key, source, "annotations") for key in ("image_id", "category_id")
+    )
+    for number, (annotation, key, category) in enumerate(
+        zip(annotations, keys, categories, strict=True)
+    ):
         if category not in names:
             spot = f"{source}, annotations[{number}], key `category_id`"
             raise DataError(f"{spot}: `{category}` is not in categories")
