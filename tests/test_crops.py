@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from shell import ON_CPU, table
 import fieldguide as fg
 from fieldguide.errors import DataError, UsageError
 from fieldguide.photos import boxes as photo_boxes
-from fieldguide.photos import crops, pixels, sources
+from fieldguide.photos import check, crops, pixels, sources
 from fieldguide.photos.crops import Box, Crop
+from fieldguide.photos.inspect import inspect
+from fieldguide.photos.near_copies import joined_groups
 from fieldguide.predict.classifier import Classifier
 
 PLAIN = Crop(tight=True, margin=0.0)
@@ -58,9 +61,9 @@ def test_boxes_that_count() -> None:
 
 def test_a_box_ends_with_the_picture() -> None:
     assert crops.box_of("-0.1 0.5 0.3 0.9", "x") == pytest.approx((0, 0.5, 0.2, 0.5))
-    for empty in ("0.5 0.5 0 0.1", "1.2 0 0.1 0.1", "0.2 0.2 -0.1 0.1"):
+    for empty in ("0.5 0.5 0 0.1", "1.2 0 0.1 0.1"):
         assert crops.box_of(empty, "x") is None
-    for odd in ("0.1 0.1 0.2", "a b c d", "0 0 nan 1", "0 0 inf 1"):
+    for odd in ("0.1 0.1 0.2", "a b c d", "0 0 nan 1", "0 0 inf 1", "0 0 60 50", "0.2 0.2 -0.1 1"):
         with pytest.raises(DataError, match="here: expected a box"):
             crops.box_of(odd, "here")
 
@@ -145,24 +148,31 @@ def boxes_at(*paths: str) -> photo_boxes.Boxes:
     )
 
 
-def widths(found: list) -> list:
+def found_for(photos: list[str], boxes: photo_boxes.Boxes, root: str = "/data/y") -> list:
+    found = photo_boxes.found_for(photos, [Path(root)] * len(photos), boxes)
     return [own and round(10 * own[0].width) for own in found]
 
 
 def test_paths_may_start_from_other_folders() -> None:
     boxes = boxes_at("a/1.jpg", "b/1.jpg")
-    assert widths(photo_boxes.found_for(["b/1.jpg", "c/1.jpg"], boxes)) == [2, None]
-    assert widths(photo_boxes.found_for(["top/a/1.jpg"], boxes)) == [1]
-    assert widths(photo_boxes.found_for(["1.jpg"], boxes_at("x/y/1.jpg", "x/y/11.jpg"))) == [1]
+    assert found_for(["b/1.jpg", "c/1.jpg"], boxes) == [2, None]
+    assert found_for(["top/a/1.jpg", " a//1.jpg"], boxes_at("a/1.jpg", "top/a/1.jpg")) == [2, 1]
+    assert found_for(["1.jpg"], boxes_at("x/y/1.jpg", "x/y/11.jpg", "x/z/1.jpg")) == [1]
+    assert found_for(["a/1.jpg"], boxes_at("D:/else/a/1.jpg")) == [1]
+
+
+def test_boxes_of_another_folder_are_not_taken() -> None:
+    with pytest.raises(DataError, match="none of its 1 path is one of these photos"):
+        found_for(["1.jpg"], boxes_at("x/z/1.jpg"))
 
 
 def test_paths_that_leave_a_choice_are_refused() -> None:
-    with pytest.raises(DataError, match=r"`1\.jpg` may be any of `a/1\.jpg`, `b/1\.jpg`"):
-        photo_boxes.found_for(["1.jpg"], boxes_at("a/1.jpg", "b/1.jpg"))
+    with pytest.raises(DataError, match=r"`1\.jpg` may be any of `/x/y/1\.jpg`, `/y/1\.jpg`"):
+        found_for(["1.jpg"], boxes_at("/x/y/1.jpg", "/y/1.jpg"))
     with pytest.raises(DataError, match=r"`1\.jpg` may be `a/1\.jpg` or `b/1\.jpg`"):
-        photo_boxes.found_for(["a/1.jpg", "b/1.jpg"], boxes_at("1.jpg"))
+        found_for(["a/1.jpg", "b/1.jpg"], boxes_at("1.jpg"))
     with pytest.raises(DataError, match="none of its 1 path is one of these photos"):
-        photo_boxes.found_for(["a/1.jpg"], boxes_at("2.jpg"))
+        found_for(["a/1.jpg"], boxes_at("2.jpg"))
 
 
 # --- from photos with boxes to answers
@@ -251,6 +261,73 @@ def test_crops_of_a_photo_are_never_on_both_sides(crop_run: fg.Run) -> None:
     assert len(sides) == 15 and all(len(folds) == 1 for folds in sides.values())
 
 
+def test_copies_of_a_photo_are_never_on_both_sides(sites: Path, tmp_path: Path) -> None:
+    shutil.copytree(sites / "photos", tmp_path / "photos")
+    rows = [("path", "label", "box", "group")]
+    for number, path in enumerate(sorted((sites / "photos").glob("*/*.png"))):
+        copy = path.with_name(f"copy-{path.name}").relative_to(sites / "photos")
+        shutil.copy(path, tmp_path / "photos" / copy)
+        label, name = path.parent.name, f"{path.parent.name}/{path.name}"
+        rows.append((name, label, "0.0 0.0 0.4 0.5", f"a{number}"))
+        rows.append((name, label, "0.5 0.5 0.5 0.5", f"b{number}"))
+        rows.append((copy.as_posix(), label, "0.1 0.4 0.5 0.5", ""))
+    with (tmp_path / "boxes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    catalog = fg.read(tmp_path / "boxes.csv", crop="box", root=tmp_path / "photos")
+    facts = inspect(catalog)
+    found = check.findings(catalog, facts)
+    copies = [each for each in found if each.kind == "exact-duplicate"]
+    assert len(copies) == 18 and "is the same file as" in copies[0].message
+    used, clusters = check.usable(catalog, facts, near="off")
+    groups = joined_groups(used, clusters)
+    by_photo: dict[str, set] = {}
+    for photo, group in zip(used.photos, groups, strict=True):
+        name = crops.parted(photo.path)[0].replace("copy-", "")
+        by_photo.setdefault(name, set()).add(group)
+    assert len(by_photo) == 18 and all(len(groups) == 1 for groups in by_photo.values())
+
+
+def test_own_folds_that_divide_a_photo_are_found(sites: Path, tmp_path: Path) -> None:
+    lines = ["path,label,box,fold"]
+    for name in COLORS:
+        for index in range(4):
+            for fold, box in enumerate(("0 0 0.5 0.5", "0.5 0.5 0.5 0.5")):
+                lines.append(f"{name}/{index}.png,{name},{box},{fold}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    catalog = fg.read(tmp_path / "t.csv", crop="box", root=sites / "photos")
+    found = check.findings(catalog, inspect(catalog))
+    assert [(each.kind, each.fatal) for each in found if each.fatal] == [("own-folds", True)]
+
+
+def test_a_detector_that_found_nothing(
+    crop_run: fg.Run, sites: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    data = json.loads((sites / "md.json").read_text())
+    for image in data["images"]:
+        image["detections"] = []
+    data["images"][0] = {"file": "amber/0.png", "failure": "x", "detections": None}
+    (tmp_path / "md.json").write_text(json.dumps(data))
+    said = command("check", sites / "photos", "--boxes", tmp_path / "md.json")
+    assert said.code == 3 and "none of its boxes counts" in said.err
+    asked = ("predict", crop_run.folder, tmp_path / "md.json", "--root", sites / "photos")
+    assert command(*asked, "--out", tmp_path / "p.csv", *ON_CPU).code == 0
+    rows = table(tmp_path / "p.csv")
+    assert [row["path"] for row in rows] == [f"{name}/{n}.png" for name in COLORS for n in range(6)]
+    assert {row["status"] for row in rows} == {"no box that counts"}
+
+
+def test_a_photo_that_the_boxes_do_not_name_is_seen_whole(
+    crop_run: fg.Run, sites: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    data = json.loads((sites / "md.json").read_text())
+    del data["images"][1:]
+    (tmp_path / "md.json").write_text(json.dumps(data))
+    asked = ("predict", crop_run.folder, sites / "photos", "--boxes", tmp_path / "md.json")
+    said = command(*asked, "--out", tmp_path / "p.csv", *ON_CPU)
+    assert "17 photos without known boxes will be seen whole" in said.err
+    assert "and 2 boxes" in said.err
+
+
 def test_answers_are_by_box_and_by_photo(
     crop_run: fg.Run, sites: Path, tmp_path: Path, command: Callable[..., Answer]
 ) -> None:
@@ -303,11 +380,13 @@ def test_boxes_are_for_classifiers_of_crops(
 
 
 def test_other_crops_of_training_photos_are_no_new_ones(
-    crop_run: fg.Run, sites: Path, command: Callable[..., Answer]
+    crop_run: fg.Run, sites: Path, tmp_path: Path, command: Callable[..., Answer]
 ) -> None:
-    asked = ("score", crop_run.folder, sites / "photos", "--boxes", sites / "md.json")
+    text = (sites / "md.json").read_text().replace("0.25,", "0.3,")
+    (tmp_path / "md.json").write_text(text)
+    asked = ("score", crop_run.folder, sites / "photos", "--boxes", tmp_path / "md.json")
     said = command(*asked, *ON_CPU)
-    assert said.code == 3 and "18 of 18 photos were used by the folds in training" in said.err
+    assert said.code == 3 and "all 18 photos look like training photos" in said.err
 
 
 def test_a_fit_of_crops_resumes_and_crops_are_not_packed(

@@ -79,7 +79,7 @@ def test_a_package_of_camtraptools() -> None:
     events = column(form, "event")
     assert len(set(events)) == 3 and events[0] == events[1] and events[3] == events[4]
     assert column(form, "time")[0] == "2021-06-01T05:00:00"
-    assert "4 boxes not used: `--crop box` takes them" in form.told
+    assert "4 boxes of its own not used, which `--crop box` takes" in form.told
     boxes = READERS["camtrap-dp"](WRITTEN / "camtraptools", boxes=True)
     assert column(boxes, "box") == ["0.25 0.25 0.5 0.25"] * 4
     assert column(boxes, "label") == ["Vulpes vulpes"] * 2 + ["Capreolus capreolus"] * 2
@@ -285,7 +285,7 @@ def test_objects_in_boxes_are_one_label_a_photo(tmp_path: Path) -> None:
     assert form.name == "COCO" and form.header == ("path", "label", "licence")
     assert form.rows == (("0.jpg", "fox", "CC BY"),)
     assert form.left_out == {"photos under several labels": 1, "photos without annotation": 1}
-    assert "4 boxes not used" in form.told
+    assert "4 boxes of its own not used" in form.told
     boxes = READERS["coco"](tmp_path / "x.json", boxes=True)
     assert boxes.header == ("path", "label", "box", "licence")
     assert [row[:3] for row in boxes.rows] == [

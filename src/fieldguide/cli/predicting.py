@@ -314,7 +314,8 @@ def _write(
     lost = f", {counts.unreadable:,} of them unreadable" if counts.unreadable else ""
     lost += f", {counts.small:,} of them too small to show anything" if counts.small else ""
     lost += f", {counts.boxless:,} of them without a box" if counts.boxless else ""
-    also = f", and {count(len(crops), 'box')}: {boxed}" if boxed else ""
+    cut = sum(len(photo.boxes or ()) for photo in photos)
+    also = f", and {count(cut, 'box')}: {boxed}" if boxed else ""
     terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}{also}")
     if answers.strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)

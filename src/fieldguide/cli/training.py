@@ -11,7 +11,16 @@ from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.display import Display
 from fieldguide.cli.fitting import chosen_recipe, require_beside, require_weights, watching
-from fieldguide.cli.flags import Collection, Columns, Flags, RecipeName, TableFlags, fetched
+from fieldguide.cli.flags import (
+    Collection,
+    Columns,
+    Flags,
+    RecipeName,
+    TableFlags,
+    fetched,
+    given,
+    refuse,
+)
 from fieldguide.errors import DataError, PhotosAway, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from fieldguide.runs.run import Run
 
 DEMO_PHOTOS_EACH = 60
+_CHOOSE_COLUMNS = ("--group", "--label-column", "--split-column", "--fold-column")
 
 
 @app.command
@@ -96,8 +106,10 @@ def check(
 def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> None:
     """Write the plain table that PHOTOS become, to look at and to edit.
 
-    It has a row for each photo. Its paths start from the folder that it lies in, if the photos lie
-    below it, and are whole otherwise; so every command reads it.
+    It has a row for each photo, or with --crop box for each box. Of a known form it has all
+    columns, which are chosen from when it is read; of others those that are used. Its paths start
+    from the folder that it lies in, if the photos lie below it, and are whole otherwise; so every
+    command reads it.
 
     Parameters
     ----------
@@ -116,9 +128,13 @@ def table(photos: Collection, *, out: Path, columns: TableFlags = Columns()) -> 
         boxes=columns.crop is not None,
         event_gap=columns.event_gap,
     )
-    if columns.boxes or (columns.crop and form is None):
-        flag = "--boxes" if columns.boxes else "--crop"
-        raise UsageError(f"{flag} is of no use for a table of photos", hint="it is for `fit`")
+    idle = ["--boxes"] if form is None or columns.boxes else [*_CHOOSE_COLUMNS]
+    idle += ["--crop"] if form is None or columns.crop != "box" else []
+    refuse(
+        [flag for flag in given(columns) if flag in idle],
+        "without effect on this table",
+        "give it when the table is read",
+    )
     header, rows = sources.plain(catalog, form, out.parent.resolve())
     files.write_csv(out, header, rows)
     terminal.stdout.print(f"{len(rows):,} rows: {out}")

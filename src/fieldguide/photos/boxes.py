@@ -3,10 +3,12 @@
 Knows nothing of labels and pixels.
 """
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fieldguide.errors import DataError
@@ -29,6 +31,8 @@ class Boxes(NamedTuple):
 
 def read(file: Path, rule: Crop) -> Boxes:
     """Return the boxes that count, from a form that has some or a table; else DataError."""
+    if not file.exists():
+        raise DataError(f"no such file: {file}")
     form = known.find(file, boxes=True)
     if form is None:
         table = read_cells(file)
@@ -40,23 +44,32 @@ def read(file: Path, rule: Crop) -> Boxes:
     kept, _ = boxes_of(table, path, rule)
     found: dict[str, list[Box]] = defaultdict(list)
     for number, cells in table.rows:
-        boxes = found[cells[path].replace("\\", "/").removeprefix("./")]
-        if number in kept:
+        boxes = found[_plain(cells[path])]
+        if number in kept and kept[number] not in boxes:
             boxes.append(kept[number])
     return Boxes(file.name, dict(found))
 
 
-def found_for(photos: Sequence[str], boxes: Boxes) -> list[list[Box] | None]:
+def _plain(path: str) -> str:
+    """Return a path as paths are compared."""
+    slashed = unicodedata.normalize("NFC", path.strip().replace("\\", "/"))
+    return PurePosixPath(slashed).as_posix()
+
+
+def found_for(photos: Sequence[str], roots: Sequence[Path], boxes: Boxes) -> list[list[Box] | None]:
     """Return the boxes of each photo, by its path; None for a photo that the file does not name.
 
-    Both paths may start from different folders: one is the end of the other. Raises DataError where
-    that leaves a choice, and where no photo is named.
+    Paths start from `roots`, one each, and may start from another folder in the file: one is the
+    end of the other, and if the file's is longer and not absolute, the folder before it is called
+    as the root is. Raises DataError where that leaves a choice, and where no photo is named.
     """
     ends: dict[str, list[str]] = defaultdict(list)
     for path in boxes.by_path:
         for end in _ends(path):
             ends[end].append(path)
-    names = [_named(photo, boxes, ends) for photo in photos]
+    names = [
+        _named(_plain(photo), root, boxes, ends) for photo, root in zip(photos, roots, strict=True)
+    ]
     of_name: dict[str, str] = {}
     for photo, name in zip(photos, names, strict=True):
         if name is not None and of_name.setdefault(name, photo) != photo:
@@ -79,13 +92,21 @@ def _ends(path: str) -> Iterator[str]:
         yield "/".join(parts[first:])
 
 
-def _named(photo: str, boxes: Boxes, ends: dict[str, list[str]]) -> str | None:
+def _named(photo: str, root: Path, boxes: Boxes, ends: dict[str, list[str]]) -> str | None:
     """Return the path that a photo has in a file of boxes, of which `ends` are all paths' ends."""
     if photo in boxes.by_path:
         return photo
-    longer = ends.get(photo, [])
+    within = f"{root.name}/{photo}"
+    longer = [
+        path
+        for path in ends.get(photo, [])
+        if path == within or path.endswith(f"/{within}") or re.match(r"/|[A-Za-z]:/", path)
+    ]
     if len(longer) > 1:
-        raise DataError(f"{boxes.name}: `{photo}` may be any of {quoted(longer)}")
+        raise DataError(
+            f"{boxes.name}: `{photo}` may be any of {quoted(longer)}",
+            hint="its paths should start from the folder that the photos' paths start from",
+        )
     return next(iter(longer), None) or next(
         (end for end in _ends(photo) if end in boxes.by_path), None
     )
@@ -95,9 +116,9 @@ def cut(catalog: Catalog, boxes: Boxes, rule: Crop) -> Catalog:
     """Return the crops of a catalog's photos; those without a box that counts are left out."""
     rows = []
     unnamed = empty = 0
-    for photo, found in zip(
-        catalog.photos, found_for(catalog.table.column("path"), boxes), strict=True
-    ):
+    paths = catalog.table.column("path")
+    named = found_for(paths, [catalog.root] * len(paths), boxes)
+    for photo, found in zip(catalog.photos, named, strict=True):
         unnamed += found is None
         empty += found == []
         rows += [replace(photo, path=rule.address(photo.path, box)) for box in found or ()]

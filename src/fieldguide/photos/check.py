@@ -12,8 +12,11 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from fieldguide.errors import DataError
 from fieldguide.photos.catalog import TOO_SMALL, Catalog, Note, Photo, trainable_notes
+from fieldguide.photos.crops import parted
 from fieldguide.photos.families import families
+from fieldguide.photos.folds import given_folds
 from fieldguide.photos.inspect import Facts, as_records
 from fieldguide.photos.near_copies import Clusters, duplicates, joined_groups
 from fieldguide.photos.occasions import shared_events
@@ -34,8 +37,9 @@ def usable(
     conflicts: Literal["keep", "drop"] = "keep",
     near: NearDuplicates = "group",
 ) -> tuple[Catalog, Clusters]:
-    """Return the readable photos, with their SHA-256 filled in, and the clusters among them.
+    """Return the readable photos, with their SHA-256 filled in, and what no fold may divide.
 
+    That are the clusters among them and, of crops, those of one photo or of its copies.
     `clusters` are those that `kept_together` found in `catalog`. `conflicts="drop"` also leaves out
     every training photo whose file has another label there too.
     """
@@ -50,10 +54,12 @@ def usable(
     photos = catalog.table.take(kept).with_column("sha256", table.column("sha256").take(kept))
     used = replace(catalog, photos=photos, occasions=None)
     if dropped:  # one that is gone may have linked two that stay
-        return used, kept_together(used, table.take(kept), near)
+        stay = table.take(kept)
+        return used, [*kept_together(used, stay, near), *of_one_photo(stay)]
     # Unreadable photos are in no cluster: all members stay, under other numbers.
     numbers = np.array(kept, dtype=np.int64)
-    return used, [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
+    left = [tuple(np.searchsorted(numbers, cluster).tolist()) for cluster in clusters]
+    return used, [*left, *of_one_photo(table.take(kept))]
 
 
 def kept_together(catalog: Catalog, facts: Sequence[Facts], near: NearDuplicates) -> Clusters:
@@ -61,6 +67,15 @@ def kept_together(catalog: Catalog, facts: Sequence[Facts], near: NearDuplicates
     if near == "group":
         return duplicates(catalog, facts)
     return [tuple(rows) for rows in _same_files(as_records(facts))]
+
+
+def of_one_photo(facts: Sequence[Facts]) -> Clusters:
+    """Return the rows of crops of one photo, or of files with the same bytes."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, photo in enumerate(as_records(facts).column("photo")):
+        if photo:
+            rows_of[photo].append(row)
+    return [tuple(rows) for rows in rows_of.values() if len(rows) > 1]
 
 
 def _readable(facts: Records[Facts]) -> Iterator[int]:
@@ -113,10 +128,14 @@ def findings(
     for cluster in found_clusters:
         photos = [catalog.photos[row] for row in cluster]
         hashes = [table[row].sha256 for row in cluster]
-        found += _copies(photos, hashes)
-        found += _leaks(photos, hashes)
+        if len({parted(photo.path)[0] for photo in photos}) > 1:  # else crops of one photo
+            found += _copies(photos, hashes)
+            found += _leaks(photos, hashes)
         found += _conflicts(photos, hashes)
-    groups = joined_groups(catalog, together)
+    crops = of_one_photo(table)
+    found += _copied_photos(catalog, crops)
+    groups = joined_groups(catalog, [*together, *crops])
+    found += _divided_groups(catalog, groups)
     found += shared_events(catalog, groups)
     found += _by_name(catalog.table.column("path"), groups)
     found += _class_findings(catalog, table, groups, folds)
@@ -194,6 +213,25 @@ def _copies(photos: Sequence[Photo], hashes: Sequence[str]) -> Iterator[Finding]
         if other != row:
             kind, verb = _likeness(hashes[row], hashes[other])
             yield Finding(kind, photo.path, f"{verb} {photos[other].path}")
+
+
+def _copied_photos(catalog: Catalog, crops: Clusters) -> Iterator[Finding]:
+    """Yield a finding for each file of crops but the first of those with the same bytes."""
+    for rows in crops:
+        first, *others = dict.fromkeys(parted(catalog.photos[row].path)[0] for row in rows)
+        for other in others:
+            yield Finding("exact-duplicate", other, f"is the same file as {first}")
+
+
+def _divided_groups(catalog: Catalog, groups: Sequence[str]) -> Iterator[Finding]:
+    """Yield a finding if the user's own folds divide a group, or cannot be folds."""
+    rows = [row for row, split in enumerate(catalog.table.column("split")) if split == "train"]
+    own = [catalog.table.column("fold")[row] for row in rows]
+    if any(fold is not None for fold in own):
+        try:
+            given_folds(own, [groups[row] for row in rows])
+        except DataError as error:
+            yield Finding("own-folds", "", error.message, error.hint, fatal=True)
 
 
 def _likeness(one: str, other: str) -> tuple[str, str]:

@@ -102,8 +102,10 @@ def box_of(text: str, where: str) -> Box | None:
     except ValueError:
         left = width = math.nan
         top = height = 0.0
-    if not math.isfinite(left + top + width + height):
-        expected = "left, top, width and height as shares of the picture"
+    sides = (left, top, width, height)
+    # a detector's box may reach a little beyond the picture
+    if not (math.isfinite(sum(sides)) and max(map(abs, sides)) <= 1.5 and min(width, height) >= 0):
+        expected = "left, top, width and height as shares of the picture, 0 to 1"
         raise DataError(f"{where}: expected a box, {expected}, found `{text[:60]}`")
     right, bottom = min(left + width, 1.0), min(top + height, 1.0)
     left, top = max(left, 0.0), max(top, 0.0)
@@ -196,8 +198,9 @@ def counting(
 
 
 def confidence_of(text: str, where: str) -> float:
-    """Return a detector's confidence, NaN for an empty cell; DataError for anything else."""
-    try:
-        return float(text or math.nan)
-    except ValueError as error:
-        raise DataError(f"{where}: expected a confidence, found `{text[:60]}`") from error
+    """Return a detector's confidence, NaN for an empty cell; DataError for no share."""
+    if not text.strip():
+        return math.nan
+    if (share := _share(text)) is None:
+        raise DataError(f"{where}: expected a confidence from 0 to 1, found `{text[:60]}`")
+    return share

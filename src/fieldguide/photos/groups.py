@@ -192,7 +192,7 @@ def capture_events(photos: Records[Photo], files: Sequence[Path], gap: float) ->
 def _capture(path: Path) -> tuple[datetime | None, str]:
     """Return when a photo was taken and the camera's make, model and serial number, if it says."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(crops.photo_of(path)) as picture:
             exif = picture.getexif()
             inner = exif.get_ifd(_EXIF)
     except Exception:  # Pillow raises nearly anything on damaged files; the check tells of them

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fieldguide.errors import UnreadablePhoto
-from fieldguide.photos import deep, pixels
+from fieldguide.photos import crops, deep, pixels
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.pixels import Reading
 from fieldguide.storage import columns
@@ -49,6 +49,7 @@ class Facts:
     warning: str = ""
     oddity: str = ""  # how values were taken, where that may not be meant
     hint: str = ""
+    photo: str = ""  # of a crop: the SHA-256 of the file that it is of
     fingerprint: bytes = b""  # 576 gray and 72 colour values; empty where there is no picture
 
 
@@ -65,6 +66,7 @@ def in_columns(facts: Iterable[Facts] = ()) -> Records[Facts]:
             "warning": Shared,
             "oddity": Shared,
             "hint": Shared,
+            "photo": columns.digests,
             "fingerprint": partial(Packed, bytes, bytes),
         },
         facts,
@@ -114,6 +116,7 @@ def look(path: Path, reading: Reading = Reading()) -> Facts:
     try:
         data = pixels.read(path)
         sha256 = hashlib.sha256(data).hexdigest()
+        part, whole = crops.unpacked(data)
         own = replace(reading, tone="own")
         frame = pixels.decode(data, shorter_side=_DECODED_SIDE, reading=own)
         shown = pixels.decode(data, reading=reading).image if frame.span else frame.image
@@ -126,6 +129,7 @@ def look(path: Path, reading: Reading = Reading()) -> Facts:
         frame.frames,
         warning=frame.warning,
         oddity=frame.oddity or _narrow(shown, frame.span),
+        photo=hashlib.sha256(whole).hexdigest() if part else "",
         fingerprint=_fingerprint(frame.image),
     )
 

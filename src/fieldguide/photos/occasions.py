@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fieldguide.photos.catalog import Catalog, Note
+from fieldguide.photos.crops import parted
 from fieldguide.photos.families import STEM
 from fieldguide.photos.groups import EVENT_GAP, capture_events
 
@@ -37,7 +38,8 @@ def shared_events(catalog: Catalog, groups: Sequence[str]) -> Iterator[Note]:
     `groups` are those that folds keep together whatever the source says, such as copies. Photos
     count that share their event with one of another such group, and of another own fold, if any.
     """
-    if any(catalog.table.column("group")):
+    names = zip(catalog.table.column("group"), catalog.table.column("path"), strict=True)
+    if any(group and group != parted(path)[0] for group, path in names):  # not of crops alone
         return
     for found in _candidates(catalog):
         divided = _divided(catalog, found, groups)
@@ -74,16 +76,18 @@ def _divided(catalog: Catalog, found: _Events, groups: Sequence[str]) -> int:
 
 def _candidates(catalog: Catalog) -> Iterator[_Events]:
     rows, paths = _training(catalog), catalog.table.column("path")
+    photos = [parted(path)[0] for path in paths]
     said = catalog.occasions
     if said is not None and said.events is not None:
-        yield _Events(rows, [said.events.get(paths[row]) for row in rows], said.what, "event")
+        own = [said.events.get(paths[row]) or said.events.get(photos[row]) for row in rows]
+        yield _Events(rows, own, said.what, "event")
     elif said is not None:
         step = max(len(rows) // _STRETCHES, _NEIGHBOURS)
         looked = [row for at in range(0, len(rows), step) for row in rows[at : at + _NEIGHBOURS]]
         taken = catalog.table.take(looked)
         events = capture_events(taken, [catalog.root / p for p in taken.column("path")], EVENT_GAP)
         yield _Events(looked, events, f"EXIF times within {EVENT_GAP:g} s", "event")
-    stems = [paths[row].rpartition("/")[2].rpartition(".")[0] for row in rows]
+    stems = [photos[row].rpartition("/")[2].rpartition(".")[0] for row in rows]
     for pattern, what in ((_MINUTES, "minutes"), (_NUMBERED, "numbers")):
         events = [found[1] if (found := re.search(pattern, stem)) else None for stem in stems]
         if pattern != _NUMBERED or _are_numbered(stems, events, len(catalog.classes)):

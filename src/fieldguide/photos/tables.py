@@ -202,7 +202,9 @@ def catalog_of(
         names.setdefault("group", groups.BY_PHOTO)
     said = _told(table, {*columns.values(), *made_of, *of_boxes}, names, found, base, notes)
     if rule:
-        said = f"crops: {rule.name} ({len(cut):,} of {count(len(table.rows), 'row')}); {said}"
+        unsure = ", no confidences" * (len(of_boxes) < 2)
+        rows = f"{len(cut):,} of {count(len(table.rows), 'row')}{unsure}"
+        said = f"crops: {rule.name} ({rows}); {said}"
     said = f"{form}; {said}" if form else said
     return Catalog(base, found, tuple(notes), said, rule.name if rule else "", occasions)
 
@@ -543,6 +545,10 @@ def _all_names(table: Table) -> str:
 def _only_sensible(table: Table, role: str, taken: set[int]) -> dict[str, int]:
     """Return the only possible column: of file names, or for the label the only one left."""
     free = [column for column in range(len(table.header)) if column not in taken]
+    if role == "label":
+        no_labels = (*BOXES, *CONFIDENCES)
+        plain = simplified(table.header)
+        free = [column for column in free if plain[column] not in no_labels]
     if role == "path":
         sample = [cells for _, cells in table.rows[:100]]
         media = EXTENSIONS | VIDEO_ENDINGS

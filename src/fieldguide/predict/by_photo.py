@@ -16,8 +16,8 @@ def by_photo(
 ) -> Iterator[Predictions]:
     """Yield the photos' predictions, in order, from those of their crops, `counts` of each.
 
-    A photo's probabilities are the mean of its readable crops', its set of classes holds all of
-    theirs. One without crops has the problem `NO_BOX`.
+    A photo's probabilities are the mean of its readable crops', without those that show nothing if
+    others do; its set of classes holds all of theirs. One without crops has the problem `NO_BOX`.
     """
     held: Predictions | None = None
     done = 0
@@ -41,19 +41,22 @@ def _joined(crops: Predictions, photos: Sequence[Input], spans: Sequence[range])
     problems = []
     probabilities = np.full((len(spans), len(crops.classes)), np.nan)
     sets = None if crops.sets is None else np.zeros(probabilities.shape, bool)
+    remarks = crops.remarks or ("",) * len(crops)
+    told = []
     for row, span in enumerate(spans):
-        seen = [n for n in span if not crops.problems[n]]
+        readable = [n for n in span if not crops.problems[n]]
+        seen = [n for n in readable if not remarks[n]] or readable
+        told.append(next((remarks[n] for n in seen), ""))
         problems.append("" if seen else next((crops.problems[n] for n in span), NO_BOX))
         if seen:
             probabilities[row] = crops.probabilities[seen].mean(axis=0)
         if sets is not None and crops.sets is not None:
             sets[row] = crops.sets[seen].any(axis=0)
-    remarks = crops.remarks or ("",) * len(crops)
     return Predictions(
         tuple(photo.name for photo in photos),
         tuple(problems),
         crops.classes,
         probabilities,
         sets,
-        tuple(next((remarks[n] for n in span if remarks[n]), "") for span in spans),
+        tuple(told),
     )

@@ -69,7 +69,7 @@ def read(
       is `path_column`, or found by its name as `tables.read_table` does.
     - a list (.txt .lst, or `-` for standard input): one path a line; empty lines are skipped.
     - a file in a known form (`forms.known`), or a folder if `form` names one: its photos, also
-      those without a label.
+      those without a label, by path.
     - anything else is a photo itself, whatever its ending.
 
     Paths in tables and lists are absolute, relative to `root`, or to the folder of the table or
@@ -78,8 +78,8 @@ def read(
     UTF-8, and in lists also bytes that are not, as in file names.
 
     With `crop`, the rule of a classifier of crops, photos have the boxes that count: those of the
-    file `boxes` (then the photos that it does not name have none), else of the source itself, whose
-    rows of one photo are one input. Those of other sources stay unknown.
+    file `boxes`, else of the source itself, whose rows of one photo are one input. Those of others
+    stay unknown.
 
     Addresses are fetched first, see `addresses.local`; `notice` reports waits and videos. Raises
     DataError if a source does not exist (but a file that ends like a picture is an input and
@@ -107,8 +107,18 @@ def read(
     if boxes is None or rule is None:
         return inputs
     read = photo_boxes.read(addresses.local(boxes), rule)
-    named = photo_boxes.found_for([each.name.replace(os.sep, "/") for each in inputs], read)
-    return [replace(each, boxes=tuple(own or ())) for each, own in zip(inputs, named, strict=True)]
+    roots = [_root_of(each) for each in inputs]
+    named = photo_boxes.found_for([each.name for each in inputs], roots, read)
+    return [
+        replace(each, boxes=None if own is None else tuple(own))
+        for each, own in zip(inputs, named, strict=True)
+    ]
+
+
+def _root_of(photo: Input) -> Path:
+    """Return the folder that a photo's name starts from, as far as its file says."""
+    file = photo.file or Path(photo.name)
+    return file.parents[min(len(Path(photo.name).parts), len(file.parts) - 1) - 1]
 
 
 def crops_of(inputs: Sequence[Input], crop: str) -> tuple[list[Input], list[int]]:
@@ -204,10 +214,11 @@ def _of_form(
     form = source.form
     assert form is not None, "no form"
     notice(form.told)
-    rows = [*form.rows, *form.aside]
+    at = form.header.index(PATH)
+    rows = sorted((*form.rows, *form.aside), key=lambda row: row[at])
     table = tables.Table(form.name, form.header, tuple(enumerate(rows, 1)))
     base = form.base if root is None else Path(root)
-    return _of_rows(table, form.header.index(PATH), base, rule)
+    return _of_rows(table, at, base, rule)
 
 
 def _of_rows(table: tables.Table, path: int, base: Path, rule: Crop | None) -> list[Input]:
@@ -218,7 +229,7 @@ def _of_rows(table: tables.Table, path: int, base: Path, rule: Crop | None) -> l
     kept, _ = tables.boxes_of(table, path, rule)
     boxes: dict[str, list[Box]] = {name: [] for name in paths}
     for number, cells in table.rows:
-        if number in kept:
+        if number in kept and kept[number] not in boxes[cells[path]]:
             boxes[cells[path]].append(kept[number])
     whole = _looked_up(boxes, base)
     return [replace(each, boxes=tuple(boxes[each.name])) for each in whole]

@@ -25,7 +25,7 @@ from fieldguide.errors import DataError, ResourceError
 from fieldguide.machine.device import choose_device, device_name
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
-from fieldguide.photos.crops import photo_of
+from fieldguide.photos.check import of_one_photo
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.near_copies import duplicates
 from fieldguide.photos.pixels import Reading
@@ -270,12 +270,8 @@ def _used(run: Run) -> list[Photo]:
 
 def _refuse_known(run: Run, catalog: Catalog, hashes: Sequence[str]) -> None:
     known = {photo.sha256: photo.path for photo in _used(run)}
-    # Other crops of the same photo have other bytes.
-    files = {photo_of(run.catalog.file(photo)): photo.path for photo in _used(run) if run.crop}
-    seen = []
-    for photo, digest in zip(catalog.photos, hashes, strict=True):
-        if used := known.get(digest) or files.get(photo_of(catalog.file(photo))):
-            seen.append((photo.path, used))
+    pairs = zip(catalog.photos, hashes, strict=True)
+    seen = [(photo.path, known[digest]) for photo, digest in pairs if digest in known]
     if seen:
         raise DataError(
             f"{len(seen)} of {len(hashes)} photos were used by the folds in training:"
@@ -301,7 +297,7 @@ def _look_alikes(
         notice(f"{gone} of {len(own)} training photos are gone: copies of them are not recognised")
     return {
         row - len(own)
-        for rows in duplicates(both, facts)
+        for rows in (*duplicates(both, facts), *of_one_photo(facts))
         for row in rows
         if rows[0] < len(own) <= row  # ascending: a photo of the run comes first
     }

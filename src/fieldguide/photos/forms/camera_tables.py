@@ -241,6 +241,7 @@ def read_iwildcam(place: Path) -> Form | None:
     return photos_of("iWildCam (WILDS)", base, rows, rules=rules, left=Counter())
 
 
+_NO_ANIMALS = frozenset({"person", "human", "vehicle"})
 _ADDAX = ("relative_path", "label", "confidence", "bbox_left", "bbox_top", "bbox_right")
 _ADDAX_SIZES = ("bbox_bottom", "file_height", "file_width")
 
@@ -254,6 +255,7 @@ def read_addaxai(place: Path, boxes: bool = False) -> Form | None:
     if not names_of_columns(place) >= {"relative_path", "bbox_left", "file_width"}:
         return None
     rows: list[dict[str, str]] = []
+    left_out: Counter[str] = Counter()
     best: dict[str, dict[str, str]] = {}
     for at, cells in rows_of(place, (*_ADDAX, *_ADDAX_SIZES), ("DateTimeOriginal",)):
         path, category, *numeric, time = cells
@@ -267,6 +269,10 @@ def read_addaxai(place: Path, boxes: bool = False) -> Form | None:
         row |= {CONFIDENCE: numeric[0], "category": category}
         if path not in best or sure > float(best[path][CONFIDENCE]):
             best[path] = row
+        if boxes and category in _NO_ANIMALS:
+            left_out["boxes of persons and vehicles"] += 1
+            rows.append(row)
+            continue
         rows.append(
             row | {BOX: box_text((left, top, right - left, bottom - top), where, (wide, high))}
         )
@@ -276,7 +282,7 @@ def read_addaxai(place: Path, boxes: bool = False) -> Form | None:
         base,
         rows if boxes else best.values(),
         rules=["no labels", *rules],
-        left=Counter(),
+        left=left_out,
         boxes=boxes,
         unused=0 if boxes else len(rows),
     )

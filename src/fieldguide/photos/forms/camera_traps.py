@@ -37,14 +37,17 @@ def photos_of(
     boxes: bool = False,
     unused: int = 0,
     videos: Sequence[str] = (),
+    failed: Sequence[dict[str, str]] = (),
 ) -> Form:
     """Return rows, whose times are as the source has them, as a timed form, one row a photo.
 
     With `boxes` there is one a box; else `unused` boxes are told. `videos` are those that are no
-    rows. The rows and `left`, which counts what is left out, are changed.
+    rows, `failed` rows of photos for prediction alone. The rows and `left`, which counts what is
+    left out, are changed.
     """
     found = list(videos)
     kept, aside = _one_each(rows, left, unnamed, boxes, found)
+    aside += failed
     if found:
         left[videos_left(found, base)] = len(found)
     unread = 0
@@ -54,10 +57,11 @@ def photos_of(
         row[TIME] = time.isoformat() if time else ""
     told = [*rules]
     if unused:
-        told.append(f"{count(unused, 'box')} not used: `--crop box` takes them")
+        told.append(f"{count(unused, 'box')} of its own not used, which `--crop box` takes")
     if unread:
         told.append(f"{count(unread, 'time')} of no known form, taken as none")
-    form = table_of(name, base, kept, rules=told, left_out=left, aside=aside)
+    needed = (PATH, BOX) if boxes else (PATH,)
+    form = table_of(name, base, kept, rules=told, left_out=left, aside=aside, needed=needed)
     return replace(form, timed=True)
 
 
@@ -111,6 +115,8 @@ def within(place: str, event: str) -> str:
 def box_text(sides: Any, where: str, size: tuple[float, float] = (1, 1)) -> str:
     """Return the text of a box: left, top, width and height as shares of a picture of that size."""
     try:
+        if isinstance(sides, str):
+            raise ValueError("text")
         x, y, width, height = (float(side) for side in sides)
         wide, high = size
         return f"{x / wide:.6g} {y / high:.6g} {width / wide:.6g} {height / high:.6g}"

@@ -227,12 +227,14 @@ def read_megadetector(place: Path, boxes: bool = False) -> Form | None:
     animals = "animal" in categories.values()
     left: Counter[str] = Counter()
     rows: list[dict[str, str]] = []
+    failed: list[dict[str, str]] = []
     unused = 0
     for number, image in enumerate(images):
         spot = (name, "images", number)
         path = posix(_need(image, "file", str, "a path", *spot))
         if image.get("failure"):
             left["photos that MegaDetector could not read"] += 1
+            failed.append({PATH: path})
             continue
         found = _need(image, "detections", list, "a list", *spot)
         time = str(image.get("datetime") or "")
@@ -261,6 +263,7 @@ def read_megadetector(place: Path, boxes: bool = False) -> Form | None:
         left=left,
         boxes=boxes,
         unused=unused,
+        failed=failed,
     )
 
 

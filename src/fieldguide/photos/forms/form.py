@@ -105,13 +105,16 @@ def table_of(
     rules: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
     aside: Sequence[Mapping[str, str]] = (),
+    needed: Sequence[str] = (PATH,),
 ) -> Form:
-    """Return rows by column as a form; columns that no row fills are left away.
+    """Return rows by column as a form; columns that no row fills are left away, but `needed` ones.
 
     `names` are the names of columns that have others in `rows`.
     """
-    named = dict.fromkeys(chain.from_iterable(rows))
-    filled = [key for key in named if any(row.get(key) for row in rows)]
+    named = dict.fromkeys(chain.from_iterable(chain([needed], rows, aside)))
+    filled = [
+        key for key in named if key in needed or any(row.get(key) for row in chain(rows, aside))
+    ]
     keys = {(names or {}).get(key, key): key for key in filled}
     order = [name for name in (PATH, LABEL, EVENT, PLACE, SPLIT, TIME, BOX) if name in keys]
     header = (*order, *(name for name in keys if name not in order))
