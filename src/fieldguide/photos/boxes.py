@@ -21,6 +21,8 @@ from fieldguide.photos.groups import BY_PHOTO, by_photo
 from fieldguide.photos.tables import Table, boxes_of, path_column, read_cells
 from fieldguide.words import count, quoted
 
+_HINT = "its paths should start from the folder that the photos' paths start from"
+
 
 class Boxes(NamedTuple):
     """The boxes of a file that count by a rule: its name, and the boxes by path as it has them."""
@@ -75,12 +77,13 @@ def found_for(photos: Sequence[str], roots: Sequence[Path], boxes: Boxes) -> lis
         if name is not None and of_name.setdefault(name, photo) != photo:
             raise DataError(
                 f"{boxes.name}: `{name}` may be `{of_name[name]}` or `{photo}`",
-                hint="its paths should start from the folder that the photos' paths start from",
+                hint=_HINT,
             )
     if not of_name:
         raise DataError(
             f"{boxes.name}: none of its {count(len(boxes.by_path), 'path')} is one of these photos:"
-            f" {quoted(list(boxes.by_path))}, and {quoted(list(photos))}"
+            f" {quoted(list(boxes.by_path))}, and {quoted(list(photos))}",
+            hint=_HINT,
         )
     return [None if name is None else boxes.by_path[name] for name in names]
 
@@ -105,7 +108,7 @@ def _named(photo: str, root: Path, boxes: Boxes, ends: dict[str, list[str]]) -> 
     if len(longer) > 1:
         raise DataError(
             f"{boxes.name}: `{photo}` may be any of {quoted(longer)}",
-            hint="its paths should start from the folder that the photos' paths start from",
+            hint=_HINT,
         )
     return next(iter(longer), None) or next(
         (end for end in _ends(photo) if end in boxes.by_path), None
