@@ -103,7 +103,7 @@ def begin(
 def require_usable(folder: Path) -> None:
     """Create the folder; raise `UsageError` for one that holds something else than a run."""
     files.make_folder(folder)
-    known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, files.LOCK, "folds"}
+    known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, runs.PROBE, files.LOCK, "folds"}
     files.refuse_strange(folder, known, mark=runs.SETUP, what="run")
 
 

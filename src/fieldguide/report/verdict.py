@@ -123,6 +123,11 @@ def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
 
 
 def _choice_of_epoch(recipe: Recipe, scores: Scores | None) -> str:
+    if not recipe.epochs:
+        return (
+            "Nothing was trained, and nothing was chosen on the test photos: each fold's head was"
+            " fitted to features of its training photos."
+        )
     if recipe.stop == "none":
         return (
             "Nothing was chosen on the test photos: each fold kept the weights of its last epoch,"

@@ -1,0 +1,176 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fits import Killed, killer, results, small_fit
+from torch import Tensor
+
+import fieldguide as fg
+from fieldguide.errors import UsageError
+from fieldguide.fitting import probes
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Watcher
+from fieldguide.machine.device import training_threads
+from fieldguide.network.network import load_weights
+from fieldguide.photos.augment import Normaliser
+from fieldguide.report import build
+from fieldguide.train.evaluate import evaluate
+from fieldguide.train.job import FoldJob
+from fieldguide.train.probe import features_of, fit_head
+
+INSTANT = {"head_start": "probe", "epochs": 0, "replicas": 1, "batch_norm": "average"}
+
+
+@pytest.fixture(scope="module")
+def instant(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """A run of fitted heads alone; read only."""
+    return small_fit(discs, tmp_path_factory.mktemp("instant") / "run", **INSTANT)
+
+
+def features(job: FoldJob, rows: "np.ndarray") -> Tensor:
+    def normaliser() -> Normaliser:
+        return Normaliser(job.recipe.mean, job.recipe.std, job.device)
+
+    load_weights(job.network, job.start)
+    return features_of(
+        job.network,
+        job.loader,
+        rows,
+        normaliser=normaliser,
+        device=job.device,
+        precision=job.precision,
+    )
+
+
+def refuse(*_: object, **__: object) -> Tensor:
+    raise AssertionError("features are computed")
+
+
+def test_what_else_is_in_a_batch_changes_no_bit(instant: fg.Run, discs: Path) -> None:
+    job = fold_jobs(instant, discs)(0)
+    rows = np.arange(24)
+    found = features(job, rows)
+    assert torch.equal(features(job, rows[::-1].copy()), found.flip(0))
+    assert torch.equal(features(job, rows[20:21]), found[20:21])
+
+
+def test_features_are_what_the_linear_layer_sees(instant: fg.Run, discs: Path) -> None:
+    job = fold_jobs(instant, discs)(0)
+    seen: list[Tensor] = []
+    found = features(job, job.test)
+    linear = job.absorbed.network.get_submodule("head.linear")
+    hook = linear.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
+    evaluate(job, job.test)
+    hook.remove()
+    torch.testing.assert_close(found, torch.cat(seen), atol=1e-5, rtol=1e-5)
+
+
+def test_a_fold_that_is_not_trained_ends_with_its_start(instant: fg.Run, discs: Path) -> None:
+    start = instant.weights()
+    for fold in instant.folds:
+        weights, probe = instant.weights(fold.index), instant.probe(fold.index)
+        job = fold_jobs(instant, discs)(fold.index)
+        load_weights(job.network, {name: torch.from_numpy(w) for name, w in weights.items()})
+        logits = evaluate(job, fold.test)
+        np.testing.assert_allclose(instant.logits(fold.index), logits, atol=1e-4)
+        np.testing.assert_array_equal(weights["head.linear.weight"], probe["weight"])
+        assert all(
+            np.array_equal(weights[name], start[name]) for name in start if "head" not in name
+        )
+        (row,) = instant.table(fold.index, "history.csv")
+        assert (row["epoch"], row["model"], row["steps"]) == ("0", "merged", "0")
+        assert instant.table(fold.index, "merges.csv") == []
+
+
+def test_a_head_is_fitted_to_its_folds_own_training_photos(instant: fg.Run, discs: Path) -> None:
+    for fold in instant.folds:
+        job, probe = fold_jobs(instant, discs)(fold.index), instant.probe(fold.index)
+        targets = torch.from_numpy(instant.targets[fold.train])
+        with training_threads(1):
+            weight, bias = fit_head(features(job, fold.train), targets, 3, float(probe["strength"]))
+        np.testing.assert_array_equal(probe["weight"], weight.float().numpy())
+        np.testing.assert_array_equal(probe["bias"], bias.float().numpy())
+
+
+def test_groups_stay_together_where_the_penalty_is_chosen(instant: fg.Run) -> None:
+    photos = [
+        fg.Photo(f"{n}.jpg", label=str(n % 3), group=f"g{n // 6}", split="train") for n in range(60)
+    ]
+    catalog = fg.Catalog(Path(), photos)
+    train = np.arange(6, 60)
+    splits = probes._splits(catalog.table, train, seed=1)
+    assert len(splits) == probes.MOST_SPLITS
+    for fit, aside in splits:
+        assert sorted([*fit, *aside]) == [*range(54)] and len(aside)
+        groups = [{photos[train[n]].group for n in part} for part in (fit, aside)]
+        assert not groups[0] & groups[1]
+
+
+def test_a_second_run_reads_the_features(
+    instant: fg.Run, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "features_of", refuse)
+    assert results(small_fit(discs, tmp_path / "run", **INSTANT)) == results(instant)
+    with pytest.raises(AssertionError, match="features are computed"):
+        small_fit(discs, tmp_path / "larger", **INSTANT | {"eval_resize": 40})
+
+
+def test_without_a_cache_the_bits_are_the_same(
+    instant: fg.Run, discs: Path, tmp_path: Path
+) -> None:
+    assert results(small_fit(discs, tmp_path / "run", **INSTANT, cache="none")) == results(instant)
+
+
+def test_features_of_a_killed_run_are_not_computed_again(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr(probes, "PIECE", 16)
+    told: list[int] = []
+    stop = Watcher(on_features=told.append, on_check=lambda n: killer(0)() if n == 24 else None)
+    with pytest.raises(Killed):
+        small_fit(discs, tmp_path / "run", **INSTANT, cache=cache, watcher=stop, seed=7)
+    watcher = Watcher(on_features=told.append)
+    assert small_fit(discs, tmp_path / "run", **INSTANT, cache=cache, watcher=watcher, seed=7)
+    assert told == [24, 8]
+
+
+def test_training_from_a_probe_resumes_to_the_byte(discs: Path, tmp_path: Path) -> None:
+    settings = {"head_start": "probe", "merge": "model_stock", "checkpoint_minutes": 1e-9}
+    whole = small_fit(discs, tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        small_fit(discs, tmp_path / "killed", **settings, watcher=Watcher(on_step=killer(9)))
+    shutil.rmtree(tmp_path / "killed/folds/1", ignore_errors=True)
+    assert results(small_fit(discs, tmp_path / "killed", **settings)) == results(whole)
+    moved = whole.weights(0)["head.linear.weight"] - whole.probe(0)["weight"]
+    drawn = whole.weights(0)["head.linear.weight"] - whole.weights()["head.linear.weight"]
+    assert 0 < np.abs(moved).mean() < np.abs(drawn).mean()
+    merged = {row["tensor"] for row in whole.table(0, "merges.csv")}
+    assert merged and not [name for name in merged if name.startswith("head")]
+
+
+def test_a_damaged_head_is_told(instant: fg.Run, tmp_path: Path) -> None:
+    shutil.copytree(instant.folder, tmp_path / "run")
+    (tmp_path / "run/probe/1.safetensors").write_bytes(b"other")
+    with pytest.raises(fg.FieldguideError, match=r"1\.safetensors"):
+        fg.Run(tmp_path / "run").probe(1)
+
+
+def test_another_start_is_another_run(instant: fg.Run, discs: Path) -> None:
+    with pytest.raises(UsageError, match="head_start: 'probe' there, 'random' now"):
+        small_fit(discs, instant.folder, **INSTANT | {"head_start": "random", "epochs": 1})
+
+
+def test_the_report_says_that_nothing_was_trained(instant: fg.Run, tmp_path: Path) -> None:
+    page = build.build(instant, tmp_path / "report.html", heat_maps=False).read_text("utf-8")
+    assert "there are no curves" in page
+    assert "Nothing was merged: nothing was trained." in page
+    assert "This part could not be made" not in page
+
+
+def test_folds_merge_and_predict(instant: fg.Run, discs: Path) -> None:
+    for name in ("ensemble", "soup", 1):
+        table = instant.classifier(name).predict([discs / "amber/000.jpg"])
+        assert len(table) == 1
