@@ -15,7 +15,8 @@ from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import training_threads
 from fieldguide.network.network import load_weights
 from fieldguide.photos.augment import Normaliser
-from fieldguide.report import build
+from fieldguide.photos.catalog import Photo
+from fieldguide.report.build import build
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob
 from fieldguide.train.probe import features_of, fit_head
@@ -96,7 +97,7 @@ def test_a_head_is_fitted_to_its_folds_own_training_photos(instant: fg.Run, disc
 
 def test_groups_stay_together_where_the_penalty_is_chosen(instant: fg.Run) -> None:
     photos = [
-        fg.Photo(f"{n}.jpg", label=str(n % 3), group=f"g{n // 6}", split="train") for n in range(60)
+        Photo(f"{n}.jpg", label=str(n % 3), group=f"g{n // 6}", split="train") for n in range(60)
     ]
     catalog = fg.Catalog(Path(), photos)
     train = np.arange(6, 60)
@@ -129,7 +130,8 @@ def test_features_of_a_killed_run_are_not_computed_again(
     cache = str(tmp_path / "cache")
     monkeypatch.setattr(probes, "PIECE", 16)
     told: list[int] = []
-    stop = Watcher(on_features=told.append, on_check=lambda n: killer(0)() if n == 24 else None)
+    kill = killer(0)
+    stop = Watcher(on_features=told.append, on_check=lambda n: kill() if told and n == 24 else None)
     with pytest.raises(Killed):
         small_fit(discs, tmp_path / "run", **INSTANT, cache=cache, watcher=stop, seed=7)
     watcher = Watcher(on_features=told.append)
@@ -164,7 +166,7 @@ def test_another_start_is_another_run(instant: fg.Run, discs: Path) -> None:
 
 
 def test_the_report_says_that_nothing_was_trained(instant: fg.Run, tmp_path: Path) -> None:
-    page = build.build(instant, tmp_path / "report.html", heat_maps=False).read_text("utf-8")
+    page = build(instant, tmp_path / "report.html", heat_maps=False).read_text("utf-8")
     assert "there are no curves" in page
     assert "Nothing was merged: nothing was trained." in page
     assert "This part could not be made" not in page

@@ -94,7 +94,12 @@ def _probe(
     with torch.inference_mode(), autocast(device, recipe.precision):
         tested = features[place[fold.test]].to(device)
         logits = torch.nn.functional.linear(tested, weight.to(device), bias.to(device)).float()
-    found = {"weight": weight, "bias": bias, "strength": torch.tensor(strength), "logits": logits}
+    found = {
+        "weight": weight,
+        "bias": bias,
+        "strength": torch.tensor(strength, dtype=torch.float64),
+        "logits": logits,
+    }
     return arrays(found)
 
 

@@ -410,7 +410,7 @@ def section(run: Run) -> Markup:
     """Return the learning curves of the folds that are done or under way."""
     curves = read(run)
     if not run.recipe.epochs:
-        return fragment("curves.html", notes=[NOTHING_TRAINED])
+        return fragment("curves.html", notes=[NOTHING_TRAINED], figures=(), rows=())
     epoch = "epoch that each fold kept" if curves.kept else "last epoch so far"
     range_ = " (lowest to highest)" if len(curves.kept) > 1 else ""
     measures = [m for m in MEASURES if m != "train_accuracy" or _has_train_accuracy(curves)]
