@@ -236,7 +236,7 @@ def recipe(name: str = "default") -> None:
     Parameters
     ----------
     name
-        The recipe: default, quick, demo, reference, or a .toml file.
+        The recipe: default, quick, instant, demo, reference, or a .toml file.
     """
     chosen = recipes.load(name)
     title = f"{name}: {recipes.RECIPES[name][0]}" if name in recipes.RECIPES else name
