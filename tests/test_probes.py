@@ -4,18 +4,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fits import Killed, killer, results, small_fit
+from fits import Killed, killer, results, small_fit, small_recipe
 from torch import Tensor
 
 import fieldguide as fg
-from fieldguide.errors import UsageError
+from fieldguide.errors import TrainingError, UsageError
 from fieldguide.fitting import probes
+from fieldguide.fitting.fit import fit
 from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import training_threads
 from fieldguide.network.network import load_weights
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.catalog import Photo
+from fieldguide.report import verdict
 from fieldguide.report.build import build
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob
@@ -103,9 +105,9 @@ def test_groups_stay_together_where_the_penalty_is_chosen(instant: fg.Run) -> No
     train = np.arange(6, 60)
     splits = probes._splits(catalog.table, train, seed=1)
     assert len(splits) == probes.MOST_SPLITS
-    for fit, aside in splits:
-        assert sorted([*fit, *aside]) == [*range(54)] and len(aside)
-        groups = [{photos[train[n]].group for n in part} for part in (fit, aside)]
+    for kept, aside in splits:
+        assert sorted([*kept, *aside]) == [*range(54)] and len(aside)
+        groups = [{photos[train[n]].group for n in part} for part in (kept, aside)]
         assert not groups[0] & groups[1]
 
 
@@ -176,3 +178,34 @@ def test_folds_merge_and_predict(instant: fg.Run, discs: Path) -> None:
     for name in ("ensemble", "soup", 1):
         table = instant.classifier(name).predict([discs / "amber/000.jpg"])
         assert len(table) == 1
+
+
+def test_a_fit_tells_first_what_is_to_beat_and_the_report_what_it_gained(
+    discs: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    catalog, recipe = fg.scan(discs), small_recipe(replicas=1)
+    watcher = Watcher(notice=told.append)
+    run = fit(catalog, recipe, tmp_path / "run", instant=True, watcher=watcher)
+    logits = np.concatenate([run.probe(fold.index)["logits"] for fold in run.folds])
+    targets = np.concatenate([run.targets[fold.test] for fold in run.folds])
+    reached = (logits.argmax(axis=1) == targets).mean()
+    assert f"to beat: {reached:.1%} by a regression on the untrained network's features" in told
+    gain = 100 * (run.scores.accuracy - reached)
+    assert f"training gained {gain:+.1f} points".replace("-", "−") in verdict.gained(run)
+    plain = fit(catalog, recipe, tmp_path / "plain")
+    assert results(plain) == results(run) and not plain.probed
+    assert verdict.gained(plain) == ""
+
+
+def test_features_that_are_not_finite_are_no_start_and_no_number(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = lambda *_, **__: torch.full((24, 96), torch.nan)  # noqa: E731
+    monkeypatch.setattr(probes, "features_of", nothing)
+    with pytest.raises(TrainingError, match="not finite"):
+        small_fit(discs, tmp_path / "run", **INSTANT, cache="none")
+    told: list[str] = []
+    recipe, watcher = small_recipe(epochs=1, cache="none"), Watcher(notice=told.append)
+    assert not fit(fg.scan(discs), recipe, tmp_path / "b", instant=True, watcher=watcher).probed
+    assert any(each.startswith("there is no number to beat") for each in told)

@@ -158,6 +158,7 @@ def fit(
     recipe: RecipeName = "default",
     fold: int | None = None,
     force: bool = False,
+    instant: bool = True,
     report: bool = True,
     columns: TableFlags = Columns(),
     settings: Flags | None = None,
@@ -174,6 +175,9 @@ def fit(
         Train only this fold (0, 1, …).
     force
         Resume although the version of torch has changed.
+    instant
+        Print first what a linear head on the untrained network's features reaches: a number to
+        beat, which the report compares.
     report
         Write RUN/report.html at the end.
     """
@@ -188,7 +192,9 @@ def fit(
         except PhotosAway as error:
             run = _finished(folder, chosen, error)
         else:
-            run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
+            run = _fit(
+                catalog, chosen, folder, fold=fold, force=force, instant=instant, report=report
+            )
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
 
@@ -250,6 +256,7 @@ def _fit(
     *,
     fold: int | None = None,
     force: bool = False,
+    instant: bool = True,
     report: bool = True,
 ) -> "Run":
     """Fit with progress on the terminal, and write the report even if training failed."""
@@ -258,7 +265,14 @@ def _fit(
             from fieldguide.fitting.fit import fit
 
             run = fit(
-                catalog, recipe, folder, fold=fold, force=force, command=sys.argv, watcher=watcher()
+                catalog,
+                recipe,
+                folder,
+                fold=fold,
+                force=force,
+                instant=instant,
+                command=sys.argv,
+                watcher=watcher(),
             )
     except TrainingError:
         if report:

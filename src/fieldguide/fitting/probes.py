@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fieldguide.errors import DataError
+from fieldguide.errors import DataError, TrainingError
 from fieldguide.fitting.jobs import loader_of, parts_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.settings import cache_of
@@ -59,9 +59,14 @@ def probes_of(
 
     The strength of the penalty is chosen within the fold's training photos, by the log loss of
     parts set aside. The logits are those of the fold's test part, in the run's arithmetic. Changes
-    the network's device and layout.
+    the network's device and layout. Raises `TrainingError` for features that are not finite.
     """
     rows, features = _features(recipe, network, catalog, watcher)
+    if not torch.isfinite(features).all():
+        raise TrainingError(
+            "the untrained network's features are not finite: no head can be fitted to them",
+            hint="begin with other `weights`, or with precision `float32`",
+        )
     place = np.full(len(catalog), -1)
     place[rows] = np.arange(len(rows))
     make = partial(_probe, recipe, catalog, place, features, targets_of(catalog))

@@ -12,7 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fieldguide import recipe as recipes
+from fieldguide.errors import TrainingError
 from fieldguide.fitting.jobs import index_of
 from fieldguide.fitting.prepare import prepare
 from fieldguide.fitting.probes import probes_of
@@ -43,7 +46,7 @@ from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 from fieldguide.train.job import replica_steps
-from fieldguide.train.result import arrays
+from fieldguide.train.result import Arrays, arrays
 from fieldguide.train.trial import Choice, Way, choose
 
 
@@ -55,8 +58,13 @@ def create(
     watcher: Watcher,
     *,
     prepared: bool = False,
+    instant: bool = False,
 ) -> Run:
-    """A run at its start: photos checked and put into folds, settings resolved, first weights."""
+    """A run at its start: photos checked and put into folds, settings resolved, first weights.
+
+    `instant`: heads are fitted to the untrained network's features even if no fold starts from
+    them, as a number to beat.
+    """
     if recipe.order == "shards":
         index_of(catalog.root)
     backbone = build_backbone(
@@ -96,17 +104,40 @@ def create(
         compile="on" if choice.way.compile else "off",
     )
     began = time.monotonic()
-    probed = resolved.head_start == "probe"
-    probes = probes_of(resolved, network, used, watcher) if probed else []
+    probes = _probes(resolved, network, used, watcher, instant)
     environment = _environment(catalog, resolved, network, command) | {
         "parts": choice.parts,
-        "probe_seconds": round(time.monotonic() - began, 3) if probed else 0.0,
+        "probe_seconds": round(time.monotonic() - began, 3) if probes else 0.0,
         "probe": [
             {"way": asdict(way), "seconds_per_photo": seconds}
             for way, seconds in choice.table.items()
         ],
     }
     return runs.create(folder, resolved, catalog, used, start, environment, probes)
+
+
+def _probes(
+    recipe: ResolvedRecipe, network: Network, used: Catalog, watcher: Watcher, instant: bool
+) -> list[Arrays]:
+    """Return the folds' fitted heads, if they are wanted, and tell what is to beat."""
+    wanted = recipe.head_start == "probe"
+    try:
+        found = probes_of(recipe, network, used, watcher) if wanted or instant else []
+    except TrainingError as error:
+        if wanted:
+            raise
+        watcher.notice(f"there is no number to beat: {error.message}")
+        return []
+    if found and recipe.epochs:
+        targets, folds = runs.targets_of(used), runs.folds_of(used, recipe.folds)
+        right = [
+            p["logits"].argmax(1) == targets[f.test] for p, f in zip(found, folds, strict=True)
+        ]
+        reached = np.concatenate(right).mean()
+        watcher.notice(
+            f"to beat: {reached:.1%} by a regression on the untrained network's features"
+        )
+    return found
 
 
 def _tone(recipe: Recipe, used: Catalog, watcher: Watcher) -> str:

@@ -6,7 +6,7 @@
       catalog.csv         path, label, group, split, fold, sha256 of every photo used
       environment.json    versions, device, command, seeds, weights and their licence
       start.safetensors   the weights that every replica of every fold starts from
-      probe/0.safetensors with head_start = probe a fold's head at its start, and its logits
+      probe/0.safetensors a fold's head fitted to the start's features, and its logits, if wanted
       setup.json          hashes of all above, written last: the run exists
       folds/0/            weights.safetensors, history.csv, merges.csv, predictions.npz
                           manifest.json, written last: the fold is done; checkpoint/ while it is not
@@ -195,6 +195,11 @@ class Run:
         if fold is None:
             return self._weights("start.safetensors", self.folder, SETUP)
         return self._weights("weights.safetensors", self.fold_folder(fold))
+
+    @property
+    def probed(self) -> bool:
+        """Whether heads were fitted to the untrained network's features."""
+        return f"{PROBE}/0.safetensors" in files.read_manifest(self.folder, name=SETUP)
 
     def probe(self, fold: int) -> dict[str, NDArray[Any]]:
         """Return a fold's fitted head: `weight`, `bias`, `strength`, and `logits` of its test part.
