@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fieldguide as fg
 from fieldguide.errors import TrainingError, UsageError
-from fieldguide.fitting import probes
+from fieldguide.fitting import probes, start
 from fieldguide.fitting.fit import fit
 from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import Watcher
@@ -71,7 +71,7 @@ def test_features_are_what_the_linear_layer_sees(instant: fg.Run, discs: Path) -
 
 
 def test_a_fold_that_is_not_trained_ends_with_its_start(instant: fg.Run, discs: Path) -> None:
-    start = instant.weights()
+    begun = instant.weights()
     for fold in instant.folds:
         weights, probe = instant.weights(fold.index), instant.probe(fold.index)
         job = fold_jobs(instant, discs)(fold.index)
@@ -80,7 +80,7 @@ def test_a_fold_that_is_not_trained_ends_with_its_start(instant: fg.Run, discs: 
         np.testing.assert_allclose(instant.logits(fold.index), logits, atol=1e-4)
         np.testing.assert_array_equal(weights["head.linear.weight"], probe["weight"])
         assert all(
-            np.array_equal(weights[name], start[name]) for name in start if "head" not in name
+            np.array_equal(weights[name], begun[name]) for name in begun if "head" not in name
         )
         (row,) = instant.table(fold.index, "history.csv")
         assert (row["epoch"], row["model"], row["steps"]) == ("0", "merged", "0")
@@ -208,4 +208,15 @@ def test_features_that_are_not_finite_are_no_start_and_no_number(
     told: list[str] = []
     recipe, watcher = small_recipe(epochs=1, cache="none"), Watcher(notice=told.append)
     assert not fit(fg.scan(discs), recipe, tmp_path / "b", instant=True, watcher=watcher).probed
-    assert any(each.startswith("there is no number to beat") for each in told)
+    assert any("no number to beat: the untrained network's features" in each for each in told)
+
+
+def test_a_number_to_beat_that_takes_long_is_left_out(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "MOST_TO_BEAT", 24 * 3 * 96 - 1)
+    told: list[str] = []
+    recipe, watcher = small_recipe(epochs=1, replicas=1), Watcher(notice=told.append)
+    assert not fit(fg.scan(discs), recipe, tmp_path / "a", instant=True, watcher=watcher).probed
+    assert "there is no number to beat: with so many photos a regression takes long" in told
+    assert small_fit(discs, tmp_path / "b", **INSTANT).probed

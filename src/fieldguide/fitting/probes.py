@@ -47,6 +47,8 @@ SETTINGS = (
 )
 PIECE = 4096  # photos whose features are kept at a time, so that a kill costs no more
 
+ROOM = 1 << 30  # bytes: folds are fitted at once while copies of the features fit in (taste)
+
 # The penalty is chosen on a quarter of a fold's training photos, set aside with whole groups; of
 # small folds several times, until so many photos have been judged (taste).
 ASIDE, JUDGED, MOST_SPLITS = 0.25, 500, 5
@@ -69,11 +71,12 @@ def probes_of(
         )
     place = np.full(len(catalog), -1)
     place[rows] = np.arange(len(rows))
+    at_once = max(min(count_cores(), ROOM // features.nbytes), 1)
     make = partial(_probe, recipe, catalog, place, features, targets_of(catalog))
     # One thread each: the number of cores changes no bit.
     with (
         training_threads(1),
-        ThreadPoolExecutor(count_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         return list(pool.map(make, folds_of(catalog, recipe.folds)))
 
@@ -150,7 +153,7 @@ def _features(
     photo_of = {hashes[row]: row for row in reversed(rows.tolist())}  # copies have the same
     root = cache_of(recipe, watcher.notice)
     folder = kept.folder_of(root, _definition(recipe, network)) if root else None
-    known = kept.read(folder) if folder else {}
+    known = kept.read(folder, photo_of) if folder else {}
     missing = np.sort([row for key, row in photo_of.items() if key not in known]).astype(np.int64)
     if len(missing):
         watcher.on_features(len(missing))

@@ -11,7 +11,7 @@ networks.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,17 +38,16 @@ def folder_of(root: Path, definition: str) -> Path:
     return folder
 
 
-def read(folder: Path) -> dict[str, Float32[np.ndarray, " channels"]]:
-    """Return all intact features of a definition by the SHA-256 of their photos."""
+def read(folder: Path, wanted: Container[str]) -> dict[str, Float32[np.ndarray, " channels"]]:
+    """Return the intact features of wanted photos, by the SHA-256 of the photos."""
     found: dict[str, Float32[np.ndarray, " channels"]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with suppress(OSError, ResourceError, SafetensorError, KeyError):
             if files.sha256(path) == path.stem:
                 held = load_file(path)
-                found |= {
-                    key.tobytes().hex(): row
-                    for key, row in zip(held["keys"], held["features"], strict=True)
-                }
+                keys = [key.tobytes().hex() for key in held["keys"]]
+                pairs = zip(keys, held["features"], strict=True)
+                found |= {key: row.copy() for key, row in pairs if key in wanted}
     return found
 
 
