@@ -175,9 +175,13 @@ def test_the_report_says_that_nothing_was_trained(instant: fg.Run, tmp_path: Pat
 
 
 def test_folds_merge_and_predict(instant: fg.Run, discs: Path) -> None:
+    photos = sorted(discs.glob("*/*.jpg"))
+    members = [instant.weights(fold.index) for fold in instant.folds]
     for name in ("ensemble", "soup", 1):
-        table = instant.classifier(name).predict([discs / "amber/000.jpg"])
-        assert len(table) == 1
+        assert len(instant.classifier(name).predict(photos[:2])) == 2
+    (soup,) = instant.classifier("soup").members
+    for name, tensor in soup.items():  # statistics too, that heads were fitted with
+        np.testing.assert_allclose(tensor, np.mean([w[name] for w in members], axis=0), atol=1e-6)
 
 
 def test_a_fit_tells_first_what_is_to_beat_and_the_report_what_it_gained(

@@ -189,7 +189,7 @@ def _definition(recipe: ResolvedRecipe, network: Network) -> str:
         Reading.of(recipe).name,
         device_name(choose_device(recipe.device)),
         *(f"{name} {metadata.version(name)}" for name in packages),
-        f"weights {digest.hexdigest()}",
+        f"weights {digest.hexdigest()[:16]}",
         f"version {VERSION}",
     )
     return ", ".join(map(str, facts))
