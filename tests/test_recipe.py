@@ -76,7 +76,7 @@ def test_a_setting_like_no_other_is_refused_without_a_guess() -> None:
     [
         ("backbone_rate", -1.0),
         ("head_rate", 0.0),
-        ("epochs", 0),
+        ("epochs", -1),
         ("folds", 1),
         ("size", 7),
         ("eval_resize", 15),
@@ -135,10 +135,10 @@ def test_a_whole_number_stands_for_a_share_but_not_for_yes() -> None:
 
 def test_every_fault_is_told_at_once_and_where() -> None:
     with pytest.raises(UsageError) as caught:
-        build({"epochs": 0, "folds": 1}, where="mine.toml")
+        build({"epochs": -1, "folds": 1}, where="mine.toml")
     first, second = caught.value.message.splitlines()
     assert first.startswith("mine.toml: `folds` = 1")
-    assert second.startswith("`epochs` = 0")
+    assert second.startswith("`epochs` = -1")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,9 @@ def test_every_fault_is_told_at_once_and_where() -> None:
         ({"merge": "none", "replicas": 3}, ("`merge` = 'none'", "2 of `replicas` = 3")),
         ({"mix": "mixup", "batch_size": 1}, ("`mix` = 'mixup'", "`batch_size`")),
         ({"accumulate": 65, "batch_size": 64}, ("`accumulate` = 65", "`batch_size` = 64")),
+        ({"epochs": 0}, ("`epochs` = 0", "`head_start` = 'probe'")),
+        ({"epochs": 0, "head_start": "probe", "stop": "fold"}, ("`stop` = 'fold'", "`epochs` = 0")),
+        ({"head": "se", "head_start": "probe"}, ("`head` = 'se'", "`head_start` = 'probe'")),
         ({"watch_val": True}, ("`watch_val`", "`stop` = 'none'")),
         ({"holdout": 0.1, "watch_val": True, "stop": "fold"}, ("`watch_val`", "`holdout`")),
         ({"warmup": 3.0, "epochs": 3}, ("`warmup` = 3.0", "`epochs` = 3")),

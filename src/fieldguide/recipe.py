@@ -67,6 +67,8 @@ class Recipe(BaseModel):
         "`pretrained` (from the hub), `none` (random), a .safetensors or .pth file, or `FILE:entry` of one")
     head: Literal["linear", "se", "attention"] = _setting("Network", "linear",
         "linear layer on the mean feature, squeeze-and-excitation, or multi-head attention pooling")
+    head_start: Literal["random", "probe"] = _setting("Network", "random",
+        "a fold's head at its start: drawn, or fitted to features of its training photos (logistic regression)")
     dropout: float = _setting("Network", 0.0, "share of features dropped before the last layer", ge=0, lt=1)
     freeze: int = _setting("Network", 0, "early stages that are not trained (1 = the stem)", ge=0)
 
@@ -126,7 +128,7 @@ class Recipe(BaseModel):
     keep_replicas: bool = _setting("Merging", False,
         "save each replica's weights as they were before the last merge")
 
-    epochs: int = _setting("Length", 10, "passes over the training photos, for each replica", ge=1)
+    epochs: int = _setting("Length", 10, "passes over the training photos, for each replica; 0 with head_start = probe: its start is the result", ge=0)
     stop: Literal["none", "fold", "inner"] = _setting("Length", "none",
         "early stopping and choice of epoch: none, on the fold's test photos, on a part of its training photos")
     patience: int = _setting("Length", 5, "epochs without a better merged model before stopping", ge=1)
@@ -241,7 +243,13 @@ class Recipe(BaseModel):
                 f"`cluster` = {self.cluster!r} chooses devices itself:"
                 f" `device` = {self.device!r} is to be auto, cpu or cuda"
             )
-        if self.warmup >= self.epochs:
+        if self.head_start == "probe" and self.head != "linear":
+            yield f"`head_start` = 'probe' fits a linear head: `head` = {self.head!r} has other layers"
+        if self.epochs == 0 and self.head_start != "probe":
+            yield "`epochs` = 0 trains nothing: it needs `head_start` = 'probe', or a head that is drawn is the result"
+        if self.epochs == 0 and self.stop != "none":
+            yield f"`stop` = {self.stop!r} has no epoch to choose with `epochs` = 0: set it to none"
+        if self.warmup >= self.epochs > 0:
             yield f"`warmup` = {self.warmup} does not end within `epochs` = {self.epochs}"
 
     def replace(self: R, **settings: Any) -> R:
@@ -278,6 +286,18 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "epochs": 4,
             "mix": "none",
             "color_jitter": 0.0,
+        },
+    ),
+    "instant": (
+        "a first number: frozen features of `quick`'s network and pictures, and a linear head fitted to them",
+        {
+            "backbone": "resnet18.a1_in1k",
+            "head_start": "probe",
+            "size": 128,
+            "eval_resize": 146,
+            "folds": 3,
+            "replicas": 1,
+            "epochs": 0,
         },
     ),
     "demo": (
@@ -498,7 +518,17 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
     found += [("jitter", "color_jitter = 0")] if recipe.color_jitter == 0 else []
     found += [("replica_data", "replicas = 1")] if recipe.replicas == 1 else []
     found += [("sync_batch_norm", "batch_ranks = 1")] if recipe.batch_ranks == 1 else []
+    if recipe.epochs == 0:
+        return [(name, "epochs = 0") for name in Recipe.model_fields if _trains(name)]
     return found
+
+
+def _trains(name: str) -> bool:
+    """Return whether a setting is of the training alone."""
+    sections = {"Merging", "Optimiser", "Augmentation"}
+    others = {"dropout", "freeze", "first_size", "patience", "inner_share", "compile"}
+    kept = {"replicas", "merge", "order", "class_weights"}
+    return name in others or (section_of(name) in sections and name not in kept)
 
 
 def _choices(annotation: Any) -> list[str]:

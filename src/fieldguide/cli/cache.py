@@ -18,9 +18,9 @@ from fieldguide.words import shown_bytes
 
 @app.command
 def cache(*, clear: bool = False, older_than: float | None = None, verify: bool = False) -> None:
-    """List or remove decoded photos and copies of remote files.
+    """List or remove decoded photos, features of photos and copies of remote files.
 
-    Removed photos are decoded again, and removed copies fetched again, when they are needed.
+    What was removed is decoded, computed or fetched again when it is needed.
     FIELDGUIDE_CACHE names another folder for them.
 
     Parameters

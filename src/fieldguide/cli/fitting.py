@@ -101,6 +101,8 @@ def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "
         folds = count(len(plan.folds), "fold")
         replicas, epochs = count(recipe.replicas, "replica"), count(recipe.epochs, "epoch")
         training = f"training {folds} × {replicas} × {epochs}"
+        if not recipe.epochs and plan.trials == 1:
+            return
         if plan.trials > 1:
             training = f"training {plan.trials} trials: {folds}"
         display.begin(what or training, plan.steps)
@@ -111,12 +113,13 @@ def _watcher(display: Display, check_stop: "Callable[[], None]", what: str) -> "
 
     def on_row(row: dict[str, Any]) -> None:
         display.row(row)
-        if row["model"] == "merged":  # the first of them ends a whole epoch
+        if row["model"] == "merged" and row["epoch"]:  # the first of them ends a whole epoch
             display.forecast()
 
     return Watcher(
         on_check=on_check,
         on_checking=lambda photos: display.begin("checking photos", photos),
+        on_features=lambda photos: display.begin("computing features of photos", photos),
         on_plan=on_plan,
         on_resume=display.skip,
         on_step=display.advance,

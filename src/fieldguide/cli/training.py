@@ -182,6 +182,7 @@ def fit(
     recipe: RecipeName = "default",
     fold: int | None = None,
     force: bool = False,
+    instant: bool = True,
     report: bool = True,
     columns: TableFlags = Columns(),
     settings: Flags | None = None,
@@ -198,6 +199,9 @@ def fit(
         Train only this fold (0, 1, …).
     force
         Resume although the version of torch has changed.
+    instant
+        Print first what a linear head on the untrained network's features reaches: a number to
+        beat, which the report compares.
     report
         Write RUN/report.html at the end.
     """
@@ -212,7 +216,9 @@ def fit(
         except PhotosAway as error:
             run = _finished(folder, chosen, error)
         else:
-            run = _fit(catalog, chosen, folder, fold=fold, force=force, report=report)
+            run = _fit(
+                catalog, chosen, folder, fold=fold, force=force, instant=instant, report=report
+            )
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
 
@@ -260,7 +266,7 @@ def recipe(name: str = "default") -> None:
     Parameters
     ----------
     name
-        The recipe: default, quick, demo, reference, or a .toml file.
+        The recipe: default, quick, instant, demo, reference, or a .toml file.
     """
     chosen = recipes.load(name)
     title = f"{name}: {recipes.RECIPES[name][0]}" if name in recipes.RECIPES else name
@@ -274,6 +280,7 @@ def _fit(
     *,
     fold: int | None = None,
     force: bool = False,
+    instant: bool = True,
     report: bool = True,
 ) -> "Run":
     """Fit with progress on the terminal, and write the report even if training failed."""
@@ -282,7 +289,14 @@ def _fit(
             from fieldguide.fitting.fit import fit
 
             run = fit(
-                catalog, recipe, folder, fold=fold, force=force, command=sys.argv, watcher=watcher()
+                catalog,
+                recipe,
+                folder,
+                fold=fold,
+                force=force,
+                instant=instant,
+                command=sys.argv,
+                watcher=watcher(),
             )
     except TrainingError:
         if report:

@@ -61,17 +61,18 @@ def forecast(
         watcher.check_stop()
         recipe = trial.recipe
         key = tuple(getattr(recipe, name) for name in COSTLY)
-        if key not in costs:
+        if key not in costs and recipe.epochs:
             grown = recipe.replace(first_size="auto")  # the first epoch would be the cheapest
             costs[key] = measured(grown, used, watcher.check_stop)
+        cost = costs[key] if recipe.epochs else Cost(0.0, 0.0)
         place = folder / trial.folder
         done = Run(place).done if (place / runs.SETUP).is_file() else []
         left = [(len(fold_of) - n, n) for fold, n in tests if fold not in done]
         at_once = folds_at_once(recipe)
         if recipe.cluster == "none":
-            took, shared = seconds_of(recipe, left, costs[key], at_once), ""
+            took, shared = seconds_of(recipe, left, cost, at_once), ""
         else:  # others are trained beside it: its part of the whole
-            took, shared = seconds_of(recipe, left, costs[key]) / at_once, " of the whole cluster"
+            took, shared = seconds_of(recipe, left, cost) / at_once, " of the whole cluster"
         most = "" if recipe.stop == "none" else "at most "
         watcher.notice(f"forecast: {trial.name}: {most}{duration(took)}{shared}")
         seconds[trial.name] = took

@@ -40,6 +40,7 @@ def fit(
     fold: int | None = None,
     force: bool = False,
     prepared: bool = False,
+    instant: bool = False,
     command: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> Run:
@@ -49,7 +50,9 @@ def fit(
     call resumes, on as many ranks or on others; a finished run is returned untouched, but for what
     it has lost, which is made again. Several processes may call it at once, each for a `fold`.
     `force` resumes although the version of torch differs. With `prepared` the catalog is one that
-    `prepare` made: no photo is checked, and its groups, folds and parts are those of the run. An
+    `prepare` made: no photo is checked, and its groups, folds and parts are those of the run. With
+    `instant` a new run is told first what a regression on the untrained network's features reaches,
+    and keeps it. An
     `out` that is an address, such as `s3://bucket/run`, is kept in the cache folder and sent as it
     grows: `mirror`.
 
@@ -69,7 +72,7 @@ def fit(
             _refuse_early(catalog, recipe, fold)
             require_usable(folder)
             tracker = tracking.start(recipe.track, folder, watcher.notice)
-            run = _begun(folder, catalog, recipe, force, prepared, command, watcher)
+            run = _begun(folder, catalog, recipe, force, prepared, instant, command, watcher)
             require_fold(fold, run.recipe.folds)
         free, held = ranks.announce(_undone(run, fold))
         if free or held:
@@ -103,7 +106,7 @@ def begin(
 def require_usable(folder: Path) -> None:
     """Create the folder; raise `UsageError` for one that holds something else than a run."""
     files.make_folder(folder)
-    known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, files.LOCK, "folds"}
+    known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, runs.PROBE, files.LOCK, "folds"}
     files.refuse_strange(folder, known, mark=runs.SETUP, what="run")
 
 
@@ -122,6 +125,7 @@ def _begun(
     recipe: Recipe,
     force: bool,
     prepared: bool,
+    instant: bool,
     command: Sequence[str],
     watcher: Watcher,
 ) -> Run:
@@ -133,7 +137,9 @@ def _begun(
         with files.lock(folder, wait=math.inf, meanwhile=waiting(watcher)):
             if not (folder / runs.SETUP).is_file():
                 files.remove_temporaries(folder)
-                return create(folder, catalog, recipe, command, watcher, prepared=prepared)
+                return create(
+                    folder, catalog, recipe, command, watcher, prepared=prepared, instant=instant
+                )
     return reopen(folder, catalog, recipe, force, watcher)
 
 

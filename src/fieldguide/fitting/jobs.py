@@ -27,13 +27,14 @@ from fieldguide.network.network import (
 )
 from fieldguide.photos.augment import Augmentation
 from fieldguide.photos.batches import Decoding, Loader, Pictures
-from fieldguide.photos.catalog import Files
+from fieldguide.photos.catalog import Catalog, Files, Photo
 from fieldguide.photos.folds import Fold, inner_split
 from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import TrainingTransform, evaluation, training
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs.run import Run
 from fieldguide.storage import decoded, shards
+from fieldguide.storage.columns import Records
 from fieldguide.storage.decoded import Store
 from fieldguide.train.job import FoldJob
 
@@ -70,18 +71,7 @@ def fold_jobs(
     if recipe.compile == "on":
         network.compile()
     photos = run.catalog.table
-    loader = Loader(
-        pictures(
-            recipe,
-            Files(root, photos.column("path")),
-            keys=photos.column("sha256"),
-            folder=shards.opened(root).holder(0).parent if root.name == shards.INDEX else root,
-            notice=notice,
-        ),
-        recipe.workers,
-        pin_memory=device.type == "cuda",
-    )
-
+    loader = loader_of(recipe, photos, root, device, notice)
     places = None
     if recipe.order == "shards":
         places = index_of(root).places([photo.path for photo in photos])
@@ -91,13 +81,18 @@ def fold_jobs(
         return replace(loader, pictures=shown)
 
     def job(index: int) -> FoldJob:
-        train, watch = parts_of(run, run.folds[index])
+        train, watch = parts_of(recipe, run.catalog, run.folds[index])
+        probe = run.probe(index) if recipe.head_start == "probe" else {}
+        fitted = {
+            f"head.linear.{n}": torch.from_numpy(probe[n]) for n in ("weight", "bias") if probe
+        }
         return FoldJob(
             fold=index,
             recipe=recipe,
             network=network,
             absorbed=absorbed,
-            start=start,
+            start=start | fitted,
+            start_logits=probe.get("logits"),
             loader=loader,
             resized=resized,
             device=device,
@@ -114,6 +109,24 @@ def fold_jobs(
     return job
 
 
+def loader_of(
+    recipe: ResolvedRecipe,
+    photos: Records[Photo],
+    root: Path,
+    device: torch.device,
+    notice: Callable[[str], None] = lambda message: None,
+) -> Loader:
+    """Return the loader of a run's photos, which lie in `root`."""
+    shown = pictures(
+        recipe,
+        Files(root, photos.column("path")),
+        keys=photos.column("sha256"),
+        folder=shards.opened(root).holder(0).parent if root.name == shards.INDEX else root,
+        notice=notice,
+    )
+    return Loader(shown, recipe.workers, pin_memory=device.type == "cuda")
+
+
 def index_of(root: Path) -> shards.Index:
     """The index of a sharded collection; `DataError` where the photos are not in shards."""
     if root.name != shards.INDEX:
@@ -124,13 +137,15 @@ def index_of(root: Path) -> shards.Index:
     return shards.opened(root)
 
 
-def parts_of(run: Run, fold: Fold) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def parts_of(
+    recipe: Recipe, catalog: Catalog, fold: Fold
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The photos a fold trains on, and those that early stopping looks at."""
-    recipe, photos = run.recipe, run.catalog.photos
+    photos, classes = catalog.photos, {*catalog.classes}
     if recipe.stop == "none":
         return fold.train, np.empty(0, dtype=np.int64)
     if recipe.stop == "fold":
-        val = [n for n, p in enumerate(photos) if p.split == "val" and run.targets[n] >= 0]
+        val = [n for n, p in enumerate(photos) if p.split == "val" and p.label in classes]
         extra = np.array(val if recipe.watch_val else [], dtype=np.int64)
         return fold.train, np.concatenate([fold.test, extra])
     return inner_split(

@@ -52,6 +52,8 @@ def elsewhere(
 
     None where they are to be trained here, in turn. `root` is where the photos lie.
     """
+    if not asked.epochs:
+        return None
     if asked.cluster != "none":
         return partial(_train_on_cluster, run, asked, root, todo)
     places = places_at_once(asked, run.environment["threads"])[: len(todo)]

@@ -33,7 +33,8 @@ class Watcher(Controls):
     """How the outside world follows and steers a whole fit. Every field may be left out."""
 
     on_checking: Callable[[int], None] = lambda photos: None  # so many are to be checked
-    on_check: Callable[[int], None] = lambda photos: None  # so many have been by now
+    on_check: Callable[[int], None] = lambda photos: None  # so many have been by now, of both
+    on_features: Callable[[int], None] = lambda photos: None  # of so many are to be computed
     on_findings: Callable[[Sequence[check.Finding]], None] = lambda found: None  # of the check
     on_plan: Callable[[Plan], None] = lambda plan: None
 
@@ -42,7 +43,7 @@ def planned(run: Run, folds: Iterable[int] | None = None, ranks: Ranks = ALONE) 
     """Return the amount of work in some folds, or in all that are not done."""
     recipe, peers = run.recipe, ranks.peers
     todo = tuple(run.undone if folds is None else folds)
-    photos = [len(parts_of(run, run.folds[index])[0]) for index in todo]
+    photos = [len(parts_of(recipe, run.catalog, run.folds[index])[0]) for index in todo]
     steps = sum(sum(replica_steps(recipe, n)[peers.rank :: peers.world]) for n in photos)
     return Plan(todo, steps * recipe.epochs, recipe)
 

@@ -207,17 +207,29 @@ def merged(
     batch_norm: BatchNorm,
     machine: Machine,
 ) -> Weights:
-    """Return the folds' weights merged by a rule, batch norm re-estimated on training photos."""
+    """Return the folds' weights merged by a rule, batch norm re-estimated on training photos.
+
+    Statistics of a backbone that was not trained stay: heads were fitted to what it gives with them
+    (144 photos of 12 classes, resnet18 at 128 px: 61 % of 72 others right after re-estimation, by
+    folds 81 to 86 %).
+    """
     copies = ingredients.fold_weights(sorted(folds))
     if rule == "stock":
         weights = merge.RULES["model_stock"](copies, anchor(ingredients))
     else:
         weights = merge.average(copies)
-    if batch_norm == "average":
+    if batch_norm == "average" or _untrained(ingredients, copies):
         return weights
     return inference.recalibrated(
         ingredients.architecture, weights, _calibration_photos(ingredients), machine
     )
+
+
+def _untrained(ingredients: Ingredients, copies: Sequence[Weights]) -> bool:
+    """Return whether all copies have the backbone that the folds started from."""
+    start = as_tensors(ingredients.weights(None))
+    names = [name for name in start if name.startswith("backbone.")]
+    return all(bool((copy[name] == start[name]).all()) for copy in copies for name in names)
 
 
 def greedy(ingredients: Ingredients, *, batch_norm: BatchNorm, machine: Machine) -> Greedy:

@@ -264,7 +264,8 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
         for row in drawn
         for mean in comparison.curves[row.name]
     ]
-    x = curves.epochs(max(value["epoch"] for value in values))
+    shown = [value["epoch"] for value in values]
+    x = curves.epochs(max(shown), min(1, *shown))  # a trial without training has its start, 0
     y = alt.Y(
         "accuracy:Q",
         scale=alt.Scale(zero=False, padding=12),

@@ -37,6 +37,11 @@ SHAPES = ("circle", "square", "triangle-right", "triangle-left", "cross")
 NEUTRAL = "#808080"
 HEIGHT = 300
 
+NOTHING_TRAINED = (
+    "Nothing was trained, so there are no curves: a linear head was fitted to the features of the"
+    " frozen network, by logistic regression on each fold's own training photos."
+)
+
 _CHOSEN = "datum.view == folds"  # of the chart's parameter: what is shown
 
 
@@ -239,13 +244,13 @@ def accuracy_chart(curves: Curves) -> alt.LayerChart:
     return _chart(curves, values, scale, axis, "accuracy", ".2%")
 
 
-def epochs(last: int) -> alt.X:
-    """Return the axis of epochs, from 1 to `last`, with at most 13 labels."""
+def epochs(last: int, first: int = 1) -> alt.X:
+    """Return the axis of epochs, from `first` to `last`, with at most 13 labels."""
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
     step = next(step for step in steps if last <= 12 * step)
-    named = sorted({1, *range(step, last + 1, step)})
+    named = sorted({first, *range(step, last + 1, step)})
     axis = alt.Axis(title="epoch", format="d", values=named, grid=False)
-    return alt.X("epoch:Q", axis=axis, scale=alt.Scale(domain=[1, max(last, 2)], padding=14))
+    return alt.X("epoch:Q", axis=axis, scale=alt.Scale(domain=[first, max(last, 2)], padding=14))
 
 
 def _chart(
@@ -404,6 +409,8 @@ def _diverged(curves: Curves) -> list[dict[str, Any]]:
 def section(run: Run) -> Markup:
     """Return the learning curves of the folds that are done or under way."""
     curves = read(run)
+    if not run.recipe.epochs:
+        return fragment("curves.html", notes=[NOTHING_TRAINED], figures=(), rows=())
     epoch = "epoch that each fold kept" if curves.kept else "last epoch so far"
     range_ = " (lowest to highest)" if len(curves.kept) > 1 else ""
     measures = [m for m in MEASURES if m != "train_accuracy" or _has_train_accuracy(curves)]

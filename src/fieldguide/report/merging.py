@@ -344,6 +344,8 @@ def section(run: Run) -> Markup:
 
 
 def _notes(run: Run, found: Curves, moves: Sequence[Moved], merges: bool) -> list[str]:
+    if not run.recipe.epochs:
+        return ["Nothing was merged: nothing was trained."]
     notes = []
     if not merges:
         notes.append("Nothing was merged: the recipe trains one replica in each fold.")

@@ -12,6 +12,7 @@ import altair as alt
 import numpy as np
 from markupsafe import Markup
 
+from fieldguide.analysis import paired
 from fieldguide.analysis.suspects import suspects
 from fieldguide.photos.groups import holds_for
 from fieldguide.recipe import Recipe
@@ -87,6 +88,7 @@ def section(run: Run) -> Markup:
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         few_groups=FEW_GROUPS,
         holds_for=holds_for(run.environment.get("collection", "")),
+        gained=gained(run) if run.done else "",
         commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
         score_rows=score_rows(run.scores) if run.done else [],
@@ -100,6 +102,22 @@ def section(run: Run) -> Markup:
         run=shlex.quote(str(run.folder)),
         watch_val=run.recipe.watch_val,
         steps=advice(findings(run, scored=bool(rows))),
+    )
+
+
+def gained(run: Run) -> str:
+    """Return what training gained on a regression on the start's features; empty if not known."""
+    if not (run.probed and run.recipe.epochs):
+        return ""
+    judged = judge(run)
+    logits = np.concatenate([run.probe(fold)["logits"] for fold in run.judged])
+    one, other = (each.argmax(axis=1) == judged.targets for each in (judged.logits, logits))
+    found = paired.difference(one, other, run.groups[judged.photos])
+    points, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in found)
+    return (
+        f"A linear head on the features of the network before training reaches"
+        f" {percent(float(other.mean()))} on the same photos and folds: training gained {points}"
+        f" points (95 % interval, paired: {low} to {high})."
     )
 
 
@@ -123,6 +141,11 @@ def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
 
 
 def _choice_of_epoch(recipe: Recipe, scores: Scores | None) -> str:
+    if not recipe.epochs:
+        return (
+            "Nothing was trained, and nothing was chosen on the test photos: each fold's head was"
+            " fitted to features of its training photos."
+        )
     if recipe.stop == "none":
         return (
             "Nothing was chosen on the test photos: each fold kept the weights of its last epoch,"

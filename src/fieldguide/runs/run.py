@@ -6,7 +6,8 @@
       catalog.csv         path, label, group, split, fold, sha256 of every photo used
       environment.json    versions, device, command, seeds, weights and their licence
       start.safetensors   the weights that every replica of every fold starts from
-      setup.json          hashes of the five above, written last: the run exists
+      probe/0.safetensors a fold's head fitted to the start's features, and its logits, if wanted
+      setup.json          hashes of all above, written last: the run exists
       folds/0/            weights.safetensors, history.csv, merges.csv, predictions.npz
                           manifest.json, written last: the fold is done; checkpoint/ while it is not
       oof.csv             out-of-fold predictions, one row a training photo, in catalog order
@@ -61,6 +62,7 @@ GIVEN = "given.csv"
 SETUP_FILES = ("recipe.toml", GIVEN, "catalog.csv", "environment.json", "start.safetensors")
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
+PROBE = "probe"  # folder of the heads that folds start from
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
 FINDINGS = "findings.csv"  # what the check found when the run was begun
 _AT_ONCE = 10_000  # photos whose probabilities are in memory together: 80 kB a class
@@ -145,22 +147,12 @@ class Run:
     @cached_property
     def targets(self) -> NDArray[np.int64]:
         """Class number of every photo of the catalog; -1 where it has none of the classes."""
-        numbers = {label: number for number, label in enumerate(self.classes)}
-        return np.array([numbers.get(photo.label or "", -1) for photo in self.catalog.photos])
+        return targets_of(self.catalog)
 
     @cached_property
     def folds(self) -> tuple[Fold, ...]:
         """The folds as numbers of photos in the catalog."""
-        used = [photo.fold if photo.split == "train" else None for photo in self.catalog.photos]
-        fold_of = np.array([-1 if fold is None else fold for fold in used])
-        return tuple(
-            Fold(
-                index,
-                np.flatnonzero((fold_of >= 0) & (fold_of != index)),
-                np.flatnonzero(fold_of == index),
-            )
-            for index in range(self.recipe.folds)
-        )
+        return folds_of(self.catalog, self.recipe.folds)
 
     @property
     def complete(self) -> bool:
@@ -204,6 +196,26 @@ class Run:
             return self._weights("start.safetensors", self.folder, SETUP)
         return self._weights("weights.safetensors", self.fold_folder(fold))
 
+    @property
+    def probed(self) -> bool:
+        """Whether heads were fitted to the untrained network's features."""
+        return f"{PROBE}/0.safetensors" in files.read_manifest(self.folder, name=SETUP)
+
+    def probe(self, fold: int) -> dict[str, NDArray[Any]]:
+        """Return a fold's fitted head: `weight`, `bias`, `strength`, and `logits` of its test part.
+
+        The logits are those of the start, which no photo of the test part has changed.
+        """
+        name = f"{PROBE}/{fold}.safetensors"
+        with files.parsing(self.folder / name):
+            found = self._weights(name, self.folder, SETUP)
+            classes = len(self.classes)
+            shapes = {"bias": (classes,), "logits": (len(self.folds[fold].test), classes)}
+            for each, shape in shapes.items():
+                if found[each].shape != shape or not np.isfinite(found[each]).all():
+                    raise ValueError(f"{each} of shape {found[each].shape}, not {shape}")
+            return found
+
     def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
         """Each replica's weights before the fold's last merge; empty without `keep_replicas`."""
         folder = self.fold_folder(fold)
@@ -222,8 +234,9 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent in training, evaluating and merging the folds that are done."""
-        return round(sum(float(row["seconds"]) for row in self._history()), 1)
+        """Time spent in training, evaluating and merging the folds that are done, and in probes."""
+        probed: float = self.environment.get("probe_seconds", 0.0)
+        return round(probed + sum(float(row["seconds"]) for row in self._history()), 1)
 
     @property
     def parts(self) -> int:
@@ -428,6 +441,26 @@ class Run:
             return load_tensors(self._read(name, folder, manifest))
 
 
+def targets_of(catalog: Catalog) -> NDArray[np.int64]:
+    """Return the class number of every photo; -1 where it has none of the classes."""
+    numbers = {label: number for number, label in enumerate(catalog.classes)}
+    return np.array([numbers.get(photo.label or "", -1) for photo in catalog.photos])
+
+
+def folds_of(catalog: Catalog, folds: int) -> tuple[Fold, ...]:
+    """Return the folds that a run's catalog names, as numbers of photos in it."""
+    used = [photo.fold if photo.split == "train" else None for photo in catalog.photos]
+    fold_of = np.array([-1 if fold is None else fold for fold in used])
+    return tuple(
+        Fold(
+            index,
+            np.flatnonzero((fold_of >= 0) & (fold_of != index)),
+            np.flatnonzero(fold_of == index),
+        )
+        for index in range(folds)
+    )
+
+
 class Recorded(dict[str, Any]):
     """The environment of a run; ResourceError for what a damaged one lacks."""
 
@@ -453,6 +486,7 @@ class _Environment(BaseModel, extra="allow", strict=True):
     crop: str = ""
     weights_sha256: str = ""
     weights_license: str = ""
+    probe_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     started: str = ""
     platform: str = ""
     device: str = ""
@@ -486,15 +520,24 @@ def create(
     catalog: Catalog,
     start: Arrays,
     environment: Mapping[str, Any],
+    probes: Sequence[Arrays] = (),
 ) -> Run:
-    """Write what a run starts from. The folder may hold an attempt that did not get so far."""
+    """Write what a run starts from. The folder may hold an attempt that did not get so far.
+
+    `probes` are the folds' heads, if they were fitted.
+    """
     files.make_folder(folder / "folds")
     files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
     catalogs.write_rows(folder / GIVEN, given)
     catalogs.write_rows(folder / "catalog.csv", catalog)
     files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
     files.write_bytes(folder / "start.safetensors", _serialised(start))
-    files.write_manifest(folder, SETUP_FILES, name=SETUP)
+    names = [f"{PROBE}/{fold}.safetensors" for fold in range(len(probes))]
+    if probes:
+        files.make_folder(folder / PROBE)
+    for name, probe in zip(names, probes, strict=True):
+        files.write_bytes(folder / name, _serialised(probe))
+    files.write_manifest(folder, [*SETUP_FILES, *names], name=SETUP)
     return Run(folder)
 
 

@@ -32,7 +32,7 @@ class Kept:
     """
 
     path: Path
-    kind: Literal["decoded", "photos", "run", "shards"]
+    kind: Literal["decoded", "features", "photos", "run", "shards"]
     name: str
     count: int
     bytes: int
@@ -57,10 +57,10 @@ def root_of(name: str) -> Path:
     return root() if name in {"", "auto"} else Path(name).expanduser().absolute()
 
 
-def folder_of(kind: str, source: str) -> Path:
-    """Return the folder for a copy of what is at an address, or in a folder."""
+def folder_of(kind: str, source: str, place: Path | None = None) -> Path:
+    """Return the folder, in `place` or the user's, for what is made from a source named so."""
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return root() / kind / name
+    return (place or root()) / kind / name
 
 
 def use(folder: Path, source: str) -> None:

@@ -1,6 +1,7 @@
 """The contents of the cache folder, listed, verified and removed.
 
-It keeps decoded photos, and copies of photos, runs and shards, which are made again when needed.
+It keeps decoded photos, features of photos, and copies of photos, runs and shards, which are made
+again when needed.
 Knows nothing of how they are used.
 """
 
@@ -16,7 +17,8 @@ from fieldguide.storage import addresses, cache_folder, decoded, files, mirror, 
 from fieldguide.storage.cache_folder import Kept
 from fieldguide.words import count, os_reason
 
-_KINDS: dict[str, Literal["photos", "run", "shards"]] = {  # by folder
+_KINDS: dict[str, Literal["features", "photos", "run", "shards"]] = {  # by folder
+    "features": "features",
     "remote": "photos",
     "runs": "run",
     "shards": "shards",
@@ -40,7 +42,7 @@ def copies(root: Path) -> list[Kept]:
     return sorted(found, key=lambda copy: (copy.kind, copy.name, copy.path))
 
 
-def _copy(folder: Path, kind: Literal["photos", "run", "shards"]) -> Kept:
+def _copy(folder: Path, kind: Literal["features", "photos", "run", "shards"]) -> Kept:
     sizes = [size for path in folder.rglob("*") if (size := files.size_of(path)) is not None]
     source, used = cache_folder.source_of(folder)
     return Kept(folder, kind, source or folder.name, len(sizes), sum(sizes), used)
@@ -49,7 +51,7 @@ def _copy(folder: Path, kind: Literal["photos", "run", "shards"]) -> Kept:
 def faults(copy: Kept) -> list[str]:
     """Return what is damaged: photos by size, runs and photos of Parquet files by SHA-256.
 
-    Decoded photos have no faults here: their readers compare checksums.
+    Decoded photos and features have no faults here: their readers compare checksums.
     """
     find = {"photos": _faults_of_photos, "run": _faults_of_run, "shards": _faults_of_shards}
     try:

@@ -34,7 +34,8 @@ class FoldJob:
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
-    is resolved. `parts` are those that batches are computed in from the start. `places` (n, 2) are
+    is resolved. `start_logits` are those of the test part under `start`, if its head was fitted.
+    `parts` are those that batches are computed in from the start. `places` (n, 2) are
     shard and offset of each photo, where the recipe wants them in that order.
     """
 
@@ -54,6 +55,7 @@ class FoldJob:
     watch: IntArray
     parts: int = 1
     places: IntArray | None = None
+    start_logits: Logits | None = None
 
     def epoch_loader(self, size: int) -> Loader:
         """Return the loader with training pictures of a size."""

@@ -74,6 +74,8 @@ def train_fold(
         replicas = {n: begun_replica(job, state, n, ranks.team) for n in together.own}
         checkpoints = Checkpoints(folder, job, state, replicas, together, controls)
         controls.on_resume(sum(steps_done(state, steps, n) for n in together.own))
+        if not recipe.epochs and not state.ended:
+            keep_start(job, state, controls)
         while not state.ended:
             while state.replica < recipe.replicas:
                 turn = together.turn(state, steps)
@@ -97,6 +99,16 @@ def train_fold(
                 checkpoints.save()
                 ranks.stop_if_asked(controls)
     return result(state, kept)
+
+
+def keep_start(job: FoldJob, state: FoldState, controls: Controls) -> None:
+    """Change the state: the fold ends with its start, whose logits are known, as epoch 0."""
+    assert job.start_logits is not None
+    state.begin_epoch(-1)  # rows of the history count epochs from 1
+    row = history_row(job, state, "merged", Tally(), job.start_logits)
+    record(state, row | {"seconds": 0.0}, controls)
+    choose(job, state, job.start_logits)
+    state.ended = True
 
 
 def begun_replica(job: FoldJob, state: FoldState, number: int, team: Ranks) -> Replica:

@@ -1,0 +1,195 @@
+"""The heads that a run's folds start from: fitted to features of each fold's own training photos.
+
+Every photo goes through the network once for all folds, or not at all if the cache has its features
+from a run before. Knows nothing of how folds are trained.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import metadata
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fieldguide.errors import DataError, TrainingError
+from fieldguide.fitting.jobs import loader_of, parts_of
+from fieldguide.fitting.progress import Watcher
+from fieldguide.fitting.settings import cache_of
+from fieldguide.machine.device import (
+    autocast,
+    choose_device,
+    count_cores,
+    device_name,
+    memory_format,
+    training_threads,
+)
+from fieldguide.network.network import Network
+from fieldguide.photos.augment import Normaliser
+from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.folds import Fold, inner_split
+from fieldguide.photos.pixels import Reading
+from fieldguide.recipe import ResolvedRecipe
+from fieldguide.runs.run import folds_of, targets_of
+from fieldguide.seeds import derive_seed
+from fieldguide.storage import features as kept
+from fieldguide.storage.columns import Records
+from fieldguide.train.probe import Features, choose_strength, features_of, fit_head
+from fieldguide.train.result import Arrays, arrays
+
+VERSION = 1  # of the features: raise it when the same photo gets others
+# The definition of features: settings that change them, beside weights, device and versions.
+SETTINGS = (
+    *("size", "eval_resize", "stored_side", "interpolation", "mean", "std"),
+    *("precision", "layout"),
+)
+PIECE = 4096  # photos whose features are kept at a time, so that a kill costs no more
+
+ROOM = 1 << 30  # bytes: folds are fitted at once while copies of the features fit in (taste)
+
+# The penalty is chosen on a quarter of a fold's training photos, set aside with whole groups; of
+# small folds several times, until so many photos have been judged (taste).
+ASIDE, JUDGED, MOST_SPLITS = 0.25, 500, 5
+
+
+def probes_of(
+    recipe: ResolvedRecipe, network: Network, catalog: Catalog, watcher: Watcher
+) -> list[Arrays]:
+    """Return each fold's head as the run keeps it: `weight`, `bias`, `strength`, `logits`.
+
+    The strength of the penalty is chosen within the fold's training photos, by the log loss of
+    parts set aside. The logits are those of the fold's test part, in the run's arithmetic. Changes
+    the network's device and layout. Raises `TrainingError` for features that are not finite.
+    """
+    rows, features = _features(recipe, network, catalog, watcher)
+    if not torch.isfinite(features).all():
+        raise TrainingError(
+            "the untrained network's features are not finite: no head can be fitted to them",
+            hint="begin with other `weights`, or with precision `float32`",
+        )
+    place = np.full(len(catalog), -1)
+    place[rows] = np.arange(len(rows))
+    at_once = max(min(count_cores(), ROOM // features.nbytes), 1)
+    make = partial(_probe, recipe, catalog, place, features, targets_of(catalog))
+    # One thread each: the number of cores changes no bit.
+    with (
+        training_threads(1),
+        ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        return list(pool.map(make, folds_of(catalog, recipe.folds)))
+
+
+def _probe(
+    recipe: ResolvedRecipe,
+    catalog: Catalog,
+    place: NDArray[np.int64],
+    features: Features,
+    targets: NDArray[np.int64],
+    fold: Fold,
+) -> Arrays:
+    train, _ = parts_of(recipe, catalog, fold)
+    own, classes = torch.from_numpy(targets[train]), len(catalog.classes)
+    seen, weights = features[place[train]], None
+    if recipe.class_weights == "balanced":
+        counts = torch.bincount(own, minlength=classes).clamp_min(1)
+        weights = len(own) / (classes * counts[own])
+    splits = _splits(catalog.table, train, derive_seed(recipe.seed, "probe", fold.index))
+    strength = choose_strength(seen, own, classes, splits, weights)
+    weight, bias = (each.float() for each in fit_head(seen, own, classes, strength, weights))
+    device = choose_device(recipe.device)
+    with torch.inference_mode(), autocast(device, recipe.precision):
+        tested = features[place[fold.test]].to(device)
+        logits = torch.nn.functional.linear(tested, weight.to(device), bias.to(device)).float()
+    found = {
+        "weight": weight,
+        "bias": bias,
+        "strength": torch.tensor(strength, dtype=torch.float64),
+        "logits": logits,
+    }
+    return arrays(found)
+
+
+def _splits(
+    photos: Records[Photo], train: NDArray[np.int64], seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return positions in `train` to fit to and to judge, several times if there are few.
+
+    None where no group can be set aside: every class is one group.
+    """
+    names = [photos.column(name) for name in ("label", "path", "group")]
+    labels, paths, groups = ([column[row] for row in train.tolist()] for column in names)
+    wholes = [group or path for group, path in zip(groups, paths, strict=True)]
+    splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    while len(splits) < MOST_SPLITS and sum(len(aside) for _, aside in splits) < JUDGED:
+        try:
+            split = inner_split(
+                labels,
+                paths,
+                wholes,
+                np.arange(len(train)),
+                share=ASIDE,
+                seed=derive_seed(seed, len(splits)),
+            )
+        except DataError:
+            break
+        splits.append(split)
+    return splits
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def _features(
+    recipe: ResolvedRecipe, network: Network, catalog: Catalog, watcher: Watcher
+) -> tuple[NDArray[np.int64], Features]:
+    """Return the rows of training photos in the catalog, and the features of each of them."""
+    device = choose_device(recipe.device)
+    layout = memory_format(recipe.layout)
+    network.to(device).to(memory_format=layout)
+    hashes, splits = (catalog.table.column(name) for name in ("sha256", "split"))
+    rows = np.flatnonzero(np.array([split == "train" for split in splits]))
+    photo_of = {hashes[row]: row for row in reversed(rows.tolist())}  # copies have the same
+    root = cache_of(recipe, watcher.notice)
+    folder = kept.folder_of(root, _definition(recipe, network)) if root else None
+    known = kept.read(folder, photo_of) if folder else {}
+    missing = np.sort([row for key, row in photo_of.items() if key not in known]).astype(np.int64)
+    if len(missing):
+        watcher.on_features(len(missing))
+    loader = loader_of(recipe, catalog.table, catalog.root, device, watcher.notice)
+    for start in range(0, len(missing), PIECE):
+        piece = missing[start : start + PIECE]
+        found = features_of(
+            network,
+            loader,
+            piece,
+            normaliser=lambda: Normaliser(recipe.mean, recipe.std, device, layout),
+            device=device,
+            precision=recipe.precision,
+            progress=lambda done: watcher.on_check(start + done),  # noqa: B023 -- called at once
+        ).numpy()
+        keys = [hashes[row] for row in piece.tolist()]
+        known |= dict(zip(keys, found, strict=True))
+        if folder:
+            kept.write(folder, keys, found, watcher.notice)
+    return rows, torch.from_numpy(np.stack([known[hashes[row]] for row in rows.tolist()]))
+
+
+def _definition(recipe: ResolvedRecipe, network: Network) -> str:
+    """Return all that decides the features of a photo, in words."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.backbone.state_dict().items()):
+        digest.update(f"{name}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    packages = ("torch", "torchvision", "timm", "pillow")
+    facts: Sequence[object] = (
+        recipe.backbone,
+        *(f"{name} {getattr(recipe, name)}" for name in SETTINGS),
+        Reading.of(recipe).name,
+        device_name(choose_device(recipe.device)),
+        *(f"{name} {metadata.version(name)}" for name in packages),
+        f"weights {digest.hexdigest()[:16]}",
+        f"version {VERSION}",
+    )
+    return ", ".join(map(str, facts))
