@@ -309,7 +309,8 @@ def test_a_recipe_does_not_differ_from_itself() -> None:
 
 def test_differences_come_as_stored_and_asked() -> None:
     asked = Recipe(epochs=3, head="se")
-    assert differences(asked, Recipe()) == {"epochs": (10, 3), "head": ("linear", "se")}
+    least = {"min_steps": (Recipe().min_steps, 0)}
+    assert differences(asked, Recipe()) == {"epochs": (10, 3), "head": ("linear", "se")} | least
 
 
 def test_what_is_asked_as_auto_agrees_with_anything() -> None:

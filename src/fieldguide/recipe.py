@@ -41,6 +41,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 Switch = Literal["off", "on"]
+Mix = Literal["none", "cutmix", "mixup", "either"]
+# Epochs from which `mix` = auto mixes: see docs/results.md.
+MIX_FROM = 12
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 R = TypeVar("R", bound="Recipe")
 
@@ -129,6 +132,8 @@ class Recipe(BaseModel):
         "save each replica's weights as they were before the last merge")
 
     epochs: int = _setting("Length", 10, "passes over the training photos, for each replica; 0 with head_start = probe: its start is the result", ge=0)
+    min_steps: int = _setting("Length", 400,
+        "least steps of a replica: of few photos batches are made smaller (8 an epoch) and epochs more; 0 if only `epochs` or `batch_size` is given", ge=0)
     stop: Literal["none", "fold", "inner"] = _setting("Length", "none",
         "early stopping and choice of epoch: none, on the fold's test photos, on a part of its training photos")
     patience: int = _setting("Length", 5, "epochs without a better merged model before stopping", ge=1)
@@ -155,7 +160,8 @@ class Recipe(BaseModel):
 
     augment: Literal["none", "randaugment", "trivialaugment", "augmix"] = _setting("Augmentation", "none",
         "a policy of random changes, after crop, flip and colours")
-    mix: Literal["none", "cutmix", "mixup", "either"] = _setting("Augmentation", "cutmix", "mixing of photos in a batch")
+    mix: Mix | Auto = _setting("Augmentation", "auto",
+        "mixing of photos in a batch; auto: cutmix in a fit that is long enough for it, else none")
     mix_alpha: float = _setting("Augmentation", 1.0, "shares are drawn from Beta(alpha, alpha)", gt=0)
     crop_scale: tuple[float, float] = _setting("Augmentation", (0.35, 1.0), "share of the area that a crop covers")
     flip: float = _setting("Augmentation", 0.5, "probability of a mirror image", ge=0, le=1)
@@ -187,6 +193,12 @@ class Recipe(BaseModel):
         "tracker that also gets every epoch, with the extra `track`; events.jsonl is always written")
     # fmt: on
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_length(cls, settings: Any) -> Any:
+        """Return the settings, with the length that is given instead of the least one."""
+        return without_min_steps(settings) if isinstance(settings, dict) else settings
+
     @model_validator(mode="after")
     def _settings_agree(self) -> "Recipe":
         for message in self._conflicts():
@@ -215,7 +227,7 @@ class Recipe(BaseModel):
             yield f"`std` = {self.std} is not above 0 and at most 1"
         if self.merge == "none" and self.replicas > 1:
             yield f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas} unused"
-        if self.mix != "none" and self.batch_size == 1:
+        if self.mix not in {"none", "auto"} and self.batch_size == 1:
             yield f"`mix` = {self.mix!r} needs a `batch_size` of at least 2"
         if self.accumulate > self.batch_size:
             yield f"`accumulate` = {self.accumulate} is more than `batch_size` = {self.batch_size}"
@@ -254,7 +266,7 @@ class Recipe(BaseModel):
 
     def replace(self: R, **settings: Any) -> R:
         """Return the same recipe with some settings changed and checked."""
-        return _built(type(self), self.model_dump() | settings)
+        return _built(type(self), self.model_dump() | without_min_steps(settings))
 
 
 class ResolvedRecipe(Recipe):
@@ -271,6 +283,16 @@ class ResolvedRecipe(Recipe):
     layout: Layout
     compile: Switch
     workers: Count
+    mix: Mix
+
+
+def without_min_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without a least number of steps if they say the length and not this number.
+
+    So `epochs` = 3 is 3 epochs, whatever the recipe under it does with few photos.
+    """
+    said = {"epochs", "batch_size"} & settings.keys() and "min_steps" not in settings
+    return {**settings, "min_steps": 0} if said else {**settings}
 
 
 # The named recipes, as differences from the defaults above.
@@ -284,7 +306,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "eval_resize": 146,
             "folds": 3,
             "epochs": 4,
-            "mix": "none",
+            "min_steps": 200,
             "color_jitter": 0.0,
         },
     ),
@@ -329,6 +351,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "folds": 10,
             "seed": 111550159,
             "epochs": 40,
+            "mix": "cutmix",
             "stop": "fold",
             "patience": 10,
             "watch_val": True,
@@ -430,6 +453,12 @@ def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return settings that differ and matter, as (stored, asked); `auto` agrees with anything."""
     if asked.tone == PERCENTILE and stored.tone.startswith(PERCENTILE):
         asked = asked.replace(tone=stored.tone)
+    if asked.min_steps == stored.min_steps > 0:  # which made the length of this one
+        asked = asked.replace(
+            epochs=max(asked.epochs, stored.epochs),
+            batch_size=min(asked.batch_size, stored.batch_size),
+            min_steps=asked.min_steps,
+        )
     return {
         name: (getattr(stored, name), getattr(asked, name))
         for name in Recipe.model_fields

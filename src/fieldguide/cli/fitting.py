@@ -31,7 +31,8 @@ SAME_SIGNAL = 1.0
 def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
     """Return the named recipe with the environment and the flags over it, checked without torch."""
     recipes.load(name)  # errors in it are reported with its name
-    chosen = recipes.build(recipes.settings_of(name) | given_settings(settings))
+    given = recipes.without_min_steps(given_settings(settings))
+    chosen = recipes.build(recipes.settings_of(name) | given)
     require_backbone(chosen.backbone)
     return chosen
 

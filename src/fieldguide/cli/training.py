@@ -221,6 +221,7 @@ def fit(
             )
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
+        _tell_after(run)
 
 
 @app.command
@@ -305,6 +306,15 @@ def _fit(
     if report and (run.complete or fold is None) and not _reported(run):
         _report(folder)
     return run
+
+
+def _tell_after(run: "Run") -> None:
+    """Print what training gained, and whether it was too short."""
+    if run.complete and run.recipe.epochs:
+        from fieldguide.report.verdict import told_after
+
+        for sentence in told_after(run):
+            terminal.stdout.print(sentence, markup=False, highlight=False)
 
 
 def _reported(run: "Run") -> bool:

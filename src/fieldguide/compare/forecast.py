@@ -16,6 +16,7 @@ from fieldguide.errors import UsageError
 from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.places import folds_at_once
 from fieldguide.fitting.progress import Watcher
+from fieldguide.fitting.settings import lengthened
 from fieldguide.fitting.start import create
 from fieldguide.machine.controls import Controls
 from fieldguide.machine.device import training_threads
@@ -59,7 +60,7 @@ def forecast(
     tests = sorted(Counter(fold_of).items())
     for trial in todo:
         watcher.check_stop()
-        recipe = trial.recipe
+        recipe = lengthened(trial.recipe, len(fold_of) - tests[0][1], trial.recipe.mix)
         key = tuple(getattr(recipe, name) for name in COSTLY)
         if key not in costs and recipe.epochs:
             grown = recipe.replace(first_size="auto")  # the first epoch would be the cheapest

@@ -23,8 +23,9 @@ from fieldguide.network.network import (
     input_config,
 )
 from fieldguide.photos.augment import decoded_side
-from fieldguide.recipe import Recipe, ResolvedRecipe
+from fieldguide.recipe import MIX_FROM, R, Recipe, ResolvedRecipe
 from fieldguide.storage import cache_folder
+from fieldguide.train.job import replica_steps
 
 
 def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
@@ -49,6 +50,7 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
         "interpolation": config.interpolation,
         "layout": "contiguous",
         "compile": "off",
+        "mix": _mix(recipe.epochs, recipe.batch_size),
     }
     asked = recipe.model_dump()
     asked |= {name: value for name, value in found.items() if asked[name] == "auto"}
@@ -58,6 +60,29 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
         "workers": len(places) if device.type == "cpu" else readers(recipe.workers, places),
     }
     return ResolvedRecipe(**asked)
+
+
+# Steps of an epoch that batches leave at least, where `min_steps` says so, and their least photos.
+EPOCH_STEPS, SMALL_BATCH = 8, 8
+
+
+def lengthened(recipe: R, photos: int, mix: str) -> R:
+    """Return the recipe with batches and epochs for its `min_steps`, of folds of so many photos.
+
+    A `mix` of `auto` follows the epochs.
+    """
+    found = recipe
+    if recipe.min_steps and recipe.epochs:
+        batch = min(recipe.batch_size, max(photos // EPOCH_STEPS, SMALL_BATCH))
+        found = recipe.replace(batch_size=batch, min_steps=recipe.min_steps)
+        epochs = -(-recipe.min_steps // max(min(replica_steps(found, photos)), 1))
+        longer = max(epochs, recipe.epochs)
+        found = found.replace(epochs=longer, min_steps=recipe.min_steps)
+    return found.replace(mix=_mix(found.epochs, found.batch_size)) if mix == "auto" else found
+
+
+def _mix(epochs: int, batch_size: int) -> str:
+    return "cutmix" if epochs >= MIX_FROM and batch_size > 1 else "none"
 
 
 def readers(asked: int | str, places: Sequence[torch.device]) -> int:

@@ -21,7 +21,7 @@ from fieldguide.fitting.prepare import prepare
 from fieldguide.fitting.probes import probes_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.resume import RECORDED_PACKAGES
-from fieldguide.fitting.settings import cache_of, resolve, threads_of
+from fieldguide.fitting.settings import cache_of, lengthened, resolve, threads_of
 from fieldguide.machine.device import (
     choose_device,
     choose_layouts,
@@ -91,6 +91,7 @@ def create(
         folds=1 + max(fold or 0 for fold in used.table.column("fold")),
         tone=_tone(recipe, used, watcher),
     )
+    resolved = _long_enough(recipe, resolved, used, watcher)
     network = with_head(
         backbone,
         recipe.head,
@@ -144,6 +145,21 @@ def _probes(
         reached = np.concatenate(right).mean()
         watcher.notice(
             f"to beat: {reached:.1%} by a regression on the untrained network's features"
+        )
+    return found
+
+
+def _long_enough(
+    recipe: Recipe, resolved: ResolvedRecipe, used: Catalog, watcher: Watcher
+) -> ResolvedRecipe:
+    """Return the recipe with batches, epochs and mixing for its folds, and tell if they changed."""
+    training = list(used.table.column("split")).count("train")
+    found = lengthened(resolved, training - training // resolved.folds, recipe.mix)
+    if (found.batch_size, found.epochs) != (recipe.batch_size, recipe.epochs):
+        watcher.notice(
+            f"few photos: batches of {found.batch_size} and {found.epochs} epochs instead of"
+            f" {recipe.batch_size} and {recipe.epochs}, so that a replica makes at least"
+            f" {found.min_steps} steps (`min_steps`)"
         )
     return found
 

@@ -105,6 +105,13 @@ def section(run: Run) -> Markup:
     )
 
 
+def told_after(run: Run) -> list[str]:
+    """Return in sentences what training gained, and whether it was too short, of a trained run."""
+    found = findings(run, scored=False)
+    advised = (f"{step.text} {step.command}".strip() for step in _about_training(found))
+    return [*filter(None, [gained(run)]), *advised]
+
+
 def gained(run: Run) -> str:
     """Return what training gained on a regression on the start's features; empty if not known."""
     if not (run.probed and run.recipe.epochs):
@@ -287,6 +294,7 @@ def findings(run: Run, *, scored: bool) -> Findings:
     tables = [run.fold_folder(fold) / "history.csv" for fold in run.done]
     history = [row for table in tables for row in curves.read_table(table)]
     folder, epochs = str(run.folder), 2 * run.recipe.epochs
+    small = {"batch_size": run.recipe.batch_size} if run.recipe.min_steps else {}
     command = run.environment["command"]
     judged = judge(run) if run.done else None
     thin = [each for each in class_counts(run.catalog) if each[1] < FEW_PHOTOS]
@@ -294,7 +302,7 @@ def findings(run: Run, *, scored: bool) -> Findings:
         run=shlex.quote(folder),
         fit=repeat.command_line(command, fold=None),
         longer=repeat.command_line(
-            command, fold=None, epochs=epochs, out=f"{folder}-{epochs}-epochs"
+            command, fold=None, epochs=epochs, out=f"{folder}-{epochs}-epochs", **small
         ),
         folds=run.recipe.folds,
         done=len(run.done),
