@@ -29,6 +29,7 @@ from fieldguide import recipe as recipes
 from fieldguide.photos.catalog import Catalog, Photo, in_columns
 
 BASE = {"size": 96, "eval_resize": 110, "replicas": 1, "merge": "none", "folds": 5}
+BASE |= {"layout": "channels_last", "precision": "float32", "compile": "off"}
 
 
 def is_aside(photo: Photo) -> bool:
@@ -60,7 +61,7 @@ def measure(trial: str, weights: str, seed: int, train: Catalog, judged: Catalog
     base = {**quick, **BASE, "backbone": "resnet18", "weights": weights, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         began, cpu = time.monotonic(), time.process_time()
-        recipe = recipes.build({**base, **settings})
+        recipe = recipes.build({**base, **recipes.without_min_steps(settings)})
         run = fg.fit(train, recipe, out=Path(folder) / "run", fold=0)
         cost = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - began}
         found = run.classifier("fold-0").predict(judged)

@@ -17,7 +17,7 @@ from fieldguide.train.job import replica_steps
 
 @pytest.mark.parametrize(
     ("photos", "batch", "epochs"),
-    [(159, 19, 23), (40, 8, 40), (1000, 64, 13), (3573, 64, 4), (100_000, 64, 4)],
+    [(159, 19, 23), (40, 8, 40), (1000, 64, 13), (3573, 64, 8), (100_000, 64, 8)],
 )
 def test_small_folds_have_smaller_batches_and_more_epochs(
     photos: int, batch: int, epochs: int
@@ -63,3 +63,28 @@ def test_flags_of_length_win_over_the_recipes(
     asked = ("fit", discs, "--recipe", "quick", *flags(**given), "--no-instant")
     assert command(*asked, "--out", tmp_path / "run").code == 0
     assert fg.Run(tmp_path / "run").recipe.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "start", "rate"), [("linear", "probe", 1e-4), ("se", "random", 1e-3)]
+)
+def test_a_linear_head_is_fitted_where_the_recipe_leaves_it_open(
+    discs: Path, tmp_path: Path, head: str, start: str, rate: float
+) -> None:
+    asked = {"head": head, "head_start": "auto", "head_rate": "auto", "epochs": 1, "replicas": 1}
+    run = small_fit(discs, tmp_path / "run", merge="none", **asked)
+    assert (run.recipe.head_start, run.recipe.head_rate) == (start, rate)
+    assert bool(run.probed) == (start == "probe")
+
+
+def test_a_regression_that_takes_long_is_not_made_unasked(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fieldguide.fitting.start.MOST_TO_BEAT", 10)
+    asked = {"head_start": "auto", "head_rate": "auto", "epochs": 1, "replicas": 1}
+    told: list[str] = []
+    run = small_fit(
+        discs, tmp_path / "run", watcher=Watcher(notice=told.append), merge="none", **asked
+    )
+    assert (run.recipe.head_start, run.recipe.head_rate) == ("random", 1e-3)
+    assert any("heads start from a draw" in each for each in told)

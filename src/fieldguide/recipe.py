@@ -41,9 +41,12 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 Switch = Literal["off", "on"]
+HeadStart = Literal["random", "probe"]
+Rate = Annotated[float, Field(gt=0)]
 Mix = Literal["none", "cutmix", "mixup", "either"]
-# Epochs from which `mix` = auto mixes: see docs/results.md.
-MIX_FROM = 12
+# Epochs from which `mix` = auto mixes: the length of `default`, for which mixing was chosen. Of 4
+# epochs CutMix took 14 points: docs/results.md.
+MIX_FROM = 10
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 R = TypeVar("R", bound="Recipe")
 
@@ -70,8 +73,9 @@ class Recipe(BaseModel):
         "`pretrained` (from the hub), `none` (random), a .safetensors or .pth file, or `FILE:entry` of one")
     head: Literal["linear", "se", "attention"] = _setting("Network", "linear",
         "linear layer on the mean feature, squeeze-and-excitation, or multi-head attention pooling")
-    head_start: Literal["random", "probe"] = _setting("Network", "random",
-        "a fold's head at its start: drawn, or fitted to features of its training photos (logistic regression)")
+    head_start: HeadStart | Auto = _setting("Network", "random",
+        "a fold's head at its start: drawn, or fitted to features of its training photos (logistic regression);"
+        " auto: fitted, if it is linear")
     dropout: float = _setting("Network", 0.0, "share of features dropped before the last layer", ge=0, lt=1)
     freeze: int = _setting("Network", 0, "early stages that are not trained (1 = the stem)", ge=0)
 
@@ -150,7 +154,8 @@ class Recipe(BaseModel):
     sync_batch_norm: bool = _setting("Optimiser", False,
         "batch norms normalise by the whole batch in training, not by each rank's share of it")
     backbone_rate: float = _setting("Optimiser", 1e-4, "AdamW's rate for the backbone", gt=0)
-    head_rate: float = _setting("Optimiser", 1e-3, "AdamW's rate for the head", gt=0)
+    head_rate: Rate | Auto = _setting("Optimiser", 1e-3,
+        "AdamW's rate for the head; auto: that of the backbone for a fitted head, else 1e-3")
     weight_decay: float = _setting("Optimiser", 0.05, "decay of all weights but norms and biases", ge=0)
     schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "learning rates after the warm-up")
     warmup: float = _setting("Optimiser", 0.5, "epochs in which the rates rise", ge=0)
@@ -284,6 +289,8 @@ class ResolvedRecipe(Recipe):
     compile: Switch
     workers: Count
     mix: Mix
+    head_start: HeadStart
+    head_rate: Rate
 
 
 def without_min_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,8 +312,12 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "size": 128,
             "eval_resize": 146,
             "folds": 3,
-            "epochs": 4,
+            "head_start": "auto",
+            "head_rate": "auto",
+            "replicas": 1,  # two of half the length lose: docs/results.md
+            "epochs": 8,
             "min_steps": 200,
+            "mix": "none",
             "color_jitter": 0.0,
         },
     ),

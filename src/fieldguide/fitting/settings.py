@@ -52,6 +52,9 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
         "compile": "off",
         "mix": _mix(recipe.epochs, recipe.batch_size),
     }
+    start = "probe" if recipe.head == "linear" else "random"
+    found |= {"head_start": start if recipe.head_start == "auto" else recipe.head_start}
+    found |= {"head_rate": recipe.backbone_rate if found["head_start"] == "probe" else DRAWN_RATE}
     asked = recipe.model_dump()
     asked |= {name: value for name, value in found.items() if asked[name] == "auto"}
     asked |= {
@@ -62,6 +65,7 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     return ResolvedRecipe(**asked)
 
 
+DRAWN_RATE = 1e-3  # of a head that is drawn, where the recipe leaves it open
 # Steps of an epoch that batches leave at least, where `min_steps` says so, and their least photos.
 EPOCH_STEPS, SMALL_BATCH = 8, 8
 

@@ -21,7 +21,7 @@ from fieldguide.fitting.prepare import prepare
 from fieldguide.fitting.probes import probes_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.resume import RECORDED_PACKAGES
-from fieldguide.fitting.settings import cache_of, lengthened, resolve, threads_of
+from fieldguide.fitting.settings import DRAWN_RATE, cache_of, lengthened, resolve, threads_of
 from fieldguide.machine.device import (
     choose_device,
     choose_layouts,
@@ -99,6 +99,10 @@ def create(
         dropout=recipe.dropout,
         seed=recipe.seed,
     )
+    if recipe.head_start == "auto" and _takes_long(network, used):
+        rate = DRAWN_RATE if recipe.head_rate == "auto" else recipe.head_rate
+        resolved = resolved.replace(head_start="random", head_rate=rate)
+        watcher.notice("heads start from a draw: with so many photos a regression takes long")
     freeze(network, resolved.freeze)
     start = arrays(weights_of(network))
     choice = _tried(recipe, resolved, network, used)
@@ -121,13 +125,18 @@ def create(
     return runs.create(folder, resolved, catalog, used, start, environment, probes)
 
 
+def _takes_long(network: Network, used: Catalog) -> bool:
+    """Return whether heads are too many numbers to be fitted unasked."""
+    channels: int = network.backbone.num_features  # type: ignore[assignment]  # timm's
+    return len(used) * len(used.classes) * channels > MOST_TO_BEAT
+
+
 def _probes(
     recipe: ResolvedRecipe, network: Network, used: Catalog, watcher: Watcher, instant: bool
 ) -> list[Arrays]:
     """Return the folds' fitted heads, if they are wanted, and tell what is to beat."""
     wanted = recipe.head_start == "probe"
-    channels: int = network.backbone.num_features  # type: ignore[assignment]  # timm's
-    if instant and not wanted and len(used) * len(used.classes) * channels > MOST_TO_BEAT:
+    if instant and not wanted and _takes_long(network, used):
         watcher.notice("there is no number to beat: with so many photos a regression takes long")
         instant = False
     try:
