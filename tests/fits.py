@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "replicas": 2,
     "batch_norm": "recalibrate",
     "epochs": 2,
+    "mix": "cutmix",
     "batch_size": 4,
     "workers": 0,
     "precision": "float32",

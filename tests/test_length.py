@@ -47,6 +47,7 @@ def test_a_short_fit_does_not_mix() -> None:
 def test_a_fit_of_few_photos_is_made_longer_and_resumes(discs: Path, tmp_path: Path) -> None:
     told: list[str] = []
     asked = {"epochs": 1, "batch_size": 64, "min_steps": 6, "replicas": 1, "merge": "none"}
+    asked |= {"mix": "auto"}
     watcher = Watcher(notice=told.append)
     run = small_fit(discs, tmp_path / "run", watcher=watcher, **asked)
     assert (run.recipe.epochs, run.recipe.batch_size, run.recipe.mix) == (3, 8, "none")

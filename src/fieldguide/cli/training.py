@@ -309,12 +309,12 @@ def _fit(
 
 
 def _tell_after(run: "Run") -> None:
-    """Print what training gained, and whether it was too short."""
+    """Tell what training gained, and whether it was too short."""
     if run.complete and run.recipe.epochs:
         from fieldguide.report.verdict import told_after
 
         for sentence in told_after(run):
-            terminal.stdout.print(sentence, markup=False, highlight=False)
+            terminal.tell(sentence)
 
 
 def _reported(run: "Run") -> bool:
