@@ -89,3 +89,11 @@ def test_a_regression_that_takes_long_is_not_made_unasked(
     )
     assert (run.recipe.head_start, run.recipe.head_rate) == ("random", 1e-3)
     assert any("heads start from a draw" in each for each in told)
+
+
+def test_a_run_from_before_heads_were_fitted_is_read(discs: Path, tmp_path: Path) -> None:
+    run = small_fit(discs, tmp_path / "run", epochs=1, replicas=1, merge="none")
+    kept = recipes.to_toml(run.recipe).splitlines()
+    older = [line for line in kept if not line.startswith(("head_start", "min_steps"))]
+    (tmp_path / "older.toml").write_text("\n".join(older))
+    assert recipes.load_resolved(tmp_path / "older.toml") == run.recipe

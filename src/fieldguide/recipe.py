@@ -289,8 +289,8 @@ class ResolvedRecipe(Recipe):
     compile: Switch
     workers: Count
     mix: Mix
-    head_start: HeadStart
     head_rate: Rate
+    head_start: HeadStart = "random"  # newer than the first runs
 
 
 def without_min_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
