@@ -28,7 +28,7 @@ from fieldguide.machine.device import (
 )
 from fieldguide.network.network import Network
 from fieldguide.photos.augment import Normaliser
-from fieldguide.photos.catalog import Catalog, Photo
+from fieldguide.photos.catalog import Catalog, Photo, group_names
 from fieldguide.photos.folds import Fold, inner_split
 from fieldguide.photos.pixels import Reading
 from fieldguide.recipe import ResolvedRecipe
@@ -118,16 +118,15 @@ def _splits(
 
     None where no group can be set aside: every class is one group.
     """
-    names = [photos.column(name) for name in ("label", "path", "group")]
-    labels, paths, groups = ([column[row] for row in train.tolist()] for column in names)
-    wholes = [group or path for group, path in zip(groups, paths, strict=True)]
+    own = photos.take(train.tolist())
+    labels, paths, groups = own.column("label"), own.column("path"), group_names(own)
     splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     while len(splits) < MOST_SPLITS and sum(len(aside) for _, aside in splits) < JUDGED:
         try:
             split = inner_split(
                 labels,
                 paths,
-                wholes,
+                groups,
                 np.arange(len(train)),
                 share=ASIDE,
                 seed=derive_seed(seed, len(splits)),

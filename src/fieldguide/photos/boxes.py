@@ -18,7 +18,7 @@ from fieldguide.photos.crops import Box, Crop
 from fieldguide.photos.forms import known
 from fieldguide.photos.forms.form import PATH
 from fieldguide.photos.groups import BY_PHOTO, by_photo
-from fieldguide.photos.tables import Table, boxes_of, path_column, read_cells
+from fieldguide.photos.tables import Table, boxes_by_photo, path_column, read_cells
 from fieldguide.words import count, quoted
 
 _HINT = "its paths should start from the folder that the photos' paths start from"
@@ -43,12 +43,9 @@ def read(file: Path, rule: Crop) -> Boxes:
         rows = (*form.rows, *form.aside)  # also photos without a box
         table = Table(file.name, form.header, tuple(enumerate(rows, 1)))
         path = form.header.index(PATH)
-    kept, _ = boxes_of(table, path, rule)
     found: dict[str, list[Box]] = defaultdict(list)
-    for number, cells in table.rows:
-        boxes = found[_plain(cells[path])]
-        if number in kept and kept[number] not in boxes:
-            boxes.append(kept[number])
+    for name, boxes in boxes_by_photo(table, path, rule).items():
+        found[_plain(name)] += [box for box in boxes if box not in found[_plain(name)]]
     return Boxes(file.name, dict(found))
 
 

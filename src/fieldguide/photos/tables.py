@@ -590,6 +590,17 @@ def boxes_of(
     return kept, (box,) if sure is None else (box, sure)
 
 
+def boxes_by_photo(table: Table, path: int, rule: crops.Crop) -> dict[str, list[crops.Box]]:
+    """Return the boxes that count of each photo, by its path as it stands there, each once."""
+    kept, _ = boxes_of(table, path, rule)
+    found: dict[str, list[crops.Box]] = {}
+    for number, cells in table.rows:
+        boxes = found.setdefault(cells[path], [])
+        if number in kept and kept[number] not in boxes:
+            boxes.append(kept[number])
+    return found
+
+
 def _photos_of_rows(
     table: Table,
     columns: Mapping[str, int],

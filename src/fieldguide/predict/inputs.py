@@ -226,11 +226,7 @@ def _of_rows(table: tables.Table, path: int, base: Path, rule: Crop | None) -> l
     paths = [cells[path] for _, cells in table.rows]
     if rule is None or not tables.has_boxes(table):
         return _looked_up(paths, base)
-    kept, _ = tables.boxes_of(table, path, rule)
-    boxes: dict[str, list[Box]] = {name: [] for name in paths}
-    for number, cells in table.rows:
-        if number in kept and kept[number] not in boxes[cells[path]]:
-            boxes[cells[path]].append(kept[number])
+    boxes = tables.boxes_by_photo(table, path, rule)
     whole = _looked_up(boxes, base)
     return [replace(each, boxes=tuple(boxes[each.name])) for each in whole]
 
