@@ -145,6 +145,7 @@ def test_every_fault_is_told_at_once_and_where() -> None:
     ("settings", "named"),
     [
         ({"size": 320, "eval_resize": 256}, ("`eval_resize` = 256", "`size` = 320")),
+        ({"eval_size": 320, "eval_resize": 256}, ("`eval_resize` = 256", "`eval_size` = 320")),
         ({"crop_scale": [0.0, 1.0]}, ("`crop_scale` = [0.0, 1.0]",)),
         ({"crop_scale": [0.9, 0.5]}, ("`crop_scale` = [0.9, 0.5]",)),
         ({"crop_scale": [0.5, 1.1]}, ("`crop_scale` = [0.5, 1.1]",)),

@@ -82,8 +82,10 @@ class Recipe(BaseModel):
     size: Pixels | Auto = _setting("Pictures", "auto", "side of the network's input in pixels")
     first_size: Pixels | Auto = _setting("Pictures", "auto",
         "side of training pictures in the first epoch, which grows to `size` in the last; auto: `size` throughout")
+    eval_size: Pixels | Auto = _setting("Pictures", "auto",
+        "side of the network's input in evaluation and prediction; auto: `size` if `eval_resize` is given, else a third more")
     eval_resize: Pixels | Auto = _setting("Pictures", "auto",
-        "evaluation: pixels of the shorter side, from which the central `size` × `size` is cut")
+        "evaluation: pixels of the shorter side, from which the central `eval_size` × `eval_size` is cut")
     mean: Channels | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
     std: Channels | Auto = _setting("Pictures", "auto", "deviation of each channel, 0 to 1")
     interpolation: Interpolation | Auto = _setting("Pictures", "auto",
@@ -213,13 +215,15 @@ class Recipe(BaseModel):
     def _conflicts(self) -> Iterator[str]:
         """Yield a message for each value, or pair of values, that cannot work."""
         size, resize, stored, first = self.size, self.eval_resize, self.stored_side, self.first_size
+        seen = size if self.eval_size == "auto" else self.eval_size
         low, high = self.crop_scale
         if size != "auto" and first != "auto" and first > size:
             yield f"`first_size` = {first} is larger than `size` = {size}"
         if stored != "auto" and resize != "auto" and 0 < stored < resize:
             yield f"`stored_side` = {stored} is smaller than `eval_resize` = {resize}"
-        if size != "auto" and resize != "auto" and resize < size:
-            yield f"`eval_resize` = {resize} is smaller than `size` = {size}"
+        if seen != "auto" and resize != "auto" and resize < seen:
+            name = "size" if self.eval_size == "auto" else "eval_size"
+            yield f"`eval_resize` = {resize} is smaller than `{name}` = {seen}"
         if not 0 < low <= high <= 1:
             yield f"`crop_scale` = {[low, high]} is no range within (0, 1]"
         if min(self.jitter) < 0:
@@ -279,6 +283,7 @@ class ResolvedRecipe(Recipe):
 
     size: Pixels
     first_size: Pixels
+    eval_size: Pixels
     eval_resize: Pixels
     mean: Channels
     std: Channels
@@ -290,7 +295,13 @@ class ResolvedRecipe(Recipe):
     workers: Count
     mix: Mix
     head_rate: Rate
-    head_start: HeadStart = "random"  # newer than the first runs
+    head_start: HeadStart = "random"  # newer than the first runs, as is `eval_size`
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluated_as_trained(cls, settings: Any) -> Any:
+        """Return the settings of a run that is older than `eval_size` with this setting."""
+        return {"eval_size": settings.get("size"), **settings}
 
 
 def without_min_steps(settings: Mapping[str, Any]) -> dict[str, Any]:

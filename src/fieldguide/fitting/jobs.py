@@ -176,7 +176,7 @@ def pictures(
     return Pictures(
         files=photos,
         training=training_of(recipe, recipe.size),
-        evaluation=evaluation(recipe.size, recipe.eval_resize, recipe.interpolation),
+        evaluation=evaluation(recipe.eval_size, recipe.eval_resize, recipe.interpolation),
         decoding=decoding,
         store=_store(recipe, decoding, notice) if keys else None,
         keys=keys,

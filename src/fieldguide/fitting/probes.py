@@ -42,7 +42,7 @@ from fieldguide.train.result import Arrays, arrays
 VERSION = 1  # of the features: raise it when the same photo gets others
 # The definition of features: settings that change them, beside weights, device and versions.
 SETTINGS = (
-    *("size", "eval_resize", "stored_side", "interpolation", "mean", "std"),
+    *("eval_size", "eval_resize", "stored_side", "interpolation", "mean", "std"),
     *("precision", "layout"),
 )
 PIECE = 4096  # photos whose features are kept at a time, so that a kill costs no more

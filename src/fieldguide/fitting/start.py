@@ -92,6 +92,12 @@ def create(
         tone=_tone(recipe, used, watcher),
     )
     resolved = _long_enough(recipe, resolved, used, watcher)
+    if resolved.eval_size > resolved.size:
+        watcher.notice(
+            f"photos are evaluated at {resolved.eval_size} pixels and trained on at"
+            f" {resolved.size} (`eval_size`): a prediction takes"
+            f" {(resolved.eval_size / resolved.size) ** 2:.1f} times as long"
+        )
     network = with_head(
         backbone,
         recipe.head,

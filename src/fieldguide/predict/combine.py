@@ -96,7 +96,7 @@ class Ingredients:
             for name in Architecture.__dataclass_fields__
             if name != "classes"
         }
-        return Architecture(classes=len(self.classes), **settings)
+        return Architecture(classes=len(self.classes), **settings | {"size": recipe.eval_size})
 
     @property
     def pooled(self) -> tuple[Float[np.ndarray, "n classes"], Int[np.ndarray, " n"]]:

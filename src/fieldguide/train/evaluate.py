@@ -43,7 +43,7 @@ def _evaluate(job: FoldJob, plan: Sequence[Sequence[Draw]]) -> Float[np.ndarray,
             if not is_out_of_memory(error):
                 raise
             if all(len(part) == 1 for part in plan):
-                raise too_large(job) from error
+                raise too_large(job, job.recipe.eval_size) from error
             plan = [half for part in plan for half in _halves(part)]
 
 
@@ -64,10 +64,10 @@ def watched_accuracy(job: FoldJob, logits: Float[np.ndarray, "n classes"]) -> fl
     return metrics.accuracy(logits[watched], job.targets[rows[watched]])
 
 
-def too_large(job: FoldJob) -> ResourceError:
-    """Return the error of a device that cannot compute even a single photo."""
+def too_large(job: FoldJob, size: int) -> ResourceError:
+    """Return the error of a device that cannot compute even one photo of `size` pixels."""
     return ResourceError(
-        f"memory ran out on `{job.device}` for a single photo of {job.recipe.size} pixels"
+        f"memory ran out on `{job.device}` for a single photo of {size} pixels"
         f" with {job.recipe.backbone}",
         hint="lower `size`, take a smaller `backbone`, or set precision to `bfloat16`",
     )

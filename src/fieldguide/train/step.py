@@ -60,7 +60,7 @@ def train_step(
             if not is_out_of_memory(error):
                 raise
             if replica.parts >= len(batch.photos):
-                raise too_large(job) from error
+                raise too_large(job, batch.images.shape[-1]) from error
             replica.parts *= 2
             notice(f"memory ran out: each batch is now computed in {replica.parts} parts")
             continue
