@@ -19,6 +19,7 @@ from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.catalog import Photo
 from fieldguide.report import verdict
 from fieldguide.report.build import build
+from fieldguide.study import landscape
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.job import FoldJob
 from fieldguide.train.probe import features_of, fit_head
@@ -171,6 +172,9 @@ def test_the_report_says_that_nothing_was_trained(instant: fg.Run, tmp_path: Pat
     page = build(instant, tmp_path / "report.html", heat_maps=False).read_text("utf-8")
     assert "there are no curves" in page
     assert "Nothing was merged: nothing was trained." in page
+    assert "fieldguide landscape" not in page
+    with pytest.raises(UsageError, match="nothing was trained in"):
+        landscape.measure(instant, between="folds")
     assert "This part could not be made" not in page
 
 

@@ -435,6 +435,9 @@ def _line_part(run: Run, merges: bool) -> Mapping[str, Any]:
     between = "" if merges and run.recipe.keep_replicas else " --between folds"
     command = f"fieldguide landscape RUN{between}"
     found = landscape.read(run)
+    if not run.recipe.epochs:
+        missing = "Nothing was trained: the networks differ in their heads alone."
+        return {"missing": missing, "command": "", "figures": ()}
     if found is None:
         return {"missing": _no_landscape(run, between), "command": command, "figures": ()}
     about = describe(found)

@@ -104,6 +104,11 @@ def measure(
             f"fold {fold} of `{run.folder}` is not trained",
             hint=f"the folds that are: {', '.join(map(str, run.done)) or 'none'}",
         )
+    if not run.recipe.epochs:
+        raise UsageError(
+            f"nothing was trained in `{run.folder}`: its networks differ in their heads alone",
+            hint="a landscape lies between networks of a fit with `epochs` of 1 or more",
+        )
     ends = _replicas(run, fold) if between == "replicas" else _folds(run, fold)
     view = _view(run, fold, between, machine or Machine())
     points, photos = _measured(view, ends, progress)
