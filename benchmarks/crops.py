@@ -62,6 +62,7 @@ def measure(photos: Path, weights: Path, seed: int) -> tuple[float, float]:
         recipe = fg.Recipe(
             backbone="resnet18", weights=str(weights), size=SIDE, eval_resize=SIDE, mix="none",
             folds=2, epochs=6, batch_size=24, replicas=1, merge="none", seed=seed, cache="none",
+            head_start="random", head_rate=1e-3,
         )  # fmt: skip
         whole = fg.read(folder / "photos")
         crops = fg.read(folder / "photos", crop="box", boxes=folder / "boxes.json")

@@ -83,6 +83,7 @@ def measure(photos: Path, weights: Path, seed: int) -> dict[str, tuple[float, fl
             recipe = fg.Recipe(
                 backbone="resnet18", weights=str(weights), size=SIDE, eval_resize=SIDE,
                 folds=2, epochs=4, batch_size=24, replicas=2, seed=seed, cache="none",
+                head_start="random", head_rate=1e-3,
             )  # fmt: skip
             run = fg.fit(fg.read_table(near, group=group), recipe, out=Path(folder) / group)
             shown = run.classifier("ensemble").predict(unseen)

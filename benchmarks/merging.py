@@ -66,6 +66,8 @@ def main() -> None:
                     "folds": options.folds,
                     "batch_size": options.batch_size,
                     "mix": options.mix,
+                    "head_start": "random",
+                    "head_rate": 1e-3,
                     "batch_norm": "recalibrate",
                     "seed": seed,
                 }

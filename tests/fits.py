@@ -15,6 +15,8 @@ SMALL: dict[str, Any] = {
     "weights": "none",
     "size": 32,
     "eval_resize": 36,
+    "head_start": "random",
+    "head_rate": 1e-3,
     "folds": 2,
     "replicas": 2,
     "batch_norm": "recalibrate",

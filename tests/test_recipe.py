@@ -186,7 +186,7 @@ def test_a_recipe_does_not_change_and_its_variants_are_checked() -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe.epochs = 3  # type: ignore[misc]
     assert recipe.replace(epochs=3).epochs == 3
-    assert recipe.epochs == 10
+    assert recipe.epochs == 20
     with pytest.raises(UsageError, match="`epochs` = 0"):
         recipe.replace(epochs=0)
 
@@ -311,7 +311,7 @@ def test_a_recipe_does_not_differ_from_itself() -> None:
 def test_differences_come_as_stored_and_asked() -> None:
     asked = Recipe(epochs=3, head="se")
     least = {"min_steps": (Recipe().min_steps, 0)}
-    assert differences(asked, Recipe()) == {"epochs": (10, 3), "head": ("linear", "se")} | least
+    assert differences(asked, Recipe()) == {"epochs": (20, 3), "head": ("linear", "se")} | least
 
 
 def test_what_is_asked_as_auto_agrees_with_anything() -> None:

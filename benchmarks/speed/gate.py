@@ -9,7 +9,6 @@ import numpy as np
 from harness import Cost, Options, Row, Target, measured, seconds
 from material import NATURE, Collection, collection, new_folder, recipe_of
 
-from fieldguide import Recipe
 from fieldguide.analysis import metrics
 from fieldguide.fitting.fit import fit
 from fieldguide.runs.run import Run
@@ -45,7 +44,8 @@ SHARES: Mapping[str, Mapping[str, Any]] = {
         "mean": lambda replicas: {},
         "momentum": lambda replicas: {"outer": "momentum"},
         "mean, longer steps": lambda replicas: {
-            rate: replicas * getattr(Recipe(), rate) for rate in ("backbone_rate", "head_rate")
+            "backbone_rate": replicas * 1e-4,
+            "head_rate": replicas * 1e-3,
         },
     }.items()
     for replicas in (2, 4)

@@ -73,7 +73,7 @@ class Recipe(BaseModel):
         "`pretrained` (from the hub), `none` (random), a .safetensors or .pth file, or `FILE:entry` of one")
     head: Literal["linear", "se", "attention"] = _setting("Network", "linear",
         "linear layer on the mean feature, squeeze-and-excitation, or multi-head attention pooling")
-    head_start: HeadStart | Auto = _setting("Network", "random",
+    head_start: HeadStart | Auto = _setting("Network", "auto",
         "a fold's head at its start: drawn, or fitted to features of its training photos (logistic regression);"
         " auto: fitted, if it is linear")
     dropout: float = _setting("Network", 0.0, "share of features dropped before the last layer", ge=0, lt=1)
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
     conflicts: Literal["refuse", "drop"] = _setting("Folds", "refuse",
         "the same picture under two labels: stop, or leave all its copies out")
 
-    replicas: int = _setting("Merging", 2, "copies trained from the same start in each fold", ge=1)
+    replicas: int = _setting("Merging", 1, "copies trained from the same start in each fold, and merged", ge=1)
     merge: Literal["none", "average", "model_stock"] = _setting("Merging", "average",
         "merge of the replicas: their plain mean, or the mean pulled to the anchor by their angle")
     merge_every: int = _setting("Merging", 1, "epochs from one merge to the next; the last epoch always merges", ge=1)
@@ -137,7 +137,7 @@ class Recipe(BaseModel):
     keep_replicas: bool = _setting("Merging", False,
         "save each replica's weights as they were before the last merge")
 
-    epochs: int = _setting("Length", 10, "passes over the training photos, for each replica; 0 with head_start = probe: its start is the result", ge=0)
+    epochs: int = _setting("Length", 20, "passes over the training photos, for each replica; 0 with head_start = probe: its start is the result", ge=0)
     min_steps: int = _setting("Length", 400,
         "least steps of a replica: of few photos batches are made smaller (8 an epoch) and epochs more; 0 if only `epochs` or `batch_size` is given", ge=0)
     stop: Literal["none", "fold", "inner"] = _setting("Length", "none",
@@ -156,7 +156,7 @@ class Recipe(BaseModel):
     sync_batch_norm: bool = _setting("Optimiser", False,
         "batch norms normalise by the whole batch in training, not by each rank's share of it")
     backbone_rate: float = _setting("Optimiser", 1e-4, "AdamW's rate for the backbone", gt=0)
-    head_rate: Rate | Auto = _setting("Optimiser", 1e-3,
+    head_rate: Rate | Auto = _setting("Optimiser", "auto",
         "AdamW's rate for the head; auto: that of the backbone for a fitted head, else 1e-3")
     weight_decay: float = _setting("Optimiser", 0.05, "decay of all weights but norms and biases", ge=0)
     schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "learning rates after the warm-up")
@@ -323,9 +323,6 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "size": 128,
             "eval_resize": 146,
             "folds": 3,
-            "head_start": "auto",
-            "head_rate": "auto",
-            "replicas": 1,  # two of half the length lose: docs/results.md
             "epochs": 8,
             "min_steps": 200,
             "mix": "none",
@@ -340,7 +337,6 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "size": 128,
             "eval_resize": 146,
             "folds": 3,
-            "replicas": 1,
             "epochs": 0,
         },
     ),
@@ -351,7 +347,9 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "weights": "none",
             "size": 64,
             "eval_resize": 72,
+            "head_start": "random",
             "folds": 3,
+            "replicas": 2,
             "epochs": 20,
             "batch_size": 32,
             "backbone_rate": 3e-3,
@@ -372,6 +370,9 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "interpolation": "bilinear",
             "folds": 10,
             "seed": 111550159,
+            "head_start": "random",
+            "head_rate": 1e-3,
+            "replicas": 2,
             "epochs": 40,
             "mix": "cutmix",
             "stop": "fold",
