@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.stats import binomtest, false_discovery_control
 
-from fieldguide.analysis import metrics, paired
+from fieldguide.analysis import paired
+from fieldguide.analysis.intervals import share_interval
 
 Answers = NDArray[np.bool_]
 
@@ -87,7 +89,7 @@ def test_pairing_narrows_the_interval() -> None:
     one = answers(1000, seed=1)
     other = one ^ answers(1000, share=0.02, seed=2)  # wrong on other photos than one, now and then
     _, low, high = paired.difference(one, other, np.arange(1000))
-    alone = metrics.bootstrap_interval(one, np.arange(1000))
+    alone = share_interval(one, np.arange(1000))
     assert high - low < (alone[1] - alone[0]) / 2
 
 
@@ -95,7 +97,32 @@ def test_copies_do_not_narrow_the_interval() -> None:
     one, other, groups = answers(60, seed=1), answers(60, share=0.6, seed=2), np.arange(60)
     single = paired.difference(one, other, groups)
     copied = paired.difference(*(np.repeat(values, 9) for values in (one, other, groups)))
-    assert copied == pytest.approx(single)
+    assert copied[0] == pytest.approx(single[0])
+    assert copied[2] - copied[1] > 0.8 * (
+        single[2] - single[1]
+    )  # the ninth part if they were photos
+
+
+def test_where_nothing_differs_the_difference_is_in_doubt_all_the_same() -> None:
+    one = answers(100, seed=1)
+    mean, low, high = paired.difference(one, one, np.arange(100))
+    assert mean == 0 and low == -high
+    assert high == pytest.approx(stats.beta.ppf(0.975, 1, 100), rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_the_interval_of_a_difference_holds_the_true_one(size: int) -> None:
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), size)
+    held = []
+    for _ in range(300):  # a quarter of groups is hard for either: true difference 0.05
+        hard, chance = random.random(30) < 0.25, random.random((2, 30 * size))
+        right = chance > np.where(hard, 0.6, np.array([[0.1], [0.1667]]).repeat(30, 1)).repeat(
+            size, 1
+        )
+        _, low, high = paired.difference(right[0], right[1], groups)
+        held.append(low <= 0.75 * 0.0667 <= high)
+    assert np.mean(held) >= 0.93
 
 
 def holm_step_by_step(p_values: list[float], level: float) -> list[bool]:

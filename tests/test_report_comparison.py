@@ -134,13 +134,13 @@ def test_the_axis_of_differences_has_signs_but_for_zero() -> None:
     assert ">+1<" in svg and ">0<" in svg and ">+0<" not in svg
 
 
-def test_few_groups_chosen_epochs_and_unequal_lengths_are_warned_of() -> None:
+def test_chosen_epochs_and_unequal_lengths_are_warned_of() -> None:
     found = a_comparison(row("base"), row("b", contrast=contrast(0.1)))
     text = body(
         replace(found, groups=12, stop="fold", curves={**found.curves, "b": found.curves["b"][:2]})
     )
-    assert "only 12 groups of photos" in text and "in 12 groups" in text
+    assert "in 12 groups" in text
     assert "Epochs were chosen on these same test photos" in text
     assert "Not all trials have the same number of epochs" in text
-    for warning in ("only 12", "chosen on these same", "same number of epochs"):
+    for warning in ("chosen on these same", "same number of epochs"):
         assert warning not in body(found)

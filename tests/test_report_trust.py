@@ -36,7 +36,7 @@ def test_the_photos_are_those_of_the_folds_in_their_order(trained: fg.Run) -> No
 
 def test_bins_count_every_photo_once_before_and_after() -> None:
     judged = drawn(500)
-    bins = trust.reliability_bins(judged)
+    bins = trust.reliability_bins(judged, np.arange(500))
     for kind, probabilities in ((trust.BEFORE, judged.probabilities), (trust.AFTER, judged.scaled)):
         own = [row for row in bins if row["kind"] == kind]
         assert sum(row["photos"] for row in own) == 500

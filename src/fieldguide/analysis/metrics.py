@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
+from fieldguide.analysis.intervals import share_interval
+
 Scores: TypeAlias = Float[np.ndarray, "n classes"]
 Targets: TypeAlias = Int[np.ndarray, " n"]
 
@@ -128,38 +130,31 @@ def per_class(scores: Scores, targets: Targets) -> PerClass:
 
 
 def bootstrap_interval(
-    correct: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"],
+    values: Float[np.ndarray, " n"],
     groups: Int[np.ndarray, " n"],
     *,
     share: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the interval that holds the middle `share` of bootstrap means of `correct`.
+    """Return the interval that holds the middle `share` of bootstrap means of `values`.
 
-    `correct` is one value a photo: right or wrong, or any other score. Whole `groups` (any
-    integers) are drawn with replacement, because photos of one group are right or wrong together;
-    each mean is over the photos drawn. Percentile bootstrap of clusters (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, ch. 13; Field and Welsh, JRSS B 69, 2007). Too narrow for
-    few groups (below about 30).
-
-    If all photos are right, or all wrong, the exact limits for as many independent photos as groups
-    stand in (Clopper and Pearson, Biometrika 26, 1934): 0.69 to 1 for ten right ones. With one
-    group, or other values that are all equal, the interval has no width despite the doubt.
+    There is one value a photo, no share (`intervals.share_interval`). Whole `groups` (any integers)
+    are drawn with replacement, because photos of one group are alike; each mean is over the photos
+    drawn. Percentile bootstrap of clusters (Efron and Tibshirani, An Introduction to the Bootstrap,
+    1993, ch. 13; Field and Welsh, JRSS B 69, 2007). Too narrow for few groups (below about 30);
+    with one group, or values that are all equal, it has no width despite the doubt.
 
     Time and memory follow the number of *different* groups (by size and sum). Raises ValueError for
     no values, a value that is not finite, a share outside 0 … 1 (both excluded), or no draw.
     """
     if not 0 < share < 1 or draws < 1:
         raise ValueError(f"share must lie between 0 and 1: {share}, draws be at least 1: {draws}")
-    if len(correct) == 0 or len(correct) != len(groups):
-        raise ValueError(f"need as many groups as values, and one: {len(groups)}, {len(correct)}")
-    if correct.dtype == np.bool_ and correct.all() == correct.any():
-        edge = float(((1 - share) / 2) ** (1 / len(np.unique(groups))))
-        return (edge, 1.0) if correct[0] else (0.0, 1 - edge)
-    values = correct.astype(np.float64)
-    _refuse_infinite(values)
-    return _middle(_bootstrap_means(values, groups, draws, np.random.default_rng(seed)), share)
+    if len(values) == 0 or len(values) != len(groups):
+        raise ValueError(f"need as many groups as values, and one: {len(groups)}, {len(values)}")
+    wide = values.astype(np.float64)
+    _refuse_infinite(wide)
+    return _middle(_bootstrap_means(wide, groups, draws, np.random.default_rng(seed)), share)
 
 
 def score_intervals(
@@ -171,27 +166,30 @@ def score_intervals(
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the bootstrap interval of each score by name, as `bootstrap_interval` does.
+    """Return the interval of each score by name.
 
-    accuracy, balanced_accuracy, macro_f1, log_loss and, for more than 5 classes, top_5_accuracy.
-    Each draw takes the two means over the classes that occur in it. F1 is concave in the counts of
-    a class, so that its interval leans low where classes are small (simulated with 10 photos a
-    class: by 0.8 of its standard error; with 50: by 0.3). Time follows photos · draws, memory
-    photos · classes. Raises ValueError as `bootstrap_interval` and `log_loss` do.
+    accuracy and, for more than 5 classes, top_5_accuracy by `intervals.share_interval`; log_loss,
+    balanced_accuracy and macro_f1 by bootstrap over groups. Each draw takes the two means over the
+    classes that occur in it. F1 is concave in the counts of a class, so that its interval leans low
+    where classes are small (simulated with 10 photos a class: by 0.8 of its standard error; with
+    50: by 0.3). Time follows photos · draws, memory photos · classes. Raises ValueError as
+    `bootstrap_interval` and `log_loss` do.
     """
     check_probabilities(probabilities, targets)
     predicted = probabilities.argmax(axis=1)
-
-    def interval(values: NDArray[Any]) -> tuple[float, float]:
-        return bootstrap_interval(values, groups, share=share, draws=draws, seed=seed)
-
-    found = {"accuracy": interval(predicted == targets)}
+    losses = _losses(probabilities, targets)
+    loss = bootstrap_interval(losses, groups, share=share, draws=draws, seed=seed)
     random = np.random.default_rng(seed)
     balanced, f1 = _bootstrap_by_class(predicted, targets, groups, draws, random)
-    found |= {"balanced_accuracy": _middle(balanced, share), "macro_f1": _middle(f1, share)}
-    found["log_loss"] = interval(_losses(probabilities, targets))
+    found = {
+        "accuracy": share_interval(predicted == targets, groups, share=share),
+        "balanced_accuracy": _middle(balanced, share),
+        "macro_f1": _middle(f1, share),
+        "log_loss": loss,
+    }
     if probabilities.shape[1] > 5:
-        found["top_5_accuracy"] = interval(_among_first(probabilities, targets, 5))
+        among = _among_first(probabilities, targets, 5)
+        found["top_5_accuracy"] = share_interval(among, groups, share=share)
     return found
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 
 from fieldguide import recipe as recipes
 from fieldguide.analysis import metrics, paired
+from fieldguide.analysis.intervals import share_interval
 from fieldguide.compare.trials import Trial, described, varied
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
@@ -167,7 +168,7 @@ def _scored(row: Row, run: Run, groups: Groups) -> tuple[Row, Right]:
     scored = replace(
         row,
         accuracy=float(right[places].mean()),
-        interval=metrics.bootstrap_interval(right[places], groups[places]),
+        interval=share_interval(right[places], groups[places]),
         log_loss=metrics.log_loss(metrics.softmax(logits), targets),
         seconds=run.seconds,
     )

@@ -23,7 +23,7 @@ from fieldguide.network.network import (
     input_config,
 )
 from fieldguide.photos.augment import decoded_side
-from fieldguide.recipe import MIX_FROM, MOST_PIXELS, R, Recipe, ResolvedRecipe
+from fieldguide.recipe import MIX_FROM, R, Recipe, ResolvedRecipe
 from fieldguide.storage import cache_folder
 from fieldguide.train.job import replica_steps
 
@@ -35,8 +35,7 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     """
     config = input_config(backbone)
     size = config.size if recipe.size == "auto" else recipe.size
-    larger = size if recipe.eval_resize != "auto" else _larger(size)
-    seen = larger if recipe.eval_size == "auto" else recipe.eval_size
+    seen = size if recipe.eval_size == "auto" else recipe.eval_size
     proportional = round(seen * config.eval_resize / config.size)
     resize = proportional if recipe.eval_resize == "auto" else recipe.eval_resize
     places = fold_places(recipe.device, recipe.workers)
@@ -66,16 +65,6 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
         "workers": len(places) if device.type == "cpu" else readers(recipe.workers, places),
     }
     return ResolvedRecipe(**asked)
-
-
-# Pixels seen in evaluation for each in training: docs/results.md. Source: Touvron et al., "Fixing
-# the train-test resolution discrepancy", NeurIPS 2019 (crops of training show things larger).
-EVAL_RATIO = 4 / 3
-
-
-def _larger(size: int) -> int:
-    """Return the side for evaluation, a multiple of what a ResNet halves five times."""
-    return min(max(32 * round(EVAL_RATIO * size / 32), size), MOST_PIXELS)
 
 
 DRAWN_RATE = 1e-3  # of a head that is drawn, where the recipe leaves it open

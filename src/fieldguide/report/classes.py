@@ -1,15 +1,14 @@
 """A table of every class: precision, recall, F1, the class it is confused with most, examples."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from markupsafe import Markup
 
+from fieldguide.analysis.intervals import share_interval
 from fieldguide.report import pictures
 from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import fragment
@@ -20,8 +19,6 @@ from fieldguide.runs.run import Run
 PICTURES = 600
 MOST_PICTURES = 3  # of one class (taste)
 SIDE = 64
-
-_Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ def section(run: Run) -> Markup:
     judged = judge(run)
     photos, targets = judged.photos, judged.targets
     group_of = groups(run, photos)
-    rows = class_rows(targets, judged.predicted, len(run.classes))
+    rows = class_rows(targets, judged.predicted, run.groups[photos], len(run.classes))
     each, pictured = shown_classes(rows)
     own = judged.probabilities[np.arange(len(photos)), targets]
     typical = typical_photos(targets, own, group_of, each)
@@ -76,7 +73,6 @@ def section(run: Run) -> Markup:
         planned=run.recipe.folds,
         pictured=len(pictured),
         each=each,
-        grouped=len(set(group_of)) < len(photos),
     )
 
 
@@ -84,54 +80,57 @@ def section(run: Run) -> Markup:
 
 
 def class_rows(
-    targets: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int
+    targets: Int[np.ndarray, " n"],
+    predicted: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    classes: int,
 ) -> list[ClassRow]:
     """Return a row for each class, by number."""
-    true = np.bincount(targets, minlength=classes).tolist()
-    called = np.bincount(predicted, minlength=classes).tolist()
-    right = np.bincount(targets[targets == predicted], minlength=classes).tolist()
     confused = most_confused(targets, predicted)
-    return [
-        ClassRow(
-            number,
-            true[number],
-            share(right[number], called[number]),
-            share(right[number], true[number]),
-            f1_share(right[number], called[number], true[number]),
-            confused.get(number),
+    right = targets == predicted
+    rows = []
+    for number, (true, called) in enumerate(
+        zip(_rows_of(targets, classes), _rows_of(predicted, classes), strict=True)
+    ):
+        either = np.union1d(true, called)
+        rows.append(
+            ClassRow(
+                number,
+                len(true),
+                share(right[called], groups[called]),
+                share(right[true], groups[true]),
+                f1_share(right[either], groups[either]),
+                confused.get(number),
+            )
         )
-        for number in range(classes)
-    ]
+    return rows
 
 
-def share(right: int, of: int) -> Share | None:
-    """Return right / of with Wilson's interval; None if `of` is 0.
+def _rows_of(numbers: Int[np.ndarray, " n"], classes: int) -> list[Int[np.ndarray, " _"]]:
+    """Return the rows with each number."""
+    ends = np.bincount(numbers, minlength=classes).cumsum()
+    return np.split(np.argsort(numbers, kind="stable"), ends[:-1])
 
-    The interval holds the shares p with |right/of - p| ≤ z √(p(1-p)/of). It is never empty, stays
-    within 0 and 1, but is too narrow for photos in groups. Source: Wilson, "Probable Inference, the
-    Law of Succession, and Statistical Inference", J. American Statistical Association 22, 1927.
-    """
-    if not of:
+
+def share(correct: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Share | None:
+    """Return the share right with its interval (`share_interval`); None without photos."""
+    if not len(correct):
         return None
-    value, z2 = right / of, _Z * _Z
-    centre = (value + z2 / (2 * of)) / (1 + z2 / of)
-    reach = _Z * math.sqrt(value * (1 - value) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    # At the ends rounding could leave the value outside of its interval.
-    return Share(value, min(max(centre - reach, 0.0), value), max(min(centre + reach, 1.0), value))
+    return Share(float(correct.mean()), *share_interval(correct, groups))
 
 
-def f1_share(right: int, called: int, true: int) -> Share | None:
-    """Return F1 = 2 · right / (called + true) with an interval; None if called + true is 0.
+def f1_share(correct: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Share | None:
+    """Return a class's F1 with an interval, from the photos that are of it or called it.
 
-    F1 = 2 j / (1 + j) rises with j = right / (called + true - right), so Wilson's interval for j is
-    transformed likewise: the indirect method of Lam, Gopal, Qian, "Confidence Intervals for the F1
-    Score: A Comparison of Four Methods", 2023, arXiv 2309.14621. Unlike a bootstrap's, it keeps its
-    width if a class has few photos, all right or all wrong.
+    F1 = 2 · right / (called + true) = 2 j / (1 + j) rises with j, the share of these that is right,
+    so the interval for j is transformed likewise: the indirect method of Lam,
+    Gopal, Qian, "Confidence Intervals for the F1 Score: A Comparison of Four Methods", 2023, arXiv
+    2309.14621. None without such photos.
     """
-    either = share(right, called + true - right)
-    if either is None:
+    found = share(correct, groups)
+    if found is None:
         return None
-    value, low, high = (2 * j / (1 + j) for j in (either.value, either.low, either.high))
+    value, low, high = (2 * j / (1 + j) for j in (found.value, found.low, found.high))
     return Share(value, low, high)
 
 

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from fieldguide.analysis.paired import LEVEL, Contrast
 from fieldguide.report import curves, figures, page
 from fieldguide.report.curves import Mean
-from fieldguide.report.judged import FEW_GROUPS
 from fieldguide.report.page import Section, figure, fragment, inline, looks, rounded
 from fieldguide.storage import files
 from fieldguide.words import duration, listed, percent
@@ -122,7 +121,6 @@ def section(comparison: Comparison) -> Markup:
         lines=[_line(row, row is comparison.rows[0]) for row in comparison.rows],
         epochs=_epochs_figure(comparison),
         differences=_differences_figure(comparison),
-        few_groups=FEW_GROUPS,
         level=LEVEL,
         lengths={means[-1].epoch for means in comparison.curves.values() if means},
     )

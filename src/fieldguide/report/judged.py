@@ -11,9 +11,6 @@ from fieldguide.analysis import calibration, metrics
 from fieldguide.analysis.metrics import Scores
 from fieldguide.runs.run import Run
 
-# With fewer groups, a bootstrap over them is too narrow: see `metrics.bootstrap_interval`.
-FEW_GROUPS = 30
-
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Judged:

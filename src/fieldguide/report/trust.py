@@ -9,9 +9,10 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+from jaxtyping import Int
 from markupsafe import Markup
 
-from fieldguide.analysis import calibration, coverage
+from fieldguide.analysis import calibration, coverage, metrics
 from fieldguide.analysis.conformal import Method
 from fieldguide.analysis.coverage import Answered, Coverage
 from fieldguide.report.classes import share
@@ -46,7 +47,7 @@ def section(run: Run) -> Markup:
     if not run.done:
         return fragment("trust.html", photos=0)
     judged = judge(run)
-    bins = reliability_bins(judged)
+    bins = reliability_bins(judged, run.groups[judged.photos])
     sets, drawn = coverages(judged, seed=run.recipe.seed)
     right = judged.scaled.argmax(axis=1) == judged.targets
     answered = coverage.answered(judged.scaled.max(axis=1), right)
@@ -79,14 +80,17 @@ def tendency(judged: Judged) -> str:
     return f"{kind}: mean confidence {percent(confidence)}, accuracy {percent(accuracy)}"
 
 
-def reliability_bins(judged: Judged) -> list[dict[str, Any]]:
+def reliability_bins(judged: Judged, groups: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Return bins of confidence with their accuracy and its interval, before and after scaling."""
     rows = []
     for kind, probabilities in ((BEFORE, judged.probabilities), (AFTER, judged.scaled)):
         found = calibration.reliability(probabilities, judged.targets)
+        bin_of = metrics.confidence_bins(probabilities.max(axis=1), len(found.photos))
+        correct = probabilities.argmax(axis=1) == judged.targets
         for number in np.flatnonzero(found.photos).tolist():
             photos = int(found.photos[number])
-            right = share(round(found.accuracy[number] * photos), photos)
+            own = bin_of == number
+            right = share(correct[own], groups[own])
             assert right is not None
             rows.append(
                 {
@@ -222,7 +226,7 @@ def _reliability_figure(bins: Sequence[dict[str, Any]], error: float) -> str:
     return figure(
         reliability_chart(bins),
         caption="On the dashed line, confidence equals accuracy; below it, networks are"
-        " overconfident. Vertical lines are 95 % intervals by Wilson's method; larger points stand"
+        " overconfident. Vertical lines are 95 % intervals; larger points stand"
         " for more photos.",
         description="Reliability diagram: accuracy against confidence, before and after temperature"
         f" scaling. The calibration error before is {error:.3f}. The numbers are in the table that"

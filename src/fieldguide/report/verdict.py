@@ -18,7 +18,7 @@ from fieldguide.photos.groups import holds_for
 from fieldguide.recipe import Recipe
 from fieldguide.report import curves, repeat, scored
 from fieldguide.report.collection import class_counts
-from fieldguide.report.judged import FEW_GROUPS, groups, judge
+from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run
 from fieldguide.runs.scores import Scores
@@ -86,7 +86,6 @@ def section(run: Run) -> Markup:
         planned=planned,
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
-        few_groups=FEW_GROUPS,
         holds_for=holds_for(run.environment.get("collection", "")),
         gained=gained(run) if run.done else "",
         commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fieldguide.analysis import calibration, metrics
+from fieldguide.analysis.intervals import share_interval
 
 Logits = Mapping[int, Float[np.ndarray, " _ classes"]]  # by fold, a row a photo of its test part
 Numbers = Mapping[int, Int[np.ndarray, " _"]]  # by fold, one a photo of its test part
@@ -18,8 +19,8 @@ class Scores:
 
     With `stop = fold` the epoch was chosen on the fold's own test part. Then `selected_accuracy`
     is that of the weights that were kept, which flatters; all else is cross-fitted: judged at the
-    epoch that is best on average in the *other* folds. `interval` is 95 %, by bootstrap over
-    groups of photos, and so are `intervals`, by the names of the scores. `top_5_accuracy` is None
+    epoch that is best on average in the *other* folds. `interval` is 95 %, and so are
+    `intervals`, by the names of the scores (`metrics.score_intervals`). `top_5_accuracy` is None
     with five classes or fewer. `temperature` is fitted on all these photos; the `scaled` scores
     are those of probabilities at temperatures that the *other* folds gave.
     """
@@ -63,9 +64,9 @@ def cross_fitted(
 def accuracy(
     judged: Logits, targets: Numbers, groups: Numbers
 ) -> tuple[float, tuple[float, float]]:
-    """Return the out-of-fold accuracy alone, and its interval by bootstrap over groups."""
+    """Return the out-of-fold accuracy alone, and its interval."""
     correct = _joined(judged).argmax(axis=1) == _joined(targets)
-    return float(correct.mean()), metrics.bootstrap_interval(correct, _joined(groups))
+    return float(correct.mean()), share_interval(correct, _joined(groups))
 
 
 def out_of_fold(

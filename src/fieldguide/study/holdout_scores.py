@@ -21,6 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from fieldguide.analysis import metrics
+from fieldguide.analysis.intervals import share_interval
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.machine.device import choose_device, device_name
 from fieldguide.photos import pixels
@@ -51,8 +52,8 @@ FLATTERED = "some of these photos chose this soup, which flatters it"
 class Worth:
     """The scores of one classifier on photos outside all folds, by the probabilities of `predict`.
 
-    `interval` is 95 %, by bootstrap over groups; `unscaled_error` is the calibration error without
-    the temperature; `photos_per_second` is from file to answer.
+    `interval` is 95 % (`analysis.intervals`); `unscaled_error` is the calibration error without the temperature; `photos_per_second` is from
+    file to answer.
     """
 
     name: str
@@ -327,7 +328,7 @@ def _worth(
     return Worth(
         name=name,
         accuracy=float(correct.mean()),
-        interval=metrics.bootstrap_interval(correct, _numbers(outside)),
+        interval=share_interval(correct, _numbers(outside)),
         log_loss=metrics.log_loss(scaled, outside.targets),
         calibration_error=metrics.calibration_error(scaled, outside.targets),
         unscaled_error=metrics.calibration_error(plain, outside.targets),
@@ -340,9 +341,12 @@ def _worth(
 def _mean(
     rows: Sequence[Worth], logits: Float[np.ndarray, "members n classes"], outside: Outside
 ) -> Worth:
-    """Return one fold's mean scores; the interval is that of the mean share right."""
-    correct = (logits.argmax(axis=2) == outside.targets).mean(axis=0)
-    interval = metrics.bootstrap_interval(correct, _numbers(outside))
+    """Return one fold's mean scores; the interval is of the share of all folds' answers right.
+
+    Answers to one photo, and to those of its group, are right or wrong together.
+    """
+    correct = (logits.argmax(axis=2) == outside.targets).ravel()
+    interval = share_interval(correct, np.tile(_numbers(outside), len(logits)))
     scores = ("accuracy", "log_loss", "calibration_error", "unscaled_error")
     means: dict[str, Any] = {
         score: float(np.mean([getattr(row, score) for row in rows])) for score in scores

@@ -1,0 +1,159 @@
+"""Whether intervals hold what they promise.
+
+Usage: python benchmarks/coverage.py simulation [--draws 4000] [--shape beta|normal|mixture]
+           [--out runs/coverage.jsonl]
+
+`simulation` draws photos that are right with a known probability, in groups of 1, 5 or 20 with a
+known intra-class correlation, wherever there are at least 8 groups, and asks
+`intervals.share_interval` for the 95 % interval each time. A line for each cell: how often it
+holds the truth, how often the truth lies below it, and its mean width against the exact interval's
+of a binomial at the true design effect (of draws with a mistake in at least 20 groups). Cells that
+miss a target are marked: coverage at least 0.93, below at most 0.05, single photos at most 1.15 ×
+as wide, groups 1.3 ×. A group's chance to be right is drawn from a beta distribution, is normal
+under a probit, or (mixture) all of its photos are alike, with the correlation as the chance of it.
+Cells that --out holds are not repeated.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from fieldguide.analysis.intervals import share_interval
+
+PHOTOS = (20, 40, 100, 300, 1000, 5000)
+ACCURACIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.998)
+LEAST_GROUPS, ENOUGH_WRONG = 8, 20
+LEAST_COVERAGE, MOST_BELOW, MOST_WIDTH, MOST_WIDTH_GROUPS = 0.93, 0.05, 1.15, 1.3
+
+
+class Cell(NamedTuple):
+    """What is drawn: photos, the chance of each to be right, photos a group, their correlation."""
+
+    photos: int
+    accuracy: float
+    size: int
+    correlation: float
+
+
+def cells() -> list[Cell]:
+    """Return all cells with enough groups; single photos are uncorrelated."""
+    groups = [(1, 0.0), *itertools.product((5, 20), (0.0, 0.2, 0.5))]
+    found = itertools.product(PHOTOS, ACCURACIES, groups)
+    made = (Cell(n, accuracy, *group) for n, accuracy, group in found)
+    return [cell for cell in made if cell.photos // cell.size >= LEAST_GROUPS]
+
+
+def drawn(cell: Cell, shape: str, draws: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return the photos right in each group of each draw."""
+    count = (draws, cell.photos // cell.size)
+    p, r = cell.accuracy, cell.correlation
+    if r == 0:
+        return random.binomial(cell.size, p, count)
+    if shape == "beta":
+        chances = random.beta(p * (1 - r) / r, (1 - p) * (1 - r) / r, count)
+    elif shape == "normal":
+        chances = _normal(p, r, count, random)
+    else:
+        alike = cell.size * (random.random(count) < p)
+        return np.where(random.random(count) < r, alike, random.binomial(cell.size, p, count))
+    return random.binomial(cell.size, chances)
+
+
+def _normal(
+    p: float, r: float, count: tuple[int, int], random: np.random.Generator
+) -> NDArray[np.float64]:
+    at = stats.norm.ppf(p)
+
+    def off(latent: float) -> float:
+        both = stats.multivariate_normal.cdf([at, at], cov=[[1, latent], [latent, 1]])
+        return float((both - p * p) / (p * (1 - p)) - r)
+
+    latent = optimize.brentq(off, 1e-3, 1 - 1e-6)
+    moved = np.sqrt(latent) * random.standard_normal(count)
+    return stats.norm.cdf((at - moved) / np.sqrt(1 - latent))
+
+
+def measured(cell: Cell, shape: str, draws: int) -> dict[str, Any]:
+    """Return the line of a cell."""
+    random = np.random.default_rng([cell.photos, cell.size, round(1000 * cell.accuracy)])
+    right = np.sort(drawn(cell, shape, draws, random), axis=1)
+    kinds, kind_of = np.unique(right, axis=0, return_inverse=True)
+    groups = np.repeat(np.arange(kinds.shape[1]), cell.size)
+    within = np.tile(np.arange(cell.size), kinds.shape[1])
+    limits = np.array(
+        [share_interval(within < np.repeat(kind, cell.size), groups) for kind in kinds]
+    )[kind_of.ravel()]
+    low, high = limits.T
+    effect = 1 + (cell.size - 1) * cell.correlation
+    k, n = right.sum(1) / effect, cell.photos / effect
+    exact_low = np.where(k > 0, stats.beta.ppf(0.025, np.maximum(k, 1e-9), n - k + 1), 0)
+    exact_high = np.where(k < n, stats.beta.ppf(0.975, k + 1, np.maximum(n - k, 1e-9)), 1)
+    judged = ((right < cell.size).sum(1) >= ENOUGH_WRONG) | (cell.size == 1)
+    width, exact = (high - low)[judged], (exact_high - exact_low)[judged]
+    return {
+        **cell._asdict(),
+        "shape": shape,
+        "draws": draws,
+        "coverage": float(np.mean((low <= cell.accuracy) & (cell.accuracy <= high))),
+        "below": float(np.mean(cell.accuracy < low)),
+        "width": float(np.mean(high - low)),
+        "ratio": float(width.mean() / exact.mean()) if judged.any() else None,
+        "judged": int(judged.sum()),
+    }
+
+
+def misses(line: dict[str, Any]) -> str:
+    """Return the targets that a line misses, in words."""
+    most = MOST_WIDTH if line["size"] == 1 else MOST_WIDTH_GROUPS
+    found = {
+        "coverage": line["coverage"] < LEAST_COVERAGE,
+        "below": line["below"] > MOST_BELOW,
+        "width": line["ratio"] is not None and line["ratio"] > most,
+    }
+    return ", ".join(name for name, missed in found.items() if missed)
+
+
+def main() -> None:
+    """Simulate the cells that are not known yet, and print all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("part", choices=("simulation",))
+    parser.add_argument("--draws", type=int, default=4000)
+    parser.add_argument("--shape", choices=("beta", "normal", "mixture"), default="beta")
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage.jsonl"))
+    asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = asked.out.read_text().splitlines() if asked.out.exists() else []
+    keys = ("photos", "accuracy", "size", "correlation", "shape", "draws")
+    known = {tuple(line[key] for key in keys): line for line in map(json.loads, lines)}
+    print("photos accuracy  group  corr.  coverage  below  width  ratio  misses")
+    missed = 0
+    for cell in cells():
+        key = (*cell, asked.shape, asked.draws)
+        if key not in known:
+            known[key] = measured(cell, asked.shape, asked.draws)
+            with asked.out.open("a") as file:
+                file.write(json.dumps(known[key]) + "\n")
+        line = known[key]
+        ratio = "     " if line["ratio"] is None else f"{line['ratio']:5.2f}"
+        print(
+            f"{cell.photos:6} {cell.accuracy:8} {cell.size:6} {cell.correlation:6}"
+            f" {line['coverage']:9.3f} {line['below']:6.3f} {line['width']:6.3f}  {ratio}"
+            f"  {misses(line)}",
+            flush=True,
+        )
+        missed += bool(misses(line))
+    print(
+        f"{missed} of {len(cells())} cells miss a target; {asked.draws} draws each, {asked.shape}"
+    )
+
+
+if __name__ == "__main__":
+    main()
