@@ -96,7 +96,7 @@ def create(
         check.write_findings(folder / runs.FINDINGS, found)
     resolved = resolved.replace(
         folds=1 + max(fold or 0 for fold in used.table.column("fold")),
-        tone=_tone(recipe, used, watcher),
+        tone=recorded_tone(recipe, used, watcher),
     )
     resolved = _long_enough(recipe, resolved, used, watcher)
     network = with_head(
@@ -194,7 +194,7 @@ def _long_enough(
     return found
 
 
-def _tone(recipe: Recipe, used: Catalog, watcher: Watcher) -> str:
+def recorded_tone(recipe: Recipe, used: Catalog, watcher: Watcher) -> str:
     """Return the tone to record: one of percentiles with the range that they have in the photos."""
     if recipe.tone != recipes.PERCENTILE:
         return recipe.tone

@@ -19,18 +19,18 @@ RESNETS = ("res2net", "resnest", "resnet", "resnetv2", "senet", "sknet", "tresne
 # What to try first, from the quickest on, with what each is good for: families that fine-tune well
 # on few photos, and weights that anyone may use, by the licences that timm names.
 SELECTION: Mapping[str, str] = {
-    "resnet18.a1_in1k": "a first run on a processor; recipe `quick`",
-    "mobilenetv4_conv_small.e2400_r224_in1k": "phones and small boards",
-    "efficientnet_b0.ra_in1k": "few weights: a small file to pass on",
-    "convnext_pico.d1_in1k": "as quick as resnet18, newer",
-    "regnety_016.tv2_in1k": "between resnet18 and resnet50",
-    "resnet50.a1_in1k": "the network that most papers compare with",
-    "convnext_nano.in12k_ft_in1k": "resnet50's cost, learned from 12,000 classes",
-    "resnetaa50d.sw_in12k_ft_in1k": "a graphics card; recipe `default`",
-    "convnext_tiny.in12k_ft_in1k": "a graphics card; accuracy first",
-    "tf_efficientnetv2_s.in21k_ft_in1k": "larger pictures, 21,000 classes",
-    "convnext_small.in12k_ft_in1k": "a large graphics card",
-    "convnext_base.fb_in22k_ft_in1k": "a large graphics card, accuracy first",
+    "resnet18.a1_in1k": "a processor; recipe `quick`",
+    "mobilenetv3_large_100.ra_in1k": "phones, small boards",
+    "efficientnet_b0.ra_in1k": "a small file",
+    "convnext_pico.d1_in1k": "a processor; newer",
+    "regnety_016.tv2_in1k": "a processor, accuracy first",
+    "resnet50.a1_in1k": "comparing with papers",
+    "convnext_nano.in12k_ft_in1k": "many kinds of things",
+    "resnetaa50d.sw_in12k_ft_in1k": "a GPU; recipe `default`",
+    "convnext_tiny.in12k_ft_in1k": "a GPU, accuracy first",
+    "tf_efficientnetv2_s.in21k_ft_in1k": "larger pictures",
+    "convnext_small.in12k_ft_in1k": "a large GPU",
+    "convnext_base.fb_in22k_ft_in1k": "a large GPU, accuracy first",
 }
 
 
