@@ -104,6 +104,12 @@ def test_pictures_too_small_for_a_network_are_refused_with_a_size_that_is_not() 
     assert resolve(recipe.replace(size=96, eval_resize=96), body).size == 96
 
 
+def test_a_network_of_one_size_is_not_refused_for_a_size() -> None:
+    recipe = small_recipe(backbone="vit_tiny_patch16_224", size=64, eval_resize=64)
+    with pytest.raises(UsageError, match="ends in no feature map"):
+        resolve(recipe, build_backbone(recipe.backbone, weights="none", seed=0))
+
+
 def test_layers_after_the_mean_are_read_as_linear_or_as_convolutions(tmp_path: Path) -> None:
     tensors = make("mobilenetv4_conv_small_050", "linear").backbone.state_dict()
     file = tmp_path / "w.safetensors"

@@ -44,6 +44,7 @@ def require_size(backbone: nn.Module, size: int) -> None:
     """Raise `UsageError`, with a size that is possible, for pictures too small for the backbone."""
     if not (reason := _refused(backbone, size)):
         return
+    output_channels(backbone)  # a network of one size alone is none for any
     larger = (side for side in range(size + 1, MOST_TRIED) if side % 32 == 0)
     fitting = next((side for side in larger if not _refused(backbone, side)), None)
     raise UsageError(
