@@ -325,7 +325,7 @@ def test_heads_with_batch_norm_are_absorbed_as_far_as_they_can_be() -> None:
             logits=nn.Linear(16, 5),
         )
     )
-    absorbed = checked(Network(make().backbone, head))
+    absorbed = checked(Network(make(head="se").backbone, head))  # which gives the map
     assert "head.norm" in [pair.norm for pair in absorbed.pairs]
     assert [type(module) for module in absorbed.network.head.children()][5] is nn.BatchNorm1d  # type: ignore[union-attr]
 

@@ -114,13 +114,20 @@ def gradients_of(job: FoldJob, rows: list[int], ranks: Ranks, parts: int = 1) ->
 
 
 @pytest.mark.parametrize(
-    ("ranks", "photos", "parts"), [(2, 5, 1), (3, 4, 1), (2, 8, 2)], ids=["uneven", "one", "parts"]
+    ("ranks", "photos", "parts", "backbone"),
+    [
+        (2, 5, 1, "test_resnet"),
+        (3, 4, 1, "test_resnet"),
+        (2, 8, 2, "test_resnet"),
+        (2, 5, 1, "test_nfnet"),
+    ],
+    ids=["uneven", "one", "parts", "standardised weights"],
 )
 def test_a_shared_step_has_the_gradients_of_one_process(
-    ranks: int, photos: int, parts: int, discs: Path, tmp_path: Path
+    ranks: int, photos: int, parts: int, backbone: str, discs: Path, tmp_path: Path
 ) -> None:
     """Over five photos on two ranks, and over four on three, two of which have one."""
-    settings = UNEVEN | {"replicas": 1, "epochs": 1, "warmup": 0.0}
+    settings = UNEVEN | {"replicas": 1, "epochs": 1, "warmup": 0.0, "backbone": backbone}
     recipe = {"batch_size": 8, "batch_ranks": ranks, "sync_batch_norm": True}
     run = small_fit(discs, tmp_path / "run", **settings)
     job = replace(fold_jobs(run, discs)(0), recipe=run.recipe.replace(**recipe))

@@ -362,7 +362,17 @@ def checkpoint(weights: dict[str, Tensor]) -> Checkpoint:
 
 
 # One network for each name of a classifier.
-@pytest.mark.parametrize("name", ["resnet18", "resnetv2_18", "legacy_seresnet18", "tresnet_m"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnetv2_18",
+        "legacy_seresnet18",
+        "tresnet_m",
+        "test_efficientnet",
+        "test_convnext",
+    ],
+)
 def test_timms_networks_answer_as_in_timm(name: str) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=7).eval()

@@ -68,7 +68,7 @@ class Recipe(BaseModel):
 
     # fmt: off
     backbone: str = _setting("Network", "resnetaa50d.sw_in12k_ft_in1k",
-        "a ResNet-family network of timm, with or without the tag of its weights")
+        "a convolutional network of timm, with or without the tag of its weights: `fieldguide backbones` lists them")
     weights: str = _setting("Network", "pretrained",
         "`pretrained` (from the hub), `none` (random), a .safetensors or .pth file, or `FILE:entry` of one")
     head: Literal["linear", "se", "attention"] = _setting("Network", "linear",

@@ -4,7 +4,15 @@ Data go to stdout, messages to stderr. Commands that need torch import it after 
 without it, so help, typing mistakes and bad settings are answered at once.
 """
 
-from fieldguide.cli import cache, merging, predicting, scoring, seeing, training  # noqa: F401 - add commands
+from fieldguide.cli import (  # noqa: F401 - add commands
+    cache,
+    choosing,
+    merging,
+    predicting,
+    scoring,
+    seeing,
+    training,
+)
 from fieldguide.cli.app import app, main, run
 
 __all__ = ["app", "main", "run"]

@@ -17,7 +17,7 @@ from fieldguide.cli.display import Display
 from fieldguide.cli.flags import TEXT_FLAGS
 from fieldguide.errors import Stopped, UsageError
 from fieldguide.machine.torchrun import launch
-from fieldguide.network.backbones import require_backbone
+from fieldguide.network.backbones import RESNETS, backbone_names, require_backbone
 from fieldguide.recipe import Recipe
 from fieldguide.words import count
 
@@ -34,6 +34,11 @@ def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
     given = recipes.without_min_steps(given_settings(settings))
     chosen = recipes.build(recipes.settings_of(name) | given)
     require_backbone(chosen.backbone)
+    if name == "reference" and chosen.backbone not in backbone_names(RESNETS):
+        raise UsageError(
+            f"recipe `reference` is about the ResNet family, and `{chosen.backbone}` is none of it",
+            hint="take another recipe: they all take any convolutional network of timm",
+        )
     return chosen
 
 

@@ -4,7 +4,7 @@ They are plain and readable without colour. Knows nothing of where the numbers c
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fieldguide.cli.terminal import cell
-from fieldguide.words import duration
+from fieldguide.words import count, duration, quoted, shown_bytes
 
 if TYPE_CHECKING:
+    from fieldguide.analysis.paired import Contrast
+    from fieldguide.network.offers import Offer
     from fieldguide.photos.catalog import Catalog
     from fieldguide.photos.check import Finding
     from fieldguide.photos.inspect import Facts
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from fieldguide.runs.run import Run
     from fieldguide.study.holdout_scores import Worths
     from fieldguide.study.labels import Doubts
+    from fieldguide.study.ranking import Ranking
 
 SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
 
@@ -158,6 +161,88 @@ def print_barrier(console: Console, copies: Sequence[str], barrier: "Barrier") -
     console.print(table)
 
 
+def print_offers(console: Console, found: "Sequence[Offer]", good_for: Mapping[str, str]) -> None:
+    """Print backbones, if any, with the size and the licence of their weights."""
+    table = Table(
+        Column("backbone", no_wrap=True),
+        *("weights", "pixels", "licence"),
+        *(["good for"] if good_for else []),
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    if not found:
+        return
+    for offer in found:
+        more = [good_for[offer.backbone]] if good_for else []
+        size = f"{offer.parameters / 1e6:.1f} M"
+        table.add_row(cell(offer.backbone), size, str(offer.size), offer.license, *more)
+    console.print(table)
+
+
+def print_ranking(console: Console, found: "Ranking") -> None:
+    """Print backbones by their accuracy on photos, and what each costs here."""
+    of = f" of {found.collection:,}" if found.photos < found.collection else ""
+    classes = f" of {found.of_classes:,}" if found.classes < found.of_classes else ""
+    console.print(
+        f"on {found.photos:,}{of} photos of {found.classes:,}{classes} classes, out of fold, by a"
+        " regression on frozen features:"
+    )
+    able = [row for row in found.rows if row.accuracy is not None and row.interval is not None]
+    first = Table(
+        Column("backbone", no_wrap=True),
+        *("accuracy", "interval", "less the best's"),
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    cost = Table(
+        Column("backbone", no_wrap=True),
+        *("weights", "memory", "train", "predict", "licence"),
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for row in able:
+        low, high = row.interval or (0.0, 0.0)
+        first.add_row(
+            cell(row.backbone),
+            f"{row.accuracy:.1%}",
+            f"{100 * low:.1f}–{high:.1%}",
+            _against(row.contrast),
+        )
+        if row.cost:
+            cost.add_row(
+                cell(row.backbone),
+                f"{row.cost.parameters / 1e6:.1f} M",
+                shown_bytes(row.cost.memory),
+                f"{row.cost.train:.0f}" if row.cost.train else "–",
+                f"{row.cost.predict:.0f}",
+                cell(row.cost.license),
+            )
+    console.print(first)
+    for row in found.rows:
+        if row.note:
+            console.print(f"not tried: {row.backbone}: {row.note}")
+    alike = [
+        row.backbone
+        for row in able
+        if row.contrast and row.contrast.verdict == "no difference shown"
+    ]
+    if alike:
+        console.print(f"no difference to the best is shown for {quoted(alike)}")
+    console.print(
+        f"\nwhat they take, at {found.pixels} (photos a second of one process on"
+        f" {count(found.threads, 'thread')} of {found.device};\nmemory of a training step of"
+        f" {found.batch_size} photos, about):"
+    )
+    console.print(cost)
+
+
+def _against(contrast: "Contrast | None") -> str:
+    if contrast is None:
+        return ""
+    change, least, most = contrast.difference, contrast.low, contrast.high
+    return f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]"
+
+
 def print_comparison(console: Console, found: "Comparison") -> None:
     """Print trials side by side, each against the base, and the corrected best accuracy."""
     table = Table(
@@ -183,10 +268,7 @@ def _trial_cells(row: "Trial") -> list[str]:
     if row.accuracy is None or row.interval is None:
         return ["", "", "", row.status, ""]
     low, high = row.interval
-    against = ""
-    if row.contrast:
-        change, least, most = row.contrast.difference, row.contrast.low, row.contrast.high
-        against = f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]"
+    against = _against(row.contrast)
     verdict = row.contrast.verdict if row.contrast else row.status
     time = duration(row.seconds) if row.seconds else ""
     return [f"{row.accuracy:.1%}", f"{100 * low:.1f}–{high:.1%}", against, verdict, time]

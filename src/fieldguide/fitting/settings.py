@@ -19,9 +19,8 @@ from fieldguide.machine.device import (
 )
 from fieldguide.machine.ranks import Ranks
 from fieldguide.machine.torchrun import launch
-from fieldguide.network.network import (
-    input_config,
-)
+from fieldguide.network.feature_map import require_size
+from fieldguide.network.network import input_config
 from fieldguide.photos.augment import decoded_side
 from fieldguide.recipe import MIX_FROM, R, Recipe, ResolvedRecipe
 from fieldguide.storage import cache_folder
@@ -35,7 +34,10 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     """
     config = input_config(backbone)
     size = config.size if recipe.size == "auto" else recipe.size
+    first = size if recipe.first_size == "auto" else recipe.first_size
     seen = size if recipe.eval_size == "auto" else recipe.eval_size
+    for side in {size, first, seen}:
+        require_size(backbone, side)
     proportional = round(seen * config.eval_resize / config.size)
     resize = proportional if recipe.eval_resize == "auto" else recipe.eval_resize
     places = fold_places(recipe.device, recipe.workers)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fieldguide import recipe as recipes
 from fieldguide.errors import TrainingError
@@ -29,6 +30,8 @@ from fieldguide.machine.device import (
     keep_freed_memory,
     training_threads,
 )
+from fieldguide.network.batch_norm import has_batch_norm
+from fieldguide.network.feature_map import output_channels
 from fieldguide.network.network import (
     Network,
     build_backbone,
@@ -72,10 +75,14 @@ def create(
     if recipe.order == "shards":
         index_of(catalog.root)
     backbone = build_backbone(
-        recipe.backbone, weights=recipe.weights, seed=recipe.seed, tell=watcher.notice
+        recipe.backbone,
+        weights=recipe.weights,
+        head=recipe.head,
+        seed=recipe.seed,
+        tell=watcher.notice,
     )
     resolved = resolve(recipe, backbone)
-    for message in recipes.without_effect(recipe):
+    for message in recipes.without_effect(recipe) + _without_batch_norm(recipe, backbone):
         watcher.notice(message)
     found: list[check.Finding] = []
 
@@ -89,7 +96,7 @@ def create(
         check.write_findings(folder / runs.FINDINGS, found)
     resolved = resolved.replace(
         folds=1 + max(fold or 0 for fold in used.table.column("fold")),
-        tone=_tone(recipe, used, watcher),
+        tone=recorded_tone(recipe, used, watcher),
     )
     resolved = _long_enough(recipe, resolved, used, watcher)
     if resolved.eval_size > resolved.size:
@@ -131,9 +138,23 @@ def create(
     return runs.create(folder, resolved, catalog, used, start, environment, probes)
 
 
+def _without_batch_norm(recipe: Recipe, backbone: nn.Module) -> list[str]:
+    """Return notes on settings of batch norm, if the network has none."""
+    asked = {
+        "batch_norm = 'recalibrate'": recipe.batch_norm == "recalibrate" and recipe.merge != "none",
+        "sync_batch_norm": recipe.sync_batch_norm and recipe.batch_ranks > 1,
+    }
+    if has_batch_norm(backbone):
+        return []
+    name = recipe.backbone
+    return [
+        f"`{each}` has no effect: `{name}` has no batch norm" for each, on in asked.items() if on
+    ]
+
+
 def _takes_long(network: Network, used: Catalog) -> bool:
     """Return whether heads are too many numbers to be fitted unasked."""
-    channels: int = network.backbone.num_features  # type: ignore[assignment]  # timm's
+    channels = output_channels(network.backbone)
     return len(used) * len(used.classes) * channels > MOST_TO_BEAT
 
 
@@ -179,7 +200,7 @@ def _long_enough(
     return found
 
 
-def _tone(recipe: Recipe, used: Catalog, watcher: Watcher) -> str:
+def recorded_tone(recipe: Recipe, used: Catalog, watcher: Watcher) -> str:
     """Return the tone to record: one of percentiles with the range that they have in the photos."""
     if recipe.tone != recipes.PERCENTILE:
         return recipe.tone

@@ -49,9 +49,15 @@ class Synchronised(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Float[Tensor, "n channels *places"]:
-        """Return torch's result for its arguments; change the running statistics in training."""
-        if not training:
-            return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+        """Return torch's result for its arguments; change the running statistics in training.
+
+        What has no statistics and a single row is no batch but a convolution's weights, which some
+        networks standardise by this function: they are the same on all ranks.
+        """
+        if not training or (running_mean is None and len(input) == 1):
+            return nn.functional.batch_norm(
+                input, running_mean, running_var, weight, bias, training, momentum, eps
+            )
         result: Tensor
         result, mean, variance = _Normalised.apply(input, weight, bias, eps, self.ranks)
         if running_mean is not None and running_var is not None:
@@ -109,7 +115,8 @@ class _Normalised(torch.autograd.Function):
         means = ctx.ranks.total({"own": own})["own"] / total
         found = gradient - means[0].view(shape) - normalised * means[1].view(shape)
         found = found * (scale if weight is None else scale * weight).view(shape)
-        of_weight, of_bias = (None, None) if weight is None else (own[1], own[0])
+        of_weight = own[1] if ctx.needs_input_grad[1] else None
+        of_bias = own[0] if ctx.needs_input_grad[2] else None
         return found.to(inputs.dtype), of_weight, of_bias, None, None
 
 

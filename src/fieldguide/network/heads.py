@@ -19,6 +19,11 @@ SE_REDUCTION = 16
 ATTENTION_HEAD_CHANNELS = 64
 
 
+def pooled(features: Features | Float[Tensor, "n channels"]) -> Float[Tensor, "n channels"]:
+    """Return the mean over positions, of which there may be none left."""
+    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+
 class LinearHead(nn.Module):
     """The mean over positions, dropout and a linear layer."""
 
@@ -27,9 +32,9 @@ class LinearHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, classes)
 
-    def forward(self, features: Features) -> Logits:
-        """Return the logits of the feature map."""
-        logits: Tensor = self.linear(self.dropout(features.mean(dim=(2, 3))))
+    def forward(self, features: Features | Float[Tensor, "n channels"]) -> Logits:
+        """Return the logits of a feature map, or of its mean."""
+        logits: Tensor = self.linear(self.dropout(pooled(features)))
         return logits
 
 

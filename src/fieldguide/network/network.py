@@ -3,7 +3,6 @@
 Weights are called `backbone.…` or `head.…`. Knows nothing of folds, replicas or training.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +12,26 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from fieldguide.errors import UsageError
 from fieldguide.network.backbones import require_backbone
 from fieldguide.network.batch_norm import is_frozen
+from fieldguide.network.feature_map import output_channels
 from fieldguide.network.heads import HEADS
 from fieldguide.network.pretrained import download, read_weights
 from fieldguide.recipe import Interpolation
 from fieldguide.seeds import derive_seed
-from fieldguide.words import some
+from fieldguide.words import first_line, some
 
 
 class Network(nn.Module):
-    """A backbone that ends in a feature map, and a head that turns the map into logits."""
+    """A backbone that ends in a feature map, and a head that turns what it gives into logits.
+
+    For a linear head the backbone gives the mean over positions, by timm's own last layers, some of
+    which come after the mean (the norm of ConvNeXt); for other heads it gives the map.
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -35,7 +40,7 @@ class Network(nn.Module):
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
         """Return the logits of normalised images."""
-        logits: Tensor = self.head(self.backbone.forward_features(images))  # type: ignore[operator]
+        logits: Tensor = self.head(self.backbone(images))
         return logits
 
 
@@ -55,29 +60,53 @@ def build(
     backbone: str, *, weights: str, head: str, classes: int, dropout: float, seed: int
 ) -> Network:
     """Return a network at its start: backbone from `weights`, head drawn from `seed`."""
-    body = build_backbone(backbone, weights=weights, seed=seed)
+    body = build_backbone(backbone, weights=weights, head=head, seed=seed)
     return with_head(body, head, classes=classes, dropout=dropout, seed=seed)
 
 
 def build_backbone(
-    backbone: str, *, weights: str, seed: int, tell: Callable[[str], None] = lambda _: None
+    backbone: str,
+    *,
+    weights: str,
+    head: str = "linear",
+    seed: int,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> nn.Module:
-    """Return a backbone with `weights`: `pretrained` (timm's), `none` (drawn) or a file.
+    """Return a backbone for a head, with `weights`: `pretrained` (timm's), `none` or a file.
 
-    `tell` is called with what was chosen or left out of a file.
+    `tell` is called with what was chosen or left out of a file. Raises `UsageError` for a network
+    that ends in no feature map.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "first backbone"))
         require_backbone(backbone)
-        body: nn.Module = timm.create_model(
-            backbone, pretrained=False, num_classes=0, global_pool=""
-        )
+        body = drawn(backbone, head)
+    if weights != "none":
+        output_channels(body)  # before anything is fetched; `with_head` asks again
     if weights == "pretrained":
         file = download(backbone, body.pretrained_cfg)  # type: ignore[arg-type]
         _load_backbone(body, read_weights(file), weights)
     elif weights != "none":
         _load_backbone(body, read_weights(Path(weights), tell), weights, tell)
     return body
+
+
+def drawn(backbone: str, head: str) -> nn.Module:
+    """Return timm's network for a head; `UsageError` where timm refuses that."""
+    reasons = []
+    # "fast" is the plain mean, whatever the layout; some families know it as "avg" alone.
+    for pool in ("fast", "avg") if head == "linear" else ("",):
+        try:
+            body: nn.Module = timm.create_model(
+                backbone, pretrained=False, num_classes=0, global_pool=pool
+            )
+            return body
+        except Exception as error:  # each family has checks of its own
+            reasons.append(first_line(error))
+    raise UsageError(
+        f"`backbone` = {backbone!r} cannot be built for a head that is `{head}`: {reasons[-1]}",
+        hint="take `head` = linear, or another network: `fieldguide backbones` lists some",
+    )
 
 
 def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed: int) -> Network:
@@ -87,8 +116,7 @@ def with_head(body: nn.Module, head: str, *, classes: int, dropout: float, seed:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "first head"))
-        channels: int = body.num_features  # type: ignore[assignment]  # timm's, where it says so
-        top = HEADS[head](channels, classes, dropout)
+        top = HEADS[head](output_channels(body), classes, dropout)
     return Network(body, top)
 
 
@@ -173,6 +201,13 @@ def _load_backbone(
             hint="set `backbone` to the network that the weights were trained with"
             + (" (no name agrees: perhaps of another library)" if none else ""),
         )
+    # With and without a mean before them, timm's last layers are linear or convolutions of 1 × 1.
+    given = {
+        name: tensor.reshape(own[name].shape)
+        if name in own and _trimmed(tensor) == _trimmed(own[name])
+        else tensor
+        for name, tensor in given.items()
+    }
     shapes = [
         f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in own.items()
@@ -186,6 +221,12 @@ def _load_backbone(
         )
     _tell_unused(prefix, [name for name in given if name not in own], given, tell)
     load_weights(backbone, own | given)
+
+
+def _trimmed(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape without the ones of a convolution of 1 × 1."""
+    shape = tuple(tensor.shape)
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def _prefix(needed: Collection[str], weights: Mapping[str, Tensor], source: str) -> str:
@@ -229,13 +270,8 @@ def _tell_unused(
 def _stage_numbers(backbone: nn.Module) -> dict[str, int]:
     """Return the stage of each tensor: 0 the stem, 1 the first stage, … by timm's coarse matcher.
 
-    Some families count theirs from 0; tensors of no stage (a final norm) come after the last.
+    Tensors of no stage (a final norm) come after the last.
     """
     matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
-    names = [name for name, _ in backbone.named_parameters()]
-    stem = {name for name in names if re.match(matcher["stem"], name)}
-    blocks = {name: re.match(matcher["blocks"], name) for name in names if name not in stem}
-    labels = {name: int(block.group(1)) for name, block in blocks.items() if block}
-    order = {label: number for number, label in enumerate(sorted(set(labels.values())), start=1)}
-    numbers = {name: order[label] for name, label in labels.items()}
-    return {name: 0 if name in stem else numbers.get(name, len(order) + 1) for name in names}
+    numbers: dict[str, int] = group_parameters(backbone, matcher, reverse=True)
+    return numbers

@@ -41,8 +41,8 @@ from fieldguide.words import count, some
 Rule = Literal["soup", "stock"]
 RULES: tuple[Rule, ...] = ("soup", "stock")
 
-# The names of the classifier in timm's ResNet families; torchvision's is `fc` as well.
-CLASSIFIERS = ("fc", "head.fc", "last_linear")
+# The names of the classifier in timm's convolutional networks; torchvision's is `fc` as well.
+CLASSIFIERS = ("fc", "head.fc", "last_linear", "classifier")
 
 # Mean cosine between the large tensors of two checkpoints. Measured with resnet18: two folds
 # fine-tuned from one start 0.998 (heads 0.99), a fold and its pretrained start 0.997, a fold and a
@@ -692,8 +692,8 @@ def _network_names(weights: Weights) -> dict[str, str]:
 def _in_network(weights: Weights) -> dict[str, Tensor]:
     """Return the weights under the network's names, floats in float32, with all counters.
 
-    All of timm's ResNet families average over positions before their classifier, as our linear head
-    does; that of resnetv2 is a convolution of 1 × 1.
+    With a linear head ours computes what timm's own network does; the classifier of resnetv2 is a
+    convolution of 1 × 1.
     """
     found = {
         new: weights[name].float() if weights[name].is_floating_point() else weights[name]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Rows of the heat map: with more tensors, blocks or stages are drawn (taste; resnet18 has 60).
 MAP_ROWS = 70
 
-_STAGED = re.compile(r"(\D*\d+)\.(?:[a-z_]+\.)?(\d+)\.")
+_STAGED = re.compile(r"(\D*\d+)\.(?:[a-z_]+\.)?b?(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _moved(row: Mapping[str, Any]) -> Moved:
 
 
 def stage(tensor: str) -> str:
-    """Return the stage of a ResNet's tensor: `layer1` … `layer4`, or `stem`."""
+    """Return the stage of a tensor: `layer1` … `layer4` of a ResNet, or `stem`."""
     found = _STAGED.match(tensor)
     return found[1] if found and not tensor.startswith(("conv", "bn")) else "stem"
 

@@ -81,7 +81,7 @@ def grad_cam(
         features: Tensor = network.backbone.forward_features(images)  # type: ignore[operator]
     with torch.enable_grad():
         features = features.requires_grad_()
-        logits: Tensor = network.head(features)
+        logits: Tensor = network.head(network.backbone.forward_head(features))  # type: ignore[operator]
         own = logits.gather(1, classes[:, None]).sum()
         (gradients,) = torch.autograd.grad(own, features)
     importance = gradients.mean(dim=(2, 3), keepdim=True)

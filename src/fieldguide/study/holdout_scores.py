@@ -52,8 +52,8 @@ FLATTERED = "some of these photos chose this soup, which flatters it"
 class Worth:
     """The scores of one classifier on photos outside all folds, by the probabilities of `predict`.
 
-    `interval` is 95 % (`analysis.intervals`); `unscaled_error` is the calibration error without the temperature; `photos_per_second` is from
-    file to answer.
+    `interval` is 95 % (`analysis.intervals`); `unscaled_error` is the calibration error without the
+    temperature; `photos_per_second` is from file to answer.
     """
 
     name: str

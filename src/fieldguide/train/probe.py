@@ -19,6 +19,7 @@ from torch import Tensor
 from fieldguide.errors import ResourceError
 from fieldguide.machine.device import autocast, count_cores, is_out_of_memory
 from fieldguide.network.batch_norm import absorb
+from fieldguide.network.heads import pooled
 from fieldguide.network.network import Network
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Batch, Draw, Loader
@@ -68,8 +69,7 @@ def features_of(
     def compute(batch: Batch) -> Features:
         with torch.inference_mode(), autocast(device, precision):
             images = own(threading.get_ident())(batch.images)
-            found: Tensor = body.forward_features(images)
-            return found.mean(dim=(2, 3)).float().cpu()
+            return pooled(body(images)).float().cpu()
 
     plan = [_draws(photos[start : start + BATCH]) for start in range(0, len(photos), BATCH)]
     parts: list[Features] = []
