@@ -472,6 +472,7 @@ def test_other_text_is_shown_as_it_is(text: str) -> None:
 def test_a_cell_is_one_line_and_other_text_may_be_several() -> None:
     assert terminal.cell("a\nb\tc").plain == "a\\nb\\tc"
     assert terminal.shown("a\nb\tc\rd\x9be") == "a\nb\tc\\rd\\x9be"
+    assert terminal.shown("94.4\N{NO-BREAK SPACE}%") == "94.4 %"
 
 
 def test_tables_that_go_to_a_file_are_not_cut_to_a_screen(odd: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def count(number: int, noun: str) -> str:
     """Return a number of things: `1 photo`, `1,200 photos`, `2 classes`, `3 copies`."""
     if number == 1:
         return f"1 {noun}"
-    if noun.endswith(("s", "x", "ch", "sh")):
+    if noun.endswith(("s", "x", "ch", "sh")) and noun != "epoch":
         return f"{number:,} {noun}es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{number:,} {noun[:-1]}ies"

@@ -27,9 +27,11 @@ class Terminal(Console):
 def shown(text: str) -> str:
     """Return the text with control characters, but line ends and tabs, written out as `\\x1b`.
 
-    Bytes of names that are not UTF-8 are written the same way.
+    Bytes of names that are not UTF-8 are written the same way. Blanks that do not break, as pages
+    have them before `%`, become blanks.
     """
-    written = (e if e in "\n\t" or e.isprintable() else repr(e)[1:-1] for e in text)
+    plain = text.replace("\xa0", " ")
+    written = (e if e in "\n\t" or e.isprintable() else repr(e)[1:-1] for e in plain)
     return "".join(each.replace("\\udc", "\\x") if len(each) > 1 else each for each in written)
 
 
