@@ -14,6 +14,7 @@ from fieldguide import words
         (0, "photo", "0 photos"),
         (1200, "photo", "1,200 photos"),
         (2, "class", "2 classes"),
+        (2, "epoch", "2 epochs"),
         (2, "copy", "2 copies"),
         (2, "day", "2 days"),
     ],
