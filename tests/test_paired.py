@@ -85,6 +85,17 @@ def test_difference_is_that_of_the_accuracies_within_its_interval() -> None:
     assert back[0] == pytest.approx(-mean)
 
 
+def test_all_pairs_are_tested_on_whole_groups() -> None:
+    random, groups = np.random.default_rng(0), np.repeat(np.arange(100), 3)
+    one = 2 * (random.random(300) < 0.9)
+    answers = {"worse": 2 * (random.random(300) < 0.6), "one": one, "other": one.copy()}
+    answers["mean"] = (answers["worse"] + one) // 2
+    found = paired.better(answers, groups)
+    assert set(found["one"]) == set(found["other"]) == {"worse", "mean"}
+    assert found["mean"] == ("worse",) and found["worse"] == ()
+    assert paired.better({"one": one}, groups) == {"one": ()}
+
+
 def test_pairing_narrows_the_interval() -> None:
     one = answers(1000, seed=1)
     other = one ^ answers(1000, share=0.02, seed=2)  # wrong on other photos than one, now and then

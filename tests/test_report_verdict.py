@@ -145,11 +145,14 @@ def test_without_outside_photos_nothing_is_claimed_of_the_ensemble(pairs: fg.Run
     assert "this run has none" in text and "--holdout 0.1" in text
 
 
-def test_overlapping_intervals_show_no_difference() -> None:
+def test_what_paired_tests_show_is_said() -> None:
     near = [worth("fold 0", 0.1), worth("mean of folds", 0.9), worth("ensemble", 0.92)]
-    far = [worth("mean of folds", 0.8), worth("soup", 0.85), worth("ensemble", 0.89)]
+    ensemble = replace(worth("ensemble", 0.89), better_than=("mean of folds", "soup"))
+    far = [worth("mean of folds", 0.8), worth("soup", 0.85), ensemble]
     assert "do not show any of them to be better" in verdict.comparison(near)
-    assert verdict.comparison(far).startswith("ensemble is better than mean of folds:")
+    assert verdict.comparison(far) == (
+        "Shown by paired tests on these photos: ensemble better than mean of folds and soup."
+    )
     assert verdict.comparison([]) == ""
 
 

@@ -13,8 +13,9 @@ doubt: see Dietterich, "Approximate Statistical Tests for Comparing Supervised C
 Learning Algorithms", Neural Computation 10, 1998, and benchmarks/compare_aa.py for its size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from fieldguide.analysis.intervals import share_interval
 
 Right: TypeAlias = Bool[np.ndarray, " n"]
+Counts: TypeAlias = Int[np.ndarray, " n"]
 Groups: TypeAlias = Int[np.ndarray, " n"]
 Verdict = Literal["better", "worse", "no difference shown"]
 
@@ -63,8 +65,10 @@ def mcnemar(one: Right, other: Right) -> float:
     return sign_flip(one, other, np.arange(len(one)))
 
 
-def sign_flip(one: Right, other: Right, groups: Groups) -> float:
+def sign_flip(one: Right | Counts, other: Right | Counts, groups: Groups) -> float:
     """Return the two-sided p of the exact sign-flip test of whole groups (any integers).
+
+    Answers are right or wrong, or how many of several were right.
 
     d_g = (right answers of one) - (of other) in group g, and S = Σ d_g. If it did not matter in any
     group which of the two gave which answers, S would be as likely with each d_g's sign flipped: p
@@ -103,6 +107,21 @@ def difference(one: Right, other: Right, groups: Groups) -> tuple[float, float, 
     down = float(np.hypot(gained - low, most - lost))
     up = float(np.hypot(high - gained, lost - least))
     return mean, max(mean - down, -1.0), min(mean + up, 1.0)
+
+
+def better(answers: Mapping[str, Counts], groups: Groups) -> dict[str, tuple[str, ...]]:
+    """Return, by name, the others that each is shown to be better than, of all pairs.
+
+    `answers` are how many of each photo's answers are right, of equally many.
+    """
+    pairs = list(combinations(answers, 2))
+    found = [sign_flip(answers[one], answers[other], groups) for one, other in pairs]
+    beaten: dict[str, list[str]] = {name: [] for name in answers}
+    for pair, adjusted in zip(pairs, holm(found), strict=True):
+        if adjusted <= LEVEL:
+            worse, best = sorted(pair, key=lambda name: int(answers[name].sum()))
+            beaten[best].append(worse)
+    return {name: tuple(others) for name, others in beaten.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -48,8 +48,7 @@ def read(run: Run) -> Kept:
 
     try:
         key, photos = content["key"], content["photos"]
-        each = ({**row, "interval": tuple(row["interval"])} for row in content["rows"])
-        rows = tuple(holdout_scores.Worth(**row) for row in each)
+        rows = tuple(map(holdout_scores.parsed, content["rows"]))
     except (LookupError, TypeError):
         return Kept(stale=f"{SCORES} is of another version.")
     if not isinstance(photos, int) or not all(isinstance(row.name, str) for row in rows):

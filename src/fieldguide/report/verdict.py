@@ -23,7 +23,7 @@ from fieldguide.report.page import figure, fragment, inline, looks
 from fieldguide.runs.run import Run
 from fieldguide.runs.scores import Scores
 from fieldguide.study import labels
-from fieldguide.words import count, percent, some
+from fieldguide.words import count, listed, percent, some
 
 if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worth
@@ -203,14 +203,15 @@ def comparison(rows: Sequence["Worth"]) -> str:
     combined = [row for row in rows if not row.name.startswith("fold ")]
     if not combined:
         return ""
-    best = max(combined, key=lambda row: row.accuracy)
-    worse = [row.name for row in combined if row.interval[1] < best.interval[0]]
-    if not worse:
+    shown = [
+        f"{row.name} better than {listed(row.better_than)}" for row in combined if row.better_than
+    ]
+    if not shown:
         return (
-            "All intervals overlap: these photos do not show any of them to be better than"
-            " another, so cost may decide."
+            "These photos do not show any of them to be better than another (paired sign-flip tests"
+            " on groups, corrected by Holm), so cost may decide."
         )
-    return f"{best.name} is better than {', '.join(worse)}: their intervals do not overlap."
+    return f"Shown by paired tests on these photos: {'; '.join(shown)}."
 
 
 # --- advice ---------------------------------------------------------------------------------------

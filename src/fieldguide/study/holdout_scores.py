@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from fieldguide.analysis import metrics
+from fieldguide.analysis import metrics, paired
 from fieldguide.analysis.intervals import share_interval
 from fieldguide.errors import DataError, ResourceError
 from fieldguide.machine.device import choose_device, device_name
@@ -66,6 +66,7 @@ class Worth:
     bytes: int
     photos_per_second: float = 0.0
     note: str = ""
+    better_than: tuple[str, ...] = ()  # of the others but single folds: `analysis.paired.better`
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worth
     logits, seen = inference.all_logits(architecture, ensemble.members, photos.files, machine)
     _require_some(outside, seen)
     photos = photos.part(seen)
-    rows = _rows(run, ingredients, ensemble, logits, photos, machine)
+    answers: dict[str, NDArray[np.int64]] = {}
+    rows = list(_rows(run, ingredients, ensemble, logits, photos, machine, answers))
+    found = paired.better(answers, _numbers(photos))
+    rows = [replace(row, better_than=found.get(row.name, ())) for row in rows]
     return Worths(tuple(rows), len(photos), len(outside) - len(photos))
 
 
@@ -167,8 +171,12 @@ def _rows(
     logits: Float[np.ndarray, "members n classes"],
     photos: Outside,
     machine: Machine,
+    answers: dict[str, NDArray[np.int64]],
 ) -> Iterator[Worth]:
-    """Yield folds, their mean and the ensemble from members' logits; then each merged model."""
+    """Yield folds, their mean and the ensemble from members' logits; then each merged model.
+
+    `answers` get how many of as many answers as there are folds are right, but for single folds.
+    """
     folds = [
         replace(ensemble, card=replace(ensemble.card, members=(name,)), members=(weights,))
         for name, weights in zip(ensemble.card.members, ensemble.members, strict=True)
@@ -179,18 +187,25 @@ def _rows(
         for n, model in enumerate(folds)
     ]
     yield from rows
-    yield _mean(rows, logits, photos)
+    right = logits.argmax(axis=2) == photos.targets
+    answers["mean of folds"] = right.sum(axis=0)
+    yield _mean(rows, right, photos)
+    answers["ensemble"] = len(folds) * _right(ensemble, logits, photos)
     yield _worth("ensemble", ensemble, logits, photos, all_of_them)
     for name, folder in run.models().items():
         model = Classifier.load(folder)
         record = model.card.provenance["made"].get("cross_fitted")
         choosers = _labelled(ingredients.outside) if record else set()
         if choosers and choosers == _labelled(photos):
-            yield replace(_parsed(record), photos_per_second=one, note=CROSS_FITTED)
+            yield replace(parsed(record), photos_per_second=one, note=CROSS_FITTED)
         else:
             found = combine.outside_logits(ingredients, model.members, photos, machine)
             row = _worth(name, model, found, photos, one)
-            yield replace(row, note=FLATTERED) if choosers & _labelled(photos) else row
+            if choosers & _labelled(photos):
+                yield replace(row, note=FLATTERED)
+            else:
+                answers[name] = len(folds) * _right(model, found, photos)
+                yield row
 
 
 def unseen(
@@ -319,11 +334,7 @@ def _worth(
     photos_per_second: float = 0.0,
 ) -> Worth:
     """Return a classifier's scores from its members' logits."""
-    wide, card = logits[:, :, None], classifier.card
-    scaled, plain = (
-        combined(wide, member_probabilities(wide, t), t, card.combine)
-        for t in (card.temperature, 1.0)
-    )
+    scaled, plain = (_together(classifier, logits, t) for t in (classifier.card.temperature, 1.0))
     correct = scaled.argmax(axis=1) == outside.targets
     return Worth(
         name=name,
@@ -338,15 +349,30 @@ def _worth(
     )
 
 
-def _mean(
-    rows: Sequence[Worth], logits: Float[np.ndarray, "members n classes"], outside: Outside
-) -> Worth:
+def _right(
+    classifier: Classifier, logits: Float[np.ndarray, "members n classes"], outside: Outside
+) -> NDArray[np.int64]:
+    """Return 1 for each photo whose class the classifier's members give together, else 0."""
+    found = _together(classifier, logits, classifier.card.temperature)
+    right: NDArray[np.int64] = (found.argmax(axis=1) == outside.targets).astype(np.int64)
+    return right
+
+
+def _together(
+    classifier: Classifier, logits: Float[np.ndarray, "members n classes"], temperature: float
+) -> Float[np.ndarray, "n classes"]:
+    """Return the probabilities that the members give together at a temperature."""
+    wide = logits[:, :, None]
+    shares = member_probabilities(wide, temperature)
+    return combined(wide, shares, temperature, classifier.card.combine)
+
+
+def _mean(rows: Sequence[Worth], right: Bool[np.ndarray, "members n"], outside: Outside) -> Worth:
     """Return one fold's mean scores; the interval is of the share of all folds' answers right.
 
     Answers to one photo, and to those of its group, are right or wrong together.
     """
-    correct = (logits.argmax(axis=2) == outside.targets).ravel()
-    interval = share_interval(correct, np.tile(_numbers(outside), len(logits)))
+    interval = share_interval(right.ravel(), np.tile(_numbers(outside), len(right)))
     scores = ("accuracy", "log_loss", "calibration_error", "unscaled_error")
     means: dict[str, Any] = {
         score: float(np.mean([getattr(row, score) for row in rows])) for score in scores
@@ -373,10 +399,12 @@ def _kept(path: Path, key: str) -> Worths | None:
         content = json.loads(path.read_bytes())
         if content["key"] != key:
             return None
-        return Worths(tuple(map(_parsed, content["rows"])), content["photos"])
+        return Worths(tuple(map(parsed, content["rows"])), content["photos"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or none that can be read
         return None
 
 
-def _parsed(record: Mapping[str, Any]) -> Worth:
-    return Worth(**{**record, "interval": tuple(record["interval"])})
+def parsed(record: Mapping[str, Any]) -> Worth:
+    """Return a row from what a file keeps of it."""
+    tuples = {name: tuple(record.get(name, ())) for name in ("interval", "better_than")}
+    return Worth(**{**record, **tuples})
