@@ -690,6 +690,7 @@ def summary(run: Run) -> dict[str, Any]:
         "classes": len(run.classes),
         "photos": scores.photos,
         "collection": run.environment.get("collection", ""),  # older versions did not keep it
+        "older": run.environment.get("older"),
         "folds": run.recipe.folds,
         "replicas": run.recipe.replicas,
         "accuracy": scores.accuracy,
