@@ -199,6 +199,20 @@ def test_without_training_the_result_is_the_start(old: fg.Run, grown: Path, tmp_
         np.testing.assert_array_equal(run.logits(fold), logits)
 
 
+def test_heads_of_a_run_that_trained_none_are_fitted_again(
+    discs: Path, grown: Path, tmp_path: Path
+) -> None:
+    instant = {"epochs": 0, "head_start": "probe"}
+    old = go_on(discs, tmp_path / "old", None, **instant)
+    run = go_on(grown, tmp_path / "run", old.folder, **instant)
+    folds = [photo.fold for photo in run.catalog.photos]
+    table = fg.scan(grown)
+    same = table.of(table.table.with_column("fold", folds))
+    alone = fit(same, small_recipe(**SHORT | instant), tmp_path / "alone")
+    for fold in (0, 1):
+        np.testing.assert_array_equal(alone.logits(fold), run.logits(fold))
+
+
 @pytest.mark.parametrize("head", ["se", "attention"])
 def test_other_heads_go_on_too(discs: Path, grown: Path, tmp_path: Path, head: str) -> None:
     old = go_on(discs, tmp_path / "old", None, head=head)
@@ -359,6 +373,9 @@ def test_a_tables_own_folds_must_be_those_of_the_older_run(old: fg.Run, discs: P
     swapped = catalog.of(catalog.table.with_column("fold", [1 - (f or 0) for f in folds]))
     with pytest.raises(DataError, match=r"the table tests `amber/.*` in fold . the older run in"):
         placed(old, swapped)
+    more = catalog.of(catalog.table.with_column("fold", [0, 1, 2, 0, 1, 2, 0, 1] * 3))
+    with pytest.raises(DataError, match="the table has 3 folds, the older run 2"):
+        placed(old, more)
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def _with_folds(
     groups = group_names(training)
     if has_folds(catalog):
         made = given_folds(list(training.column("fold")), groups, labels=labels)
-        _refuse_other_folds(training.column("path"), made, fixed)
+        _refuse_other_folds(training.column("path"), made, fixed, recipe.folds)
         watcher.notice(f"the table's own {len(made)} folds are used")
     else:
         keys = training.column("path")
@@ -170,9 +170,14 @@ def _with_folds(
 
 
 def _refuse_other_folds(
-    paths: Sequence[str], made: Sequence[Fold], fixed: Mapping[str, int]
+    paths: Sequence[str], made: Sequence[Fold], fixed: Mapping[str, int], folds: int
 ) -> None:
     """Raise `DataError` where a table's own folds are others than those that are fixed."""
+    if fixed and len(made) != folds:
+        raise DataError(
+            f"the table has {len(made)} folds, the older run {folds}",
+            hint="leave the fold column out, or give new photos one of the older run's folds",
+        )
     for fold in made:
         for path in (paths[row] for row in fold.test.tolist()):
             if fixed.get(path, fold.index) != fold.index:

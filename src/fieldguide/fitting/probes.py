@@ -83,14 +83,16 @@ def starts_of(
 ) -> list[Arrays]:
     """Return each fold's start as the run keeps it: the older run's weights by name, and `logits`.
 
-    The head has the rows of its classes that are left. Those of new classes are fitted beside them
-    to what the fold's own network makes of the fold's training photos (`train.probe`). The logits
-    are those of the fold's test part. Changes the network.
+    The head has the rows of its classes that are left. Those of new classes, and all of an older
+    run that trained none, are fitted beside them to what the fold's own network makes of the fold's
+    training photos (`train.probe`). The logits are those of the fold's test part. Changes the
+    network.
     """
     targets, layer = targets_of(catalog), last_linear(network)
     names = f"{layer}.weight", f"{layer}.bias"
     at = {name: number for number, name in enumerate(older.classes)}
-    free = torch.tensor([name not in at for name in catalog.classes])
+    refit = older.recipe.epochs == 0
+    free = torch.tensor([refit or name not in at for name in catalog.classes])
     old_rows = [at.get(name, 0) for name in catalog.classes]
     place = np.full(len(catalog), -1)
     starts: list[Arrays] = []

@@ -729,6 +729,7 @@ def _provenance(run: Run) -> dict[str, Any]:
     weights = run.recipe.weights
     return {
         "recipe": {**run.recipe.model_dump(mode="json"), "weights": Path(weights).name},
+        "older": known.get("older"),
         "training_photos": len(photos),
         "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),
         "versions": known["versions"],
