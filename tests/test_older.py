@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import draw_photo
 from fits import SMALL, Killed, killer, results, small_recipe
+from PIL import Image
 
 import fieldguide as fg
+from fieldguide import recipe as recipes
 from fieldguide.errors import DataError, UsageError
 from fieldguide.fitting import older as going_on
 from fieldguide.fitting.fit import fit
@@ -22,9 +24,11 @@ from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import training_threads
 from fieldguide.network.network import load_weights
 from fieldguide.photos.augment import Normaliser
-from fieldguide.photos.catalog import Photo
+from fieldguide.photos.catalog import Photo, with_hashes
 from fieldguide.report import verdict
 from fieldguide.report.build import build
+from fieldguide.storage import files
+from fieldguide.train.evaluate import evaluate
 from fieldguide.train.probe import STRENGTHS, Known, features_of, fit_head
 
 SHORT: dict[str, Any] = {"replicas": 1, "mix": "none", "epochs": 1, "warmup": 0.0}
@@ -219,8 +223,6 @@ def test_other_heads_go_on_too(discs: Path, grown: Path, tmp_path: Path, head: s
     run = go_on(grown, tmp_path / "run", old.folder, head=head)
     job = fold_jobs(run, grown)(0)
     load_weights(job.network, job.start)
-    from fieldguide.train.evaluate import evaluate
-
     np.testing.assert_allclose(evaluate(job, job.test), run.start(0)[1], atol=1e-4)
 
 
@@ -255,35 +257,23 @@ def with_groups(folder: Path, groups: dict[str, str]) -> fg.Catalog:
     return catalog.of(catalog.table.with_column("group", [groups.get(path) for path in paths]))
 
 
-def test_copies_of_old_photos_go_to_their_fold_and_those_of_two_folds_are_left_out(
-    old: fg.Run, discs: Path, tmp_path: Path
-) -> None:
-    photos = shutil.copytree(discs, tmp_path / "photos")
-    first, other = (next(p for p in old.catalog.photos if p.fold == fold) for fold in (0, 1))
-    for number, photo in enumerate((first, other)):
-        shutil.copy(discs / photo.path, photos / f"blue/copy{number}.jpg")
-    draw_photo(photos / "blue/tie.jpg", (30, 60, 220), 5)
-    draw_photo(photos / "blue/beside.jpg", (30, 60, 220), 6)
-    found, _ = placed(old, photos, conflicts="drop")
-    assert not {"blue/copy0.jpg", first.path} & found.keys() or found[first.path].fold == 0
-    groups = {"blue/tie.jpg": "day", "blue/beside.jpg": "day"}
-    rows = going_on._Rows.of(Older(old), hashed(with_groups(photos, groups)))
-    paths = list(rows.catalog.table.column("path"))
-    ties = [paths.index(path) for path in ("blue/tie.jpg", first.path, other.path)]
-    left = rows.tied([ties, *rows.user_groups])
-    assert left == {paths.index("blue/tie.jpg")}
+def test_a_copy_of_an_old_photo_goes_to_its_fold(old: fg.Run, discs: Path, tmp_path: Path) -> None:
+    photos, fold_of = shutil.copytree(discs, tmp_path / "photos"), {}
+    for photo in old.catalog.photos[:6]:
+        copy = f"{photo.label}/copy of {Path(photo.path).name}"
+        with Image.open(discs / photo.path) as picture:
+            picture.save(photos / copy, quality=70)
+        fold_of[copy] = photo.fold
+    found, _ = placed(old, photos)
+    assert {path: found[path].fold for path in fold_of} == fold_of
+    assert len({*fold_of.values()}) == 2
 
 
 def hashed(catalog: fg.Catalog) -> fg.Catalog:
-    from fieldguide.photos.catalog import with_hashes
-    from fieldguide.storage import files
-
     return with_hashes(catalog, [files.sha256(path) for path in catalog.files])
 
 
-def test_a_tie_is_left_out_and_told(
-    old: fg.Run, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tie_is_left_out_and_told(old: fg.Run, discs: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(discs, tmp_path / "photos")
     draw_photo(photos / "blue/tie.jpg", (30, 60, 220), 5000)
     draw_photo(photos / "blue/friend.jpg", (30, 60, 220), 5001)
@@ -324,7 +314,8 @@ def test_new_photos_of_a_group_go_to_its_fold_even_if_all_of_it_is_gone(
         assert found[f"blue/new{n}.jpg"].fold == fold_of[f"blue/00{2 * n}.jpg"]
     with pytest.raises(DataError, match="has photos in groups, these have none"):
         placed(old, photos)
-    across = {path: "one" for path in fold_of}
+    first = {fold: path for path, fold in fold_of.items() if path in found}
+    across = more | dict.fromkeys(first.values(), "one")
     with pytest.raises(DataError, match="group `one` has photos in folds 0 and 1 of"):
         placed(old, with_groups(photos, across))
 
@@ -371,11 +362,26 @@ def test_a_tables_own_folds_must_be_those_of_the_older_run(old: fg.Run, discs: P
         p.path: p.fold for p in old.catalog.photos
     }
     swapped = catalog.of(catalog.table.with_column("fold", [1 - (f or 0) for f in folds]))
-    with pytest.raises(DataError, match=r"the table tests `amber/.*` in fold . the older run in"):
+    with pytest.raises(DataError, match=r"the table tests `amber/.*` in fold ., the older run in"):
         placed(old, swapped)
     more = catalog.of(catalog.table.with_column("fold", [0, 1, 2, 0, 1, 2, 0, 1] * 3))
     with pytest.raises(DataError, match="the table has 3 folds, the older run 2"):
         placed(old, more)
+
+
+def test_photos_of_a_part_follow_no_copy_that_is_trained_on(parts: Path, tmp_path: Path) -> None:
+    old = go_on(parts, tmp_path / "old", None)
+    catalog = hashed(fg.scan(parts))
+    paths = list(catalog.table.column("path"))
+    aside = paths.index("val/blue/020.jpg")
+    by_fold = [next(p.path for p in old.catalog.photos if p.fold == fold) for fold in (0, 1)]
+    clusters = [tuple(sorted((aside, paths.index(path)))) for path in by_fold]
+    found, fixed = going_on.settled(Older(old), catalog, clusters, Watcher())
+    kept = {photo.path: photo for photo in found.photos}
+    assert kept["val/blue/020.jpg"].split == "val"
+    assert [fixed[path] for path in by_fold] == [0, 1]
+    groups = [kept[path].group for path in by_fold]
+    assert groups[0] != groups[1] and kept["val/blue/020.jpg"].group in groups
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -497,8 +503,6 @@ def test_the_command_takes_the_settings_of_the_run(
 
 
 def test_settings_that_follow_from_others_are_not_taken() -> None:
-    from fieldguide import recipe as recipes
-
     there = small_recipe(mix="cutmix")
     assert recipes.taken(there, {})["eval_resize"] == SMALL["eval_resize"]
     assert "eval_resize" not in recipes.taken(there, {"size": 64})

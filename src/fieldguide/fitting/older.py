@@ -180,19 +180,19 @@ def settled(
     _refuse_other_groups(older, catalog)
     rows = _Rows.of(older, catalog)
     tied = rows.tied([*clusters, *rows.user_groups])
-    kept, left = _without(tied, len(catalog), clusters)
-    rows = rows.take(kept)
-    names = joined_groups(rows.catalog, left)
-    more = rows.tied(_alike(names))
-    kept, left = _without(more, len(kept), left)
+    kept, clusters = _without(tied, len(catalog), clusters)
     out = [catalog.photos[row].path for row in sorted(tied)]
-    out += [rows.catalog.photos[row].path for row in sorted(more)]
+    rows = rows.take(kept)
+    clusters = rows.parted(clusters)
+    tied = rows.tied(_alike(joined_groups(rows.catalog, clusters)))  # by several new photos
+    kept, clusters = _without(tied, len(kept), clusters)
+    out += [rows.catalog.photos[row].path for row in sorted(tied)]
     if out:
         watcher.notice(
             f"left out, as they belong together with photos of several folds: {quoted(out)}"
         )
     rows = rows.take(kept)
-    return rows.settled(joined_groups(rows.catalog, left))
+    return rows.settled(joined_groups(rows.catalog, clusters))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,8 @@ class _Rows:
                 wanted.append(set() if free else {(old.split, old.fold)})
             else:
                 inherited = fold_of_group.get(photo.group or "")
-                wanted.append(set() if inherited is None else {("train", inherited)})
+                free = inherited is None or photo.split != "train"
+                wanted.append(set() if free else {("train", inherited)})
         return _Rows(catalog, olds, wanted)
 
     @property
@@ -247,27 +248,35 @@ class _Rows:
             if len(places) > 1 and self.olds[row] is None and splits[row] == "train"
         }
 
+    def parted(self, clusters: Clusters) -> Clusters:
+        """Return the clusters, those of photos of several places in a part for each of these."""
+        found: list[list[int]] = []
+        for rows in clusters:
+            parts = defaultdict[Place | None, list[int]](list)
+            for row in rows:
+                parts[min(self.wanted[row], key=str, default=None)].append(row)
+            free = parts.pop(None, [])
+            first, *others = [*parts.values()] or [[]]
+            found += [free + first, *others]
+        return [tuple(rows) for rows in found if len(rows) > 1]
+
     def settled(self, names: Iterable[str]) -> tuple[Catalog, dict[str, int]]:
         """Return the catalogue with these groups, of which none wants two places, and its folds."""
         groups, table = list(names), self.catalog.table
         splits, folds, paths = (list(table.column(n)) for n in ("split", "fold", "path"))
         fixed: dict[str, int] = {}
         for rows in _alike(groups):
-            places = sorted(set[Place]().union(*(self.wanted[row] for row in rows)), key=str)
-            for row in rows:
-                old = self.olds[row]
-                if old is not None and old.split != "train":
-                    splits[row], folds[row] = old.split, None
-                own = sorted(self.wanted[row]) or places[:1]
-                if not own or (old is None and splits[row] != "train"):
-                    continue
-                if len(places) > 1:  # copies that the older run did not find, or that were cut off
-                    groups[row] = min(paths[r] for r in rows if own[0] in self.wanted[r])
-                splits[row], fold = own[0]
-                if fold is None:
-                    folds[row] = None
-                else:
-                    fixed[paths[row]] = fold
+            places = set[Place]().union(*(self.wanted[row] for row in rows))
+            for row in rows if places else ():
+                place = min(self.wanted[row] or places, key=str)
+                if len(places) > 1:  # tied by photos of parts that are not trained on
+                    groups[row] = min(paths[r] for r in rows if place in self.wanted[r])
+                if self.wanted[row] or (self.olds[row] is None and splits[row] == "train"):
+                    splits[row], fold = place
+                    if fold is None:
+                        folds[row] = None
+                    else:
+                        fixed[paths[row]] = fold
         for name, values in (("group", groups), ("split", splits), ("fold", folds)):
             table = table.with_column(name, values)
         return self.catalog.of(table), fixed
@@ -282,9 +291,7 @@ def _alike(names: Iterable[str | None]) -> list[list[int]]:
     return list(rows.values())
 
 
-def _without(
-    out: Collection[int], total: int, clusters: Clusters
-) -> tuple[list[int], list[tuple[int, ...]]]:
+def _without(out: Collection[int], total: int, clusters: Clusters) -> tuple[list[int], Clusters]:
     """Return the rows that stay, and the clusters of them by their new numbers."""
     kept = [row for row in range(total) if row not in out]
     number = {row: new for new, row in enumerate(kept)}
