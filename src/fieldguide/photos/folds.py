@@ -91,13 +91,13 @@ def make_folds(
     _refuse_classes_in_one_group(photos)
     known = fixed or [None] * len(labels)
     fold_of = np.array([-1 if (fold := known[row]) is None else fold for row in photos.rows])
+    placed = fold_of >= 0
     _place_groups(photos, fold_of, folds, seed)
     _place_singles(photos, fold_of, folds, seed)
+    _fill_empty_folds(photos, fold_of, placed, folds, seed)
     if fixed:
-        _refuse_empty_folds(fold_of, folds)
         names = [photos.classes[number] for number in photos.class_of]
         _refuse_untrained_classes(names, fold_of, [f"fold {fold}" for fold in range(folds)])
-    _fill_empty_folds(photos, fold_of, folds, seed)
     numbers = np.empty_like(fold_of)
     numbers[photos.rows] = fold_of
     return _from_numbers(numbers)
@@ -321,16 +321,25 @@ def _matched(keys: Sequence[str], seats: Sequence[int], seed: int) -> IntArray:
 # --- small collections -----------------------------------------------------------------------
 
 
-def _fill_empty_folds(photos: _Photos, fold_of: IntArray, folds: int, seed: int) -> None:
+def _fill_empty_folds(
+    photos: _Photos, fold_of: IntArray, placed: NDArray[np.bool_], folds: int, seed: int
+) -> None:
     """Give each fold that tests nothing, in `fold_of`, a group of a fold that has several.
 
-    It is the smallest group, and among several one from the fold with the most photos.
+    It is the smallest group, and among several one from the fold with the most photos. DataError
+    if all of these have been `placed` before.
     """
     for empty in np.flatnonzero(np.bincount(fold_of, minlength=folds) == 0):
         load = np.bincount(fold_of, minlength=folds)
         members = list(_members(photos.group_of))
         homes = [int(fold_of[each[0]]) for each in members]
-        spare = [each for each, home in zip(members, homes, strict=True) if homes.count(home) > 1]
+        pairs = [pair for pair in zip(members, homes, strict=True) if not placed[pair[0][0]]]
+        spare = [each for each, home in pairs if homes.count(home) > 1]
+        if not spare:
+            raise DataError(
+                f"nothing is left for fold {empty} to test: the photos that it tested are gone",
+                hint="bring them back, or begin a run without an older one",
+            )
         ranks = [
             (len(each), -load[fold_of[each[0]]], _group_draw(photos, each, "spare", seed))
             for each in spare
@@ -420,15 +429,6 @@ def _refuse_untrained_classes(
         raise DataError(
             f"a class must not lie whole in one fold, which then trains without it: {shown}",
             hint="add photos of it, or move some to another fold",
-        )
-
-
-def _refuse_empty_folds(fold_of: IntArray, folds: int) -> None:
-    empty = sorted({*range(folds)} - {*fold_of.tolist()})
-    if empty:
-        raise DataError(
-            f"nothing is left for fold {empty[0]} to test: the photos that it tested are gone",
-            hint="bring them back, or begin a run without an older one",
         )
 
 
