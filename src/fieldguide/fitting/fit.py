@@ -63,6 +63,7 @@ def fit(
     where the photos cannot be used, `ResourceError`, also for a fold that another process trains,
     `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
     """
+    assert not (prepared and start_from), "folds that are made already may be others"
     watcher = watcher or Watcher()
     with (
         mirror.mirrored(out, watcher.notice) as folder,

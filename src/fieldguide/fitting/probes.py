@@ -88,7 +88,7 @@ def starts_of(
     training photos (`train.probe`). The logits are those of the fold's test part. Changes the
     network.
     """
-    targets, layer = targets_of(catalog), last_linear(network)
+    targets, layer, ingredients = targets_of(catalog), last_linear(network), older.ingredients()
     names = f"{layer}.weight", f"{layer}.bias"
     at = {name: number for number, name in enumerate(older.classes)}
     refit = older.recipe.epochs == 0
@@ -97,7 +97,7 @@ def starts_of(
     place = np.full(len(catalog), -1)
     starts: list[Arrays] = []
     for fold in folds_of(catalog, recipe.folds):
-        (weights,) = older.ingredients().fold_weights([fold.index])
+        (weights,) = ingredients.fold_weights([fold.index])
         known = Known(weights[names[0]][old_rows], weights[names[1]][old_rows], free)
         load_weights(network, {**weights, names[0]: known.weight, names[1]: known.bias})
         train, _ = parts_of(recipe, catalog, fold)

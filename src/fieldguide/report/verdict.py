@@ -194,8 +194,8 @@ def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
 def _choice_of_epoch(recipe: Recipe, scores: Scores | None) -> str:
     if not recipe.epochs:
         return (
-            "Nothing was trained, and nothing was chosen on the test photos: each fold's head was"
-            " fitted to features of its training photos."
+            "Nothing was trained, and nothing was chosen on the test photos: each fold kept its"
+            " start, which was made from its training photos alone."
         )
     if recipe.stop == "none":
         return (
