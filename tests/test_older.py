@@ -28,6 +28,7 @@ from fieldguide.photos.catalog import Photo, with_hashes
 from fieldguide.report import verdict
 from fieldguide.report.build import build
 from fieldguide.storage import files
+from fieldguide.study import holdout_scores
 from fieldguide.train.evaluate import evaluate
 from fieldguide.train.probe import STRENGTHS, Known, features_of, fit_head
 
@@ -235,6 +236,15 @@ def test_a_photo_that_comes_back_goes_to_the_fold_that_tested_it(
     back = {photo.path: photo for photo in run.catalog.photos}["crimson/back.jpg"]
     assert back.fold == folds_by_content(old)[back.sha256]
     assert run.environment["older"]["known"] == 32
+
+
+def test_no_score_is_given_on_a_photo_that_only_the_older_run_has_trained_on(
+    went: fg.Run, discs: Path
+) -> None:
+    gone = hashed(fg.scan(discs))
+    last = gone.of([photo for photo in gone.photos if photo.path == "crimson/007.jpg"])
+    with pytest.raises(DataError, match="1 of 1 photos were used by the folds in training"):
+        holdout_scores._refuse_known(went, last, [photo.sha256 for photo in last.photos])
 
 
 # --- places -------------------------------------------------------------------------------------

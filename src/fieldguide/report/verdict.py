@@ -109,7 +109,8 @@ def told_after(run: Run) -> list[str]:
     """Return in sentences what training gained, and whether it was too short, of a trained run."""
     found = findings(run, scored=False)
     advised = (f"{step.text} {step.command}".strip() for step in _about_training(found))
-    return [*went_on(run), *filter(None, [gained(run)]), *advised]
+    said = [*went_on(run), *filter(None, [gained(run)]), *advised]
+    return [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said]
 
 
 def went_on(run: Run) -> list[str]:
