@@ -418,6 +418,45 @@ def test_inner_splits_that_cannot_be() -> None:
         inner_split(*columns, np.arange(0), share=0.5, seed=0)
 
 
+@given(grouped_collections(), st.data())
+def test_photos_with_a_fold_keep_it_and_the_others_fill_up(
+    photos: Collection, data: st.DataObject
+) -> None:
+    before = photos.split()
+    home = {row: fold.index for fold in before for row in fold.test.tolist()}
+    names = sorted(set(photos.groups))
+    stay = data.draw(st.sets(st.sampled_from(names)))
+    fixed = [home[row] if group in stay else None for row, group in enumerate(photos.groups)]
+    columns = (photos.labels, photos.keys, photos.groups)
+    try:
+        found = make_folds(*columns, folds=photos.folds, seed=photos.seed + 1, fixed=fixed)
+    except DataError as error:  # what stays may leave no way out, or a fold empty
+        assert "class" in error.message or "nothing is left" in error.message
+        return
+    assert_sound(photos, found)
+    now = {row: fold.index for fold in found for row in fold.test.tolist()}
+    assert all(fold in (None, now[row]) for row, fold in enumerate(fixed))
+    none = make_folds(*columns, folds=photos.folds, seed=photos.seed, fixed=[None] * len(home))
+    assert homes(photos, none) == homes(photos, before)
+
+
+def test_new_single_photos_go_where_their_class_has_fewest() -> None:
+    photos = singles({"a": 9, "b": 6}, folds=3)
+    fixed = [0, 0, 0, 1, 1, 2, None, None, None, *[0, 1, 2], *[None] * 3]
+    columns = (photos.labels, photos.keys, photos.groups)
+    found = make_folds(*columns, folds=3, seed=0, fixed=fixed)
+    assert class_counts(photos, found).tolist() == [[3, 3, 3], [2, 2, 2]]
+
+
+def test_fixed_folds_that_cannot_be() -> None:
+    photos = singles({"a": 4, "b": 4}, folds=2)
+    columns = (photos.labels, photos.keys, photos.groups)
+    with pytest.raises(DataError, match="nothing is left for fold 1 to test"):
+        make_folds(*columns, folds=2, seed=0, fixed=[0] * 8)
+    with pytest.raises(DataError, match="class `a` in fold 0"):
+        make_folds(*columns, folds=2, seed=0, fixed=[0] * 4 + [0, 0, 1, 1])
+
+
 def test_arguments_are_left_unchanged() -> None:
     photos = singles({"oak": 6, "elm": 6})
     rows = np.arange(12)[::-1].copy()

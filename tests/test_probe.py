@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fieldguide.train import probe
-from fieldguide.train.probe import STRENGTHS, UNJUDGED, choose_strength, fit_head
+from fieldguide.train.probe import STRENGTHS, UNJUDGED, Known, choose_strength, fit_head
 
 CLASSES = 4
 
@@ -86,3 +86,33 @@ def test_noise_wants_a_strong_penalty_and_clear_classes_a_weak_one() -> None:
 
 def test_without_photos_to_judge_by_the_strength_is_a_middle_one() -> None:
     assert choose_strength(*drawn(), CLASSES, []) == UNJUDGED
+
+
+def test_rows_that_are_known_stay_and_the_others_are_the_optimum_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "ENOUGH", 1e-5)
+    features, targets = drawn()
+    weight, bias = fit_head(features, targets % 3, CLASSES, 1.0)
+    free = torch.tensor([False, True, False, True])
+    known = Known(weight.float(), bias.float(), free)
+    found = fit_head(features, targets, CLASSES, 10.0, known=known)
+    for row in (0, 2):
+        assert torch.equal(found[0][row].float(), known.weight[row])
+        assert found[1][row].float() == known.bias[row]
+    scale = features.double().var(dim=0, correction=0).mean()
+    head = [each.clone().requires_grad_() for each in found]
+    logits = features.double() @ head[0].T + head[1]
+    loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    (loss + 5 * scale * head[0][free].square().sum()).backward()
+    for each in head:
+        assert each.grad is not None
+        assert each.grad[free].abs().max() < 0.02 < each.grad[~free].abs().max()
+
+
+def test_a_head_of_free_rows_alone_is_any_head() -> None:
+    features, targets = drawn()
+    nothing = Known(torch.zeros(CLASSES, 12), torch.zeros(CLASSES), torch.ones(CLASSES).bool())
+    one = fit_head(features, targets, CLASSES, 3.0)
+    other = fit_head(features, targets, CLASSES, 3.0, known=nothing)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

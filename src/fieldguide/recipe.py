@@ -489,6 +489,22 @@ def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
     }
 
 
+# Settings that follow from others where a run's recipe is used for another, unless they are given.
+_FOLLOWING = {"size": ("first_size", "eval_resize", "stored_side"), "eval_resize": ("stored_side",)}
+
+
+def taken(older: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run for one that goes on from it, with others `given` over them.
+
+    Those of the machine are not taken, nor those that follow from a size that is given; and what
+    is given a length of its own mixes only if that is long enough.
+    """
+    left = {name for name in Recipe.model_fields if section_of(name) == "Machine"}
+    left |= {name for cause in given.keys() & _FOLLOWING for name in _FOLLOWING[cause]}
+    left |= {"mix"} if "epochs" in given and older.mix != "none" else set()
+    return {name: value for name, value in older.model_dump().items() if name not in left}
+
+
 PERCENTILE = "percentile"
 
 

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 SAME_SIGNAL = 1.0
 
 
-def chosen_recipe(name: str, settings: BaseModel | None) -> Recipe:
-    """Return the named recipe with the environment and the flags over it, checked without torch."""
+def chosen_recipe(name: str, settings: BaseModel | None, older: Recipe | None = None) -> Recipe:
+    """Return the named recipe with the environment and the flags over it, checked without torch.
+
+    All of them are over the settings of an `older` run, where a new one goes on from it.
+    """
     recipes.load(name)  # errors in it are reported with its name
     given = recipes.without_min_steps(given_settings(settings))
-    chosen = recipes.build(recipes.settings_of(name) | given)
+    named = recipes.settings_of(name) | given
+    chosen = recipes.build((recipes.taken(older, named) if older else {}) | named)
     require_backbone(chosen.backbone)
     if name == "reference" and chosen.backbone not in backbone_names(RESNETS):
         raise UsageError(

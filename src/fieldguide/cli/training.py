@@ -4,7 +4,9 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from fieldguide import recipe as recipes
 from fieldguide.cli import tables, terminal
@@ -180,6 +182,7 @@ def fit(
     *,
     out: str,
     recipe: RecipeName = "default",
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
     fold: int | None = None,
     force: bool = False,
     instant: bool = True,
@@ -195,6 +198,9 @@ def fit(
     ----------
     out
         The run's folder, or its address: new, or that of the run to resume.
+    from_
+        Go on from the finished run in this folder, with photos or classes added or removed since:
+        photos keep their folds, each fold starts from its own weights there, and settings are its.
     fold
         Train only this fold (0, 1, …).
     force
@@ -205,11 +211,10 @@ def fit(
     report
         Write RUN/report.html at the end.
     """
-    chosen = chosen_recipe(recipe, settings)
     require_beside(Path(out), photos)
     first = launch().rank == 0
     with mirror.mirrored(out, terminal.tell) as folder:
-        require_weights(chosen, folder)
+        chosen = _chosen(recipe, settings, folder, from_)
         report &= first
         try:
             catalog = columns.read(photos)
@@ -217,7 +222,14 @@ def fit(
             run = _finished(folder, chosen, error)
         else:
             run = _fit(
-                catalog, chosen, folder, fold=fold, force=force, instant=instant, report=report
+                catalog,
+                chosen,
+                folder,
+                fold=fold,
+                force=force,
+                instant=instant,
+                report=report,
+                start_from=from_,
             )
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
@@ -283,6 +295,7 @@ def _fit(
     force: bool = False,
     instant: bool = True,
     report: bool = True,
+    start_from: Path | None = None,
 ) -> "Run":
     """Fit with progress on the terminal, and write the report even if training failed."""
     try:
@@ -296,6 +309,7 @@ def _fit(
                 fold=fold,
                 force=force,
                 instant=instant,
+                start_from=start_from,
                 command=sys.argv,
                 watcher=watcher(),
             )
@@ -306,6 +320,27 @@ def _fit(
     if report and (run.complete or fold is None) and not _reported(run):
         _report(folder)
     return run
+
+
+def _chosen(name: str, settings: Flags | None, folder: Path, older: Path | None) -> Recipe:
+    """Return the recipe asked for; over that of an older run, if a new one goes on from it."""
+    if older is None:
+        chosen = chosen_recipe(name, settings)
+        require_weights(chosen, folder)
+        return chosen
+    from fieldguide.fitting.older import require_run
+    from fieldguide.runs.run import SETUP, Run
+
+    begun = (folder / SETUP).is_file()  # then the older run may be gone
+    if not begun:
+        require_run(older)
+    there = Run(folder if begun else older).recipe
+    chosen = chosen_recipe(name, settings, there)
+    others = recipes.differences(chosen, there)
+    if not begun and launch().rank == 0:
+        but = ", ".join(f"{n} {new!r} instead of {old!r}" for n, (old, new) in others.items())
+        terminal.tell(f"settings are those of `{older}`" + (f", but for {but}" if but else ""))
+    return chosen
 
 
 def _tell_after(run: "Run") -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fieldguide.errors import ResourceError
 from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.older import opened, require_same_start
 from fieldguide.fitting.places import elsewhere, train_in_turn
 from fieldguide.fitting.prepare import has_folds
 from fieldguide.fitting.progress import Watcher, planned, tracked, waiting
@@ -41,6 +42,7 @@ def fit(
     force: bool = False,
     prepared: bool = False,
     instant: bool = False,
+    start_from: str | Path | None = None,
     command: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> Run:
@@ -52,14 +54,16 @@ def fit(
     `force` resumes although the version of torch differs. With `prepared` the catalog is one that
     `prepare` made: no photo is checked, and its groups, folds and parts are those of the run. With
     `instant` a new run is told first what a regression on the untrained network's features reaches,
-    and keeps it. An
-    `out` that is an address, such as `s3://bucket/run`, is kept in the cache folder and sent as it
-    grows: `mirror`.
+    and keeps it. With `start_from`, the folder of a finished run of a collection that has changed
+    since, photos keep their folds and each fold starts from that fold's weights: `fitting.older`.
+    An `out` that is an address, such as `s3://bucket/run`, is kept in the cache folder and sent as
+    it grows: `mirror`.
 
     Raises `UsageError` where `out` holds a run of another recipe, or of other photos, `DataError`
     where the photos cannot be used, `ResourceError`, also for a fold that another process trains,
     `TrainingError`, and whatever `watcher.check_stop` raises, after a checkpoint.
     """
+    assert not (prepared and start_from), "folds that are made already may be others"
     watcher = watcher or Watcher()
     with (
         mirror.mirrored(out, watcher.notice) as folder,
@@ -72,7 +76,9 @@ def fit(
             _refuse_early(catalog, recipe, fold)
             require_usable(folder)
             tracker = tracking.start(recipe.track, folder, watcher.notice)
-            run = _begun(folder, catalog, recipe, force, prepared, instant, command, watcher)
+            run = _begun(
+                folder, catalog, recipe, force, prepared, instant, start_from, command, watcher
+            )
             require_fold(fold, run.recipe.folds)
         free, held = ranks.announce(_undone(run, fold))
         if free or held:
@@ -106,7 +112,15 @@ def begin(
 def require_usable(folder: Path) -> None:
     """Create the folder; raise `UsageError` for one that holds something else than a run."""
     files.make_folder(folder)
-    known = {*runs.SETUP_FILES, runs.SETUP, runs.FINDINGS, runs.PROBE, files.LOCK, "folds"}
+    known = {
+        *runs.SETUP_FILES,
+        runs.SETUP,
+        runs.FINDINGS,
+        runs.PROBE,
+        runs.OLDER,
+        files.LOCK,
+        "folds",
+    }
     files.refuse_strange(folder, known, mark=runs.SETUP, what="run")
 
 
@@ -126,6 +140,7 @@ def _begun(
     force: bool,
     prepared: bool,
     instant: bool,
+    start_from: str | Path | None,
     command: Sequence[str],
     watcher: Watcher,
 ) -> Run:
@@ -137,10 +152,21 @@ def _begun(
         with files.lock(folder, wait=math.inf, meanwhile=waiting(watcher)):
             if not (folder / runs.SETUP).is_file():
                 files.remove_temporaries(folder)
+                older = opened(start_from, catalog, recipe) if start_from else None
                 return create(
-                    folder, catalog, recipe, command, watcher, prepared=prepared, instant=instant
+                    folder,
+                    catalog,
+                    recipe,
+                    command,
+                    watcher,
+                    prepared=prepared,
+                    instant=instant,
+                    older=older,
                 )
-    return reopen(folder, catalog, recipe, force, watcher)
+    run = reopen(folder, catalog, recipe, force, watcher)
+    if start_from:
+        require_same_start(run, start_from)
+    return run
 
 
 def _undone(run: Run | None, fold: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

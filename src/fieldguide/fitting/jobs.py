@@ -55,7 +55,6 @@ def fold_jobs(
     settings = {name: getattr(machine, name) for name in recipes.HARMLESS}
     settings |= {"device": str(device), "workers": readers(machine.workers, [device])}
     recipe = run.recipe.replace(**settings)
-    start = {name: torch.from_numpy(array) for name, array in run.weights().items()}
     network = build(
         recipe.backbone,
         weights="none",
@@ -82,17 +81,14 @@ def fold_jobs(
 
     def job(index: int) -> FoldJob:
         train, watch = parts_of(recipe, run.catalog, run.folds[index])
-        probe = run.probe(index) if recipe.head_start == "probe" else {}
-        fitted = {
-            f"head.linear.{n}": torch.from_numpy(probe[n]) for n in ("weight", "bias") if probe
-        }
+        start, logits = run.start(index)
         return FoldJob(
             fold=index,
             recipe=recipe,
             network=network,
             absorbed=absorbed,
-            start=start | fitted,
-            start_logits=probe.get("logits"),
+            start={name: torch.from_numpy(array) for name, array in start.items()},
+            start_logits=logits,
             loader=loader,
             resized=resized,
             device=device,

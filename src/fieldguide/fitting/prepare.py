@@ -4,17 +4,18 @@ Knows nothing of networks.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from fieldguide.errors import DataError
+from fieldguide.fitting.older import Older, settled
 from fieldguide.fitting.progress import Watcher
 from fieldguide.photos import check
 from fieldguide.photos.catalog import Catalog, group_names, require_trainable
-from fieldguide.photos.folds import given_folds, inner_split, make_folds
+from fieldguide.photos.folds import Fold, given_folds, inner_split, make_folds
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.near_copies import joined_groups
 from fieldguide.photos.pixels import Reading
@@ -26,10 +27,13 @@ from fieldguide.words import quoted
 UNREADABLE = frozenset({"unreadable", "truncated"})
 
 
-def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
+def prepare(
+    catalog: Catalog, recipe: Recipe, watcher: Watcher, older: Older | None = None
+) -> Catalog:
     """The photos that can be read, with content hash, group and fold.
 
-    Raises `DataError` where they cannot be trained on.
+    Those that an `older` run knew are where they were there. Raises `DataError` where they cannot
+    be trained on.
     """
     catalog = _without_thin_classes(catalog, recipe.min_per_class, watcher)
     require_trainable(catalog)
@@ -44,13 +48,16 @@ def prepare(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     conflicts: Literal["keep", "drop"] = "drop" if recipe.conflicts == "drop" else "keep"
     used, left = check.usable(catalog, facts, clusters=clusters, conflicts=conflicts, near=near)
     del facts  # most of what a check takes
-    groups = joined_groups(used, left)
-    used = used.of(used.table.with_column("group", groups))
+    fixed: dict[str, int] = {}
+    if older is None:
+        used = used.of(used.table.with_column("group", joined_groups(used, left)))
+    else:
+        used, fixed = settled(older, used, left, watcher)
     if recipe.drop_thin_groups:
         used = _without_single_groups(used, watcher)
     used = _without_thin_classes(used, recipe.min_per_class, watcher)
     require_trainable(used)
-    return _with_folds(_with_holdout(used, recipe), recipe, watcher)
+    return _with_folds(_with_holdout(used, recipe, fixed), recipe, watcher, fixed)
 
 
 def _refuse_fatal(found: Sequence[check.Finding], recipe: Recipe) -> None:
@@ -108,20 +115,29 @@ def _without_thin_classes(catalog: Catalog, least: int, watcher: Watcher) -> Cat
     return _without(catalog, thin)
 
 
-def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:
-    """The catalog with a share of its training photos moved to the `val` part, groups whole."""
-    if not recipe.holdout:
-        return catalog
+def _with_holdout(catalog: Catalog, recipe: Recipe, fixed: Mapping[str, int]) -> Catalog:
+    """The catalog with a share of its training photos moved to the `val` part, groups whole.
+
+    Photos with a fixed fold stay; of few others, none may be left to move.
+    """
     table = catalog.table
-    splits = list(table.column("split"))
-    _, aside = inner_split(
-        [label or "" for label in table.column("label")],
-        table.column("path"),
-        group_names(table),
-        np.array([row for row, split in enumerate(splits) if split == "train"]),
-        share=recipe.holdout,
-        seed=derive_seed(recipe.seed, "holdout"),
-    )
+    splits, paths = list(table.column("split")), table.column("path")
+    free = [row for row, s in enumerate(splits) if s == "train" and paths[row] not in fixed]
+    if not (recipe.holdout and free):
+        return catalog
+    try:
+        _, aside = inner_split(
+            [label or "" for label in table.column("label")],
+            paths,
+            group_names(table),
+            np.array(free),
+            share=recipe.holdout,
+            seed=derive_seed(recipe.seed, "holdout"),
+        )
+    except DataError:
+        if fixed:
+            return catalog
+        raise
     folds = list(table.column("fold"))
     for row in aside.tolist():
         splits[row], folds[row] = "val", None
@@ -129,8 +145,10 @@ def _with_holdout(catalog: Catalog, recipe: Recipe) -> Catalog:
     return catalog.of(moved)
 
 
-def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
-    """The catalog with the fold that tests it for each training photo."""
+def _with_folds(
+    catalog: Catalog, recipe: Recipe, watcher: Watcher, fixed: Mapping[str, int]
+) -> Catalog:
+    """The catalog with the fold that tests it for each training photo, some of them `fixed`."""
     table = catalog.table
     rows = [row for row, split in enumerate(table.column("split")) if split == "train"]
     training = table.take(rows)
@@ -138,15 +156,36 @@ def _with_folds(catalog: Catalog, recipe: Recipe, watcher: Watcher) -> Catalog:
     groups = group_names(training)
     if has_folds(catalog):
         made = given_folds(list(training.column("fold")), groups, labels=labels)
+        _refuse_other_folds(training.column("path"), made, fixed, recipe.folds)
         watcher.notice(f"the table's own {len(made)} folds are used")
     else:
         keys = training.column("path")
-        made = make_folds(labels, keys, groups, folds=recipe.folds, seed=recipe.seed)
+        known = [fixed.get(key) for key in keys] if fixed else ()
+        made = make_folds(labels, keys, groups, folds=recipe.folds, seed=recipe.seed, fixed=known)
     fold_of: list[int | None] = [None] * len(table)
     for fold in made:
         for position in fold.test.tolist():
             fold_of[rows[position]] = fold.index
     return catalog.of(table.with_column("fold", fold_of))
+
+
+def _refuse_other_folds(
+    paths: Sequence[str], made: Sequence[Fold], fixed: Mapping[str, int], folds: int
+) -> None:
+    """Raise `DataError` where a table's own folds are others than those that are fixed."""
+    if fixed and len(made) != folds:
+        raise DataError(
+            f"the table has {len(made)} folds, the older run {folds}",
+            hint="leave the fold column out, or give new photos one of the older run's folds",
+        )
+    for fold in made:
+        for path in (paths[row] for row in fold.test.tolist()):
+            if fixed.get(path, fold.index) != fold.index:
+                raise DataError(
+                    f"the table tests `{path}` in fold {fold.index}, the older run in fold"
+                    f" {fixed[path]}",
+                    hint="leave the fold column out, or give old photos the folds that they had",
+                )
 
 
 def has_folds(catalog: Catalog) -> bool:

@@ -13,6 +13,7 @@ from importlib import metadata
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fieldguide.errors import DataError, TrainingError
 from fieldguide.fitting.jobs import loader_of, parts_of
@@ -26,20 +27,20 @@ from fieldguide.machine.device import (
     memory_format,
     training_threads,
 )
-from fieldguide.network.network import Network
+from fieldguide.network.network import Network, last_linear, load_weights
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.catalog import Catalog, Photo, group_names
 from fieldguide.photos.folds import Fold, inner_split
 from fieldguide.photos.pixels import Reading
 from fieldguide.recipe import ResolvedRecipe
-from fieldguide.runs.run import folds_of, targets_of
+from fieldguide.runs.run import Run, folds_of, targets_of
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import features as kept
 from fieldguide.storage.columns import Records
-from fieldguide.train.probe import Features, choose_strength, features_of, fit_head
+from fieldguide.train.probe import Features, Known, choose_strength, features_of, fit_head
 from fieldguide.train.result import Arrays, arrays
 
-VERSION = 1  # of the features: raise it when the same photo gets others
+VERSION = 2  # of the features: raise it when the same photo gets others
 # The definition of features: settings that change them, beside weights, device and versions.
 SETTINGS = (
     *("eval_size", "eval_resize", "stored_side", "interpolation", "mean", "std"),
@@ -63,12 +64,8 @@ def probes_of(
     parts set aside. The logits are those of the fold's test part, in the run's arithmetic. Changes
     the network's device and layout. Raises `TrainingError` for features that are not finite.
     """
-    rows, features = _features(recipe, network, catalog, watcher)
-    if not torch.isfinite(features).all():
-        raise TrainingError(
-            "the untrained network's features are not finite: no head can be fitted to them",
-            hint="begin with other `weights`, or with precision `float32`",
-        )
+    rows = np.flatnonzero(np.array([split == "train" for split in catalog.table.column("split")]))
+    features = _features(recipe, network, catalog, rows, watcher)
     place = np.full(len(catalog), -1)
     place[rows] = np.arange(len(rows))
     at_once = max(min(count_cores(), ROOM // features.nbytes), 1)
@@ -81,6 +78,39 @@ def probes_of(
         return list(pool.map(make, folds_of(catalog, recipe.folds)))
 
 
+def starts_of(
+    recipe: ResolvedRecipe, network: Network, catalog: Catalog, older: Run, watcher: Watcher
+) -> list[Arrays]:
+    """Return each fold's start as the run keeps it: the older run's weights by name, and `logits`.
+
+    The head has the rows of its classes that are left. Those of new classes, and all of an older
+    run that trained none, are fitted beside them to what the fold's own network makes of the fold's
+    training photos (`train.probe`). The logits are those of the fold's test part. Changes the
+    network.
+    """
+    targets, layer, ingredients = targets_of(catalog), last_linear(network), older.ingredients()
+    names = f"{layer}.weight", f"{layer}.bias"
+    at = {name: number for number, name in enumerate(older.classes)}
+    refit = older.recipe.epochs == 0
+    free = torch.tensor([refit or name not in at for name in catalog.classes])
+    old_rows = [at.get(name, 0) for name in catalog.classes]
+    place = np.full(len(catalog), -1)
+    starts: list[Arrays] = []
+    for fold in folds_of(catalog, recipe.folds):
+        (weights,) = ingredients.fold_weights([fold.index])
+        known = Known(weights[names[0]][old_rows], weights[names[1]][old_rows], free)
+        load_weights(network, {**weights, names[0]: known.weight, names[1]: known.bias})
+        train, _ = parts_of(recipe, catalog, fold)
+        rows = np.union1d(train, fold.test) if free.any() else fold.test
+        features = _features(recipe, network, catalog, rows, watcher)
+        place[rows] = np.arange(len(rows))
+        with training_threads(1):
+            found = _probe(recipe, catalog, place, features, targets, fold, known)
+        head = {names[0]: found["weight"], names[1]: found["bias"], "logits": found["logits"]}
+        starts.append({**arrays(weights), **head})
+    return starts
+
+
 def _probe(
     recipe: ResolvedRecipe,
     catalog: Catalog,
@@ -88,7 +118,30 @@ def _probe(
     features: Features,
     targets: NDArray[np.int64],
     fold: Fold,
+    known: Known | None = None,
 ) -> Arrays:
+    """Return a fold's head, of which some rows may be known; and its logits of the test part."""
+    if known and not known.free.any():
+        found = {"weight": known.weight, "bias": known.bias}
+    else:
+        found = _fitted(recipe, catalog, place, features, targets, fold, known)
+    device = choose_device(recipe.device)
+    with torch.inference_mode(), autocast(device, recipe.precision):
+        tested = features[place[fold.test]].to(device)
+        head = found["weight"].to(device), found["bias"].to(device)
+        logits = torch.nn.functional.linear(tested, *head).float()
+    return arrays(found | {"logits": logits})
+
+
+def _fitted(
+    recipe: ResolvedRecipe,
+    catalog: Catalog,
+    place: NDArray[np.int64],
+    features: Features,
+    targets: NDArray[np.int64],
+    fold: Fold,
+    known: Known | None,
+) -> dict[str, Tensor]:
     train, _ = parts_of(recipe, catalog, fold)
     own, classes = torch.from_numpy(targets[train]), len(catalog.classes)
     seen, weights = features[place[train]], None
@@ -96,19 +149,13 @@ def _probe(
         counts = torch.bincount(own, minlength=classes).clamp_min(1)
         weights = len(own) / (classes * counts[own])
     splits = _splits(catalog.table, train, derive_seed(recipe.seed, "probe", fold.index))
-    strength = choose_strength(seen, own, classes, splits, weights)
-    weight, bias = (each.float() for each in fit_head(seen, own, classes, strength, weights))
-    device = choose_device(recipe.device)
-    with torch.inference_mode(), autocast(device, recipe.precision):
-        tested = features[place[fold.test]].to(device)
-        logits = torch.nn.functional.linear(tested, weight.to(device), bias.to(device)).float()
-    found = {
-        "weight": weight,
-        "bias": bias,
+    strength = choose_strength(seen, own, classes, splits, weights, known)
+    weight, bias = fit_head(seen, own, classes, strength, weights, known)
+    return {
+        "weight": weight.float(),
+        "bias": bias.float(),
         "strength": torch.tensor(strength, dtype=torch.float64),
-        "logits": logits,
     }
-    return arrays(found)
 
 
 def _splits(
@@ -141,14 +188,17 @@ def _splits(
 
 
 def _features(
-    recipe: ResolvedRecipe, network: Network, catalog: Catalog, watcher: Watcher
-) -> tuple[NDArray[np.int64], Features]:
-    """Return the rows of training photos in the catalog, and the features of each of them."""
+    recipe: ResolvedRecipe,
+    network: Network,
+    catalog: Catalog,
+    rows: NDArray[np.int64],
+    watcher: Watcher,
+) -> Features:
+    """Return the features of these rows of the catalog; TrainingError if they are not finite."""
     device = choose_device(recipe.device)
     layout = memory_format(recipe.layout)
     network.to(device).to(memory_format=layout)
-    hashes, splits = (catalog.table.column(name) for name in ("sha256", "split"))
-    rows = np.flatnonzero(np.array([split == "train" for split in splits]))
+    hashes = catalog.table.column("sha256")
     photo_of = {hashes[row]: row for row in reversed(rows.tolist())}  # copies have the same
     root = cache_of(recipe, watcher.notice)
     folder = kept.folder_of(root, _definition(recipe, network)) if root else None
@@ -172,13 +222,21 @@ def _features(
         known |= dict(zip(keys, found, strict=True))
         if folder:
             kept.write(folder, keys, found, watcher.notice)
-    return rows, torch.from_numpy(np.stack([known[hashes[row]] for row in rows.tolist()]))
+    features = torch.from_numpy(np.stack([known[hashes[row]] for row in rows.tolist()]))
+    if not torch.isfinite(features).all():
+        raise TrainingError(
+            "the untrained network's features are not finite: no head can be fitted to them",
+            hint="begin with other `weights`, or with precision `float32`",
+        )
+    return features
 
 
 def _definition(recipe: ResolvedRecipe, network: Network) -> str:
     """Return all that decides the features of a photo, in words."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.backbone.state_dict().items()):
+    digest, last = hashlib.sha256(), f"{last_linear(network)}."
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.startswith(last):
+            continue
         digest.update(f"{name}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     packages = ("torch", "torchvision", "timm", "pillow")

@@ -18,8 +18,9 @@ from torch import nn
 from fieldguide import recipe as recipes
 from fieldguide.errors import TrainingError
 from fieldguide.fitting.jobs import index_of
+from fieldguide.fitting.older import Older, changes, require_unseen
 from fieldguide.fitting.prepare import prepare
-from fieldguide.fitting.probes import probes_of
+from fieldguide.fitting.probes import probes_of, starts_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.resume import RECORDED_PACKAGES
 from fieldguide.fitting.settings import DRAWN_RATE, cache_of, lengthened, resolve, threads_of
@@ -37,6 +38,7 @@ from fieldguide.network.network import (
     build_backbone,
     freeze,
     input_config,
+    load_weights,
     weights_of,
     with_head,
 )
@@ -66,21 +68,26 @@ def create(
     *,
     prepared: bool = False,
     instant: bool = False,
+    older: Older | None = None,
 ) -> Run:
     """A run at its start: photos checked and put into folds, settings resolved, first weights.
 
     `instant`: heads are fitted to the untrained network's features even if no fold starts from
-    them, as a number to beat.
+    them, as a number to beat. With an `older` run, the first weights are those that it began with,
+    and each fold starts from its fold's.
     """
     if recipe.order == "shards":
         index_of(catalog.root)
+    weights = "none" if older else recipe.weights
     backbone = build_backbone(
         recipe.backbone,
-        weights=recipe.weights,
+        weights=weights,
         head=recipe.head,
         seed=recipe.seed,
         tell=watcher.notice,
     )
+    if older:
+        load_weights(backbone, older.first_backbone())
     resolved = resolve(recipe, backbone)
     for message in recipes.without_effect(recipe) + _without_batch_norm(recipe, backbone):
         watcher.notice(message)
@@ -91,7 +98,11 @@ def create(
         watcher.on_findings(told)
 
     listening = replace(watcher, on_findings=on_findings)
-    used = catalog if prepared else prepare(catalog, recipe, listening)
+    used = catalog if prepared else prepare(catalog, recipe, listening, older)
+    require_unseen(weights, used, watcher.notice)
+    facts = older.facts(used) if older else {}
+    for message in changes(facts, recipe) if older else ():
+        watcher.notice(message)
     if not prepared:
         check.write_findings(folder / runs.FINDINGS, found)
     resolved = resolved.replace(
@@ -126,16 +137,23 @@ def create(
         compile="on" if choice.way.compile else "off",
     )
     began = time.monotonic()
-    probes = _probes(resolved, network, used, watcher, instant)
-    environment = _environment(catalog, resolved, network, command) | {
+    probes, starts = [], []
+    if older:
+        starts = _starts(resolved, network, used, older, watcher)
+    else:
+        probes = _probes(resolved, network, used, watcher, instant)
+    environment = _environment(catalog, resolved, network, command, older) | {
         "parts": choice.parts,
-        "probe_seconds": round(time.monotonic() - began, 3) if probes else 0.0,
+        "probe_seconds": round(time.monotonic() - began, 3) if probes or starts else 0.0,
         "probe": [
             {"way": asdict(way), "seconds_per_photo": seconds}
             for way, seconds in choice.table.items()
         ],
     }
-    return runs.create(folder, resolved, catalog, used, start, environment, probes)
+    if older:
+        environment |= {"older": facts}
+    kept = (older.run, older.photos) if older else None
+    return runs.create(folder, resolved, catalog, used, start, environment, probes, starts, kept)
 
 
 def _without_batch_norm(recipe: Recipe, backbone: nn.Module) -> list[str]:
@@ -174,15 +192,29 @@ def _probes(
         watcher.notice(f"there is no number to beat: {error.message}")
         return []
     if found and recipe.epochs:
-        targets, folds = runs.targets_of(used), runs.folds_of(used, recipe.folds)
-        right = [
-            p["logits"].argmax(1) == targets[f.test] for p, f in zip(found, folds, strict=True)
-        ]
-        reached = np.concatenate(right).mean()
+        reached = _reached(recipe, used, found)
         watcher.notice(
             f"to beat: {reached:.1%} by a regression on the untrained network's features"
         )
     return found
+
+
+def _starts(
+    recipe: ResolvedRecipe, network: Network, used: Catalog, older: Older, watcher: Watcher
+) -> list[Arrays]:
+    """Return the folds' starts, from an older run's weights, and tell what is to beat."""
+    found = starts_of(recipe, network, used, older.run, watcher)
+    if recipe.epochs:
+        reached = _reached(recipe, used, found)
+        watcher.notice(f"to beat: {reached:.1%} by the weights of `{older.run.folder}`")
+    return found
+
+
+def _reached(recipe: Recipe, used: Catalog, found: Sequence[Arrays]) -> float:
+    """Return the accuracy of each fold's logits of its test part."""
+    targets, folds = runs.targets_of(used), runs.folds_of(used, recipe.folds)
+    right = [p["logits"].argmax(1) == targets[f.test] for p, f in zip(found, folds, strict=True)]
+    return float(np.concatenate(right).mean())
 
 
 def _long_enough(
@@ -260,11 +292,21 @@ def _tell_choice(choice: Choice, watcher: Watcher) -> None:
 
 
 def _environment(
-    catalog: Catalog, recipe: Recipe, network: Network, command: Sequence[str]
+    catalog: Catalog,
+    recipe: Recipe,
+    network: Network,
+    command: Sequence[str],
+    older: Older | None,
 ) -> dict[str, Any]:
     """What a reader needs to repeat the run, beside recipe and photos."""
     config = input_config(network.backbone)
     device = choose_device(recipe.device)
+    origin = {"weights": recipe.weights}
+    if older:
+        origin |= {n: older.run.environment[n] for n in ("weights_sha256", "weights_license")}
+    else:
+        origin["weights_sha256"] = _weights_sha256(recipe.weights)
+        origin["weights_license"] = config.license if recipe.weights == "pretrained" else ""
     return {
         "photos": str(catalog.root.resolve()),
         "photos_found": len(catalog),
@@ -281,9 +323,7 @@ def _environment(
         "threads": threads_of(recipe),
         "seed": recipe.seed,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
-        "weights": recipe.weights,
-        "weights_sha256": _weights_sha256(recipe.weights),
-        "weights_license": config.license if recipe.weights == "pretrained" else "",
+        **origin,
     }
 
 

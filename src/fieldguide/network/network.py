@@ -149,6 +149,12 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
             tensor.copy_(weights[name])
 
 
+def last_linear(network: nn.Module) -> str:
+    """Return the name of the layer that gives the logits; a class is a row of its weight."""
+    names: list[str] = [name for name, _ in network.named_modules()]
+    return next(name for name in names if name.startswith("head.") and name.endswith("linear"))
+
+
 def backbone_anchor(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that a merge may be anchored to: the backbone's trained tensors."""
     return {

@@ -49,7 +49,13 @@ class _Photos:
 
 
 def make_folds(
-    labels: Sequence[str], keys: Sequence[str], groups: Sequence[str], *, folds: int, seed: int
+    labels: Sequence[str],
+    keys: Sequence[str],
+    groups: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
+    fixed: Sequence[int | None] = (),
 ) -> tuple[Fold, ...]:
     """Return stratified folds that keep groups whole: their test parts partition the rows.
 
@@ -63,9 +69,11 @@ def make_folds(
     that a fold would test nothing, that fold gets one photo or group, and this promise ends.)
 
     `keys` name the photos, stable and unique (path or content hash); `groups` name one group a
-    photo, of its own if it stands alone. Raises UsageError for fewer than two folds, DataError for
-    fewer groups than folds, for two groups with a photo of one key, and for a class that a fold
-    could not train on: it lies whole in one group, or groups of several classes leave no way out.
+    photo, of its own if it stands alone. `fixed` are folds of photos that have theirs already, of
+    whole groups: they stay, and the others fill up. Raises UsageError for fewer than two folds,
+    DataError for fewer groups than folds, for two groups with a photo of one key, and for a class
+    that a fold could not train on: it lies whole in one group, or groups of several classes leave
+    no way out, or all of it is fixed in one fold; with `fixed` also for a fold left without photos.
 
     Unlike scikit-learn's StratifiedGroupKFold, the result survives additions; unlike
     StratifiedKFold's, fold sizes differ by more than one (each class chooses by hash which folds
@@ -81,9 +89,15 @@ def make_folds(
             hint="lower folds or add photos",
         )
     _refuse_classes_in_one_group(photos)
-    fold_of = _place_groups(photos, folds, seed)
+    known = fixed or [None] * len(labels)
+    fold_of = np.array([-1 if (fold := known[row]) is None else fold for row in photos.rows])
+    placed = fold_of >= 0
+    _place_groups(photos, fold_of, folds, seed)
     _place_singles(photos, fold_of, folds, seed)
-    _fill_empty_folds(photos, fold_of, folds, seed)
+    _fill_empty_folds(photos, fold_of, placed, folds, seed)
+    if fixed:
+        names = [photos.classes[number] for number in photos.class_of]
+        _refuse_untrained_classes(names, fold_of, [f"fold {fold}" for fold in range(folds)])
     numbers = np.empty_like(fold_of)
     numbers[photos.rows] = fold_of
     return _from_numbers(numbers)
@@ -214,17 +228,18 @@ def _group_draw(photos: _Photos, members: IntArray, kind: str, seed: int) -> int
     return int(_draws(seed, kind, name, 1)[0])
 
 
-def _place_groups(photos: _Photos, folds: int, seed: int) -> IntArray:
-    """Return the fold of every photo in a group of several, -1 for single photos.
+def _place_groups(photos: _Photos, fold_of: IntArray, folds: int, seed: int) -> None:
+    """Fill in the fold, in `fold_of`, of every photo of a group of several that has none (-1) yet.
 
     A group goes where the sum of squared class shares over the folds, Σ (count / class size)²,
     grows least: as the sum of all shares is fixed, their variance is then smallest.
     """
     sizes = np.bincount(photos.class_of, minlength=len(photos.classes))
-    waiting = _groups_per_class(photos)
+    placed = fold_of >= 0
+    waiting = _groups_per_class(photos, ~placed)
     held = np.zeros((len(photos.classes), folds), dtype=np.int64)
-    fold_of = np.full(len(photos.keys), -1, dtype=np.int64)
-    several = [members for members in _members(photos.group_of) if len(members) > 1]
+    np.add.at(held, (photos.class_of[placed], fold_of[placed]), 1)
+    several = [each for each in _members(photos.group_of) if len(each) > 1 and not placed[each[0]]]
     several.sort(key=lambda members: (-len(members), _group_draw(photos, members, "order", seed)))
     for members in several:
         group = photos.groups[photos.group_of[members[0]]]
@@ -242,11 +257,11 @@ def _place_groups(photos: _Photos, folds: int, seed: int) -> IntArray:
         fold_of[members] = fold
         held[classes, fold] += counts
         waiting[classes] -= 1
-    return fold_of
 
 
-def _groups_per_class(photos: _Photos) -> IntArray:
-    pairs = np.unique(np.stack([photos.class_of, photos.group_of]), axis=1)
+def _groups_per_class(photos: _Photos, some: NDArray[np.bool_]) -> IntArray:
+    """Return the number of groups of each class among some of the photos."""
+    pairs = np.unique(np.stack([photos.class_of[some], photos.group_of[some]]), axis=1)
     return np.bincount(pairs[0], minlength=len(photos.classes))
 
 
@@ -306,16 +321,25 @@ def _matched(keys: Sequence[str], seats: Sequence[int], seed: int) -> IntArray:
 # --- small collections -----------------------------------------------------------------------
 
 
-def _fill_empty_folds(photos: _Photos, fold_of: IntArray, folds: int, seed: int) -> None:
+def _fill_empty_folds(
+    photos: _Photos, fold_of: IntArray, placed: NDArray[np.bool_], folds: int, seed: int
+) -> None:
     """Give each fold that tests nothing, in `fold_of`, a group of a fold that has several.
 
-    It is the smallest group, and among several one from the fold with the most photos.
+    It is the smallest group, and among several one from the fold with the most photos. DataError
+    if all of these have been `placed` before.
     """
     for empty in np.flatnonzero(np.bincount(fold_of, minlength=folds) == 0):
         load = np.bincount(fold_of, minlength=folds)
         members = list(_members(photos.group_of))
         homes = [int(fold_of[each[0]]) for each in members]
-        spare = [each for each, home in zip(members, homes, strict=True) if homes.count(home) > 1]
+        pairs = [pair for pair in zip(members, homes, strict=True) if not placed[pair[0][0]]]
+        spare = [each for each, home in pairs if homes.count(home) > 1]
+        if not spare:
+            raise DataError(
+                f"nothing is left for fold {empty} to test: the photos that it tested are gone",
+                hint="bring them back, or begin a run without an older one",
+            )
         ranks = [
             (len(each), -load[fold_of[each[0]]], _group_draw(photos, each, "spare", seed))
             for each in spare
@@ -410,7 +434,8 @@ def _refuse_untrained_classes(
 
 def _refuse_classes_in_one_group(photos: _Photos) -> None:
     shown = []
-    for number in np.flatnonzero(_groups_per_class(photos) == 1).tolist():
+    everywhere = np.ones(len(photos.keys), dtype=np.bool_)
+    for number in np.flatnonzero(_groups_per_class(photos, everywhere) == 1).tolist():
         places = np.flatnonzero(photos.class_of == number)
         group = photos.groups[photos.group_of[places[0]]]
         size = "1 photo" if len(places) == 1 else f"{len(places)} photos, group `{group}`"

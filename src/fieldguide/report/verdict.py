@@ -87,7 +87,7 @@ def section(run: Run) -> Markup:
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         holds_for=holds_for(run.environment.get("collection", "")),
-        gained=gained(run) if run.done else "",
+        gained=[*went_on(run), gained(run)] if run.done else [],
         commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
         score_rows=score_rows(run.scores) if run.done else [],
@@ -108,22 +108,66 @@ def told_after(run: Run) -> list[str]:
     """Return in sentences what training gained, and whether it was too short, of a trained run."""
     found = findings(run, scored=False)
     advised = (f"{step.text} {step.command}".strip() for step in _about_training(found))
-    return [*filter(None, [gained(run)]), *advised]
+    return [*went_on(run), *filter(None, [gained(run)]), *advised]
+
+
+def went_on(run: Run) -> list[str]:
+    """Return what a run goes on from and what became of the same photos, a sentence each."""
+    facts = run.environment.get("older")
+    if not facts:
+        return []
+    judged, photos, before = judge(run), run.catalog.photos, run.predicted_before
+    answers = [before.get(photos[row].sha256) for row in judged.photos]
+    old = np.array([answer is not None for answer in answers])
+    right = judged.logits.argmax(axis=1) == judged.targets
+    was = np.array([a == run.classes[t] for a, t in zip(answers, judged.targets, strict=True)])
+    said = [
+        f"This run goes on from {facts['name']} (manifest {facts['manifest_sha256'][:12]}…): each"
+        f" fold from that fold's weights, which never saw the photos that it tests."
+    ]
+    if old.any():
+        found = paired.difference(right[old], was[old], run.groups[judged.photos[old]])
+        points, low, high = map(_points, found)
+        classes = len(run.classes)
+        less = classes - len(facts["new_classes"]) + len(facts["lost_classes"])
+        among = f", with {classes} classes instead of {less}" if classes != less else ""
+        said.append(
+            f"On {count(int(old.sum()), 'photo')} of it accuracy went from"
+            f" {percent(float(was[old].mean()))} to {percent(float(right[old].mean()))}{among}:"
+            f" {points} points (95 % interval, paired: {low} to {high})."
+        )
+    if not old.all():
+        new = count(int((~old).sum()), "new photo")
+        said.append(f"On {new} it is {percent(float(right[~old].mean()))}.")
+    return said
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def gained(run: Run) -> str:
-    """Return what training gained on a regression on the start's features; empty if not known."""
-    if not (run.probed and run.recipe.epochs):
+    """Return what training gained on a regression on the start's features; empty if not known.
+
+    A run that goes on from an older one has to beat its start itself.
+    """
+    older = run.environment.get("older")
+    if not ((run.probed or older) and run.recipe.epochs):
         return ""
     judged = judge(run)
-    logits = np.concatenate([run.probe(fold)["logits"] for fold in run.judged])
+    starts = [run.start(fold)[1] if older else run.probe(fold)["logits"] for fold in run.judged]
+    logits = np.concatenate([start for start in starts if start is not None])
     one, other = (each.argmax(axis=1) == judged.targets for each in (judged.logits, logits))
     found = paired.difference(one, other, run.groups[judged.photos])
-    points, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in found)
+    points, low, high = map(_points, found)
+    what = (
+        "The folds' starts reach"
+        if older
+        else "A linear head on the features of the network before training reaches"
+    )
     return (
-        f"A linear head on the features of the network before training reaches"
-        f" {percent(float(other.mean()))} on the same photos and folds: training gained {points}"
-        f" points (95 % interval, paired: {low} to {high})."
+        f"{what} {percent(float(other.mean()))} on the same photos and folds: training gained"
+        f" {points} points (95 % interval, paired: {low} to {high})."
     )
 
 
@@ -149,8 +193,8 @@ def choices(recipe: Recipe, scores: Scores | None, outside: int) -> list[str]:
 def _choice_of_epoch(recipe: Recipe, scores: Scores | None) -> str:
     if not recipe.epochs:
         return (
-            "Nothing was trained, and nothing was chosen on the test photos: each fold's head was"
-            " fitted to features of its training photos."
+            "Nothing was trained, and nothing was chosen on the test photos: each fold kept its"
+            " start, which was made from its training photos alone."
         )
     if recipe.stop == "none":
         return (

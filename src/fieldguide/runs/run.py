@@ -7,6 +7,8 @@
       environment.json    versions, device, command, seeds, weights and their licence
       start.safetensors   the weights that every replica of every fold starts from
       probe/0.safetensors a fold's head fitted to the start's features, and its logits, if wanted
+      older/              of a run that goes on from an older one: catalog.csv, the photos known
+                          then; oof.csv, what was predicted of them; 0.safetensors, a fold's start
       setup.json          hashes of all above, written last: the run exists
       folds/0/            weights.safetensors, history.csv, merges.csv, predictions.npz
                           manifest.json, written last: the fold is done; checkpoint/ while it is not
@@ -42,7 +44,7 @@ from fieldguide import recipe
 from fieldguide.analysis import metrics
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
-from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.folders import root_of
 from fieldguide.photos.folds import Fold
 from fieldguide.recipe import Recipe, ResolvedRecipe
@@ -63,6 +65,7 @@ SETUP_FILES = ("recipe.toml", GIVEN, "catalog.csv", "environment.json", "start.s
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
 PROBE = "probe"  # folder of the heads that folds start from
+OLDER = "older"  # folder of what is kept of the run that this one goes on from
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
 FINDINGS = "findings.csv"  # what the check found when the run was begun
 _AT_ONCE = 10_000  # photos whose probabilities are in memory together: 80 kB a class
@@ -196,6 +199,41 @@ class Run:
             return self._weights("start.safetensors", self.folder, SETUP)
         return self._weights("weights.safetensors", self.fold_folder(fold))
 
+    def start(self, fold: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32] | None]:
+        """Return the weights that a fold starts from, and their logits of its test part, if known.
+
+        They differ from fold to fold in a head that was fitted, or altogether in a run that goes on
+        from an older one.
+        """
+        if self.environment.get("older"):
+            name = f"{OLDER}/{fold}.safetensors"
+            with files.parsing(self.folder / name):
+                found = self._weights(name, self.folder, SETUP)
+                logits: NDArray[np.float32] = found.pop("logits")
+                self._require_logits(logits, fold)
+                return found, logits
+        probe = self.probe(fold) if self.recipe.head_start == "probe" else {}
+        head = {f"head.linear.{name}": probe[name] for name in ("weight", "bias") if probe}
+        return self.weights() | head, probe.get("logits")
+
+    @cached_property
+    def older_photos(self) -> Sequence[Photo]:
+        """The photos that older runs have known, with the places and users' groups of then."""
+        if not self.environment.get("older"):
+            return ()
+        files.verify(self.folder, [f"{OLDER}/catalog.csv"], name=SETUP)
+        return catalogs.read_rows(self.folder / OLDER / "catalog.csv", self.catalog.root).photos
+
+    @cached_property
+    def predicted_before(self) -> dict[str, str]:
+        """What the older run predicted out of fold, by SHA-256 of the photo."""
+        if not self.environment.get("older"):
+            return {}
+        path = self.folder / OLDER / "oof.csv"
+        with files.parsing(path):
+            text = self._read(f"{OLDER}/oof.csv", self.folder, SETUP).decode()
+            return dict(csv.reader(io.StringIO(text, newline=""), strict=True))
+
     @property
     def probed(self) -> bool:
         """Whether heads were fitted to the untrained network's features."""
@@ -209,11 +247,9 @@ class Run:
         name = f"{PROBE}/{fold}.safetensors"
         with files.parsing(self.folder / name):
             found = self._weights(name, self.folder, SETUP)
-            classes = len(self.classes)
-            shapes = {"bias": (classes,), "logits": (len(self.folds[fold].test), classes)}
-            for each, shape in shapes.items():
-                if found[each].shape != shape or not np.isfinite(found[each]).all():
-                    raise ValueError(f"{each} of shape {found[each].shape}, not {shape}")
+            if found["bias"].shape != (len(self.classes),) or not np.isfinite(found["bias"]).all():
+                raise ValueError(f"bias of shape {found['bias'].shape}")
+            self._require_logits(found["logits"], fold)
             return found
 
     def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
@@ -423,15 +459,20 @@ class Run:
 
     def _predictions(self, fold: int) -> dict[str, NDArray[Any]]:
         folder = self.fold_folder(fold)
-        shape = (len(self.folds[fold].test), len(self.classes))
         with files.parsing(folder / "predictions.npz"):
             arrays = read_arrays(self._read("predictions.npz", folder))
-            logits, epochs = arrays["logits"], arrays["epoch_logits"]
-            if not (logits.shape == shape and (epochs.size == 0 or epochs.shape[1:] == shape)):
-                raise ValueError(f"logits of shape {logits.shape}, not {shape}")
-            if not (np.isfinite(logits).all() and np.isfinite(epochs).all()):
-                raise ValueError("logits that are no numbers")
+            self._require_logits(arrays["logits"], fold)
+            for epoch in arrays["epoch_logits"]:
+                self._require_logits(epoch, fold)
             return arrays
+
+    def _require_logits(self, logits: NDArray[Any], fold: int) -> None:
+        """Raise ValueError for what are no logits of the fold's test part."""
+        shape = (len(self.folds[fold].test), len(self.classes))
+        if logits.shape != shape:
+            raise ValueError(f"logits of shape {logits.shape}, not {shape}")
+        if not np.isfinite(logits).all():
+            raise ValueError("logits that are no numbers")
 
     def _read(self, name: str, folder: Path, manifest: str = files.MANIFEST) -> bytes:
         return files.read_member(folder, name, manifest=manifest)
@@ -473,6 +514,21 @@ class Recorded(dict[str, Any]):
         raise ResourceError(f"{self.path} is damaged: it lacks `{name}`")
 
 
+class _Older(BaseModel, extra="allow", strict=True):
+    """The older run that a run goes on from: its folder's name, and what has changed since."""
+
+    name: str
+    manifest_sha256: str
+    known: NonNegativeInt = 0  # photos
+    new: NonNegativeInt = 0
+    gone: NonNegativeInt = 0
+    renamed: NonNegativeInt = 0
+    changed: NonNegativeInt = 0
+    relabelled: NonNegativeInt = 0
+    new_classes: list[str] = []
+    lost_classes: list[str] = []
+
+
 class _Environment(BaseModel, extra="allow", strict=True):
     """The values of `environment.json` that are reckoned with or shown."""
 
@@ -491,6 +547,7 @@ class _Environment(BaseModel, extra="allow", strict=True):
     platform: str = ""
     device: str = ""
     parameters: NonNegativeInt = 0
+    older: _Older | None = None
 
 
 def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
@@ -521,10 +578,13 @@ def create(
     start: Arrays,
     environment: Mapping[str, Any],
     probes: Sequence[Arrays] = (),
+    starts: Sequence[Arrays] = (),
+    older: tuple[Run, Sequence[Photo]] | None = None,
 ) -> Run:
     """Write what a run starts from. The folder may hold an attempt that did not get so far.
 
-    `probes` are the folds' heads, if they were fitted.
+    `probes` are the folds' heads, if they were fitted; `starts` the folds' weights, and `older` the
+    run that they are from and all photos known then, where it goes on from one.
     """
     files.make_folder(folder / "folds")
     files.write_text(folder / "recipe.toml", recipe.to_toml(recipe_, comments=True))
@@ -532,13 +592,31 @@ def create(
     catalogs.write_rows(folder / "catalog.csv", catalog)
     files.write_json(folder / "environment.json", {"format": FORMAT, **environment})
     files.write_bytes(folder / "start.safetensors", _serialised(start))
-    names = [f"{PROBE}/{fold}.safetensors" for fold in range(len(probes))]
-    if probes:
-        files.make_folder(folder / PROBE)
-    for name, probe in zip(names, probes, strict=True):
-        files.write_bytes(folder / name, _serialised(probe))
+    names = []
+    for place, each in ((PROBE, probes), (OLDER, starts)):
+        if each:
+            files.make_folder(folder / place)
+        for fold, found in enumerate(each):
+            names.append(f"{place}/{fold}.safetensors")
+            files.write_bytes(folder / names[-1], _serialised(found))
+    if older:
+        run, photos = older
+        names += [f"{OLDER}/catalog.csv", f"{OLDER}/oof.csv"]
+        known = catalog.of(catalogs.in_columns(photos))
+        catalogs.write_rows(folder / OLDER / "catalog.csv", known)
+        files.write_csv(folder / OLDER / "oof.csv", ("sha256", "predicted"), _predicted(run))
     files.write_manifest(folder, [*SETUP_FILES, *names], name=SETUP)
     return Run(folder)
+
+
+def _predicted(run: Run) -> list[tuple[str, str]]:
+    """Return the SHA-256 of a run's training photos, each with the class predicted out of fold."""
+    photos = run.catalog.photos
+    return [
+        (photos[row].sha256, run.classes[answer])
+        for fold, logits in run.judged.items()
+        for row, answer in zip(run.folds[fold].test, logits.argmax(axis=1), strict=True)
+    ]
 
 
 def given(folder: Path, root: Path, manifest: str) -> Catalog | None:
@@ -612,6 +690,7 @@ def summary(run: Run) -> dict[str, Any]:
         "classes": len(run.classes),
         "photos": scores.photos,
         "collection": run.environment.get("collection", ""),  # older versions did not keep it
+        "older": run.environment.get("older"),
         "folds": run.recipe.folds,
         "replicas": run.recipe.replicas,
         "accuracy": scores.accuracy,
@@ -650,6 +729,7 @@ def _provenance(run: Run) -> dict[str, Any]:
     weights = run.recipe.weights
     return {
         "recipe": {**run.recipe.model_dump(mode="json"), "weights": Path(weights).name},
+        "older": known.get("older"),
         "training_photos": len(photos),
         "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),
         "versions": known["versions"],

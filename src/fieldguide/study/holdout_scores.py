@@ -285,7 +285,8 @@ def _used(run: Run) -> list[Photo]:
 
 
 def _refuse_known(run: Run, catalog: Catalog, hashes: Sequence[str]) -> None:
-    known = {photo.sha256: photo.path for photo in _used(run)}
+    before = [photo for photo in run.older_photos if photo.split == "train"]
+    known = {photo.sha256: photo.path for photo in [*before, *_used(run)]}
     pairs = zip(catalog.photos, hashes, strict=True)
     seen = [(photo.path, known[digest]) for photo, digest in pairs if digest in known]
     if seen:

@@ -8,19 +8,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError
 from fieldguide.machine.device import autocast, count_cores, is_out_of_memory
 from fieldguide.network.batch_norm import absorb
-from fieldguide.network.heads import pooled
-from fieldguide.network.network import Network
+from fieldguide.network.network import Network, last_linear
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Batch, Draw, Loader
 from fieldguide.recipe import Precision
@@ -46,6 +45,14 @@ Targets = Int[Tensor, " n"]
 Wide = Float[Tensor, "..."]  # float64
 
 
+class Known(NamedTuple):
+    """A head of which some rows are known and stay: weight, bias, and whether each row is free."""
+
+    weight: Float[Tensor, "classes channels"]
+    bias: Float[Tensor, " classes"]
+    free: Bool[Tensor, " classes"]
+
+
 def features_of(
     network: Network,
     loader: Loader,
@@ -56,20 +63,22 @@ def features_of(
     precision: Precision,
     progress: Callable[[int], None] = lambda photos: None,
 ) -> Features:
-    """Return what the linear layer of a `LinearHead` sees of each photo, in main memory.
+    """Return what the last linear layer sees of each photo, in main memory.
 
     Photos go through the network once, by the evaluation transform, with batch norms absorbed. On a
     processor each thread computes batches of its own, so the number of cores changes no bit, nor
     does what else is in a photo's batch. Raises `DataError` for a photo that is lost and
     `ResourceError` where memory does not suffice. `progress` is called with photos done by now.
     """
-    body: Any = absorb(network).network.backbone
+    body = absorb(network).network
+    body.set_submodule(last_linear(body), nn.Identity())
     own = cache(lambda thread: normaliser())  # each reuses the memory of its result
 
     def compute(batch: Batch) -> Features:
         with torch.inference_mode(), autocast(device, precision):
             images = own(threading.get_ident())(batch.images)
-            return pooled(body(images)).float().cpu()
+            found: Tensor = body(images)
+            return found.float().cpu()
 
     plan = [_draws(photos[start : start + BATCH]) for start in range(0, len(photos), BATCH)]
     parts: list[Features] = []
@@ -122,6 +131,7 @@ def fit_head(
     classes: int,
     strength: float,
     weights: Float[Tensor, " n"] | None = None,
+    known: Known | None = None,
 ) -> tuple[Wide, Wide]:
     """Return weight (classes, channels) and bias (classes,) of multinomial logistic regression.
 
@@ -129,9 +139,10 @@ def fit_head(
     with weights k (1 if not given) and s² the mean variance of a channel: as if features had been
     brought to unit variance by one number for all (on nature100 a log loss of 0.684, against 0.701
     with each channel by its own). The bias has no penalty. scikit-learn's `LogisticRegression` has
-    the same optimum with C = 1 / strength on x / s. Uses one thread and float64.
+    the same optimum with C = 1 / strength on x / s. Of a head that is `known`, the free rows alone
+    are fitted and have the penalty. Uses one thread and float64.
     """
-    problem = _Problem(features, targets, classes, weights)
+    problem = _Problem(features, targets, classes, weights, known)
     for enough in (BEGUN, ENOUGH):  # the curvature is measured again in between
         problem.solve(strength, enough)
     return problem.head()
@@ -143,6 +154,7 @@ def choose_strength(
     classes: int,
     splits: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     weights: Float[Tensor, " n"] | None = None,
+    known: Known | None = None,
 ) -> float:
     """Return the strength of `STRENGTHS` with the least log loss on rows set aside.
 
@@ -156,7 +168,9 @@ def choose_strength(
     def of_rows(rows: NDArray[np.int64]) -> Tensor | None:
         return None if weights is None else weights[rows]
 
-    problems = [_Problem(features[fit], targets[fit], classes, of_rows(fit)) for fit, _ in splits]
+    problems = [
+        _Problem(features[fit], targets[fit], classes, of_rows(fit), known) for fit, _ in splits
+    ]
     best, least = STRENGTHS[0], math.inf
     for strength in STRENGTHS:
         loss = 0.0
@@ -192,6 +206,7 @@ class _Problem:
         targets: Targets,
         classes: int,
         weights: Float[Tensor, " n"] | None,
+        known: Known | None = None,
     ) -> None:
         count, channels = features.shape
         self.targets = targets
@@ -212,6 +227,12 @@ class _Problem:
         found = torch.bincount(targets, self.weights.double(), minlength=classes) + 1
         self.bias = (found / found.sum()).log()
         self.variance = (1 - 1 / classes) / classes  # c, of equal probabilities
+        self.known, self.free = known, torch.ones(classes, dtype=torch.bool)
+        if known:  # its rows in the coordinates of this problem
+            weight, self.free = known.weight.double() * ~known.free[:, None], known.free
+            self.weight = scale**2 * self.axes.T @ weight.T
+            offset = known.bias.double() + weight @ self.mean
+            self.bias = torch.where(self.free, self.bias, offset)
 
     def solve(self, strength: float, enough: float) -> None:
         """Change the solution, from the present one, to that of a strength."""
@@ -229,8 +250,10 @@ class _Problem:
         @torch.no_grad()
         def loss() -> Tensor:
             value, slope, bias.grad = self._loss(step * weight, bias)
-            weight.grad = step * slope + strength * step**2 * weight
-            penalty: Tensor = strength / 2 * (step * weight).square().sum()
+            free = weight * self.free
+            weight.grad = step * slope * self.free + strength * step**2 * free
+            bias.grad *= self.free
+            penalty: Tensor = strength / 2 * (step * free).square().sum()
             return value + penalty
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
@@ -260,4 +283,8 @@ class _Problem:
     def head(self) -> tuple[Wide, Wide]:
         """Return weight and bias for the features as they were given."""
         weight = (self.axes @ self.weight).T
-        return weight, self.bias - weight @ self.mean
+        bias = self.bias - weight @ self.mean
+        if self.known:  # to the bit
+            weight = torch.where(self.free[:, None], weight, self.known.weight.double())
+            bias = torch.where(self.free, bias, self.known.bias.double())
+        return weight, bias
