@@ -47,18 +47,22 @@ def test_a_million_photos_have_the_limits_of_the_normal_distribution() -> None:
 
 def test_groups_say_less_than_photos_and_at_least_what_a_photo_of_each_says() -> None:
     alike, single, few = in_groups([20] * 20, [20] * 20), of(400, 400), of(20, 20)
-    assert few[0] < alike[0] < single[0]
+    assert few[0] <= alike[0] < single[0]
     mixed = in_groups([19] * 20, [20] * 20)  # nothing shows a correlation
     torn = in_groups([20] * 19 + [0], [20] * 20)  # everything does
     assert mixed[0] > torn[0] and mixed[1] < torn[1]
-    assert torn == pytest.approx(of(19, 20), abs=0.06)
+    assert torn == pytest.approx(of(19, 20))
 
 
-def test_one_group_says_little_and_two_hardly_more() -> None:
+def test_no_mistake_promises_most_in_groups_too() -> None:
+    lows = [in_groups([20] * 19 + [20 - wrong], [20] * 20)[0] for wrong in (0, 1, 5, 20)]
+    assert lows == sorted(lows, reverse=True)
+
+
+def test_one_group_says_as_little_as_one_photo() -> None:
+    assert in_groups([40], [40]) == pytest.approx(of(1, 1))
     low, high = in_groups([39], [40])
-    assert low < 0.1 and high > 0.99
-    low, high = in_groups([40, 38], [40, 40])
-    assert low < 0.5 and high > 0.99
+    assert low < 0.03 and high > 0.99
 
 
 def test_the_share_lies_in_its_interval_where_sizes_speak() -> None:
@@ -75,30 +79,45 @@ def test_order_and_names_of_groups_change_nothing() -> None:
     assert share_interval(right[order], np.array([f"g{n}" for n in groups])[order]) == expected
 
 
-def by_quadrature(right: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
-    """The lower limit from the formula, with scipy's functions on a fine grid."""
+def effect_by_scipy(right: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
+    """The design effect from the formulas, with scipy's functions on a fine grid."""
     nodes = (np.arange(24) + 0.5) / 24
-    odds = np.linspace(-30, 30, 40_001)
-    p = 1 / (1 + np.exp(-odds))
-    density = np.zeros(len(p))
+    p = 1 / (1 + np.exp(-np.linspace(-30, 30, 10_001)))
+    chances = []
     for r, weight in zip(nodes**3, 3 * nodes**2, strict=True):
         a, b = p * (1 - r) / r, (1 - p) * (1 - r) / r
         logs = sum(
             np.log(comb(s, m)) + betaln(m + a, s - m + b) - betaln(a, b)
             for m, s in zip(right, sizes, strict=True)
         )
-        density += weight * np.exp(logs) * (1 - p)
-    below = np.cumsum(density) / density.sum()
-    return float(np.interp(0.025, below, p))
+        chances.append(weight * (np.exp(logs) * np.sqrt(p * (1 - p))).sum())
+    below = np.cumsum(chances) / sum(chances)
+    most, photos = (sizes**2).sum() / sizes.sum(), sizes.sum()
+    expected = (most - 1) * nodes[np.searchsorted(below, 0.75)] ** 3
+    mean = right.sum() / photos
+    variance = ((right - mean * sizes) ** 2).sum() * len(sizes) / (len(sizes) - 1)
+    measured = variance / (photos * mean * (1 - mean)) - 1 if 0 < mean < 1 else 0.0
+    freedom = max(min((right > 0).sum(), (right < sizes).sum()) - 1, 5)
+    student = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+    return float(min(1 + max(expected, measured) * student**2, most))
 
 
 @pytest.mark.parametrize(
     ("right", "sizes"),
-    [([5, 4, 0, 5, 1], [5, 5, 5, 5, 5]), ([90, 40, 3], [100, 60, 3]), ([50, 200], [70, 210])],
+    [
+        ([5, 4, 0, 5, 1], [5, 5, 5, 5, 5]),
+        ([90, 40, 3, 50, 50], [100, 60, 3, 50, 50]),
+        ([50, 200], [70, 210]),
+        ([20] * 30 + [17, 19], [20] * 32),
+        ([5] * 40, [5] * 40),
+    ],
 )
-def test_groups_have_the_limits_of_the_beta_binomial(right: list[int], sizes: list[int]) -> None:
-    found, _ = in_groups(right, sizes)
-    assert found == pytest.approx(by_quadrature(np.array(right), np.array(sizes)), rel=0.01)
+def test_groups_have_the_exact_limits_of_fewer_photos(right: list[int], sizes: list[int]) -> None:
+    effect = effect_by_scipy(np.array(right), np.array(sizes))
+    some, photos = sum(right) / effect, sum(sizes) / effect
+    low = stats.beta.ppf(0.025, some, photos - some + 1)
+    high = stats.beta.ppf(0.975, some + 1, photos - some) if some < photos else 1.0
+    assert in_groups(right, sizes) == pytest.approx((low, high), abs=0.01 * (high - low))
 
 
 @pytest.mark.parametrize(("accuracy", "correlation"), [(0.8, 0.2), (0.97, 0.5), (0.99, 0.2)])

@@ -490,7 +490,11 @@ def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 # Settings that follow from others where a run's recipe is used for another, unless they are given.
-_FOLLOWING = {"size": ("first_size", "eval_resize", "stored_side"), "eval_resize": ("stored_side",)}
+_FOLLOWING = {
+    "size": ("first_size", "eval_size", "eval_resize", "stored_side"),
+    "eval_size": ("eval_resize", "stored_side"),
+    "eval_resize": ("stored_side",),
+}
 
 
 def taken(older: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:

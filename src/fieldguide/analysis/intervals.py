@@ -4,7 +4,10 @@ Photos of one group are right or wrong together, so that few groups say less tha
 Arrays in, numbers out. Knows nothing of models, folds or files.
 """
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,10 +15,15 @@ from numpy.typing import NDArray
 
 Groups = Shaped[np.ndarray, " n"]
 Counts = Int[np.ndarray, " kinds"]
+Points = Float[np.ndarray, " points"]
+Logs = Float[np.ndarray, "*nodes points"]
 
 # Intra-class correlations that are weighed, dense near 0, where large groups tell them apart.
 _NODES = (np.arange(24) + 0.5) / 24
 _CORRELATIONS, _WEIGHTS = _NODES**3, 3 * _NODES**2 / len(_NODES)
+# How much of the correlation's distribution lies below the one that is taken, and the fewest
+# degrees of freedom: simulated (benchmarks/coverage.py).
+_CAUTION, _LEAST_FREEDOM = 0.75, 5
 # Log-odds among which a share is looked for, ever closer to the likely ones; a log of likelihood
 # that far below the highest is nothing.
 _FARTHEST, _POINTS, _NOTHING = 40.0, (81, 81, 400), 30.0
@@ -27,18 +35,20 @@ def share_interval(
 ) -> tuple[float, float]:
     """Return the interval for the share of photos that are right, of photos like these.
 
-    For single photos it is Clopper and Pearson's (Biometrika 26, 1934): with k of n right it ends
-    where the posteriors of the priors Beta(0, 1) and Beta(1, 0) leave (1 - share) / 2 outside. Here
-    the same priors meet the beta-binomial likelihood of groups, whose correlation (0: as if single,
-    1: all of a group alike) is integrated out, before the data uniform. So it is as wide as the
-    correlation that the groups show, and where few groups have mistakes, as those that they could
-    have. Not one mistake in G groups of s photos gives a limit between those of G and of G · s.
-    The likelihood takes a group's size to say nothing of its photos; where it does, the interval is
-    extended to the share that was seen. With one group its width says how little that is: 39 of 40
-    right give 0.04 to 1.00.
+    It is Clopper and Pearson's (Biometrika 26, 1934) of the effective numbers of photos, those
+    divided by a design effect (Korn and Graubard, Survey Methodology 24, 1998), which is 1 for
+    single photos. The effect is the larger of two. One is measured: the variance of the groups'
+    sums over that of single photos. The other is what groups with few mistakes could have: that of
+    the upper quartile of their correlation under the beta-binomial likelihood, before the data
+    uniform. What exceeds 1 grows by the square of Student's quantile over the normal one, with as
+    many degrees of freedom as groups with mistakes (or with right photos, if fewer), less one; at
+    most until a group counts as one photo. So one group says as little as one photo.
 
-    Deterministic. Time follows the largest group. Raises ValueError for no photos, as many groups
-    as photos missing, or a share outside 0 … 1 (both excluded).
+    Where most mistakes come from very few groups that are wrong as a whole, a sample may hold none
+    of them, and the interval cannot know.
+
+    Deterministic. Raises ValueError for no photos, as many groups as photos missing, or a share
+    outside 0 … 1 (both excluded).
     """
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1: {share}")
@@ -49,9 +59,7 @@ def share_interval(
     wrong = np.bincount(group_of) - right
     most = int(wrong.max()) + 1
     kinds, times = np.unique(right * most + wrong, return_counts=True)  # groups alike, once
-    low, high = _limits(*(tuple(each.tolist()) for each in (*np.divmod(kinds, most), times)), share)
-    value = float(correct.mean())
-    return min(low, value), max(high, value)
+    return _limits(*(tuple(each.tolist()) for each in (*np.divmod(kinds, most), times)), share)
 
 
 @lru_cache(4096)  # small classes are often alike
@@ -60,53 +68,99 @@ def _limits(
 ) -> tuple[float, float]:
     """Return both limits, of so many times each number of photos right and wrong in a group."""
     well, ill, number = (np.array(each, dtype=np.int64) for each in (right, wrong, times))
-    outside = (1 - share) / 2
-    low = _lower(_Likelihood(well, ill, number), outside) if well.any() else 0.0
-    high = 1 - _lower(_Likelihood(ill, well, number), outside) if ill.any() else 1.0
+    effect, outside = _design_effect(well, ill, number, share), (1 - share) / 2
+    some, others = float(well @ number) / effect, float(ill @ number) / effect
+    low = _lower(some, others, outside) if some else 0.0
+    high = 1 - _lower(others, some, outside) if others else 1.0
     return low, high
 
 
-def _lower(likelihood: "_Likelihood", outside: float) -> float:
-    """Return the lower limit of the share right, which is not 0."""
-    first, last = -_FARTHEST, _FARTHEST
-    for points in _POINTS:
-        odds = np.linspace(first, last, points)
-        logs = likelihood.logs(odds)
-        density = np.exp(logs - logs.max()).sum(axis=0)
-        likely = np.flatnonzero(density > np.exp(-_NOTHING))
-        first, last = odds[max(likely[0] - 1, 0)], odds[min(likely[-1] + 1, points - 1)]
+def _lower(right: float, wrong: float, outside: float) -> float:
+    """Return the lower limit of the share right, which is not 0: a quantile of a beta."""
+
+    def logs(odds: Points) -> Points:  # the density of Beta(right, wrong + 1), over log-odds
+        found: Points = -right * np.logaddexp(0, -odds) - (wrong + 1) * np.logaddexp(0, odds)
+        return found
+
+    odds, found = _narrowed(logs)
+    density = np.exp(found - found.max())
     below = np.cumsum(density) - density / 2
     at = float(np.interp(outside, below / density.sum(), odds))
     return float(1 / (1 + np.exp(-at)))
+
+
+def _narrowed(logs: Callable[[Points], Logs]) -> tuple[Points, Logs]:
+    """Return log-odds that are likely and their logs, (points,) or (nodes, points)."""
+    first, last = -_FARTHEST, _FARTHEST
+    for points in _POINTS:
+        odds = np.linspace(first, last, points)
+        found = logs(odds)
+        highest = found.reshape(-1, points).max(axis=0)
+        likely = np.flatnonzero(highest > highest.max() - _NOTHING)
+        first, last = odds[max(likely[0] - 1, 0)], odds[min(likely[-1] + 1, points - 1)]
+    return odds, found
+
+
+def _design_effect(right: Counts, wrong: Counts, times: Counts, share: float) -> float:
+    """Return by how many photos in groups one single photo is matched; 1 if all are single."""
+    sizes = right + wrong
+    if sizes.max() == 1:
+        return 1.0
+    groups, photos = int(times.sum()), int(times @ sizes)
+    value = float(times @ right) / photos
+    measured = 0.0
+    if groups > 1 and 0 < value < 1:
+        spread = float(times @ (right - value * sizes) ** 2) * groups / (groups - 1)
+        measured = spread / (photos * value * (1 - value))
+    _, logs = _narrowed(_Likelihood(right, wrong, times).logs)
+    below = np.cumsum(np.exp(logs - logs.max()).sum(axis=1))
+    correlation = _CORRELATIONS[np.searchsorted(below, _CAUTION * below[-1])]
+    most = float(times @ sizes**2) / photos  # as if a group were one photo
+    expected = 1 + (most - 1) * float(correlation)
+    fewer = int(min(times @ (right > 0), times @ (wrong > 0)))
+    excess = max(measured, expected) - 1
+    return min(1 + excess * _student(share, max(fewer - 1, _LEAST_FREEDOM)) ** 2, most)
+
+
+def _student(share: float, freedom: int) -> float:
+    """Return Student's two-sided quantile over the normal one, to 0.001 from 5 degrees on.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 26.7.5.
+    """
+    z = NormalDist().inv_cdf((1 + share) / 2)
+    terms = (
+        (z**2 + 1) / 4,
+        (5 * z**4 + 16 * z**2 + 3) / 96,
+        (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / 384,
+        (79 * z**8 + 776 * z**6 + 1482 * z**4 - 1920 * z**2 - 945) / 92160,
+    )
+    return 1 + math.fsum(term / freedom ** (n + 1) for n, term in enumerate(terms))
 
 
 class _Likelihood:
     """The beta-binomial likelihood of groups, by how many of them have more than i photos right."""
 
     def __init__(self, right: Counts, wrong: Counts, times: Counts) -> None:
-        sizes = right + wrong
-        counts = (right, wrong, sizes)
+        counts = (right, wrong, right + wrong)
         self.right, self.wrong, self.size = (_more_than(each, times) for each in counts)
-        single = sizes.max() == 1
-        correlations = np.zeros(1) if single else _CORRELATIONS
-        self.weights = np.ones(1) if single else _WEIGHTS
-        self.steps = (correlations / (1 - correlations))[:, None, None]
+        self.steps = (_CORRELATIONS / (1 - _CORRELATIONS))[:, None, None]
 
-    def logs(self, odds: Float[np.ndarray, " points"]) -> Float[np.ndarray, "nodes points"]:
+    def logs(self, odds: Points) -> Float[np.ndarray, "nodes points"]:
         """Return the log of weight · likelihood · prior at each correlation and log-odds.
 
         With t = r / (1 - r) of a correlation r, a group with m of s right has the probability
-        Π (p + i t) Π (1 - p + j t) / Π (1 + k t), over i < m, j < s - m, k < s. The prior 1 / p dp
-        is 1 - p over log-odds.
+        Π (p + i t) Π (1 - p + j t) / Π (1 + k t), over i < m, j < s - m, k < s. The prior of p is
+        Jeffreys', which is √(p (1 - p)) over log-odds.
         """
         p, q = 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(odds))
         own = self._rising(p, self.right) + self._rising(q, self.wrong)
         whole = self._rising(np.ones(1), self.size)
-        logs: NDArray[np.float64] = np.log(self.weights)[:, None] + own - whole + np.log(q)
+        prior = np.log(_WEIGHTS)[:, None] + np.log(p * q) / 2
+        logs: NDArray[np.float64] = own - whole + prior
         return logs
 
     def _rising(
-        self, start: Float[np.ndarray, " points"], times: Float[np.ndarray, " most"]
+        self, start: Points, times: Float[np.ndarray, " most"]
     ) -> Float[np.ndarray, "nodes points"]:
         """Return Σ times_i · log(start + i · t) at each correlation; `times` never rise.
 
@@ -124,7 +178,7 @@ class _Likelihood:
         return total
 
     def _integral(
-        self, start: Float[np.ndarray, " points"], at: Float[np.ndarray, " ends"]
+        self, start: Points, at: Float[np.ndarray, " ends"]
     ) -> Float[np.ndarray, "nodes points ends"]:
         level = start[:, None] + self.steps * at
         found: NDArray[np.float64] = (
