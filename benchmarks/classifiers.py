@@ -18,7 +18,7 @@ import torch
 
 import fieldguide as fg
 from fieldguide.analysis import calibration as calibrations
-from fieldguide.analysis import conformal, metrics
+from fieldguide.analysis import conformal, metrics, paired
 from fieldguide.analysis.conformal import Sets
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.combine import RULES, Outside
@@ -66,10 +66,10 @@ def views(run: fg.Run) -> None:
         model = run.classifier(name)
         one = model.predict(photos.files).probabilities
         four = model.predict(photos.files, views=("flips", "scales")).probabilities
-        gain = (four.argmax(1) == photos.targets) * 1.0 - (one.argmax(1) == photos.targets)
-        low, high = metrics.bootstrap_interval(gain, groups(photos))
+        right = (each.argmax(1) == photos.targets for each in (four, one))
+        gain, low, high = paired.difference(*right, groups(photos))
         tell("views", name=name, one=judged(one, photos), four=judged(four, photos))
-        tell("views", name=name, gain=float(gain.mean()), interval=(low, high))
+        tell("views", name=name, gain=gain, interval=(low, high))
 
 
 def coverage(run: fg.Run) -> None:

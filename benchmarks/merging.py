@@ -24,7 +24,8 @@ import torch
 
 import fieldguide as fg
 from fieldguide import merge, recipe
-from fieldguide.analysis import metrics
+from fieldguide.analysis import metrics, paired
+from fieldguide.analysis.intervals import share_interval
 from fieldguide.fitting.fit import fit
 from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import Watcher
@@ -145,7 +146,7 @@ def tell(out: Path, about: dict[str, object], run: fg.Run, models: dict) -> None
     for model, logits in models.items():
         scores = np.concatenate([logits[fold] for fold in run.done])
         right[model] = scores.argmax(axis=1) == run.targets[rows]
-        low, high = metrics.bootstrap_interval(right[model], groups)
+        low, high = share_interval(right[model], groups)
         line = about | {
             "model": model,
             "photos": len(rows),
@@ -170,9 +171,8 @@ def compare(out: Path, seed: int, against: str = "single-cosine") -> None:
         other = np.load(path)
         assert (other["rows"] == base["rows"]).all(), "not the same folds"
         for model in other.files[2:]:
-            gain = other[model].astype(float) - base["result"]
-            low, high = metrics.bootstrap_interval(gain, base["groups"])
-            print(f"{path.stem} {model}: {gain.mean():+.4f} [{low:+.4f}, {high:+.4f}]")
+            gain, low, high = paired.difference(other[model], base["result"], base["groups"])
+            print(f"{path.stem} {model}: {gain:+.4f} [{low:+.4f}, {high:+.4f}]")
 
 
 def machine() -> dict[str, object]:

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fieldguide.analysis import metrics, paired
+from fieldguide.analysis import paired
+from fieldguide.analysis.intervals import share_interval
 from fieldguide.analysis.paired import Contrast
 from fieldguide.errors import ResourceError, TrainingError, UsageError
 from fieldguide.fitting.prepare import prepare
@@ -135,7 +136,7 @@ def rank(
             rows.append(Tried(candidate.backbone, note=error.message))
             continue
         answers[candidate.backbone] = right
-        interval = metrics.bootstrap_interval(right, groups)
+        interval = share_interval(right, groups)
         rows.append(Tried(candidate.backbone, float(right.mean()), interval, None, cost))
     if not answers:
         reasons = "\n".join(f"  {row.backbone}: {row.note}" for row in rows)
