@@ -399,3 +399,12 @@ def test_unsteady_classes_refuses(change: dict[str, object], message: str) -> No
 def test_no_photos_are_refused() -> None:
     with pytest.raises(ValueError, match="one photo: 0, 0, 0"):
         unsteady_classes(np.empty(0, bool), np.empty(0, int), np.empty(0, int))
+
+
+@pytest.mark.parametrize(("right", "listed"), [(0.6, True), (0.4, False)])
+def test_a_network_that_is_seldom_right_calls_no_label_wrong(right: float, listed: bool) -> None:
+    targets = np.arange(100) % 4
+    named = np.where(np.arange(100) < 100 * right, targets, (targets + 1) % 4)
+    probabilities = np.full((100, 4), 0.02)
+    probabilities[np.arange(100), named] = 0.94
+    assert bool(suspects(probabilities, targets)) == listed

@@ -21,6 +21,8 @@ from fieldguide.seeds import derive_seed
 _Floats: TypeAlias = NDArray[np.float64]
 _Numbers: TypeAlias = NDArray[np.int64]
 
+JUDGES = 0.5  # share of photos that a network must classify correctly to judge labels (taste)
+
 # A mean of equal numbers may be rounded to just above them: as in cleanlab.
 _ROUNDING = 1e-6
 
@@ -108,8 +110,12 @@ def suspects(probabilities: Scores, targets: Targets) -> list[Suspect]:
     noise rate 332 / 0.627 / 0.776, by both 272 / 0.743 / 0.754. Ranking all photos, p(own label)
     has an average precision of 0.981, the margin to the best class 0.839. Random labels are the
     easy case: photos mistaken for a similar class keep more of p(own label).
+
+    There are none where fewer than `JUDGES` of the photos are classified as they are labelled.
     """
     own, best = _own_and_best(probabilities, targets)
+    if metrics.accuracy(probabilities, targets) < JUDGES:
+        return []
     counted = _confident_class(probabilities, targets)
     doubted = own < best
     count = int(np.sum(doubted & (counted >= 0) & (counted != targets)))

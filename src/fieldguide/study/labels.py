@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fieldguide.analysis import metrics
 from fieldguide.analysis.suspects import (
+    JUDGES,
     ConfusedPair,
     UnsteadyClass,
     confused_pairs,
@@ -47,9 +48,6 @@ class Doubt:
 
 
 HEADER = ("rank", *(field.name for field in fields(Doubt)))
-
-
-_JUDGES = 0.5  # share of photos that a network must classify correctly to judge labels (taste)
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,10 @@ class Doubts:
                 f"{self.unseen:,} of {self.photos:,} photos are not there or not as they were:"
                 " not compared for pictures under two labels"
             )
-        if self.accuracy < _JUDGES:
+        if self.accuracy < JUDGES:
             notes.append(
                 f"the network classifies {self.accuracy:.0%} of the photos correctly: it cannot"
-                " judge labels, and its list is of little use; train longer first"
+                " judge labels, so only pictures under two labels are listed; train longer first"
             )
         return tuple(notes)
 
