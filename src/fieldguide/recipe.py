@@ -83,7 +83,7 @@ class Recipe(BaseModel):
     first_size: Pixels | Auto = _setting("Pictures", "auto",
         "side of training pictures in the first epoch, which grows to `size` in the last; auto: `size` throughout")
     eval_size: Pixels | Auto = _setting("Pictures", "auto",
-        "side of the network's input in evaluation and prediction; auto: `size` (larger brought nothing from a fitted head)")
+        "side of the network's input in evaluation and prediction; auto: `size`")
     eval_resize: Pixels | Auto = _setting("Pictures", "auto",
         "evaluation: pixels of the shorter side, from which the central `eval_size` × `eval_size` is cut")
     mean: Channels | Auto = _setting("Pictures", "auto", "mean of each channel, 0 to 1")
