@@ -189,7 +189,7 @@ def test_folds_merge_and_predict(instant: fg.Run, discs: Path) -> None:
 
 
 def test_a_fit_tells_first_what_is_to_beat_and_the_report_what_it_gained(
-    discs: Path, tmp_path: Path
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     catalog, recipe = fg.scan(discs), small_recipe(replicas=1)
@@ -204,6 +204,9 @@ def test_a_fit_tells_first_what_is_to_beat_and_the_report_what_it_gained(
     plain = fit(catalog, recipe, tmp_path / "plain")
     assert results(plain) == results(run) and not plain.probed
     assert verdict.gained(plain) == ""
+    for high, harmed in ((0.1, False), (-0.1, True)):
+        monkeypatch.setattr(verdict.paired, "difference", lambda *_, high=high: (-0.2, -0.3, high))
+        assert ("So training did harm" in verdict.gained(run)) == harmed
 
 
 def test_features_that_are_not_finite_are_no_start_and_no_number(

@@ -165,10 +165,14 @@ def gained(run: Run) -> str:
         if older
         else "A linear head on the features of the network before training reaches"
     )
+    harmed = (
+        " So training did harm: make it longer (`min_steps`), lower its rates, or leave it out"
+        " (`epochs` = 0)."
+    )
     return (
         f"{what} {percent(float(other.mean()))} on the same photos and folds: training gained"
         f" {points} points (95 % interval, paired: {low} to {high})."
-    )
+    ) + harmed * (found[2] < 0)
 
 
 # --- words ----------------------------------------------------------------------------------------
