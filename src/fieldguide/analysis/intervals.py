@@ -27,7 +27,7 @@ _CAUTION, _LEAST_FREEDOM = 0.75, 5
 # Log-odds among which a share is looked for, ever closer to the likely ones; a log of likelihood
 # that far below the highest is nothing.
 _FARTHEST, _POINTS, _NOTHING = 40.0, (81, 81, 400), 30.0
-_EXACT = 32
+_EXACT = 32  # terms of a sum before an integral stands for it
 
 
 def share_interval(

@@ -33,19 +33,9 @@ from fieldguide.words import duration
 
 # What a step's time depends on. One trial with each combination of these is timed.
 COSTLY = (
-    *(
-        "backbone",
-        "weights",
-        "freeze",
-        "head",
-        "size",
-        "eval_size",
-        "eval_resize",
-        "batch_size",
-        "accumulate",
-    ),
+    *("backbone", "weights", "freeze", "head", "size", "eval_resize", "batch_size", "accumulate"),
     *("augment", "mix", "precision", "layout", "compile", "device", "workers", "stored_side"),
-    *("cache", "first_size", "replica_curves"),
+    *("cache", "first_size", "eval_size", "replica_curves"),
 )
 LEAST_STEPS, MOST_STEPS = 3, 20  # that are timed, fewer the longer they take (taste)
 ENOUGH_SECONDS = 5.0

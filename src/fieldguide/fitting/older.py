@@ -6,7 +6,7 @@ saw the photos that the fold tests. Knows nothing of how folds are trained.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -177,8 +177,9 @@ def settled(
     that ties photos of several folds together is left out, and told. `clusters` are rows that no
     fold may divide. Raises `DataError` where no photo is known and where groups are others.
     """
-    _refuse_other_groups(older, catalog)
-    rows = _Rows.of(older, catalog)
+    olds = older.matched(catalog)
+    _refuse_other_groups(older, catalog, olds)
+    rows = _Rows.of(older, catalog, olds)
     tied = rows.tied([*clusters, *rows.user_groups])
     kept, clusters = _without(tied, len(catalog), clusters)
     out = [catalog.photos[row].path for row in sorted(tied)]
@@ -204,8 +205,7 @@ class _Rows:
     wanted: list[set[Place]]
 
     @staticmethod
-    def of(older: Older, catalog: Catalog) -> "_Rows":
-        olds = older.matched(catalog)
+    def of(older: Older, catalog: Catalog, olds: list[Photo | None]) -> "_Rows":
         if not any(olds):
             raise DataError(
                 f"no photo of `{older.run.folder}` is among these",
@@ -299,13 +299,12 @@ def _without(out: Collection[int], total: int, clusters: Clusters) -> tuple[list
     return kept, [rows for rows in left if len(rows) > 1]
 
 
-def _refuse_other_groups(older: Older, catalog: Catalog) -> None:
+def _refuse_other_groups(older: Older, catalog: Catalog, olds: Sequence[Photo | None]) -> None:
     """Raise `DataError` where the older run kept other groups in one fold than are given now."""
     hint = "give --group and the table as they were, or begin a run without an older one"
     groups = catalog.table.column("group")
     if any(photo.group for photo in older.photos) and not any(groups):
         raise DataError(f"`{older.run.folder}` has photos in groups, these have none", hint=hint)
-    olds = older.matched(catalog)
     for rows in _alike(groups):
         folds = sorted({old.fold for row in rows if (old := olds[row]) and old.fold is not None})
         if len(folds) > 1:
