@@ -112,3 +112,13 @@ def test_scoring_again_makes_it_fit(own: Run) -> None:
     change(own, key="of another device")
     holdout_scores.worths(own, Machine())
     assert len(scored.read(own).rows) == 6 and not scored.read(own).doubt
+
+
+def test_a_table_from_before_paired_tests_is_not_shown_and_made_anew(own: Run) -> None:
+    place = own.folder / scored.SCORES
+    content = json.loads(place.read_bytes())
+    for row in content["rows"]:
+        del row["better_than"]
+    place.write_text(json.dumps(content))
+    assert scored.read(own).stale == "scores.json is of another version."
+    assert holdout_scores._kept(place, content["key"]) is None

@@ -197,7 +197,8 @@ def _rows(
         record = model.card.provenance["made"].get("cross_fitted")
         choosers = _labelled(ingredients.outside) if record else set()
         if choosers and choosers == _labelled(photos):
-            yield replace(parsed(record), photos_per_second=one, note=CROSS_FITTED)
+            row = parsed({"better_than": (), **record})  # cards are older than that
+            yield replace(row, photos_per_second=one, note=CROSS_FITTED)
         else:
             found = combine.outside_logits(ingredients, model.members, photos, machine)
             row = _worth(name, model, found, photos, one)
@@ -406,6 +407,6 @@ def _kept(path: Path, key: str) -> Worths | None:
 
 
 def parsed(record: Mapping[str, Any]) -> Worth:
-    """Return a row from what a file keeps of it."""
-    tuples = {name: tuple(record.get(name, ())) for name in ("interval", "better_than")}
+    """Return a row from what a file keeps of it; KeyError for one of before paired tests."""
+    tuples = {name: tuple(record[name]) for name in ("interval", "better_than")}
     return Worth(**{**record, **tuples})
