@@ -2,6 +2,7 @@
 
 Usage: python benchmarks/coverage.py simulation [--draws 4000] [--shape beta|normal|mixture]
            [--out runs/coverage.jsonl]
+       python benchmarks/coverage.py means [--draws 1000]
 
 `simulation` draws photos that are right with a known probability, in groups of 1, 5 or 20 with a
 known intra-class correlation, wherever there are at least 8 groups, and asks
@@ -12,6 +13,11 @@ miss a target are marked: coverage at least 0.93, below at most 0.05, single pho
 as wide, groups 1.3 ×. A group's chance to be right is drawn from a beta distribution, is normal
 under a probit, or (mixture) all of its photos are alike, with the correlation as the chance of it.
 Cells that --out holds are not repeated.
+
+`means` draws the scores of 10 classes, even or of 1 to 10 in frequency and unlike in how hard they
+are, in groups of one class each, and does the same for balanced accuracy, macro F1 and log loss
+(`metrics.score_intervals`). The truth is that of 400,000 photos; ratios are to twice 1.96 standard
+deviations of the score itself over the draws.
 """
 
 import argparse
@@ -24,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from fieldguide.analysis import metrics
 from fieldguide.analysis.intervals import share_interval
 
 PHOTOS = (20, 40, 100, 300, 1000, 5000)
@@ -119,16 +126,79 @@ def misses(line: dict[str, Any]) -> str:
     return ", ".join(name for name, missed in found.items() if missed)
 
 
+# --- means over classes, and losses ---------------------------------------------------------------
+
+CLASSES, SHARP, TRUTH = 10, 2.0, 400_000
+MEANS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+
+
+class Sample(NamedTuple):
+    """What is drawn: photos, the logit of the own class, photos a group, frequencies."""
+
+    photos: int
+    margin: float
+    size: int
+    frequencies: str
+
+
+def sample_of(cell: Sample, random: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    """Return probabilities, classes and groups of photos."""
+    shares = np.ones(CLASSES) if cell.frequencies == "even" else np.linspace(1, 10, CLASSES)
+    groups = cell.photos // cell.size
+    own = random.choice(CLASSES, groups, p=shares / shares.sum())
+    place = random.standard_normal((groups, CLASSES)) * (cell.size > 1)
+    targets, group_of = np.repeat(own, cell.size), np.repeat(np.arange(groups), cell.size)
+    logits = (random.standard_normal((len(targets), CLASSES)) + place[group_of]) / np.sqrt(2)
+    hard = np.linspace(-0.5, 0.5, CLASSES)
+    logits[np.arange(len(targets)), targets] += cell.margin + hard[targets]
+    return metrics.softmax(SHARP * logits), targets, group_of
+
+
+def scores_of(probabilities: NDArray[Any], targets: NDArray[Any]) -> list[float]:
+    """Return the scores of `MEANS`."""
+    return [getattr(metrics, name)(probabilities, targets) for name in MEANS]
+
+
+def simulate_means(draws: int) -> None:
+    """Print a line for each cell and score."""
+    print("photos margin size frequencies score              value  coverage  below  above  ratio")
+    cells = itertools.product((40, 100, 300, 1000), (1.8, 3.0), (1, 5), ("even", "1 to 10"))
+    for cell in itertools.starmap(Sample, cells):
+        random = np.random.default_rng([cell.photos, round(10 * cell.margin), cell.size])
+        whole = sample_of(cell._replace(photos=TRUTH), random)
+        truth = scores_of(*whole[:2])
+        found = []
+        for _ in range(draws):
+            drawn = sample_of(cell, random)
+            limits = metrics.score_intervals(*drawn)
+            values = scores_of(*drawn[:2])
+            found.append(
+                [(value, *limits[name]) for value, name in zip(values, MEANS, strict=True)]
+            )
+        for n, name in enumerate(MEANS):
+            value, low, high = np.array(found)[:, n].T
+            ratio = np.mean(high - low) / (2 * 1.96 * value.std())
+            print(
+                f"{cell.photos:6} {cell.margin:6} {cell.size:4} {cell.frequencies:11} {name:18}"
+                f" {truth[n]:5.3f} {np.mean((low <= truth[n]) & (truth[n] <= high)):9.3f}"
+                f" {np.mean(truth[n] < low):6.3f} {np.mean(truth[n] > high):6.3f} {ratio:6.2f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Simulate the cells that are not known yet, and print all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("part", choices=("simulation",))
+    parser.add_argument("part", choices=("simulation", "means"))
     parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--shape", choices=("beta", "normal", "mixture"), default="beta")
     parser.add_argument("--out", type=Path, default=Path("runs/coverage.jsonl"))
     asked = parser.parse_args()
+    if asked.part == "means":
+        simulate_means(asked.draws)
+        return
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
     keys = ("photos", "accuracy", "size", "correlation", "shape", "draws")

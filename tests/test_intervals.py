@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import betaln, comb
 
-from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.intervals import class_mean_interval, mean_interval, share_interval
 
 
 def of(right: int, photos: int, **options: float) -> tuple[float, float]:
@@ -139,3 +139,105 @@ def test_the_truth_lies_in_the_interval_as_often_as_promised(
 def test_what_is_no_sample_is_refused(right: list[bool], groups: list[int], share: float) -> None:
     with pytest.raises(ValueError, match=r"need as many groups|must lie between"):
         share_interval(np.array(right, dtype=np.bool_), np.array(groups), share=share)
+
+
+# --- means ----------------------------------------------------------------------------------------
+
+
+def laid_out(values: np.ndarray, groups: np.ndarray, draws: int) -> tuple[float, float]:
+    """The interval by drawing groups one by one, and photos laid out."""
+    random = np.random.default_rng(1)
+    members = [values[groups == group] for group in np.unique(groups)]
+
+    def of_groups(drawn: list[np.ndarray]) -> tuple[float, float]:
+        mean = float(np.concatenate(drawn).mean())
+        off = np.array([(each - mean).sum() for each in drawn])
+        spread = (off**2).sum() * len(drawn) / (len(drawn) - 1)
+        return mean, float(np.sqrt(spread)) / sum(map(len, drawn))
+
+    own, error = of_groups(members)
+    found = [
+        of_groups([members[n] for n in random.integers(0, len(members), len(members))])
+        for _ in range(draws)
+    ]
+    scores = [(mean - own) / spread for mean, spread in found]
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return own - high * error, own - low * error
+
+
+def test_means_have_the_interval_of_drawing_groups_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 40, 120) * 7 - 100
+    values = random.exponential(size=120)
+    expected = laid_out(values, groups, draws=6000)
+    found = mean_interval(values, groups, draws=6000)
+    assert found == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
+    assert found[1] - values.mean() > values.mean() - found[0]  # skewed as the values are
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(8, 80))
+def test_a_mean_lies_in_its_interval_which_widens_with_its_share(seed: int, photos: int) -> None:
+    random = np.random.default_rng(seed)
+    values, groups = random.normal(size=photos), random.integers(0, photos, photos)
+    low, high = mean_interval(values, groups)
+    wide = mean_interval(values, groups, share=0.999)
+    assert wide[0] <= low <= values.mean() <= high <= wide[1]
+
+
+def test_the_interval_of_a_mean_depends_on_values_and_seed_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(0)
+    values, groups, order = random.random(100), random.integers(0, 50, 100), random.permutation(100)
+    expected = mean_interval(values, groups)
+    assert mean_interval(values[order], groups[order] + 9) == pytest.approx(expected)
+    assert mean_interval(values, groups, seed=1) != expected
+    monkeypatch.setattr("fieldguide.analysis.intervals._BLOCK", 7 * 50)  # draws in small blocks
+    assert mean_interval(values, groups) == pytest.approx(expected)
+
+
+def test_means_that_say_little() -> None:
+    assert mean_interval(np.ones(9), np.arange(9)) == (1, 1)
+    one_group = np.array([1.0, 0.0]), np.zeros(2, dtype=np.int64)
+    assert mean_interval(*one_group, bounds=(0.0, 36.0)) == (0, 36)
+    low, high = mean_interval(np.array([0.1, 0.4]), np.arange(2), bounds=(0.0, 36.0))
+    assert (low, high) == (0, 36)  # most draws of two groups are of one
+
+
+def test_a_million_photos_have_a_mean_of_the_normal_distribution() -> None:
+    right = (np.arange(1_000_000) % 10 > 0).astype(np.float64)
+    spread = 1.96 * np.sqrt(0.9 * 0.1 / 1_000_000)
+    found = mean_interval(right, np.arange(1_000_000))
+    assert found == pytest.approx((0.9 - spread, 0.9 + spread), abs=0.1 * spread)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "options", "message"),
+    [
+        ([], [], {}, "need as many groups as photos"),
+        ([np.nan, 1.0], [0, 1], {}, "need finite values"),
+        ([1.0], [0], {"share": 1.0}, "share must lie between 0 and 1: 1.0"),
+        ([1.0], [0], {"draws": 0}, "a draw: 0 draws"),
+    ],
+)
+def test_what_has_no_mean_is_refused(
+    values: list[float], groups: list[int], options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        mean_interval(np.array(values), np.array(groups, dtype=np.int64), **options)
+
+
+def test_even_classes_without_mistakes_have_the_limits_of_the_share() -> None:
+    classes, groups = np.arange(40) % 4, np.arange(40)
+    right = np.ones(40, dtype=bool)
+    found = class_mean_interval(np.ones(41), right, classes, groups)
+    assert found == pytest.approx(of(40, 40))
+
+
+def test_rare_classes_make_their_mean_less_sure() -> None:
+    classes = np.repeat([0, 1], [90, 10])
+    right, groups = np.ones(100, dtype=bool), np.arange(100)
+    low, _ = class_mean_interval(np.ones(101), right, classes, groups)
+    # Kish: 100 · (90 / 90² + 10 / 10²) / 2² = 2.78 photos count as one.
+    assert low == pytest.approx(stats.beta.ppf(0.025, 36, 1), abs=1e-3)

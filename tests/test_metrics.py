@@ -3,11 +3,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldguide.analysis import metrics
-from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.intervals import class_mean_interval, mean_interval, share_interval
 
 
 def random_case(seed: int, *, photos: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -207,84 +207,6 @@ def test_settings_that_cannot_be() -> None:
         metrics.softmax(np.full((1, 2), -np.inf))
 
 
-def brute_force_interval(values: np.ndarray, groups: np.ndarray, draws: int) -> tuple[float, float]:
-    random = np.random.default_rng(1)
-    members = [values[groups == group] for group in np.unique(groups)]
-    means = [
-        np.concatenate([members[n] for n in random.integers(0, len(members), len(members))]).mean()
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def test_the_interval_is_that_of_drawing_groups_one_by_one() -> None:
-    random = np.random.default_rng(0)
-    groups = random.integers(0, 40, 120) * 7 - 100
-    values = random.normal(size=120)
-    expected = brute_force_interval(values, groups, draws=8000)
-    assert metrics.bootstrap_interval(values, groups, draws=8000) == pytest.approx(
-        expected, abs=0.1 * (expected[1] - expected[0])
-    )
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 2**32), st.integers(2, 80))
-def test_the_interval_holds_the_mean_and_widens_with_its_share(seed: int, photos: int) -> None:
-    random = np.random.default_rng(seed)
-    values, groups = random.normal(size=photos), random.integers(0, photos, photos)
-    low, high = metrics.bootstrap_interval(values, groups)
-    wide = metrics.bootstrap_interval(values, groups, share=0.999)
-    assert wide[0] <= low <= values.mean() <= high <= wide[1]
-
-
-def test_the_interval_depends_on_values_and_seed_alone() -> None:
-    random = np.random.default_rng(0)
-    right = (random.random(100) < 0.7).astype(np.float64)
-    groups = random.integers(0, 50, 100)
-    order = random.permutation(100)
-    interval = metrics.bootstrap_interval(right, groups, seed=0)
-    assert metrics.bootstrap_interval(right[order], groups[order] + 9, seed=0) == interval
-    assert metrics.bootstrap_interval(right.astype(np.float32), groups, seed=0) == interval
-    assert metrics.bootstrap_interval(right, groups, seed=1) != interval
-
-
-def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    values, groups = np.random.default_rng(0).random(50), np.arange(50)
-    whole = metrics.bootstrap_interval(values, groups, draws=100)
-    monkeypatch.setattr(metrics, "_BLOCK", 7 * 50)
-    assert metrics.bootstrap_interval(values, groups, draws=100) == whole
-
-
-def test_intervals_without_width() -> None:
-    assert metrics.bootstrap_interval(np.ones(9), np.arange(9)) == (1, 1)
-    one_group = metrics.bootstrap_interval(np.array([1.0, 0.0]), np.zeros(2, dtype=np.int64))
-    assert one_group == (0.5, 0.5)
-
-
-def test_a_million_photos() -> None:
-    right = (np.arange(1_000_000) % 10 > 0).astype(np.float64)
-    low, high = metrics.bootstrap_interval(right, np.arange(1_000_000))
-    spread = 1.96 * np.sqrt(0.9 * 0.1 / 1_000_000)
-    assert (low, high) == pytest.approx((0.9 - spread, 0.9 + spread), abs=0.1 * spread)
-
-
-@pytest.mark.parametrize(
-    ("values", "groups", "options", "message"),
-    [
-        ([], [], {}, "need as many groups as values"),
-        ([np.nan, 1.0], [0, 1], {}, "1 of 2 rows are not finite"),
-        ([1.0], [0], {"share": 1.0}, "share must lie between 0 and 1: 1.0"),
-        ([1.0], [0], {"draws": 0}, "draws be at least 1: 0"),
-    ],
-)
-def test_intervals_that_cannot_be(
-    values: list[float], groups: list[int], options: dict[str, float], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        metrics.bootstrap_interval(np.array(values), np.array(groups, dtype=np.int64), **options)
-
-
 def grouped_case(
     seed: int, *, photos: int = 150, classes: int = 7
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -293,37 +215,30 @@ def grouped_case(
     return metrics.softmax(logits), targets, groups
 
 
-def drawn_one_by_one(
-    measure: Callable[[np.ndarray, np.ndarray], float],
-    case: tuple[np.ndarray, np.ndarray, np.ndarray],
-    draws: int,
-) -> tuple[float, float]:
-    """The photos of each draw of groups laid out, and measured as photos are."""
-    probabilities, targets, groups = case
-    random = np.random.default_rng(0)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    values = []
-    for _ in range(draws):
-        drawn = random.integers(0, len(members), len(members))
-        photos = np.concatenate([members[number] for number in drawn])
-        values.append(measure(probabilities[photos], targets[photos]))
-    low, high = np.quantile(values, [0.05, 0.95])
-    return float(low), float(high)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("photos", [12, 150])
-def test_means_over_classes_are_those_of_the_photos_drawn(seed: int, photos: int) -> None:
-    case = grouped_case(seed, photos=photos)
-    found = metrics.score_intervals(*case, share=0.9, draws=200)
-    for name in ("balanced_accuracy", "macro_f1"):
-        expected = drawn_one_by_one(getattr(metrics, name), case, draws=200)
-        assert found[name] == pytest.approx(expected, abs=1e-12)
+@pytest.mark.parametrize("name", ["balanced_accuracy", "macro_f1"])
+@pytest.mark.parametrize(("seed", "photos"), [(0, 12), (1, 40), (2, 150)])
+def test_means_over_classes_have_the_limits_of_a_share_by_the_jackknife(
+    name: str, seed: int, photos: int
+) -> None:
+    probabilities, targets, groups = grouped_case(seed, photos=photos)
+    measure = getattr(metrics, name)
+    names = np.unique(groups)
+    kept = [groups != each for each in names]
+    without = np.array([measure(probabilities[each], targets[each]) for each in kept])
+    expected = class_mean_interval(
+        np.append(measure(probabilities, targets), without),
+        probabilities.argmax(axis=1) == targets,
+        targets,
+        groups,
+        share=0.9,
+    )
+    found = metrics.score_intervals(probabilities, targets, groups, share=0.9)
+    assert found[name] == pytest.approx(expected, abs=1e-12)
 
 
 def test_shares_and_means_over_photos_have_intervals_of_their_own() -> None:
     probabilities, targets, groups = grouped_case(3)
-    found = metrics.score_intervals(probabilities, targets, groups, share=0.8, draws=300, seed=5)
+    found = metrics.score_intervals(probabilities, targets, groups, share=0.8)
     own = np.take_along_axis(probabilities, targets[:, None], axis=1)
     shares = {
         "accuracy": probabilities.argmax(axis=1) == targets,
@@ -332,19 +247,20 @@ def test_shares_and_means_over_photos_have_intervals_of_their_own() -> None:
     for name, each in shares.items():
         assert found[name] == share_interval(each, groups, share=0.8)
     losses = -np.log(own[:, 0])
-    expected = metrics.bootstrap_interval(losses, groups, share=0.8, draws=300, seed=5)
+    bounds = (0.0, -np.log(np.finfo(np.float64).eps))
+    expected = mean_interval(losses, groups, bounds=bounds, share=0.8)
     assert found["log_loss"] == expected
 
 
 def test_every_interval_holds_its_score_and_widens_with_its_share() -> None:
     probabilities, targets, groups = grouped_case(4, photos=1000)
-    found = metrics.score_intervals(probabilities, targets, groups, draws=500)
-    wider = metrics.score_intervals(probabilities, targets, groups, draws=500, share=0.999)
+    found = metrics.score_intervals(probabilities, targets, groups)
+    wider = metrics.score_intervals(probabilities, targets, groups, share=0.999)
     assert list(found) == [
         "accuracy",
+        "log_loss",
         "balanced_accuracy",
         "macro_f1",
-        "log_loss",
         "top_5_accuracy",
     ]
     for name, (low, high) in found.items():
@@ -352,32 +268,30 @@ def test_every_interval_holds_its_score_and_widens_with_its_share() -> None:
         assert wider[name][0] < low < measure(probabilities, targets) < high < wider[name][1]
 
 
-def test_intervals_depend_on_values_and_seed_alone() -> None:
+def test_intervals_depend_on_values_alone() -> None:
     probabilities, targets, groups = grouped_case(5)
     order = np.random.default_rng(0).permutation(len(targets))
-    expected = metrics.score_intervals(probabilities, targets, groups, draws=50)
+    expected = metrics.score_intervals(probabilities, targets, groups)
     shuffled = probabilities[order], targets[order].astype(np.int8), groups[order] + 9
-    found = metrics.score_intervals(*shuffled, draws=50)
+    found = metrics.score_intervals(*shuffled)
     assert found == {name: pytest.approx(each) for name, each in expected.items()}
-    other = metrics.score_intervals(probabilities, targets, groups, draws=50, seed=1)
-    drawn = ("balanced_accuracy", "macro_f1", "log_loss")
-    assert all(other[name] != expected[name] for name in drawn)
 
 
 def test_five_classes_or_fewer_have_no_top_five() -> None:
-    five = metrics.score_intervals(*grouped_case(6, classes=5), draws=9)
-    six = metrics.score_intervals(*grouped_case(6, classes=6), draws=9)
+    five = metrics.score_intervals(*grouped_case(6, classes=5))
+    six = metrics.score_intervals(*grouped_case(6, classes=6))
     assert set(six) - set(five) == {"top_5_accuracy"}
 
 
-def test_intervals_of_one_group_and_of_one_photo_have_no_width() -> None:
+def test_one_group_says_as_little_as_one_photo() -> None:
     probabilities, targets, _ = grouped_case(7, photos=20)
-    found = metrics.score_intervals(probabilities, targets, np.zeros(20, dtype=np.int64), draws=9)
-    balanced = metrics.balanced_accuracy(probabilities, targets)
-    assert found["balanced_accuracy"] == pytest.approx((balanced, balanced))
-    alone = metrics.score_intervals(np.eye(2)[:1], np.array([1]), np.array([4]), draws=9)
-    assert alone["balanced_accuracy"] == alone["macro_f1"] == (0, 0)
-    assert alone["accuracy"] == (0, pytest.approx(0.975, abs=1e-3))
+    found = metrics.score_intervals(probabilities, targets, np.zeros(20, dtype=np.int64))
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert found[name][0] < 0.05 and found[name][1] > 0.95
+    assert found["log_loss"] == pytest.approx((0, 36.04), abs=0.01)
+    alone = metrics.score_intervals(np.eye(2)[:1], np.array([1]), np.array([4]))
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert alone[name] == pytest.approx((0, 0.975), abs=1e-3)
 
 
 def test_narrow_targets_of_many_classes() -> None:
@@ -385,11 +299,16 @@ def test_narrow_targets_of_many_classes() -> None:
     probabilities[:, 2999] += 0.5
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     targets = np.full(200, 100, dtype=np.int8)
-    found = metrics.score_intervals(probabilities, targets, np.arange(200), draws=20)
-    assert found["balanced_accuracy"] == found["macro_f1"] == (0, 0)
+    found = metrics.score_intervals(probabilities, targets, np.arange(200))
+    assert (
+        found["balanced_accuracy"]
+        == found["macro_f1"]
+        == share_interval(targets < 0, targets + np.arange(200))
+    )
     targets = np.where(np.arange(200) < 100, 2999, 0).astype(np.int16)
-    found = metrics.score_intervals(probabilities, targets, np.arange(200), draws=20)
-    assert found["balanced_accuracy"] == (0.5, 0.5)  # one class always found, the other never
+    found = metrics.score_intervals(probabilities, targets, np.arange(200))
+    low, high = share_interval(targets > 0, np.arange(200))  # one class always found, one never
+    assert found["balanced_accuracy"] == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +317,6 @@ def test_narrow_targets_of_many_classes() -> None:
         (np.empty((0, 2)), {}, "nothing to measure"),
         ([[2.0, 1.0]], {}, "not probabilities: rows sum to 1 within"),
         ([[1.0, 0.0]], {"share": 1.0}, "share must lie between 0 and 1: 1.0"),
-        ([[1.0, 0.0]], {"draws": 0}, "draws be at least 1: 0"),
     ],
 )
 def test_score_intervals_that_cannot_be(

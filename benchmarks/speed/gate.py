@@ -9,7 +9,7 @@ import numpy as np
 from harness import Cost, Options, Row, Target, measured, seconds
 from material import NATURE, Collection, collection, new_folder, recipe_of
 
-from fieldguide.analysis import metrics
+from fieldguide.analysis import intervals
 from fieldguide.fitting.fit import fit
 from fieldguide.runs.run import Run
 
@@ -127,7 +127,7 @@ def _rows(
 ) -> Iterator[Row]:
     """How much accuracy is lost over the seeds, and how much time is saved."""
     a, b = (np.array([each.right for each in side], dtype=float) for side in (ours, peer))
-    low, high = metrics.bootstrap_interval((a - b).mean(axis=0), ours[0].groups)
+    low, high = intervals.mean_interval((a - b).mean(axis=0), ours[0].groups)
     yield Row(
         f"{part}-accuracy",
         what,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Groups = Shaped[np.ndarray, " n"]
 Counts = Int[np.ndarray, " kinds"]
 Points = Float[np.ndarray, " points"]
+Values = Float[np.ndarray, " n"]
 Logs = Float[np.ndarray, "*nodes points"]
 
 # Intra-class correlations that are weighed, dense near 0, where large groups tell them apart.
@@ -27,6 +28,7 @@ _CAUTION, _LEAST_FREEDOM = 0.75, 5
 # Log-odds among which a share is looked for, ever closer to the likely ones; a log of likelihood
 # that far below the highest is nothing.
 _FARTHEST, _POINTS, _NOTHING = 40.0, (81, 81, 400), 30.0
+_BLOCK = 4_000_000  # counts in one block of bootstrap draws: 32 MB (taste)
 _EXACT = 32  # terms of a sum before an integral stands for it
 
 
@@ -50,16 +52,123 @@ def share_interval(
     Deterministic. Raises ValueError for no photos, as many groups as photos missing, or a share
     outside 0 … 1 (both excluded).
     """
+    _require(correct, groups, share)
+    kinds = _kinds(correct, np.unique(groups, return_inverse=True)[1])
+    return _limits(*(tuple(each.tolist()) for each in kinds), share)
+
+
+def class_mean_interval(
+    left_out: Float[np.ndarray, " means"],
+    correct: Bool[np.ndarray, " n"],
+    classes: Groups,
+    groups: Groups,
+    *,
+    share: float = 0.95,
+) -> tuple[float, float]:
+    """Return the interval for a mean over classes of shares, of photos like these.
+
+    `left_out` is the mean of all photos, and then without each group in the order of their names:
+    the jackknife (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11) of them
+    gives its bias, which is taken off, and its variance. The interval is that of `share_interval`
+    for such a share with this design effect: measured by that variance, and what groups could have,
+    of the photos' answers, times Kish's effect of weights that are uneven, 1 over the photos of the
+    class: n · Σ w² / (Σ w)² (Survey Sampling, 1965). It holds the mean. Raises as it does.
+    """
+    _require(correct, groups, share)
+    group_of = np.unique(groups, return_inverse=True)[1]
+    _, class_of, photos = np.unique(classes, return_inverse=True, return_counts=True)
+    weights = 1 / photos[class_of]
+    uneven = len(weights) * float(weights @ weights) / float(weights.sum()) ** 2
+    mean, without = float(left_out[0]), left_out[1:]
+    count, measured, value = len(without), 0.0, mean
+    if count > 1:
+        value = float(np.clip(mean - (count - 1) * (without.mean() - mean), 0, 1))
+        spread = float(((without - without.mean()) ** 2).sum()) * (count - 1) / count
+        if 0 < value < 1:
+            measured = len(correct) * spread / (value * (1 - value))
+    effect = _design_effect(*_kinds(correct, group_of), share, measured, uneven)
+    low, high = _effective(value, len(correct) / effect, share)
+    return min(low, mean), max(high, mean)
+
+
+def mean_interval(
+    values: Values,
+    groups: Groups,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    share: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the interval for the mean of values of photos like these, within `bounds`.
+
+    Whole groups are drawn with replacement, and each draw's mean less the sample's is divided by
+    the draw's own standard error (studentised bootstrap: Efron and Tibshirani, An Introduction to
+    the Bootstrap, 1993, ch. 12). Losses are skewed: of 100 photos at 80 to 95 % accuracy it covers
+    0.93 to 0.95 where a percentile bootstrap covers 0.86 to 0.92 (docs/results.md). Few photos
+    without a mistake cannot tell what mistakes will cost. One group says nothing: the bounds.
+
+    Time and memory follow the number of *different* groups. Raises ValueError for no values, one
+    that is not finite, a share outside 0 … 1 (both excluded), or no draw.
+    """
+    _require(values, groups, share)
+    if draws < 1 or not np.isfinite(values).all():
+        raise ValueError(f"need finite values and a draw: {draws} draws")
+    group_of = np.unique(groups, return_inverse=True)[1]
+    totals = np.stack([np.bincount(group_of), np.bincount(group_of, weights=values)], axis=1)
+    # Groups with the same sum and size are exchangeable: drawing how often each *kind* comes has
+    # the very distribution of drawing groups.
+    kinds, number = np.unique(totals, axis=0, return_counts=True)
+    own, error = (float(each[0]) for each in _means(number[None, :], kinds))
+    if len(totals) == 1:
+        return bounds
+    random, block = np.random.default_rng(seed), max(1, _BLOCK // len(kinds))
+    scores = []
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        mean, spread = _means(random.multinomial(len(totals), number / len(totals), size), kinds)
+        off = mean - own
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores.append(np.where(off == 0, 0.0, off / spread))
+    least, most = np.quantile(
+        np.concatenate(scores), [(1 - share) / 2, (1 + share) / 2], method="closest_observation"
+    )
+    low, high = (own - float(each) * error if error else own for each in (most, least))
+    return max(low, bounds[0]), min(high, bounds[1])
+
+
+def _means(
+    times: Int[np.ndarray, "draws kinds"], kinds: Float[np.ndarray, "kinds 2"]
+) -> tuple[Points, Points]:
+    """Return the mean of each draw and its standard error, of so many groups of each kind.
+
+    It is the ratio of sums to sizes, both of which vary.
+    """
+    size, total = kinds.T
+    photos, groups = times @ size, times.sum(axis=1)
+    mean = times @ total / photos
+    products = times @ np.stack([total * total, total * size, size * size], axis=1)
+    squares = products[:, 0] - 2 * mean * products[:, 1] + mean**2 * products[:, 2]
+    squares[squares < 1e-12 * products[:, 0]] = 0  # rounding
+    return mean, np.sqrt(squares * groups / np.maximum(groups - 1, 1)) / photos
+
+
+def _require(values: Shaped[np.ndarray, " m"], groups: Groups, share: float) -> None:
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1: {share}")
-    if len(correct) == 0 or len(correct) != len(groups):
-        raise ValueError(f"need as many groups as photos, and one: {len(groups)}, {len(correct)}")
-    group_of = np.unique(groups, return_inverse=True)[1]
+    if len(values) == 0 or len(values) != len(groups):
+        raise ValueError(f"need as many groups as photos, and one: {len(groups)}, {len(values)}")
+
+
+def _kinds(
+    correct: Bool[np.ndarray, " n"], group_of: Int[np.ndarray, " n"]
+) -> tuple[Counts, Counts, Counts]:
+    """Return photos right and wrong in a group, and how many groups have them; each pair once."""
     right = np.bincount(group_of, weights=correct).astype(np.int64)
     wrong = np.bincount(group_of) - right
     most = int(wrong.max()) + 1
-    kinds, times = np.unique(right * most + wrong, return_counts=True)  # groups alike, once
-    return _limits(*(tuple(each.tolist()) for each in (*np.divmod(kinds, most), times)), share)
+    kinds, times = np.unique(right * most + wrong, return_counts=True)
+    return *np.divmod(kinds, most), times
 
 
 @lru_cache(4096)  # small classes are often alike
@@ -68,8 +177,13 @@ def _limits(
 ) -> tuple[float, float]:
     """Return both limits, of so many times each number of photos right and wrong in a group."""
     well, ill, number = (np.array(each, dtype=np.int64) for each in (right, wrong, times))
-    effect, outside = _design_effect(well, ill, number, share), (1 - share) / 2
-    some, others = float(well @ number) / effect, float(ill @ number) / effect
+    effect, photos = _design_effect(well, ill, number, share), float((well + ill) @ number)
+    return _effective(float(well @ number) / photos, photos / effect, share)
+
+
+def _effective(value: float, photos: float, share: float) -> tuple[float, float]:
+    """Return both limits of a share, of an effective number of photos."""
+    outside, some, others = (1 - share) / 2, value * photos, (1 - value) * photos
     low = _lower(some, others, outside) if some else 0.0
     high = 1 - _lower(others, some, outside) if others else 1.0
     return low, high
@@ -101,15 +215,25 @@ def _narrowed(logs: Callable[[Points], Logs]) -> tuple[Points, Logs]:
     return odds, found
 
 
-def _design_effect(right: Counts, wrong: Counts, times: Counts, share: float) -> float:
-    """Return by how many photos in groups one single photo is matched; 1 if all are single."""
+def _design_effect(
+    right: Counts,
+    wrong: Counts,
+    times: Counts,
+    share: float,
+    measured: float | None = None,
+    uneven: float = 1.0,
+) -> float:
+    """Return by how many photos in groups one single photo is matched; 1 if all are single.
+
+    With photos of `uneven` weights their effect is multiplied by it; that of another statistic than
+    the share right is `measured`.
+    """
     sizes = right + wrong
     if sizes.max() == 1:
-        return 1.0
+        return max(uneven, measured or 0.0)
     groups, photos = int(times.sum()), int(times @ sizes)
     value = float(times @ right) / photos
-    measured = 0.0
-    if groups > 1 and 0 < value < 1:
+    if measured is None and groups > 1 and 0 < value < 1:
         spread = float(times @ (right - value * sizes) ** 2) * groups / (groups - 1)
         measured = spread / (photos * value * (1 - value))
     _, logs = _narrowed(_Likelihood(right, wrong, times).logs)
@@ -118,8 +242,9 @@ def _design_effect(right: Counts, wrong: Counts, times: Counts, share: float) ->
     most = float(times @ sizes**2) / photos  # as if a group were one photo
     expected = 1 + (most - 1) * float(correlation)
     fewer = int(min(times @ (right > 0), times @ (wrong > 0)))
-    excess = max(measured, expected) - 1
-    return min(1 + excess * _student(share, max(fewer - 1, _LEAST_FREEDOM)) ** 2, most)
+    excess = max(measured or 0.0, uneven * expected) - uneven
+    wide = uneven + excess * _student(share, max(fewer - 1, _LEAST_FREEDOM)) ** 2
+    return min(wide, uneven * most)
 
 
 def _student(share: float, freedom: int) -> float:

@@ -13,13 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
-from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.intervals import class_mean_interval, mean_interval, share_interval
 
 Scores: TypeAlias = Float[np.ndarray, "n classes"]
 Targets: TypeAlias = Int[np.ndarray, " n"]
 
-# Counts in one block of bootstrap draws: 32 MB, a compromise of memory and speed (taste).
-_BLOCK = 4_000_000
+_LEAST = float(np.finfo(np.float64).eps)  # of probabilities in a loss, as in scikit-learn
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
@@ -129,115 +128,65 @@ def per_class(scores: Scores, targets: Targets) -> PerClass:
     )
 
 
-def bootstrap_interval(
-    values: Float[np.ndarray, " n"],
-    groups: Int[np.ndarray, " n"],
-    *,
-    share: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return the interval that holds the middle `share` of bootstrap means of `values`.
-
-    There is one value a photo, no share (`intervals.share_interval`). Whole `groups` (any integers)
-    are drawn with replacement, because photos of one group are alike; each mean is over the photos
-    drawn. Percentile bootstrap of clusters (Efron and Tibshirani, An Introduction to the Bootstrap,
-    1993, ch. 13; Field and Welsh, JRSS B 69, 2007). Too narrow for few groups (below about 30);
-    with one group, or values that are all equal, it has no width despite the doubt.
-
-    Time and memory follow the number of *different* groups (by size and sum). Raises ValueError for
-    no values, a value that is not finite, a share outside 0 … 1 (both excluded), or no draw.
-    """
-    if not 0 < share < 1 or draws < 1:
-        raise ValueError(f"share must lie between 0 and 1: {share}, draws be at least 1: {draws}")
-    if len(values) == 0 or len(values) != len(groups):
-        raise ValueError(f"need as many groups as values, and one: {len(groups)}, {len(values)}")
-    wide = values.astype(np.float64)
-    _refuse_infinite(wide)
-    return _middle(_bootstrap_means(wide, groups, draws, np.random.default_rng(seed)), share)
-
-
 def score_intervals(
-    probabilities: Scores,
-    targets: Targets,
-    groups: Int[np.ndarray, " n"],
-    *,
-    share: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    probabilities: Scores, targets: Targets, groups: Int[np.ndarray, " n"], *, share: float = 0.95
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of each score by name.
 
-    accuracy and, for more than 5 classes, top_5_accuracy by `intervals.share_interval`; log_loss,
-    balanced_accuracy and macro_f1 by bootstrap over groups. Each draw takes the two means over the
-    classes that occur in it. F1 is concave in the counts of a class, so that its interval leans low
-    where classes are small (simulated with 10 photos a class: by 0.8 of its standard error; with
-    50: by 0.3). Time follows photos · draws, memory photos · classes. Raises ValueError as
-    `bootstrap_interval` and `log_loss` do.
+    accuracy and, for more than 5 classes, top_5_accuracy by `intervals.share_interval`,
+    balanced_accuracy and macro_f1 by `intervals.class_mean_interval`, log_loss by
+    `intervals.mean_interval`. F1 is concave in the counts of a class, so that its value leans low
+    where classes are small, which the interval allows for. Raises ValueError as they and
+    `log_loss` do.
     """
     check_probabilities(probabilities, targets)
     predicted = probabilities.argmax(axis=1)
-    losses = _losses(probabilities, targets)
-    loss = bootstrap_interval(losses, groups, share=share, draws=draws, seed=seed)
-    random = np.random.default_rng(seed)
-    balanced, f1 = _bootstrap_by_class(predicted, targets, groups, draws, random)
+    correct = predicted == targets
+    highest = float(-np.log(_LEAST))
     found = {
-        "accuracy": share_interval(predicted == targets, groups, share=share),
-        "balanced_accuracy": _middle(balanced, share),
-        "macro_f1": _middle(f1, share),
-        "log_loss": loss,
+        "accuracy": share_interval(correct, groups, share=share),
+        "log_loss": mean_interval(
+            _losses(probabilities, targets), groups, bounds=(0.0, highest), share=share
+        ),
     }
+    for name, predictions in (("balanced_accuracy", 0), ("macro_f1", 1)):
+        left_out = _left_out(predicted, targets, groups, predictions)
+        found[name] = class_mean_interval(left_out, correct, targets, groups, share=share)
     if probabilities.shape[1] > 5:
         among = _among_first(probabilities, targets, 5)
         found["top_5_accuracy"] = share_interval(among, groups, share=share)
     return found
 
 
-def _middle(values: NDArray[np.float64], share: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+def _left_out(
+    predicted: Targets, targets: Targets, groups: Targets, predictions: int
+) -> Float[np.ndarray, " means"]:
+    """Return a mean over classes of all photos, and then without each group.
 
-
-def _bootstrap_means(
-    values: NDArray[np.float64], groups: Targets, draws: int, random: np.random.Generator
-) -> NDArray[np.float64]:
-    group_of = np.unique(groups, return_inverse=True)[1]
-    totals = np.stack([np.bincount(group_of, weights=values), np.bincount(group_of)], axis=1)
-    # Groups with the same sum and size are exchangeable: drawing how often each *kind* comes has
-    # the very distribution of drawing groups, and a million photos right or wrong are two kinds.
-    kinds, number = np.unique(totals, axis=0, return_counts=True)
-    chances = number / len(totals)
-    block = max(1, _BLOCK // len(kinds))
-    blocks = [
-        random.multinomial(len(totals), chances, size=min(block, draws - start)) @ kinds
-        for start in range(0, draws, block)
-    ]
-    sums, sizes = np.concatenate(blocks).T
-    means: NDArray[np.float64] = sums / sizes
-    return means
-
-
-def _bootstrap_by_class(
-    predicted: Targets, targets: Targets, groups: Targets, draws: int, random: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return balanced accuracy and macro F1 of each draw of groups, over the classes it holds."""
+    Of each class it is (1 + k) · right / (true + k · predicted), where k = `predictions`: recall at
+    0, F1 at 1; over the classes with something in the denominator.
+    """
     names, group_of = np.unique(groups, return_inverse=True)
-    # Photos of one class that were predicted alike are counted together: of a hundred thousand
-    # photos, some thousand pairs of classes remain.
     classes = 1 + max(int(targets.max()), int(predicted.max()))
-    pairs, pair_of = np.unique(targets.astype(np.int64) * classes + predicted, return_inverse=True)
-    true_of, predicted_of = np.divmod(pairs, classes)
-    right_of = true_of == predicted_of
-    balanced, f1 = np.empty(draws), np.empty(draws)
-    for draw in range(draws):  # one at a time: a table of draws × groups could be gigabytes
-        times = np.bincount(random.integers(0, len(names), len(names)), minlength=len(names))
-        photos = np.bincount(pair_of, weights=times[group_of])
-        true = np.bincount(true_of, photos, classes)
-        both = true + np.bincount(predicted_of, photos, classes)
-        right = np.bincount(true_of, photos * right_of, classes)
-        balanced[draw] = np.mean(right[true > 0] / true[true > 0])
-        f1[draw] = np.mean(2 * right[both > 0] / both[both > 0])
-    return balanced, f1
+    codes = np.concatenate([targets, predicted]) + classes * np.tile(group_of, 2).astype(np.int64)
+    pairs, pair_of = np.unique(codes, return_inverse=True)  # of a group and a class
+    of_pair = np.repeat([1, predictions], len(targets))
+    below = np.bincount(pair_of, of_pair, len(pairs))
+    above = np.bincount(pair_of[: len(targets)], predicted == targets, len(pairs))
+    group, own_class = np.divmod(pairs, classes)
+    wholes = [np.bincount(own_class, each, classes) for each in (above, below)]
+    (over, under), rest = (
+        wholes,
+        [whole[own_class] - each for whole, each in zip(wholes, (above, below), strict=True)],
+    )
+    ratio = over / np.maximum(under, 1)
+    changes = rest[0] / np.maximum(rest[1], 1) - ratio[own_class]
+    sums = ratio.sum() + np.bincount(group, changes, len(names))
+    gone = np.bincount(group, (rest[1] == 0) & (under[own_class] > 0), len(names))
+    number = float((under > 0).sum())
+    means = np.append(ratio.sum(), sums) / np.maximum(np.append(number, number - gone), 1)
+    found: NDArray[np.float64] = (1 + predictions) * means
+    return found
 
 
 def own(values: Shaped[np.ndarray, "n classes"], targets: Targets) -> Shaped[np.ndarray, " n"]:
@@ -256,7 +205,7 @@ def _among_first(scores: Scores, targets: Targets, k: int) -> Bool[np.ndarray, "
 
 def _losses(probabilities: Scores, targets: Targets) -> Float[np.ndarray, " n"]:
     confidence = own(probabilities, targets).astype(np.float64)
-    losses: NDArray[np.float64] = -np.log(confidence.clip(np.finfo(np.float64).eps, 1))
+    losses: NDArray[np.float64] = -np.log(confidence.clip(_LEAST, 1))
     return losses
 
 
