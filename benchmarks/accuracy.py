@@ -141,7 +141,7 @@ def loop(
     files = [train.file(photo) for photo in train.photos]
     line: dict[str, Any] = {}
     if name != "timm":
-        line["C"] = _fit_head(body, _features(body, files, plain), np.array(labels))
+        line["C"] = _fit_head(body, features_of(body, files, plain), np.array(labels))
     if name != "regression":
         made = create_transform(**config, is_training=True)
         line["epochs"] = _train(
@@ -164,7 +164,8 @@ def _batches(paths: list[Path], transform: Any) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def _features(body: Any, paths: list[Path], transform: Any) -> np.ndarray:
+def features_of(body: Any, paths: list[Path], transform: Any) -> np.ndarray:
+    """Return what the last layer sees of photos, (n, channels)."""
     body.eval()
     seen = [
         body.forward_head(body.forward_features(x), pre_logits=True)

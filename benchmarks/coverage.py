@@ -3,6 +3,7 @@
 Usage: python benchmarks/coverage.py simulation [--draws 4000] [--shape beta|normal|mixture]
            [--out runs/coverage.jsonl]
        python benchmarks/coverage.py means [--draws 1000]
+       python benchmarks/coverage.py seeds [--draws 800] --photos NATURE100 --weights WEIGHTS
 
 `simulation` draws photos that are right with a known probability, in groups of 1, 5 or 20 with a
 known intra-class correlation, wherever there are at least 8 groups, and asks
@@ -18,6 +19,11 @@ Cells that --out holds are not repeated.
 are, in groups of one class each, and does the same for balanced accuracy, macro F1 and log loss
 (`metrics.score_intervals`). The truth is that of 400,000 photos; ratios are to twice 1.96 standard
 deviations of the score itself over the draws.
+
+`seeds` trains linear heads on a resnet18's features of 10 classes of 20 photos, drawn each time, in
+two folds with three seeds (first head, order, dropout), and asks `compare`'s tests whether two
+recipes differ: the same one twice, and one that trains shorter. A line each: how often a difference
+is called over photos and seeds, and by the test of one seed, and how large the difference is.
 """
 
 import argparse
@@ -30,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from fieldguide.analysis import metrics
+from fieldguide.analysis import metrics, paired
 from fieldguide.analysis.intervals import share_interval
 
 PHOTOS = (20, 40, 100, 300, 1000, 5000)
@@ -186,19 +192,85 @@ def simulate_means(draws: int) -> None:
             )
 
 
+# --- seeds ----------------------------------------------------------------------------------------
+
+OWN_CLASSES, OWN_PHOTOS, SEEDS, STEPS, BATCH, RATE = 10, 20, 3, 60, 16, 0.2
+
+
+def out_of_fold(
+    features: NDArray[Any], targets: NDArray[Any], steps: int, random: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Return right answers of heads that were trained with one seed on the other fold."""
+    folds, right = np.arange(len(targets)) % 2, np.zeros(len(targets), dtype=bool)
+    for fold in (0, 1):
+        rows = np.flatnonzero(folds != fold)
+        head = 0.05 * random.standard_normal((features.shape[1], OWN_CLASSES))
+        for _ in range(steps):
+            batch = random.choice(rows, BATCH, replace=False)
+            seen = 2 * features[batch] * (random.random((BATCH, features.shape[1])) < 0.5)
+            error = metrics.softmax(seen @ head)
+            error[np.arange(BATCH), targets[batch]] -= 1
+            head -= RATE * seen.T @ error / BATCH
+        mine = folds == fold
+        right[mine] = (features[mine] @ head).argmax(axis=1) == targets[mine]
+    return right
+
+
+def simulate_seeds(draws: int, photos: Path, weights: str) -> None:
+    """Print a line for each pair of recipes."""
+    import timm
+    from accuracy import SIZE, features_of, parts
+    from safetensors.torch import load_file
+    from timm.data import create_transform, resolve_data_config
+
+    body = timm.create_model("resnet18", pretrained=False)
+    body.load_state_dict(load_file(weights))
+    plain = create_transform(**resolve_data_config({"input_size": (3, SIZE, SIZE)}, model=body))
+    train, _ = parts(photos, "30")
+    features = features_of(body, [train.file(photo) for photo in train.photos], plain)
+    features /= np.sqrt(np.square(features).sum(axis=1, keepdims=True) / 8)
+    labels = np.array([train.classes.index(str(photo.label)) for photo in train.photos])
+    enough = np.flatnonzero(np.bincount(labels) >= OWN_PHOTOS)
+    groups = np.arange(OWN_CLASSES * OWN_PHOTOS)
+    print("recipes                 difference   called over seeds   by one seed")
+    for steps in (STEPS, STEPS * 4 // 5):
+        random, found = np.random.default_rng(steps), []
+        for _ in range(draws):
+            classes = random.choice(enough, OWN_CLASSES, replace=False)
+            rows = [random.choice(np.flatnonzero(labels == c), OWN_PHOTOS, False) for c in classes]
+            own, targets = features[np.concatenate(rows)], np.repeat(range(OWN_CLASSES), OWN_PHOTOS)
+            base, other = (
+                np.stack([out_of_fold(own, targets, each, random) for _ in range(SEEDS)])
+                for each in (STEPS, steps)
+            )
+            [over] = paired.contrasts_over_seeds(base, [other], groups)
+            [one] = paired.contrasts(base[0], [other[0]], groups)
+            called = (each.verdict != "no difference shown" for each in (over, one))
+            found.append((over.difference, *called))
+        difference, over_seeds, of_one = np.mean(found, axis=0)
+        print(
+            f"{STEPS} and {steps} steps of SGD  {100 * difference:9.1f}   {over_seeds:17.3f}"
+            f"   {of_one:11.3f}   (n = {draws})",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Simulate the cells that are not known yet, and print all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("part", choices=("simulation", "means"))
+    parser.add_argument("part", choices=("simulation", "means", "seeds"))
     parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--shape", choices=("beta", "normal", "mixture"), default="beta")
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--weights")
     parser.add_argument("--out", type=Path, default=Path("runs/coverage.jsonl"))
     asked = parser.parse_args()
     if asked.part == "means":
-        simulate_means(asked.draws)
-        return
+        return simulate_means(asked.draws)
+    if asked.part == "seeds":
+        return simulate_seeds(asked.draws, asked.photos, asked.weights)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
     keys = ("photos", "accuracy", "size", "correlation", "shape", "draws")

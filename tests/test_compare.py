@@ -81,7 +81,9 @@ def test_rows_and_contrasts_say_what_the_runs_say(compared: tuple[Comparison, Pa
     best = int(np.sum(right, axis=1).argmax())
     assert (found.winner.name, found.winner.trials) == (found.rows[best].name, 3)
     assert found.winner.accuracy == found.rows[best].accuracy
-    assert found.winner.corrected == paired.bias_corrected_best(np.array(right), np.arange(24))
+    assert found.winner.corrected == paired.bias_corrected_best(
+        np.array(right, float), np.arange(24)
+    )
 
 
 def test_table_record_and_page_are_written(compared: tuple[Comparison, Path]) -> None:
@@ -182,6 +184,46 @@ def test_seeds_vary_and_neither_folds_nor_what_is_set_aside(discs: Path, tmp_pat
     assert len(first.outside) == 6
     assert first.outside.tolist() == other.outside.tolist()
     assert results(first) != results(other)
+
+
+def test_trials_of_several_seeds_are_compared_over_them(discs: Path, tmp_path: Path) -> None:
+    out, found = tmp_path / "out", trials(SHORT, {"head": ["se"]})
+    one_seed = compare(fg.scan(discs), found, out)
+    assert (one_seed.seeds, one_seed.rows[1].contrast is not None) == (1, True)
+    done = compare(fg.scan(discs), found, out, seeds=2)
+    all_runs = [
+        [fg.Run(out / folder) for folder in pair]
+        for pair in (("base", "base-seed-1"), ("head-se", "head-se-seed-1"))
+    ]
+    right = []
+    for row, pair in zip(done.rows, all_runs, strict=True):
+        assert [run.recipe.seed for run in pair] == [0, 1]
+        assert pair[0].catalog.photos == pair[1].catalog.photos  # the same folds
+        assert row.accuracies == pytest.approx([run.scores.accuracy for run in pair])
+        assert row.accuracy == pytest.approx(np.mean(row.accuracies))
+        assert (row.status, row.folds) == ("complete", 2 * done.folds)
+        assert row.seconds == pytest.approx(sum(run.seconds for run in pair))
+        answers = [
+            csv.DictReader((run.folder / "oof.csv").read_text("utf-8").splitlines()) for run in pair
+        ]
+        right.append([[each["label"] == each["predicted"] for each in file] for file in answers])
+    base, other = np.array(right)
+    expected = paired.contrasts_over_seeds(base, [other], np.arange(24))
+    assert [row.contrast for row in done.rows] == [None, *expected]
+    assert rebuilt(out) == done
+    with (out / "compare.csv").open(newline="") as file:
+        assert [len(row["accuracy_by_seed"].split()) for row in csv.DictReader(file)] == [2, 2]
+    assert "with 2 seeds each" in (out / "compare.html").read_text("utf-8")
+
+
+def test_seeds_that_cannot_be_are_refused_before_any_work(discs: Path, tmp_path: Path) -> None:
+    for tried, seeds, message in (
+        (trials(SHORT, {"seed": [1]}), 2, "`seed` varies among the trials"),
+        (trials(SHORT, {}), 0, "`seeds` = 0 is no number of seeds"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            compare(fg.scan(discs), tried, tmp_path / "out", seeds=seeds)
+        assert not (tmp_path / "out").exists()
 
 
 def test_auto_and_what_it_stands_for_are_one_trial(discs: Path, tmp_path: Path) -> None:

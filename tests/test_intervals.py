@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import betaln, comb
 
-from fieldguide.analysis.intervals import class_mean_interval, mean_interval, share_interval
+from fieldguide.analysis.intervals import (
+    class_mean_interval,
+    mean_interval,
+    share_interval,
+    student_quantile,
+    student_tails,
+)
 
 
 def of(right: int, photos: int, **options: float) -> tuple[float, float]:
@@ -241,3 +247,11 @@ def test_rare_classes_make_their_mean_less_sure() -> None:
     low, _ = class_mean_interval(np.ones(101), right, classes, groups)
     # Kish: 100 · (90 / 90² + 10 / 10²) / 2² = 2.78 photos count as one.
     assert low == pytest.approx(stats.beta.ppf(0.025, 36, 1), abs=1e-3)
+
+
+@pytest.mark.parametrize("freedom", [1.0, 2.0, 5.3, 100.0, 999.0, 1001.0, 1e5])
+def test_students_distribution_is_that_of_scipy(freedom: float) -> None:
+    for share in (0.8, 0.95, 0.999):
+        expected = stats.t.ppf((1 + share) / 2, freedom)
+        assert student_quantile(freedom, share) == pytest.approx(expected, rel=1e-3)
+    assert student_tails(-2.1, freedom) == pytest.approx(2 * stats.t.sf(2.1, freedom), rel=1e-3)

@@ -186,6 +186,65 @@ def test_a_difference_that_is_shown_alone_may_not_be_among_many() -> None:
     assert many[0].verdict == "no difference shown"
 
 
+# --- over photos and seeds ------------------------------------------------------------------------
+
+
+def trained(
+    seeds: int, chance: NDArray[np.float64], luck: float, draw: np.random.Generator
+) -> Answers:
+    """Answers of networks whose seed is worth `luck` (a standard deviation, in accuracy)."""
+    moved = chance + luck * draw.standard_normal((seeds, 1))
+    return draw.random((seeds, len(chance))) < moved
+
+
+@pytest.mark.parametrize(("groups", "luck"), [(400, 0.0), (400, 0.05), (80, 0.02)])
+def test_recipes_that_are_alike_are_called_different_as_rarely_as_promised(
+    groups: int, luck: float
+) -> None:
+    draw = np.random.default_rng(0)
+    group_of = np.arange(400) % groups
+    calls = 0
+    for _ in range(400):
+        chance = draw.beta(6, 2, groups)[group_of]
+        base, other = (trained(3, chance, luck, draw) for _ in range(2))
+        [found] = paired.contrasts_over_seeds(base, [other], group_of)
+        calls += found.verdict != "no difference shown"
+    assert 0.01 <= calls / 400 <= 0.08
+
+
+def test_a_lucky_seed_makes_no_recipe_better() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.random((3, 1000)) < np.array([[0.9], [0.8], [0.8]])
+    other = draw.random((3, 1000)) < np.array([[0.9], [0.9], [0.8]])
+    groups = np.arange(1000)
+    assert paired.contrasts(base[1], [other[1]], groups)[0].verdict == "better"
+    [found] = paired.contrasts_over_seeds(base, [other], groups)
+    assert found.verdict == "no difference shown" and found.low < 0 < found.high
+    [sure] = paired.contrasts_over_seeds(base[1:], [draw.random((2, 1000)) < 0.97], groups)
+    assert sure.verdict == "better" and 0.1 < sure.low < sure.difference < sure.high < 0.25
+
+
+def test_without_a_seeds_luck_it_is_the_t_test_of_photos() -> None:
+    """Both answer the same with every seed: what differs between photos is all that is left."""
+    base, other = (np.tile(answers(1, 60, seed=seed), (3, 1)) for seed in (0, 1))
+    [found] = paired.contrasts_over_seeds(base, [other], np.arange(60))
+    expected = stats.ttest_rel(other[0].astype(float), base[0].astype(float))
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-4)
+    interval = expected.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-4)
+
+
+def test_the_same_answers_are_no_difference_and_one_seed_no_sample() -> None:
+    same = np.tile(answers(1, 50), (2, 1))
+    [found] = paired.contrasts_over_seeds(same, [same], np.arange(50))
+    assert (found.difference, found.p, found.verdict) == (0, 1, "no difference shown")
+    with pytest.raises(ValueError, match="at least two of them: 1"):
+        paired.contrasts_over_seeds(same[:1], [same[:1]], np.arange(50))
+
+
+# --- the best of several --------------------------------------------------------------------------
+
+
 def test_the_best_is_the_first_of_equals() -> None:
     right = answers(50)
     assert paired.best(np.stack([~right, right, right])) == 1

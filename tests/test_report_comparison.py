@@ -49,6 +49,7 @@ def test_the_lead_says_what_is_shown_and_what_is_not() -> None:
     assert comparison.lead(found).replace("\N{NO-BREAK SPACE}", " ") == (
         "The base classifies 90.0 % of photos correctly."
         " Shown to be better: cutmix (+2.1 points). Shown to be worse: se (−3.0 points)."
+        " A difference may be a seed's: --seeds 3 tests over seeds too."
         " No difference is shown for mixup."
     )
     alike = a_comparison(row("base"), row("a", contrast=contrast(0.1)))
@@ -106,12 +107,18 @@ def test_no_two_of_many_trials_look_alike() -> None:
 
 
 def test_the_luck_of_seeds_is_reported_where_it_is_known() -> None:
-    seeds = [row(f"seed={n}", 0.9 + n / 100, changes={"seed": n}) for n in (1, 2)]
-    other = row("head=se, seed=1", 0.1, changes={"head": "se", "seed": 1})
-    text = comparison.luck(a_comparison(row("base"), *seeds, other))
+    base = replace(row("base"), accuracies=(0.91, 0.9, 0.92))
+    text = comparison.luck(replace(a_comparison(base), seeds=3))
     assert "With 3 seeds the base classifies 90.0\N{NO-BREAK SPACE}% to 92.0" in text
-    assert comparison.luck(a_comparison(row("base"), other)) == ""
-    assert comparison.luck(a_comparison(row("base", status="failed"), *seeds)) == ""
+    assert comparison.luck(a_comparison(row("base"), row("head=se"))) == ""
+
+
+def test_a_difference_of_one_seed_is_said_to_be_perhaps_the_seeds() -> None:
+    better = row("head=se", contrast=contrast(0.02, 0.01))
+    assert "--seeds 3" in comparison.lead(a_comparison(row("base"), better))
+    assert "--seeds" not in comparison.lead(replace(a_comparison(row("base"), better), seeds=3))
+    alike = row("head=se", contrast=contrast(0.0))
+    assert "--seeds" not in comparison.lead(a_comparison(row("base"), alike))
 
 
 def test_whatever_is_missing_is_reported(tmp_path: Path) -> None:

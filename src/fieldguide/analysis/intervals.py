@@ -243,23 +243,34 @@ def _design_effect(
     expected = 1 + (most - 1) * float(correlation)
     fewer = int(min(times @ (right > 0), times @ (wrong > 0)))
     excess = max(measured or 0.0, uneven * expected) - uneven
-    wide = uneven + excess * _student(share, max(fewer - 1, _LEAST_FREEDOM)) ** 2
+    normal = NormalDist().inv_cdf((1 + share) / 2)
+    student = student_quantile(float(max(fewer - 1, _LEAST_FREEDOM)), share) / normal
+    wide = uneven + excess * student**2
     return min(wide, uneven * most)
 
 
-def _student(share: float, freedom: int) -> float:
-    """Return Student's two-sided quantile over the normal one, to 0.001 from 5 degrees on.
+def student_quantile(freedom: float, share: float) -> float:
+    """Return Student's quantile: a score lies within ± it with the probability `share`."""
+    angles, above = _student(freedom)
+    return math.sqrt(freedom) * math.tan(float(np.interp(share - 1, -above, angles)))
 
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 26.7.5.
+
+def student_tails(score: float, freedom: float) -> float:
+    """Return the probability of a score farther from 0, on either side."""
+    return float(np.interp(math.atan(abs(score) / math.sqrt(freedom)), *_student(freedom)))
+
+
+@lru_cache(256)
+def _student(freedom: float) -> tuple[Points, Points]:
+    """Return angles a from 0 to π/2, and the probability of |t| > √freedom · tan(a), to 1e-6.
+
+    So the density of t is, over a, that of cos(a)^(freedom - 1).
     """
-    z = NormalDist().inv_cdf((1 + share) / 2)
-    terms = (
-        (z**2 + 1) / 4,
-        (5 * z**4 + 16 * z**2 + 3) / 96,
-        (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / 384,
-        (79 * z**8 + 776 * z**6 + 1482 * z**4 - 1920 * z**2 - 945) / 92160,
-    )
-    return 1 + math.fsum(term / freedom ** (n + 1) for n, term in enumerate(terms))
+    angles = np.linspace(0, np.pi / 2, 20_001) if freedom < 1000 else np.linspace(0, 0.4, 20_001)
+    density = np.exp((freedom - 1) * np.log(np.cos(angles).clip(1e-300)))
+    middle = np.cumsum((density[1:] + density[:-1])[::-1])[::-1]
+    above = np.append(middle, 0.0)
+    return angles, above / above[0]
 
 
 class _Likelihood:

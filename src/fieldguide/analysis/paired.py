@@ -9,8 +9,9 @@ come in groups takes copies for independent evidence and finds differences where
 interval of the difference is not corrected.
 
 These trained networks are compared. That another seed would have trained others is no part of the
-doubt: see Dietterich, "Approximate Statistical Tests for Comparing Supervised Classification
-Learning Algorithms", Neural Computation 10, 1998, and benchmarks/compare_aa.py for its size.
+doubt (Dietterich, "Approximate Statistical Tests for Comparing Supervised Classification Learning
+Algorithms", Neural Computation 10, 1998; benchmarks/compare_aa.py has its size), unless each was
+trained with several (`contrasts_over_seeds`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,13 @@ from itertools import combinations
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
-from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.intervals import share_interval, student_quantile, student_tails
 
 Right: TypeAlias = Bool[np.ndarray, " n"]
+Seeds: TypeAlias = Bool[np.ndarray, "seeds n"]  # a row for each seed
 Counts: TypeAlias = Int[np.ndarray, " n"]
 Groups: TypeAlias = Int[np.ndarray, " n"]
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -37,7 +39,7 @@ class Contrast:
     """A classifier against the base, on the same photos.
 
     `difference` is in accuracy, with its 95 % interval (`low`, `high`); `p` is that of `sign_flip`,
-    `adjusted` after `holm` over all contrasts with this base.
+    or over seeds of Student's test, `adjusted` after `holm` over all contrasts with this base.
     """
 
     difference: float
@@ -50,14 +52,72 @@ class Contrast:
 
 def contrasts(base: Right, others: Sequence[Right], groups: Groups) -> list[Contrast]:
     """Return each of `others` against the base, by the rule at the top of this file."""
-    found = [sign_flip(other, base, groups) for other in others]
-    result = []
-    for other, p, adjusted in zip(others, found, holm(found), strict=True):
-        shown: Verdict = "better" if other.sum() > base.sum() else "worse"
+    return _judged(
+        [difference(other, base, groups) for other in others],
+        [sign_flip(other, base, groups) for other in others],
+    )
+
+
+def contrasts_over_seeds(base: Seeds, others: Sequence[Seeds], groups: Groups) -> list[Contrast]:
+    """Return each of `others` against the base, where each was trained with several seeds.
+
+    So a difference is one between recipes, on other photos and with other seeds. Photos (in groups)
+    and seeds are crossed: the variance of a difference is that of the photos' mean differences over
+    seeds, and twice what seeds add to an accuracy, beyond what answers to single photos explain, as
+    estimated over all trials together (Cornfield and Tukey, "Average Values of Mean Squares in
+    Factorials", Annals of Mathematical Statistics 27, 1956). Student's test with Satterthwaite's
+    degrees of freedom (Biometrics Bulletin 2, 1946); benchmarks/coverage.py has its false alarms.
+
+    Seeds of different trials are taken as independent. ValueError for fewer than two seeds.
+    """
+    trials = [base, *others]
+    seeds, photos = base.shape
+    if seeds < 2:
+        raise ValueError(f"a seed's luck needs at least two of them: {seeds}")
+    group_of = np.unique(groups, return_inverse=True)[1]
+    number = int(group_of.max()) + 1
+
+    def variance(values: Float[np.ndarray, "rows n"]) -> float:  # of a mean, from deviations
+        sums = [np.bincount(group_of, weights=row, minlength=number) for row in values]
+        total = float(np.square(sums).sum())
+        return total * number / (max(number - 1, 1) * float(photos) ** 2)
+
+    luck, single = [], []  # of a seed's accuracy, and the part of it that is single photos'
+    for answers in trials:
+        by_seed, by_photo = answers.mean(axis=1), answers.mean(axis=0)
+        luck.append(float(by_seed.var(ddof=1)))
+        rest = answers - by_photo - by_seed[:, None] + by_seed.mean()
+        single.append(variance(rest) / (seeds - 1))
+    both, part = (2 * float(np.mean(each)) / seeds for each in (luck, single))
+    free_seeds, free_photos = len(trials) * (seeds - 1), max(number - 1, 1)
+    distances, p_values = [], []
+    for other in others:
+        gains = other.mean(axis=0) - base.mean(axis=0)
+        mean = float(gains.mean())
+        own = variance((gains - mean)[None, :])
+        error, freedom = own, float(free_photos)
+        if both > part:
+            error += both - part
+            freedom = error**2 / (
+                own**2 / free_photos + both**2 / free_seeds + part**2 / (free_seeds * free_photos)
+            )
+        half = student_quantile(freedom, 1 - LEVEL) * error**0.5
+        distances.append((mean, max(mean - half, -1.0), min(mean + half, 1.0)))
+        score = abs(mean) / error**0.5 if error else np.inf
+        p_values.append(student_tails(score, freedom) if mean else 1.0)
+    return _judged(distances, p_values)
+
+
+def _judged(
+    distances: Sequence[tuple[float, float, float]], p_values: Sequence[float]
+) -> list[Contrast]:
+    """Return the contrasts, by the rule at the top of this file."""
+    found = []
+    for distance, p, adjusted in zip(distances, p_values, holm(p_values), strict=True):
+        shown: Verdict = "better" if distance[0] > 0 else "worse"
         verdict: Verdict = "no difference shown" if adjusted > LEVEL else shown
-        distance = difference(other, base, groups)
-        result.append(Contrast(*distance, p, adjusted, verdict))
-    return result
+        found.append(Contrast(*distance, p, adjusted, verdict))
+    return found
 
 
 def mcnemar(one: Right, other: Right) -> float:
@@ -140,13 +200,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def best(correct: Bool[np.ndarray, "trials n"]) -> int:
-    """Return the number of the trial that is right most often; of equals the first."""
+def best(correct: Shaped[np.ndarray, "trials n"]) -> int:
+    """Return the number of the trial that is right most often; of equals the first.
+
+    Answers are right, 1, or wrong, 0, or their means over seeds.
+    """
     return int(correct.sum(axis=1).argmax())
 
 
 def bias_corrected_best(
-    correct: Bool[np.ndarray, "trials n"], groups: Groups, *, draws: int = 1000, seed: int = 0
+    correct: Shaped[np.ndarray, "trials n"], groups: Groups, *, draws: int = 1000, seed: int = 0
 ) -> float:
     """Return the accuracy of *choosing the best of these*, judged by photos without a say in it.
 

@@ -104,6 +104,7 @@ def compare(
     vary: list[str] | None = None,
     preset: Literal["reference"] | None = None,
     one_at_a_time: bool = False,
+    seeds: int = 1,
     budget: float | None = None,
     recipe: str = "default",
     columns: flags.TableFlags = flags.Columns(),
@@ -123,6 +124,8 @@ def compare(
         The course report's experiments, in place of --vary.
     one_at_a_time
         Vary each setting alone, in place of all combinations.
+    seeds
+        Train each trial with so many seeds, and test over photos and seeds; 3 are advised.
     budget
         The hours to spend; trials beyond them by the forecast are left out.
     recipe
@@ -149,7 +152,13 @@ def compare(
     catalog = columns.read(photos)
     with fitting.watching() as watcher:
         found = compares.compare(
-            catalog, tried, out, budget_hours=budget, command=sys.argv, watcher=watcher()
+            catalog,
+            tried,
+            out,
+            seeds=seeds,
+            budget_hours=budget,
+            command=sys.argv,
+            watcher=watcher(),
         )
     tables.print_comparison(terminal.stdout, found)
     terminal.stdout.print(f"the page is {out / 'compare.html'}")

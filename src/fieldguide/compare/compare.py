@@ -34,7 +34,7 @@ from fieldguide import recipe as recipes
 from fieldguide.compare import results
 from fieldguide.compare.forecast import forecast, over_budget, too_late
 from fieldguide.compare.results import FAILED
-from fieldguide.compare.trials import SHARED, Trial, distinct
+from fieldguide.compare.trials import SHARED, Trial, distinct, with_seeds
 from fieldguide.errors import Stopped, TrainingError, UsageError
 from fieldguide.fitting import fit as fitting
 from fieldguide.fitting.places import folds_at_once
@@ -65,12 +65,15 @@ def compare(
     trials: Sequence[Trial],
     out: str | Path,
     *,
+    seeds: int = 1,
     budget_hours: float | None = None,
     command: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> Comparison:
     """Train what is not done of the trials, the base first, and compare them.
 
+    With several `seeds` each trial is trained with as many, its own and the next ones, all first
+    with their own; the comparison is then one over photos and seeds.
     The same call resumes. A trial whose training diverges is recorded and not tried again while its
     folder is there. Trials that take longer than what is left of a budget are left out, in order.
     Table, record and page are written before the first trial and after each (`results.rebuilt`).
@@ -85,6 +88,7 @@ def compare(
                 f"{trial.name}: `batch_ranks` needs torchrun's ranks, and `compare` has none",
                 hint="leave it out: `cluster` and `device` spread the folds",
             )
+    with_seeds(trials, seeds)  # raises
     if folder.is_dir():
         known = {*PREPARED_FILES, files.LOCK}
         files.refuse_strange(folder, known, mark=PREPARED, what="comparison")
@@ -95,7 +99,7 @@ def compare(
         if not begun and cluster != "none":
             require_address(cluster)
         used = _prepared(folder, catalog, trials[0].recipe, watcher)
-        trials = _different_here(trials, watcher)
+        trials = with_seeds(_different_here(trials, watcher), seeds)
         _require_same_recipes(folder, trials)
         todo = [
             trial

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,7 +16,8 @@ from jaxtyping import Bool, Int
 from fieldguide import recipe as recipes
 from fieldguide.analysis import metrics, paired
 from fieldguide.analysis.intervals import share_interval
-from fieldguide.compare.trials import Trial, described, varied
+from fieldguide.analysis.paired import Seeds
+from fieldguide.compare.trials import Trial, described, varied, with_seeds
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
 from fieldguide.photos.catalog import Catalog
@@ -31,6 +33,7 @@ FAILED = "failed.json"
 TABLE, RECORD = "compare.csv", "compare.json"
 
 Right = Bool[np.ndarray, " n"]  # whether each training photo is classified correctly
+Places = Int[np.ndarray, " n"]
 Groups = Int[np.ndarray, " n"]
 
 
@@ -49,32 +52,32 @@ def collect(
     groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
     rows: list[Row] = []
     means: dict[str, tuple[Mean, ...]] = {}
-    right: dict[str, Right] = {}  # of the complete trials
-    for trial in trials:
-        row = Row(trial.name, trial.changes, "", "not begun", note=notes.get(trial.name, ""))
-        place = Path(folder) / trial.folder
-        if (place / runs.SETUP).is_file():
-            run = Run(place, photos=used.root)
-            if _split(run.catalog) != _split(used):
-                raise UsageError(
-                    f"`{place}` was trained on other photos or folds than this comparison has",
-                    hint="remove it, and the same command trains it again",
-                )
-            row, answers = _scored(replace(row, folder=trial.folder), run, groups)
-            means[trial.name] = _curve(run)
-            if row.status == "complete":
-                right[trial.name] = answers
-        rows.append(row)
+    right: dict[str, Seeds] = {}  # of the complete trials
+    for trial in (each for each in trials if not each.of):
+        repeated = [each for each in trials if trial.name in (each.name, each.of)]
+        read = [_read(Path(folder) / each.folder, each, used) for each in repeated]
+        row = _over_seeds(read, groups)
+        known = (notes.get(each.name, "") for each in repeated)
+        rows.append(replace(row, note=row.note or next(filter(None, known), "")))
+        means[trial.name] = read[0].curve
+        if row.status == "complete":
+            right[trial.name] = np.stack([each.right[np.argsort(each.photos)] for each in read])
     others = {name: each for name, each in right.items() if name != trials[0].name}
     contrasts: dict[str, paired.Contrast] = {}
     if trials[0].name in right:
-        found = paired.contrasts(right[trials[0].name], list(others.values()), groups)
+        base, seeds = right[trials[0].name], len(right[trials[0].name])
+        found = (
+            paired.contrasts_over_seeds(base, list(others.values()), groups)
+            if seeds > 1
+            else paired.contrasts(base[0], [each[0] for each in others.values()], groups)
+        )
         contrasts = dict(zip(others, found, strict=True))
     return Comparison(
         rows=tuple(replace(row, contrast=contrasts.get(row.name)) for row in rows),
         photos=len(training),
         groups=int(groups.max()) + 1,
         folds=len({photo.fold for photo in training}),
+        seeds=sum(trials[0].name in (trial.name, trial.of) for trial in trials),
         stop=trials[0].recipe.stop,
         curves={row.name: means.get(row.name, ()) for row in rows},
         winner=_winner(right, groups),
@@ -95,6 +98,7 @@ def rebuilt(folder: str | Path) -> Comparison:
         record = json.loads((place / RECORD).read_bytes())
         base = recipes.build(record["base"])
         tried = [varied(base, row["changes"], row["name"]) for row in record["rows"]]
+        tried = with_seeds(tried, record.get("seeds", 1))
         # Why a trial failed is read from its own folder.
         notes = {row["name"]: row["note"] for row in record["rows"] if row["status"] != "failed"}
         twins = tuple(record["notes"])
@@ -126,6 +130,7 @@ def save_figures(found: Comparison, folder: Path) -> list[Path]:
 
 COLUMNS = (
     *("trial", "changes", "status", "folds_done", "accuracy", "accuracy_low", "accuracy_high"),
+    "accuracy_by_seed",
     *("log_loss", "seconds", "difference", "difference_low", "difference_high"),
     *("p", "adjusted_p", "verdict", "folder", "note"),
 )
@@ -136,7 +141,8 @@ def table(found: Comparison) -> bytes:
     lines: list[Sequence[object]] = [COLUMNS]
     for row in found.rows:
         known = [row.name, described(row.changes), row.status, row.folds]
-        scores = [row.accuracy, *(row.interval or (None, None)), row.log_loss, row.seconds]
+        by_seed = " ".join(f"{each:.6f}" for each in row.accuracies)
+        scores = [row.accuracy, *(row.interval or (None, None)), by_seed, row.log_loss, row.seconds]
         contrast = astuple(row.contrast) if row.contrast else (None,) * 6
         lines.append([*known, *scores, *contrast, row.folder, row.note])
     return b"".join(files.csv_lines(lines))
@@ -152,27 +158,64 @@ def _split(catalog: Catalog) -> list[tuple[object, ...]]:
     return [(p.path, p.label, p.fold) for p in catalog.photos if p.split == "train"]
 
 
-def _scored(row: Row, run: Run, groups: Groups) -> tuple[Row, Right]:
-    """Return the row with scores over the folds that are done, and their right answers."""
+class _Read(NamedTuple):
+    """What a run says: its row, and right answers to photos, numbered among those of training."""
+
+    row: Row
+    right: Right = np.zeros(0, dtype=np.bool_)
+    photos: Places = np.zeros(0, dtype=np.int64)
+    curve: tuple[Mean, ...] = ()
+
+
+def _read(place: Path, trial: Trial, used: Catalog) -> _Read:
+    """Return what the run of a trial says over the folds that are done."""
+    row = Row(trial.name, trial.changes, "", "not begun")
+    if not (place / runs.SETUP).is_file():
+        return _Read(row)
+    run = Run(place, photos=used.root)
+    if _split(run.catalog) != _split(used):
+        raise UsageError(
+            f"`{place}` was trained on other photos or folds than this comparison has",
+            hint="remove it, and the same command trains it again",
+        )
     failure = _failure(run.folder)
     status: Status = "complete" if run.complete else "failed" if failure else "unfinished"
-    row = replace(row, status=status, folds=len(run.done), note=row.note or failure)
-    right = np.zeros(len(groups), dtype=np.bool_)
+    row = replace(row, folder=trial.folder, status=status, folds=len(run.done), note=failure)
     if not run.done:
-        return row, right
+        return _Read(row, curve=_curve(run))
     training = np.array([photo.split == "train" for photo in run.catalog.photos])
     photos = np.concatenate([run.folds[fold].test for fold in run.judged])
-    places = (np.cumsum(training) - 1)[photos]  # among those of training
     logits, targets = np.concatenate(list(run.judged.values())), run.targets[photos]
-    right[places] = logits.argmax(axis=1) == targets
-    scored = replace(
-        row,
-        accuracy=float(right[places].mean()),
-        interval=share_interval(right[places], groups[places]),
-        log_loss=metrics.log_loss(metrics.softmax(logits), targets),
-        seconds=run.seconds,
+    right = logits.argmax(axis=1) == targets
+    loss = metrics.log_loss(metrics.softmax(logits), targets)
+    row = replace(row, accuracy=float(right.mean()), log_loss=loss, seconds=run.seconds)
+    return _Read(row, right, (np.cumsum(training) - 1)[photos], _curve(run))
+
+
+def _over_seeds(read: Sequence[_Read], groups: Groups) -> Row:
+    """Return the row of a trial from those of its seeds: means, all their time and folds."""
+    rows = [each.row for each in read]
+    statuses = {row.status for row in rows}
+    status: Status = "failed" if "failed" in statuses else "unfinished"
+    row = replace(
+        rows[0],
+        status=rows[0].status if len(statuses) == 1 else status,
+        folds=sum(row.folds for row in rows),
+        note=next((row.note for row in rows if row.note), ""),
+        accuracies=tuple(row.accuracy for row in rows if row.accuracy is not None),
     )
-    return scored, right
+    if not row.accuracies:
+        return row
+    right, photos = (
+        np.concatenate(each) for each in zip(*(each[1:3] for each in read), strict=True)
+    )
+    return replace(
+        row,
+        accuracy=float(np.mean(row.accuracies)),
+        interval=share_interval(right, groups[photos]),
+        log_loss=float(np.mean([row.log_loss for row in rows if row.log_loss is not None])),
+        seconds=sum(row.seconds or 0.0 for row in rows),
+    )
 
 
 def _curve(run: Run) -> tuple[Mean, ...]:
@@ -182,11 +225,11 @@ def _curve(run: Run) -> tuple[Mean, ...]:
     return merged or tuple(mean for mean in means if mean.model == "replica-1")
 
 
-def _winner(right: Mapping[str, Right], groups: Groups) -> Winner | None:
+def _winner(right: Mapping[str, Seeds], groups: Groups) -> Winner | None:
     """Return the best of the complete trials, where there is a choice."""
     if len(right) < 2 or len(np.unique(groups)) < 2:
         return None
-    correct = np.stack(list(right.values()))
+    correct = np.stack([answers.mean(axis=0) for answers in right.values()])
     best = paired.best(correct)
     corrected = paired.bias_corrected_best(correct, groups)
     return Winner(list(right)[best], float(correct[best].mean()), corrected, len(right))

@@ -34,6 +34,7 @@ class Trial:
     changes: Mapping[str, Any]  # the settings in which it differs from the base
     recipe: Recipe
     twins: tuple[str, ...] = ()  # others that would train the same networks, and are not trained
+    of: str = ""  # the trial that it repeats with another seed
 
     @property
     def folder(self) -> str:
@@ -143,6 +144,30 @@ def distinct(found: Iterable[Trial], meaning: Callable[[Recipe], Any]) -> list[T
         if trial.name not in (first.name, *first.twins):
             kept[key] = replace(first, twins=(*first.twins, trial.name, *trial.twins))
     return list(kept.values())
+
+
+def with_seeds(trials: Sequence[Trial], seeds: int) -> list[Trial]:
+    """Return the trials, and then all of them again with each further seed.
+
+    Raises `UsageError` for less than one seed, and where the trials themselves vary the seed.
+    """
+    if seeds < 1:
+        raise UsageError(f"`seeds` = {seeds} is no number of seeds")
+    if seeds > 1 and any("seed" in trial.changes for trial in trials):
+        raise UsageError("`seed` varies among the trials, and each would have several seeds")
+    return [
+        *trials,
+        *(
+            Trial(
+                f"{trial.name}, seed {seed}",
+                trial.changes,
+                trial.recipe.replace(seed=seed),
+                of=trial.name,
+            )
+            for seed in range(trials[0].recipe.seed + 1, trials[0].recipe.seed + seeds)
+            for trial in trials
+        ),
+    ]
 
 
 def described(changes: Mapping[str, Any]) -> str:

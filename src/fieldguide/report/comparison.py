@@ -45,8 +45,10 @@ BETTER, WORSE = "#0072B2", "#D55E00"
 class Row:
     """A trial; values not known yet are None.
 
-    `changes` are from the base; `folder` lies in the comparison's. Accuracy, its 95 % interval, log
-    loss and seconds are over the folds that are done; `contrast` is of two complete trials.
+    `changes` are from the base; `folder`, of its first seed, lies in the comparison's. Accuracy,
+    its 95 % interval and log loss are over the folds that are done, and means over seeds, whose
+    own are `accuracies`; `folds` and `seconds` are those of all seeds; `contrast` is of two
+    complete trials.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Row:
     folds: int = 0
     accuracy: float | None = None
     interval: tuple[float, float] | None = None
+    accuracies: tuple[float, ...] = ()
     log_loss: float | None = None
     seconds: float | None = None
     contrast: Contrast | None = None
@@ -79,13 +82,15 @@ class Winner:
 class Comparison:
     """The trials on the same photos and folds, the base first.
 
-    `curves` are the merged models' test accuracies; `stop` is the base's choice of epochs.
+    `curves` are the merged models' test accuracies, with the first seed; `stop` is the base's
+    choice of epochs; each trial is trained with so many `seeds`.
     """
 
     rows: tuple[Row, ...]
     photos: int
     groups: int
     folds: int
+    seeds: int = 1
     stop: str = "none"
     curves: Mapping[str, tuple[Mean, ...]] = field(default_factory=dict)
     winner: Winner | None = None
@@ -153,6 +158,8 @@ def lead(comparison: Comparison) -> str:
             ]
         )
     ]
+    if len(alike) < len(compared) and comparison.seeds == 1:
+        parts.append("A difference may be a seed's: --seeds 3 tests over seeds too.")
     parts += [f"No difference is shown for {listed(alike)}."] if alike else []
     return " ".join([said, *parts])
 
@@ -171,16 +178,13 @@ def warning(comparison: Comparison) -> str:
 
 
 def luck(comparison: Comparison) -> str:
-    """Return how much the base depends on its seed, if others were tried; else nothing."""
-    base, *others = comparison.rows
-    seeds = [row for row in others if row.changes.keys() == {"seed"}]
-    tried = [row.accuracy for row in (base, *seeds) if row.status == "complete" and row.accuracy]
-    if len(tried) < 2 or base.status != "complete":
+    """Return how much the base depends on its seed, if it has several; else nothing."""
+    found = comparison.rows[0].accuracies
+    if len(found) < 2:
         return ""
     return (
-        f"With {len(tried)} seeds the base classifies {percent(min(tried))} to"
-        f" {percent(max(tried))} of photos correctly. The seed alone can explain a difference of"
-        " this size between other trials, even a significant one."
+        f"With {len(found)} seeds the base classifies {percent(min(found))} to"
+        f" {percent(max(found))} of photos correctly; the tests allow for that."
     )
 
 
@@ -248,7 +252,7 @@ def _short(name: str) -> str:
 
 def epochs_chart(comparison: Comparison) -> alt.LayerChart:
     """Draw the accuracy of every trial's merged model by epoch; no width of its own."""
-    names = labels(comparison.rows, comparison.folds)
+    names = labels(comparison.rows, comparison.folds * comparison.seeds)
     drawn = [row for row in comparison.rows if comparison.curves.get(row.name)]
     values: list[dict[str, Any]] = [
         {
@@ -294,7 +298,7 @@ def epochs_chart(comparison: Comparison) -> alt.LayerChart:
 
 def differences_chart(comparison: Comparison) -> alt.LayerChart:
     """Draw each difference from the base with its interval; no width of its own."""
-    names = labels(comparison.rows, comparison.folds)
+    names = labels(comparison.rows, comparison.folds * comparison.seeds)
     values = [
         {
             "trial": names[row.name],
