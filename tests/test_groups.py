@@ -264,3 +264,5 @@ def test_labels_from_nothing(place: Path, labels_from: str) -> None:
 )
 def test_what_a_score_holds_for(told: str, expected: str) -> None:
     assert groups.holds_for(told).startswith(expected)
+    unit, _ = groups.unit_of(told)
+    assert expected.startswith(f"photos of new {unit}s" if unit else "new photos, perhaps")

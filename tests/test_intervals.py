@@ -11,6 +11,7 @@ from scipy.special import betaln, comb
 from fieldguide.analysis.intervals import (
     class_mean_interval,
     mean_interval,
+    new_group_interval,
     share_interval,
     student_quantile,
     student_tails,
@@ -255,3 +256,41 @@ def test_students_distribution_is_that_of_scipy(freedom: float) -> None:
         expected = stats.t.ppf((1 + share) / 2, freedom)
         assert student_quantile(freedom, share) == pytest.approx(expected, rel=1e-3)
     assert student_tails(-2.1, freedom) == pytest.approx(2 * stats.t.sf(2.1, freedom), rel=1e-3)
+
+
+# --- one new group --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mean", "correlation"), [(0.8, 0.3), (0.95, 0.1), (0.7, 0.02)])
+def test_a_new_group_lies_in_its_interval_as_often_as_promised(
+    mean: float, correlation: float
+) -> None:
+    draw, scale = np.random.default_rng(0), (1 - correlation) / correlation
+    held = []
+    for _ in range(40):
+        shares = draw.beta(mean * scale, (1 - mean) * scale, 40)
+        right = draw.binomial(10, shares[:30])
+        low, high = new_group_interval(
+            (np.arange(10) < right[:, None]).ravel(), np.repeat(np.arange(30), 10)
+        )
+        held.append(np.mean((low <= shares[30:]) & (shares[30:] <= high)))
+    assert np.mean(held) >= 0.92
+
+
+def test_few_groups_say_little_of_a_new_one_and_many_what_they_are() -> None:
+    low, high = new_group_interval(np.arange(10) < 9, np.zeros(10, dtype=np.int64))
+    assert low < 0.1 and high > 0.99
+    alike = new_group_interval(np.arange(4000) % 10 > 0, np.arange(4000) // 10)
+    assert 0.85 < alike[0] < 0.9 < alike[1] < 0.95
+    apart = new_group_interval(np.arange(4000) // 10 % 10 > 0, np.arange(4000) // 10)
+    assert apart[0] < 0.01 and apart[1] > 0.99
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_a_new_group_is_at_least_as_unsure_as_the_mean(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    right, groups = draw.random(60) < draw.random(), draw.integers(0, 12, 60)
+    low, high = new_group_interval(right, groups)
+    assert 0 <= low < high <= 1
+    assert low <= np.clip(right.mean(), 0.02, 0.98) <= high

@@ -1,18 +1,23 @@
 """The verdict: one honest sentence, what was chosen on what, and advice that follows from facts."""
 
+import csv
 import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fits import small_fit, small_recipe
 from pages import words
 
 import fieldguide as fg
+from fieldguide.analysis.intervals import share_interval
+from fieldguide.photos import check
+from fieldguide.photos.sources import read
 from fieldguide.report import verdict
 from fieldguide.report.verdict import Findings, advice
-from fieldguide.runs.run import Run
+from fieldguide.runs.run import Run, summary
 from fieldguide.study.holdout_scores import Worth
 
 QUIET = Findings(
@@ -77,6 +82,47 @@ def pairs(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
 def test_groups_are_counted_where_photos_come_in_groups(pairs: fg.Run) -> None:
     text = words(verdict.section(pairs))
     assert "24 training photos in 12 groups" in text
+
+
+@pytest.fixture(scope="module")
+def places(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
+    """A run of photos of six places, from a table; read only."""
+    folder = tmp_path_factory.mktemp("places")
+    photos = sorted(discs.rglob("*.jpg"))
+    lines = [f"{p},{p.parent.name},{'abcdef'[int(p.stem) % 6]}" for p in photos]
+    (folder / "t.csv").write_text("\n".join(["path,label,site", *lines]))
+    return small_fit(read(folder / "t.csv", group="site"), folder / "run")
+
+
+def test_accuracy_is_told_by_place_and_for_a_new_one(places: fg.Run) -> None:
+    found, told = places.by_group, summary(places)["groups"]
+    assert found is not None and places.unit == "place"
+    assert found.groups == 6 and sum(each.photos for each in found.worst) == 24
+    with (places.folder / "oof.csv").open(newline="") as file:
+        rows = [each for each in csv.DictReader(file) if int(Path(each["path"]).stem) % 6 == 2]
+    right = [row["label"] == row["predicted"] for row in rows]
+    [own] = [each for each in found.worst if each.name == "c"]
+    assert own.accuracy == pytest.approx(np.mean(right))
+    assert own.interval == share_interval(np.array(right), np.arange(len(right)))
+    assert told["unit"] == "place" and tuple(told["new"]) == found.new
+    assert [each["name"] for each in told["worst"]] == [each.name for each in found.worst]
+    text = words(verdict.section(places))
+    assert "One new place may be easier or harder" in text
+    assert "Accuracy by place: the lowest of 6" in text
+    assert any("One new place" in said for said in verdict.told_after(places))
+
+
+def test_without_groups_nothing_is_told_of_them(trained: fg.Run) -> None:
+    assert trained.by_group is None and summary(trained)["groups"] is None
+    assert "One new" not in words(verdict.section(trained))
+
+
+def test_events_that_folds_may_share_are_told_beside_the_accuracy(copied: fg.Run) -> None:
+    note = "80% of photos share their event (times in names) with others"
+    found = [check.Finding("shared-event", "", note, "--group stem keeps each event in one fold")]
+    check.write_findings(copied.folder / "findings.csv", found)
+    said = f"The accuracy may flatter: {note}; --group stem keeps each event in one fold."
+    assert said in words(verdict.section(copied)) and said in verdict.told_after(copied)
 
 
 def test_an_unfinished_run_says_how_far_it_is(copied: fg.Run) -> None:

@@ -57,6 +57,35 @@ def share_interval(
     return _limits(*(tuple(each.tolist()) for each in kinds), share)
 
 
+def new_group_interval(
+    correct: Bool[np.ndarray, " n"], groups: Groups, *, share: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval for the share of photos that are right in one new group.
+
+    Groups are taken to be drawn from those that the given ones were drawn from, and their shares to
+    be spread as a beta distribution. It is averaged over its mean and correlation as they are
+    likely, by the likelihood and prior of `share_interval`'s design effect (a posterior predictive
+    interval): of few groups it is wide, of one next to everything. Raises as `share_interval` does.
+    """
+    _require(correct, groups, share)
+    kinds = _kinds(correct, np.unique(groups, return_inverse=True)[1])
+    odds, logs = _narrowed(_Likelihood(*kinds).logs)
+    weights = np.exp(logs - logs.max())
+    at = np.linspace(-_FARTHEST, _FARTHEST, 1601)  # log-odds of the new group's share
+    spread = np.zeros_like(at)
+    for correlation, likely in zip(_CORRELATIONS, weights, strict=True):
+        some = likely > weights.max() * 1e-6
+        scale = (1 - correlation) / correlation
+        p, q = (scale / (1 + np.exp(sign * odds[some, None])) for sign in (-1, 1))
+        own = -p * np.logaddexp(0, -at) - q * np.logaddexp(0, at)
+        own = np.exp(own - own.max(axis=1, keepdims=True)) if some.any() else own
+        spread += (likely[some] / own.sum(axis=1)) @ own
+    below = np.cumsum(spread) - spread / 2
+    limits = np.interp([(1 - share) / 2, (1 + share) / 2], below / spread.sum(), at)
+    low, high = 1 / (1 + np.exp(-limits))
+    return float(low), float(high)
+
+
 def class_mean_interval(
     left_out: Float[np.ndarray, " means"],
     correct: Bool[np.ndarray, " n"],

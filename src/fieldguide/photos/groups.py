@@ -99,15 +99,27 @@ def holds_for(told: str) -> str:
 
     Photos of one group are tested by one fold, so groups are what is new to it.
     """
+    unit, name = unit_of(told)
+    if not unit:
+        return "new photos, perhaps of the same occasions and places: no groups keep them apart"
+    same = {"event": ", at the same places", "place": ""}
+    return f"photos of new {unit}s{same.get(unit, f' ({name})')}"
+
+
+def unit_of(told: str) -> tuple[str, str]:
+    """Return what a group is, from that line: place, event or group, and its name; empty of none.
+
+    Photos that were cut into crops are no groups in this sense.
+    """
     found = re.search(r"groups: (column )?(.*?) \(\d", told)
     if found is None or found[2] == BY_PHOTO:
-        return "new photos, perhaps of the same occasions and places: no groups keep them apart"
+        return "", ""
     name = simplified([found[2].partition(" within ")[0]])[0]
     if found[1] and name in PLACES:
-        return "photos of new places"
+        return "place", found[2]
     if name in EVENTS or " within " in found[2]:
-        return "photos of new events, at the same places"
-    return f"photos of new groups ({found[2]})"
+        return "event", found[2]
+    return "group", found[2]
 
 
 def gap_of(event_gap: float | None) -> float:

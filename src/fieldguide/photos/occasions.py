@@ -14,6 +14,7 @@ from fieldguide.photos.crops import parted
 from fieldguide.photos.families import STEM
 from fieldguide.photos.groups import EVENT_GAP, capture_events
 
+SHARED_EVENT = "shared-event"
 LEAST = 0.01  # of the photos: less is no finding (taste)
 # Photos whose EXIF is read: stretches of neighbours by name, evenly spread (taste).
 _STRETCHES, _NEIGHBOURS = 10, 40
@@ -50,7 +51,7 @@ def shared_events(catalog: Catalog, groups: Sequence[str]) -> Iterator[Note]:
                 " with others: folds are tested on events that they were trained on"
             )
             hint = f"--group {found.flag} keeps each event in one fold"
-            yield Note("shared-event", "", message, hint)
+            yield Note(SHARED_EVENT, "", message, hint)
             return
         if catalog.occasions and catalog.occasions.events is not None:
             return  # the source's own times know best

@@ -23,6 +23,7 @@ from fieldguide.report import pictures
 from fieldguide.report.page import figure, fragment, inline
 from fieldguide.runs.run import FINDINGS, Run
 from fieldguide.seeds import derive_seed
+from fieldguide.storage import files
 from fieldguide.words import percent
 
 _FINDING_COLUMNS = ("kind", "path", "reason", "hint")
@@ -260,7 +261,7 @@ def read_findings(place: Path) -> list[Found]:
         raise DataError(f"its columns are not {', '.join(_FINDING_COLUMNS)}")
     alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for _, cells in table.rows:
-        alike[cells[0]].append(cells)
+        alike[cells[0]].append(tuple(map(files.as_written, cells)))
     return [
         Found(
             kind,

@@ -15,8 +15,9 @@ from markupsafe import Markup
 from fieldguide.analysis import paired
 from fieldguide.analysis.suspects import suspects
 from fieldguide.photos.groups import holds_for
+from fieldguide.photos.occasions import SHARED_EVENT
 from fieldguide.recipe import Recipe
-from fieldguide.report import curves, repeat, scored
+from fieldguide.report import collection, curves, repeat, scored
 from fieldguide.report.collection import class_counts
 from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import figure, fragment, inline, looks
@@ -87,7 +88,9 @@ def section(run: Run) -> Markup:
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         holds_for=holds_for(run.environment.get("collection", "")),
-        gained=[*went_on(run), gained(run)] if run.done else [],
+        gained=[*went_on(run), gained(run), *about_groups(run)] if run.done else [],
+        by_group=run.by_group if run.done else None,
+        unit=run.unit,
         commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
         choices=choices(run.recipe, run.scores if run.done else None, len(run.outside)),
         score_rows=score_rows(run.scores) if run.done else [],
@@ -105,10 +108,13 @@ def section(run: Run) -> Markup:
 
 
 def told_after(run: Run) -> list[str]:
-    """Return in sentences what training gained, and whether it was too short, of a trained run."""
+    """Return in sentences what a trained run's accuracy does not say by itself.
+
+    What training gained, what one new group may have, and whether training was too short.
+    """
     found = findings(run, scored=False)
     advised = (f"{step.text} {step.command}".strip() for step in _about_training(found))
-    return [*went_on(run), *filter(None, [gained(run)]), *advised]
+    return [*went_on(run), *filter(None, [gained(run)]), *about_groups(run), *advised]
 
 
 def went_on(run: Run) -> list[str]:
@@ -173,6 +179,22 @@ def gained(run: Run) -> str:
         f"{what} {percent(float(other.mean()))} on the same photos and folds: training gained"
         f" {points} points (95 % interval, paired: {low} to {high})."
     ) + harmed * (found[2] < 0)
+
+
+def about_groups(run: Run) -> list[str]:
+    """Return what one new group may have; without groups, whether folds share events."""
+    if found := run.by_group:
+        low, high = map(percent, found.new)
+        return [
+            f"One new {run.unit} may be easier or harder: with 95 % probability accuracy there lies"
+            f" between {low} and {high} ({found.groups:,} {run.unit}s are known)."
+        ]
+    shared = [each for each in collection.findings(run)[0] if each.kind == SHARED_EVENT]
+    return [
+        f"The accuracy may flatter: {reason}; {found.hint}."
+        for found in shared
+        for _, reason in found.such_as[:1]
+    ]
 
 
 # --- words ----------------------------------------------------------------------------------------

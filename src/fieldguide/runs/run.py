@@ -29,6 +29,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ from fieldguide.photos import catalog as catalogs
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.folders import root_of
 from fieldguide.photos.folds import Fold
+from fieldguide.photos.groups import unit_of
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs import scores as scoring
 from fieldguide.runs.scores import Scores
@@ -316,6 +318,24 @@ class Run:
         """The number of each photo's group; a photo in none is a group of its own."""
         names = catalogs.group_names(self.catalog.table)
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def unit(self) -> str:
+        """What a group of the collection is: place, event or group; empty where it has none."""
+        return unit_of(self.environment.get("collection", ""))[0]
+
+    @cached_property
+    def by_group(self) -> scoring.GroupScores | None:
+        """Accuracy by the collection's groups; None where it has none, or one."""
+        if not self.unit:
+            return None
+        photos = np.concatenate([self.folds[fold].test for fold in self.judged])
+        correct = np.concatenate(list(self.judged.values())).argmax(axis=1) == self.targets[photos]
+        table = (self.given or self.catalog).table  # the names of groups before copies joined them
+        names = dict(zip(table.column("path"), catalogs.group_names(table), strict=True))
+        paths = self.catalog.table.column("path")
+        found = scoring.by_group(correct, [names[paths[photo]] for photo in photos])
+        return found if found.groups > 1 else None
 
     @cached_property
     def outside(self) -> NDArray[np.int64]:
@@ -705,6 +725,7 @@ def summary(run: Run) -> dict[str, Any]:
         "temperature": scores.temperature,
         "scaled_log_loss": scores.scaled_log_loss,
         "scaled_calibration_error": scores.scaled_calibration_error,
+        "groups": None if run.by_group is None else {"unit": run.unit} | asdict(run.by_group),
         "intervals": {name: list(interval) for name, interval in scores.intervals.items()},
         "seconds": run.seconds,
     }

@@ -1,13 +1,13 @@
 """Out-of-fold scores from the logits, targets and groups of each fold. Numbers only, no files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from fieldguide.analysis import calibration, metrics
-from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.intervals import new_group_interval, share_interval
 
 Logits = Mapping[int, Float[np.ndarray, " _ classes"]]  # by fold, a row a photo of its test part
 Numbers = Mapping[int, Int[np.ndarray, " _"]]  # by fold, one a photo of its test part
@@ -101,6 +101,43 @@ def out_of_fold(
         intervals=intervals,
         photos=len(labels),
     )
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The accuracy on one group's photos, with the 95 % interval of so many single photos."""
+
+    name: str
+    photos: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """The accuracy by groups, such as places: how many there are, and those that it is lowest on.
+
+    `new` is the 95 % interval for one new group. The `worst` are those whose interval ends lowest:
+    a group of one photo that is wrong says little.
+    """
+
+    groups: int
+    new: tuple[float, float]
+    worst: tuple[GroupScore, ...]
+
+
+def by_group(
+    correct: Bool[np.ndarray, " n"], names: Sequence[str], *, worst: int = 20
+) -> GroupScores:
+    """Return the accuracy by the photos' groups."""
+    found, group_of = np.unique(np.array(names), return_inverse=True)
+    photos, right = np.bincount(group_of), np.bincount(group_of, correct)
+    scores = [
+        GroupScore(name, n, k / n, share_interval(np.arange(n) < k, np.arange(n)))
+        for name, n, k in zip(found.tolist(), photos.tolist(), right.tolist(), strict=True)
+    ]
+    lowest = sorted(scores, key=lambda each: (each.interval[1], each.accuracy, each.name))
+    return GroupScores(len(found), new_group_interval(correct, group_of), tuple(lowest[:worst]))
 
 
 def _joined(by_fold: Mapping[int, np.ndarray]) -> np.ndarray:

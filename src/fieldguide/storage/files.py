@@ -225,6 +225,11 @@ def no_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
+def as_written(cell: str) -> str:
+    """Return what a cell was before `no_formula`."""
+    return cell[1:] if cell == no_formula(cell[1:]) else cell
+
+
 @contextmanager
 def growing(path: Path) -> Iterator[Callable[[bytes], None]]:
     """Give the block a function that adds bytes to `PATH.part`, which becomes `path` at the end.
