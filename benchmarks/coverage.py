@@ -27,8 +27,8 @@ recipes differ: the same one twice, and one that trains shorter. A line each: ho
 is called over photos and seeds, and by the test of one seed, and how large the difference is.
 
 `fits` fits collections of 5, 12 or 30 classes of 6, 10, 19 or 30 photos, drawn from NATURE100, at
-64 pixels (`quick`: 4 epochs and at least 60 steps), and judges each on 20 other photos of each
-class: the folds' networks (what the out-of-fold accuracy promises), ensemble and soup. Draws come
+64 pixels (`quick`: 3 epochs and at least 40 steps), and judges each on 12 other photos of each
+class: the folds' networks (what the out-of-fold accuracy promises) and the ensemble. Draws come
 in pairs, of the same classes with other photos and another seed (30 photos: some of the same), so
 that each tells what a classifier trained anew reaches. A JSON line each goes to --out, and those
 there are not repeated. Held is how often the interval has the folds' accuracy on the other photos,
@@ -272,7 +272,7 @@ def simulate_seeds(draws: int, photos: Path, weights: str) -> None:
 
 # --- real fits ------------------------------------------------------------------------------------
 
-ASIDE, LEFT = 20, 38  # photos of a class for judging, and at least as many to draw from
+ASIDE, LEFT = 12, 38  # photos of a class for judging, and at least as many to draw from
 
 
 def drawn_parts(photos: Path, draw: int) -> tuple[Catalog, Catalog]:
@@ -301,14 +301,14 @@ def fit_once(draw: int, photos: Path, weights: str, recipe: str) -> dict[str, An
     settings: dict[str, Any] = {"weights": weights, "seed": draw, "size": 64, "workers": 1}
     settings |= {"backbone": "resnet18", "eval_resize": "auto"}
     if recipe == "quick":
-        settings |= {"epochs": 4, "min_steps": 60}
+        settings |= {"epochs": 3, "min_steps": 40}
     with tempfile.TemporaryDirectory() as folder:
         asked = recipes.build({**recipes.settings_of(recipe), **settings})
         run = fg.fit(train, asked, out=Path(folder) / "run")
         scores = run.scores
         line: dict[str, Any] = {"recipe": recipe, "draw": draw, "classes": len(train.classes)}
         line |= {"photos": len(train), "accuracy": scores.accuracy, "interval": scores.interval}
-        for way in (*(f"fold-{n}" for n in range(run.recipe.folds)), "ensemble", "soup"):
+        for way in (*(f"fold-{n}" for n in range(run.recipe.folds)), "ensemble"):
             found = run.classifier(way).predict(judged)
             numbers = [found.classes.index(str(photo.label)) for photo in judged.photos]
             right = found.probabilities.argmax(axis=1) == numbers
@@ -340,7 +340,6 @@ def judge_fits(draws: int, photos: Path, weights: str, recipe: str, out: Path) -
     for name, values in (
         ("(a) the folds' networks", folds),
         ("(b) the ensemble", np.array([row["ensemble"] for row in rows])),
-        ("(b) the soup", np.array([row["soup"] for row in rows])),
         ("(c) folds trained anew", anew),
     ):
         off = 100 * (values - promised[: len(values)])

@@ -323,6 +323,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "size": 128,
             "eval_resize": 146,
             "folds": 3,
+            "freeze": 3,
             "epochs": 8,
             "min_steps": 200,
             "mix": "none",

@@ -23,7 +23,7 @@ from fieldguide.cli.flags import (
     given,
     refuse,
 )
-from fieldguide.errors import DataError, PhotosAway, TrainingError, UsageError
+from fieldguide.errors import DataError, FieldguideError, PhotosAway, TrainingError, UsageError
 from fieldguide.machine.torchrun import launch
 from fieldguide.recipe import Recipe
 from fieldguide.storage import files, mirror
@@ -318,6 +318,7 @@ def _fit(
             _report(folder)
         raise
     if report and (run.complete or fold is None) and not _reported(run):
+        _judge_outside(run)
         _report(folder)
     return run
 
@@ -345,11 +346,25 @@ def _chosen(name: str, settings: Flags | None, folder: Path, older: Path | None)
 
 def _tell_after(run: "Run") -> None:
     """Tell what training gained, and whether it was too short."""
-    if run.complete and run.recipe.epochs:
+    if run.complete:
         from fieldguide.report.verdict import told_after
 
         for sentence in told_after(run):
             terminal.tell(sentence)
+
+
+def _judge_outside(run: "Run") -> None:
+    """Score the classifiers of a finished run on its photos outside the folds, for its report."""
+    if not (run.complete and len(run.outside)):
+        return
+    from fieldguide.study import holdout_scores
+
+    photos = count(len(run.outside), "photo")
+    terminal.tell(f"scoring classifiers on {photos} that no fold has seen")
+    try:
+        holdout_scores.worths(run)
+    except FieldguideError as error:
+        terminal.tell(f"not scored: {error.message}; `fieldguide score {run.folder}` tries again")
 
 
 def _reported(run: "Run") -> bool:

@@ -128,6 +128,12 @@ def create(
         resolved = resolved.replace(head_start="random", head_rate=rate)
         watcher.notice("heads start from a draw: with so many photos a regression takes long")
     freeze(network, resolved.freeze)
+    if resolved.freeze and resolved.epochs:
+        drawn = ", and stay as they were drawn: --freeze 0 trains them"
+        watcher.notice(
+            f"the first {resolved.freeze} stages of the backbone are not trained (`freeze`)"
+            + drawn * (resolved.weights == "none")
+        )
     start = arrays(weights_of(network))
     choice = _tried(recipe, resolved, network, used)
     _tell_choice(choice, watcher)

@@ -88,7 +88,11 @@ def section(run: Run) -> Markup:
         scores=run.scores if run.done else None,
         groups=len({each for fold in run.done for each in groups(run, run.folds[fold].test)}),
         holds_for=holds_for(run.environment.get("collection", "")),
-        gained=[*went_on(run), gained(run), *about_groups(run)] if run.done else [],
+        gained=(
+            [*went_on(run), gained(run), delivered(run, rows), *about_groups(run)]
+            if run.done
+            else []
+        ),
         by_group=run.by_group if run.done else None,
         unit=run.unit,
         commonest=counts[0][1] / planned,  # the accuracy of always predicting the largest class
@@ -110,11 +114,12 @@ def section(run: Run) -> Markup:
 def told_after(run: Run) -> list[str]:
     """Return in sentences what a trained run's accuracy does not say by itself.
 
-    What training gained, what one new group may have, and whether training was too short.
+    What training gained, what the ensemble and one new group have, and whether it was too short.
     """
     found = findings(run, scored=False)
     advised = (f"{step.text} {step.command}".strip() for step in _about_training(found))
-    return [*went_on(run), *filter(None, [gained(run)]), *about_groups(run), *advised]
+    said = (gained(run), delivered(run, scored.read(run).rows), *about_groups(run))
+    return [*went_on(run), *filter(None, said), *advised]
 
 
 def went_on(run: Run) -> list[str]:
@@ -179,6 +184,21 @@ def gained(run: Run) -> str:
         f"{what} {percent(float(other.mean()))} on the same photos and folds: training gained"
         f" {points} points (95 % interval, paired: {low} to {high})."
     ) + harmed * (found[2] < 0)
+
+
+def delivered(run: Run, rows: Sequence["Worth"]) -> str:
+    """Return whose accuracy the run's is, and what is known of the ensemble's."""
+    own = "That is the accuracy of each fold's own network"
+    for row in rows:
+        if row.name == "ensemble":
+            low, high = map(percent, row.interval)
+            return (
+                f"{own}. The ensemble of all folds reaches {percent(row.accuracy)} (95 % interval:"
+                f" {low} to {high}) on {count(len(run.outside), 'photo')} that no fold has seen."
+            )
+    if run.recipe.stop == "fold" or len(run.done) < run.recipe.folds:
+        return ""
+    return f"{own}; the ensemble has learned from all these photos, and is rarely worse on others."
 
 
 def about_groups(run: Run) -> list[str]:
