@@ -17,6 +17,7 @@ from fieldguide.analysis.intervals import class_mean_interval, mean_interval, sh
 
 Scores: TypeAlias = Float[np.ndarray, "n classes"]
 Targets: TypeAlias = Int[np.ndarray, " n"]
+Values: TypeAlias = NDArray[np.float64]
 
 _LEAST = float(np.finfo(np.float64).eps)  # of probabilities in a loss, as in scikit-learn
 
@@ -152,6 +153,8 @@ def score_intervals(
     for name, predictions in (("balanced_accuracy", 0), ("macro_f1", 1)):
         left_out = _left_out(predicted, targets, groups, predictions)
         found[name] = class_mean_interval(left_out, correct, targets, groups, share=share)
+    low, high = found["macro_f1"]  # a class without photos counts as 0 in the score itself
+    found["macro_f1"] = (min(low, macro_f1(probabilities, targets)), high)
     if probabilities.shape[1] > 5:
         among = _among_first(probabilities, targets, 5)
         found["top_5_accuracy"] = share_interval(among, groups, share=share)
@@ -161,31 +164,36 @@ def score_intervals(
 def _left_out(
     predicted: Targets, targets: Targets, groups: Targets, predictions: int
 ) -> Float[np.ndarray, " means"]:
-    """Return a mean over classes of all photos, and then without each group.
+    """Return a mean over the classes that have photos: of all photos, and then without each group.
 
     Of each class it is (1 + k) · right / (true + k · predicted), where k = `predictions`: recall at
-    0, F1 at 1; over the classes with something in the denominator.
+    0, F1 at 1.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     classes = 1 + max(int(targets.max()), int(predicted.max()))
     codes = np.concatenate([targets, predicted]) + classes * np.tile(group_of, 2).astype(np.int64)
     pairs, pair_of = np.unique(codes, return_inverse=True)  # of a group and a class
-    of_pair = np.repeat([1, predictions], len(targets))
-    below = np.bincount(pair_of, of_pair, len(pairs))
-    above = np.bincount(pair_of[: len(targets)], predicted == targets, len(pairs))
-    group, own_class = np.divmod(pairs, classes)
-    wholes = [np.bincount(own_class, each, classes) for each in (above, below)]
-    (over, under), rest = (
-        wholes,
-        [whole[own_class] - each for whole, each in zip(wholes, (above, below), strict=True)],
+    group, class_of = np.divmod(pairs, classes)
+    own_pair, seen_pair = pair_of[: len(targets)], pair_of[len(targets) :]
+    true = np.bincount(own_pair, minlength=len(pairs))
+    right = np.bincount(own_pair, predicted == targets, len(pairs))
+    both = true + predictions * np.bincount(seen_pair, minlength=len(pairs))
+    parts = [each.astype(np.float64) for each in (true, right, both)]
+    whole = [np.bincount(class_of, part, classes).astype(np.float64) for part in parts]
+    left = [all_[class_of] - part for all_, part in zip(whole, parts, strict=True)]
+
+    def ratios(true: Values, right: Values, both: Values) -> Values:
+        return np.where(true > 0, (1 + predictions) * right / np.maximum(both, 1), 0.0)
+
+    own_ratios = ratios(*whole)
+    sums = own_ratios.sum() + np.bincount(
+        group, ratios(*left) - own_ratios[class_of], minlength=len(names)
     )
-    ratio = over / np.maximum(under, 1)
-    changes = rest[0] / np.maximum(rest[1], 1) - ratio[own_class]
-    sums = ratio.sum() + np.bincount(group, changes, len(names))
-    gone = np.bincount(group, (rest[1] == 0) & (under[own_class] > 0), len(names))
-    number = float((under > 0).sum())
-    means = np.append(ratio.sum(), sums) / np.maximum(np.append(number, number - gone), 1)
-    found: NDArray[np.float64] = (1 + predictions) * means
+    number = int((whole[0] > 0).sum())
+    gone = np.bincount(group, (left[0] == 0) & (whole[0][class_of] > 0), len(names))
+    found: NDArray[np.float64] = np.append(own_ratios.sum(), sums) / np.append(
+        number, np.maximum(number - gone, 1)
+    )
     return found
 
 
