@@ -1,13 +1,16 @@
 """The commands that show and compare: report, landscape, compare, preview, find-rate."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fits import flags
 from PIL import Image
 
 from fieldguide import cli
+from fieldguide.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("plain_consoles")
 
@@ -25,6 +28,27 @@ def test_a_fit_ends_with_a_report_findings_and_events(fitted: Path) -> None:
     assert (fitted / "findings.csv").read_text().startswith("kind,path,reason,hint")
     events = [json.loads(line) for line in (fitted / "events.jsonl").read_text().splitlines()]
     assert len(events) == 2 * 2 * 3  # folds × epochs × (two replicas and the merged model)
+
+
+def test_a_fit_ends_with_the_ensembles_accuracy_on_photos_that_no_fold_has_seen(
+    parts: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("fit", parts, "--out", tmp_path / "run", *flags(epochs=1))
+    done = command(*asked)
+    assert "scoring classifiers on 12 photos that no fold has seen" in done.err
+    kept = json.loads((tmp_path / "run" / "scores.json").read_text())
+    [ensemble] = [row for row in kept["rows"] if row["name"] == "ensemble"]
+    said = f"The ensemble of all folds reaches {100 * ensemble['accuracy']:.1f}"
+    assert said in done.err and said in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "scoring" not in command(*asked).err  # it is done
+
+    def lost(*_arguments: object, **_options: object) -> None:
+        raise DataError("the photos are gone")
+
+    monkeypatch.setattr("fieldguide.study.holdout_scores.worths", lost)
+    failed = command("fit", parts, "--out", tmp_path / "other", *flags(epochs=1))
+    assert failed.code == 0 and "not scored: the photos are gone" in failed.err
+    assert "the ensemble has learned from all these photos" in failed.err
 
 
 def test_a_fit_can_do_without_a_report(discs: Path, tmp_path: Path) -> None:
