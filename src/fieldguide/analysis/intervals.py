@@ -133,8 +133,8 @@ def mean_interval(
 
     Whole groups are drawn with replacement, and each draw's mean less the sample's is divided by
     the draw's own standard error (studentised bootstrap: Efron and Tibshirani, An Introduction to
-    the Bootstrap, 1993, ch. 12). Losses are skewed: of 100 photos at 80 to 95 % accuracy it covers
-    0.93 to 0.95 where a percentile bootstrap covers 0.86 to 0.92 (docs/results.md). Few photos
+    the Bootstrap, 1993, ch. 12). Losses are skewed, which it allows for and intervals that are
+    symmetric or of percentiles do not; `benchmarks/coverage.py means` has its coverage. Few photos
     without a mistake cannot tell what mistakes will cost. One group says nothing: the bounds.
 
     Time and memory follow the number of *different* groups. Raises ValueError for no values, one

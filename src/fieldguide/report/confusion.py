@@ -181,7 +181,7 @@ def chart(found: Matrix, classes: Sequence[str], *, letters: int = LABEL_LENGTH)
         name="moved", bind="scales", encodings=["x", "y"], zoom="wheel![event.shiftKey]"
     )
     right = _cells(len(names), COLORS[0], None).transform_filter("datum.x === datum.y")
-    legend = alt.Legend(title="misclassified", orient="top", format=".3~g")
+    legend = alt.Legend(title="misclassified", orient="top", format=".3~g", tickMinStep=1)
     wrong = _cells(len(names), MERGED_COLOR, legend)
     wrong = wrong.transform_filter("datum.x !== datum.y").add_params(moved)
     drawn: alt.LayerChart = (
