@@ -27,7 +27,7 @@ recipes differ: the same one twice, and one that trains shorter. A line each: ho
 is called over photos and seeds, and by the test of one seed, and how large the difference is.
 
 `fits` fits collections of 5, 12 or 30 classes of 6, 10, 19 or 30 photos, drawn from NATURE100, at
-64 pixels (`quick`: 3 epochs and at least 40 steps), and judges each on 12 other photos of each
+64 pixels (`quick`: 3 epochs, 40 steps or more of 16), and judges each on 12 other photos of each
 class: the folds' networks (what the out-of-fold accuracy promises) and the ensemble. Draws come
 in pairs, of the same classes with other photos and another seed (30 photos: some of the same), so
 that each tells what a classifier trained anew reaches. A JSON line each goes to --out, and those
@@ -301,7 +301,7 @@ def fit_once(draw: int, photos: Path, weights: str, recipe: str) -> dict[str, An
     settings: dict[str, Any] = {"weights": weights, "seed": draw, "size": 64, "workers": 1}
     settings |= {"backbone": "resnet18", "eval_resize": "auto"}
     if recipe == "quick":
-        settings |= {"epochs": 3, "min_steps": 40}
+        settings |= {"epochs": 3, "min_steps": 40, "batch_size": 16}
     with tempfile.TemporaryDirectory() as folder:
         asked = recipes.build({**recipes.settings_of(recipe), **settings})
         run = fg.fit(train, asked, out=Path(folder) / "run")
