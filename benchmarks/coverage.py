@@ -299,7 +299,8 @@ def fit_once(draw: int, photos: Path, weights: str, recipe: str) -> dict[str, An
     """Return the line of a draw."""
     train, judged = drawn_parts(photos, draw)
     settings: dict[str, Any] = {"weights": weights, "seed": draw, "size": 64, "workers": 1}
-    settings |= {"backbone": "resnet18", "eval_resize": "auto"}
+    settings |= {"backbone": "resnet18", "eval_resize": "auto", "replica_curves": False}
+    settings |= {"layout": "channels_last", "precision": "float32", "compile": "off"}
     if recipe == "quick":
         settings |= {"epochs": 3, "min_steps": 40, "batch_size": 16}
     with tempfile.TemporaryDirectory() as folder:
