@@ -110,6 +110,7 @@ def test_the_luck_of_seeds_is_reported_where_it_is_known() -> None:
     base = replace(row("base"), accuracies=(0.91, 0.9, 0.92))
     text = comparison.luck(replace(a_comparison(base), seeds=3))
     assert "With 3 seeds the base classifies 90.0\N{NO-BREAK SPACE}% to 92.0" in text
+    assert "the mean of the folds with the first seed" in body(replace(a_comparison(base), seeds=3))
     assert comparison.luck(a_comparison(row("base"), row("head=se"))) == ""
 
 

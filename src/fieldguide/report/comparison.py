@@ -373,10 +373,11 @@ def _epochs_figure(comparison: Comparison) -> Markup | None:
         for row in comparison.rows
         if (means := comparison.curves.get(row.name))
     ]
+    first = " with the first seed" if comparison.seeds > 1 else ""
     return figure(
         epochs_chart(comparison),
-        caption="Accuracy of the merged model on test photos by epoch, the mean of the folds."
-        " The base is grey and thick. Choose a trial in the legend to see it alone.",
+        caption="Accuracy of the merged model on test photos by epoch, the mean of the folds"
+        f"{first}. The base is grey and thick. Choose a trial in the legend to see it alone.",
         description="Line chart of accuracy by epoch, a line for each trial. At the last epoch:"
         f" {'; '.join(ends)}.",
     )
