@@ -48,7 +48,7 @@ def test_a_fit_ends_with_the_ensembles_accuracy_on_photos_that_no_fold_has_seen(
     monkeypatch.setattr("fieldguide.study.holdout_scores.worths", lost)
     failed = command("fit", parts, "--out", tmp_path / "other", *flags(epochs=1))
     assert failed.code == 0 and "not scored: the photos are gone" in failed.err
-    assert "the ensemble has learned from all these photos" in failed.err
+    assert "The ensemble of all folds learned from all these photos" in failed.err
 
 
 def test_a_fit_can_do_without_a_report(discs: Path, tmp_path: Path) -> None:
