@@ -31,10 +31,10 @@ is called over photos and seeds, and by the test of one seed, and how large the 
 class: the folds' networks (what the out-of-fold accuracy promises) and the ensemble. Draws come
 in pairs, of the same classes with other photos and another seed (30 photos: some of the same), so
 that each tells what a classifier trained anew reaches. A JSON line each goes to --out, and those
-there are not repeated. Held is how often the interval has the folds' accuracy on the other photos,
-which itself is known to a standard error: so also the mean chance that it has a normal value of
-that mean and error. Biases are in points, on the out-of-fold accuracy, ± 1.96 standard errors over
-draws.
+there are not repeated. Held is how often the interval has the folds' accuracy on the other photos;
+that is itself known to a standard error only, so also how often the interval has it that is made of
+both (square and add). Biases are in points, on the out-of-fold accuracy, ± 1.96 standard errors
+over draws.
 """
 
 import argparse
@@ -333,7 +333,8 @@ def judge_fits(draws: int, photos: Path, weights: str, recipe: str, out: Path) -
     low, high = np.array([row["interval"] for row in rows]).T
     promised, folds = (np.array([row[name] for row in rows]) for name in ("accuracy", "folds"))
     error = np.sqrt(folds * (1 - folds) / [row["judged"] for row in rows]).clip(1e-9)
-    likely = stats.norm.cdf((high - folds) / error) - stats.norm.cdf((low - folds) / error)
+    down, up = (np.hypot(each, 1.96 * error) for each in (promised - low, high - promised))
+    likely = (promised - down <= folds) & (folds <= promised + up)
     held = np.mean((low <= folds) & (folds <= high))
     print(f"{recipe}: {draws} draws; held {held:.3f}, with the judges' noise {likely.mean():.3f};")
     print(f"mean width {np.mean(high - low):.3f}; mean out-of-fold accuracy {promised.mean():.3f}")
