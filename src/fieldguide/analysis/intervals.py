@@ -159,7 +159,7 @@ def mean_interval(
         off = mean - own
         with np.errstate(divide="ignore", invalid="ignore"):
             scores.append(np.where(off == 0, 0.0, off / spread))
-    least, most = np.quantile(
+    least, most = np.quantile(  # scores may be infinite, between which nothing lies
         np.concatenate(scores), [(1 - share) / 2, (1 + share) / 2], method="closest_observation"
     )
     low, high = (own - float(each) * error if error else own for each in (most, least))

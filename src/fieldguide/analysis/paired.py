@@ -103,7 +103,7 @@ def contrasts_over_seeds(base: Seeds, others: Sequence[Seeds], groups: Groups) -
             )
         half = student_quantile(freedom, 1 - LEVEL) * error**0.5
         distances.append((mean, max(mean - half, -1.0), min(mean + half, 1.0)))
-        score = abs(mean) / error**0.5 if error else np.inf
+        score = mean / error**0.5 if error else np.inf
         p_values.append(student_tails(score, freedom) if mean else 1.0)
     return _judged(distances, p_values)
 

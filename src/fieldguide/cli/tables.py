@@ -254,8 +254,9 @@ def print_comparison(console: Console, found: "Comparison") -> None:
     for row in found.rows:
         table.add_row(cell(row.name), *_trial_cells(row))
     console.print(table)
-    shown = [row for row in found.rows if row.contrast and "no" not in row.contrast.verdict]
-    if shown and found.seeds == 1:
+    if found.seeds == 1 and any(
+        row.contrast and row.contrast.verdict != "no difference shown" for row in found.rows
+    ):
         console.print(
             "a difference may be a seed's: --seeds 3 trains each with three and tests that"
         )

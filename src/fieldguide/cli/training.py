@@ -345,7 +345,7 @@ def _chosen(name: str, settings: Flags | None, folder: Path, older: Path | None)
 
 
 def _tell_after(run: "Run") -> None:
-    """Tell what training gained, and whether it was too short."""
+    """Tell what the accuracy of a finished run does not say by itself."""
     if run.complete:
         from fieldguide.report.verdict import told_after
 

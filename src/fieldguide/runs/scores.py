@@ -132,9 +132,12 @@ def by_group(
     """Return the accuracy by the photos' groups."""
     found, group_of = np.unique(np.array(names), return_inverse=True)
     photos, right = np.bincount(group_of), np.bincount(group_of, correct)
+    counts = list(zip(photos.tolist(), right.tolist(), strict=True))
+    # Of many thousand events most are alike.
+    intervals = {(n, k): share_interval(np.arange(n) < k, np.arange(n)) for n, k in set(counts)}
     scores = [
-        GroupScore(name, n, k / n, share_interval(np.arange(n) < k, np.arange(n)))
-        for name, n, k in zip(found.tolist(), photos.tolist(), right.tolist(), strict=True)
+        GroupScore(name, n, k / n, intervals[n, k])
+        for name, (n, k) in zip(found.tolist(), counts, strict=True)
     ]
     lowest = sorted(scores, key=lambda each: (each.interval[1], each.accuracy, each.name))
     return GroupScores(len(found), new_group_interval(correct, group_of), tuple(lowest[:worst]))
