@@ -195,7 +195,7 @@ class Recipe(BaseModel):
     cache: str = _setting("Machine", "auto",
         "folder of decoded photos; auto: the user's cache folder, none: decode them every time")
     cache_gb: Gigabytes | Auto = _setting("Machine", "auto",
-        "gigabytes that decoded photos may take; auto: all but 5 % of the disk")
+        "gigabytes that decoded photos may take; auto: all but 2 of the disk")
     track: Literal["none", "tensorboard", "mlflow", "wandb"] = _setting("Machine", "none",
         "tracker that also gets every epoch, with the extra `track`; events.jsonl is always written")
     # fmt: on

@@ -47,8 +47,7 @@ from fieldguide.words import os_reason, shown_bytes
 VERSION = 2
 
 # Bytes to leave free on the disk: other programs fail in ugly ways on a full one (taste).
-FREE_BYTES = 1 << 30
-FREE_SHARE = 0.05
+FREE_BYTES = 2 << 30
 # Bytes that a process writes before it looks at the disk again: 16 of them overshoot by a GiB.
 STRIDE = 64 << 20
 # A shard that nobody writes is continued up to this size, so that hundreds of short runs leave few
@@ -174,9 +173,9 @@ def taken(own: Path) -> int:
 def _room(own: Path, limit: int | None) -> tuple[int, str]:
     """Return the bytes that may still be written, negative beyond the bound, and that bound."""
     own.parent.mkdir(parents=True, exist_ok=True)
-    disk = shutil.disk_usage(own.parent)  # `own` itself goes with the last shard of it
-    kept = max(FREE_BYTES, int(FREE_SHARE * disk.total))
-    bounds = [(disk.free - kept, f"less than {shown_bytes(kept)} of the disk would stay free")]
+    free = shutil.disk_usage(own.parent).free  # `own` itself goes with the last shard of it
+    bound = f"less than {shown_bytes(FREE_BYTES)} of the disk would stay free"
+    bounds = [(free - FREE_BYTES, bound)]
     if limit is not None:
         bounds.append((limit - taken(own), f"the limit of {shown_bytes(limit)} is reached"))
     return min(bounds)
