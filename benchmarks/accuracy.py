@@ -99,11 +99,11 @@ def fitted(
     given = dict(pair.split("=", 1) for pair in trial.split(",") if pair)
     fold = int(given.pop("fold")) if "fold" in given else None
     settings = {name: recipes.from_text(name, value) for name, value in given.items()}
-    base = {**recipes.settings_of(recipe), **BASE, "weights": weights, "seed": seed}
-    base.pop("eval_resize", None)
+    own = {**BASE, "weights": weights, "seed": seed}
+    base = recipes.over(recipes.settings_of(recipe), own)
     with tempfile.TemporaryDirectory() as folder:
         began = spent()
-        asked = recipes.build({**base, **recipes.without_min_steps(settings)})
+        asked = recipes.build(recipes.over(base, settings))
         run = fg.fit(train, asked, out=Path(folder) / "run", fold=fold)
         line = {
             "cost": spent() - began,

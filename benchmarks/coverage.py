@@ -299,12 +299,12 @@ def fit_once(draw: int, photos: Path, weights: str, recipe: str) -> dict[str, An
     """Return the line of a draw."""
     train, judged = drawn_parts(photos, draw)
     settings: dict[str, Any] = {"weights": weights, "seed": draw, "size": 64, "workers": 1}
-    settings |= {"backbone": "resnet18", "eval_resize": "auto", "replica_curves": False}
+    settings |= {"backbone": "resnet18", "replica_curves": False}
     settings |= {"layout": "channels_last", "precision": "float32", "compile": "off"}
     if recipe == "quick":
         settings |= {"epochs": 3, "min_steps": 40, "batch_size": 16}
     with tempfile.TemporaryDirectory() as folder:
-        asked = recipes.build({**recipes.settings_of(recipe), **settings})
+        asked = recipes.build(recipes.over(recipes.settings_of(recipe), settings))
         run = fg.fit(train, asked, out=Path(folder) / "run")
         scores = run.scores
         line: dict[str, Any] = {"recipe": recipe, "draw": draw, "classes": len(train.classes)}

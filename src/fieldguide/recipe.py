@@ -275,7 +275,7 @@ class Recipe(BaseModel):
 
     def replace(self: R, **settings: Any) -> R:
         """Return the same recipe with some settings changed and checked."""
-        return _built(type(self), self.model_dump() | without_min_steps(settings))
+        return _built(type(self), over(self.model_dump(), settings))
 
 
 class ResolvedRecipe(Recipe):
@@ -311,6 +311,24 @@ def without_min_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     said = {"epochs", "batch_size"} & settings.keys() and "min_steps" not in settings
     return {**settings, "min_steps": 0} if said else {**settings}
+
+
+# Settings that follow from others, unless they are given as well.
+_FOLLOWING = {
+    "size": ("first_size", "eval_size", "eval_resize", "stored_side"),
+    "eval_size": ("eval_resize", "stored_side"),
+    "eval_resize": ("stored_side",),
+}
+
+
+def over(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with others `given` over them, and without what follows from those.
+
+    So `size` = 96 over a recipe of 128 pixels does not crop 96 of a picture of 146.
+    """
+    left = {name for cause in given.keys() & _FOLLOWING for name in _FOLLOWING[cause]}
+    kept = {name: value for name, value in settings.items() if name not in left}
+    return kept | without_min_steps(given)
 
 
 # The named recipes, as differences from the defaults above.
@@ -490,24 +508,15 @@ def differences(asked: Recipe, stored: Recipe) -> dict[str, tuple[Any, Any]]:
     }
 
 
-# Settings that follow from others where a run's recipe is used for another, unless they are given.
-_FOLLOWING = {
-    "size": ("first_size", "eval_size", "eval_resize", "stored_side"),
-    "eval_size": ("eval_resize", "stored_side"),
-    "eval_resize": ("stored_side",),
-}
-
-
 def taken(older: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run for one that goes on from it, with others `given` over them.
 
-    Those of the machine are not taken, nor those that follow from a size that is given; and what
-    is given a length of its own mixes only if that is long enough.
+    Those of the machine are not taken, and what is given a length of its own mixes only if that is
+    long enough.
     """
     left = {name for name in Recipe.model_fields if section_of(name) == "Machine"}
-    left |= {name for cause in given.keys() & _FOLLOWING for name in _FOLLOWING[cause]}
     left |= {"mix"} if "epochs" in given and older.mix != "none" else set()
-    return {name: value for name, value in older.model_dump().items() if name not in left}
+    return over({name: each for name, each in older.model_dump().items() if name not in left}, given)
 
 
 PERCENTILE = "percentile"

@@ -143,7 +143,7 @@ def _rank(
         for name, value in given_settings(settings).items()
         if f"--{name.replace('_', '-')}" not in DECIDED
     }
-    recipe = recipes.build(recipes.settings_of("instant") | given)
+    recipe = recipes.build(recipes.over(recipes.settings_of("instant"), given))
     catalog = columns.read(photos)
     from fieldguide.study import ranking  # brings torch
 

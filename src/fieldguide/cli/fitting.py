@@ -34,9 +34,8 @@ def chosen_recipe(name: str, settings: BaseModel | None, older: Recipe | None = 
     All of them are over the settings of an `older` run, where a new one goes on from it.
     """
     recipes.load(name)  # errors in it are reported with its name
-    given = recipes.without_min_steps(given_settings(settings))
-    named = recipes.settings_of(name) | given
-    chosen = recipes.build((recipes.taken(older, named) if older else {}) | named)
+    named = recipes.over(recipes.settings_of(name), given_settings(settings))
+    chosen = recipes.build(recipes.taken(older, named) if older else named)
     require_backbone(chosen.backbone)
     if name == "reference" and chosen.backbone not in backbone_names(RESNETS):
         raise UsageError(
