@@ -10,6 +10,7 @@ from fits import small_fit, small_recipe
 
 from fieldguide import recipe as recipes
 from fieldguide.analysis import metrics
+from fieldguide.errors import UsageError
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.settings import resolve
 from fieldguide.network.network import build_backbone
@@ -34,6 +35,11 @@ def test_photos_are_judged_and_predicted_at_their_own_size(discs: Path, tmp_path
     older = tmp_path / "older.toml"
     older.write_text(re.sub("^eval_size.*\n", "", text, flags=re.MULTILINE))
     assert recipes.load_resolved(older) == usual.recipe
+    older.write_text(text + f"first_size = {usual.recipe.size}\n")  # when pictures could grow
+    assert recipes.load_resolved(older) == usual.recipe
+    older.write_text(text + "first_size = 31\n")
+    with pytest.raises(UsageError, match="first_size"):
+        recipes.load_resolved(older)
 
 
 @pytest.mark.parametrize(

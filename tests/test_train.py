@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fits import SMALL, resolved_recipe, results, small_fit, small_recipe
+from fits import SMALL, results, small_fit, small_recipe
 
 import fieldguide as fg
 from fieldguide.errors import DataError, ResourceError, TrainingError, UsageError
@@ -15,7 +15,7 @@ from fieldguide.fitting.jobs import fold_jobs
 from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.ranks import ALONE
 from fieldguide.network.network import Network, load_weights, weights_of
-from fieldguide.photos.batches import Batch, Draw
+from fieldguide.photos.batches import Draw
 from fieldguide.train import job as jobs
 from fieldguide.train import loop
 from fieldguide.train import step as steps
@@ -311,31 +311,6 @@ def test_out_of_memory_for_one_photo_ends_with_hints(
         small_fit(discs, tmp_path / "run")
     assert error.value.exit_code == 4
     assert "`backbone`" in error.value.hint
-
-
-def test_training_pictures_grow_evenly_to_their_size() -> None:
-    recipe = resolved_recipe(size=128, eval_resize=146, first_size=64, epochs=5)
-    sizes = [loop.training_size(recipe, epoch) for epoch in range(5)]
-    assert sizes == [64, 80, 96, 112, 128]
-    assert loop.training_size(recipe.replace(epochs=1, warmup=0.0), 0) == 128
-    uneven = recipe.replace(first_size=100, epochs=10)
-    assert max(loop.training_size(uneven, epoch) for epoch in range(10)) == 128
-    same = recipe.replace(first_size=128)
-    assert {loop.training_size(same, epoch) for epoch in range(5)} == {128}
-
-
-def test_pictures_of_another_size_are_trained_on_and_judged_at_the_full_one(
-    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, seen = steps._backward, []
-
-    def watched(job: FoldJob, replica: Replica, batch: Batch, whole: int) -> Any:
-        seen.append(batch.images.shape[-1])
-        return original(job, replica, batch, whole)
-
-    monkeypatch.setattr(steps, "_backward", watched)
-    small_fit(discs, tmp_path / "run", fold=0, epochs=2, size=48, eval_resize=56, first_size=32)
-    assert seen == 2 * 3 * [32] + 2 * 3 * [48]  # replicas · steps
 
 
 @pytest.mark.parametrize(

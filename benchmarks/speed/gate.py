@@ -26,7 +26,6 @@ PLAIN: Mapping[str, Any] = {
 
 # Changes of a recipe that make it cheaper; none is a default.
 CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "pictures of 64 pixels that grow": {"first_size": 64},
     "stem and first stage frozen": {"freeze": 2},
     f"{EPOCHS - 1} epochs": {"epochs": EPOCHS - 1},
 }
@@ -110,8 +109,6 @@ def _outcome(
     options: Options, photos: Collection, seed: int, changed: Mapping[str, Any]
 ) -> Outcome:
     plain = recipe_of(options, SIZE, seed=seed, folds=FOLDS, epochs=EPOCHS, replica_curves=False)
-    if options.quick:
-        changed = {**changed, "first_size": 32} if "first_size" in changed else changed
     recipe = plain.replace(**changed)
     run, cost = measured(partial(fit, photos.catalog, recipe, new_folder(options)))
     names = [photo.group or photo.path for photo in run.catalog.photos]

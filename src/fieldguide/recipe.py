@@ -80,8 +80,6 @@ class Recipe(BaseModel):
     freeze: int = _setting("Network", 0, "early stages that are not trained (1 = the stem)", ge=0)
 
     size: Pixels | Auto = _setting("Pictures", "auto", "side of the network's input in pixels")
-    first_size: Pixels | Auto = _setting("Pictures", "auto",
-        "side of training pictures in the first epoch, which grows to `size` in the last; auto: `size` throughout")
     eval_size: Pixels | Auto = _setting("Pictures", "auto",
         "side of the network's input in evaluation and prediction; auto: `size`")
     eval_resize: Pixels | Auto = _setting("Pictures", "auto",
@@ -214,11 +212,9 @@ class Recipe(BaseModel):
 
     def _conflicts(self) -> Iterator[str]:
         """Yield a message for each value, or pair of values, that cannot work."""
-        size, resize, stored, first = self.size, self.eval_resize, self.stored_side, self.first_size
-        seen = size if self.eval_size == "auto" else self.eval_size
+        resize, stored = self.eval_resize, self.stored_side
+        seen = self.size if self.eval_size == "auto" else self.eval_size
         low, high = self.crop_scale
-        if size != "auto" and first != "auto" and first > size:
-            yield f"`first_size` = {first} is larger than `size` = {size}"
         if stored != "auto" and resize != "auto" and 0 < stored < resize:
             yield f"`stored_side` = {stored} is smaller than `eval_resize` = {resize}"
         if seen != "auto" and resize != "auto" and resize < seen:
@@ -282,7 +278,6 @@ class ResolvedRecipe(Recipe):
     """A recipe without `auto`, resolved from the one asked for; a run computes with it."""
 
     size: Pixels
-    first_size: Pixels
     eval_size: Pixels
     eval_resize: Pixels
     mean: Channels
@@ -315,7 +310,7 @@ def without_min_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 # Settings that follow from others, unless they are given as well.
 _FOLLOWING = {
-    "size": ("first_size", "eval_size", "eval_resize", "stored_side"),
+    "size": ("eval_size", "eval_resize", "stored_side"),
     "eval_size": ("eval_resize", "stored_side"),
     "eval_resize": ("stored_side",),
 }
@@ -431,7 +426,10 @@ def _built(kind: type[R], settings: Mapping[str, Any], where: str = "") -> R:
 
 def load_resolved(path: Path) -> ResolvedRecipe:
     """Return the recipe of a run, from its file."""
-    return _built(ResolvedRecipe, settings_of(str(path)), str(path))
+    settings = settings_of(str(path))
+    if settings.get("first_size") == settings.get("size"):  # of older runs: pictures could grow
+        settings.pop("first_size", None)
+    return _built(ResolvedRecipe, settings, str(path))
 
 
 def load(name: str) -> Recipe:
@@ -516,7 +514,9 @@ def taken(older: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     left = {name for name in Recipe.model_fields if section_of(name) == "Machine"}
     left |= {"mix"} if "epochs" in given and older.mix != "none" else set()
-    return over({name: each for name, each in older.model_dump().items() if name not in left}, given)
+    return over(
+        {name: each for name, each in older.model_dump().items() if name not in left}, given
+    )
 
 
 PERCENTILE = "percentile"
@@ -608,7 +608,7 @@ def _idle(recipe: Recipe) -> list[tuple[str, str]]:
 def _trains(name: str) -> bool:
     """Return whether a setting is of the training alone."""
     sections = {"Merging", "Optimiser", "Augmentation"}
-    others = {"dropout", "freeze", "first_size", "patience", "inner_share", "compile"}
+    others = {"dropout", "freeze", "patience", "inner_share", "compile"}
     kept = {"replicas", "merge", "order", "class_weights"}
     return name in others or (section_of(name) in sections and name not in kept)
 

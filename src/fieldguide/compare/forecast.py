@@ -35,7 +35,7 @@ from fieldguide.words import duration
 COSTLY = (
     *("backbone", "weights", "freeze", "head", "size", "eval_resize", "batch_size", "accumulate"),
     *("augment", "mix", "precision", "layout", "compile", "device", "workers", "stored_side"),
-    *("cache", "first_size", "eval_size", "replica_curves"),
+    *("cache", "eval_size", "replica_curves"),
 )
 LEAST_STEPS, MOST_STEPS = 3, 20  # that are timed, fewer the longer they take (taste)
 ENOUGH_SECONDS = 5.0
@@ -63,8 +63,7 @@ def forecast(
         recipe = lengthened(trial.recipe, len(fold_of) - tests[0][1], trial.recipe.mix)
         key = tuple(getattr(recipe, name) for name in COSTLY)
         if key not in costs and recipe.epochs:
-            grown = recipe.replace(first_size="auto")  # the first epoch would be the cheapest
-            costs[key] = measured(grown, used, watcher.check_stop)
+            costs[key] = measured(recipe, used, watcher.check_stop)
         cost = costs[key] if recipe.epochs else Cost(0.0, 0.0)
         place = folder / trial.folder
         done = Run(place).done if (place / runs.SETUP).is_file() else []

@@ -4,7 +4,6 @@ Knows nothing of where and when they are trained.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from fieldguide.photos.batches import Decoding, Loader, Pictures
 from fieldguide.photos.catalog import Catalog, Files, Photo
 from fieldguide.photos.folds import Fold, inner_split
 from fieldguide.photos.pixels import Reading
-from fieldguide.photos.transforms import TrainingTransform, evaluation, training
+from fieldguide.photos.transforms import evaluation, training
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs.run import Run
 from fieldguide.storage import decoded, shards
@@ -75,10 +74,6 @@ def fold_jobs(
     if recipe.order == "shards":
         places = index_of(root).places([photo.path for photo in photos])
 
-    def resized(size: int) -> Loader:
-        shown = replace(loader.pictures, training=training_of(recipe, size))
-        return replace(loader, pictures=shown)
-
     def job(index: int) -> FoldJob:
         train, watch = parts_of(recipe, run.catalog, run.folds[index])
         start, logits = run.start(index)
@@ -90,7 +85,6 @@ def fold_jobs(
             start={name: torch.from_numpy(array) for name, array in start.items()},
             start_logits=logits,
             loader=loader,
-            resized=resized,
             device=device,
             precision=choose_precision(recipe.precision, device),
             classes=len(run.classes),
@@ -169,22 +163,8 @@ def pictures(
     decoding = Decoding.of(
         recipe.stored_side, recipe.eval_resize, recipe.interpolation, Reading.of(recipe)
     )
-    return Pictures(
-        files=photos,
-        training=training_of(recipe, recipe.size),
-        evaluation=evaluation(recipe.eval_size, recipe.eval_resize, recipe.interpolation),
-        decoding=decoding,
-        store=_store(recipe, decoding, notice) if keys else None,
-        keys=keys,
-        folder=folder,
-        notice=notice,
-    )
-
-
-def training_of(recipe: ResolvedRecipe, size: int) -> TrainingTransform:
-    """What training shows of a picture, by a resolved recipe but in a size of its own."""
-    settings = Augmentation(
-        size=size,
+    shown = Augmentation(
+        size=recipe.size,
         interpolation=recipe.interpolation,
         crop_scale=recipe.crop_scale,
         flip=recipe.flip,
@@ -194,7 +174,16 @@ def training_of(recipe: ResolvedRecipe, size: int) -> TrainingTransform:
         policy=recipe.augment,
         erasing=recipe.erasing,
     )
-    return training(settings, recipe.mean)
+    return Pictures(
+        files=photos,
+        training=training(shown, recipe.mean),
+        evaluation=evaluation(recipe.eval_size, recipe.eval_resize, recipe.interpolation),
+        decoding=decoding,
+        store=_store(recipe, decoding, notice) if keys else None,
+        keys=keys,
+        folder=folder,
+        notice=notice,
+    )
 
 
 def _store(recipe: Recipe, decoding: Decoding, notice: Callable[[str], None]) -> Store | None:

@@ -34,9 +34,8 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     """
     config = input_config(backbone)
     size = config.size if recipe.size == "auto" else recipe.size
-    first = size if recipe.first_size == "auto" else recipe.first_size
     seen = size if recipe.eval_size == "auto" else recipe.eval_size
-    for side in {size, first, seen}:
+    for side in {size, seen}:
         require_size(backbone, side)
     proportional = round(seen * config.eval_resize / config.size)
     resize = proportional if recipe.eval_resize == "auto" else recipe.eval_resize
@@ -44,7 +43,6 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     device = places[0]
     found = {
         "size": size,
-        "first_size": size,
         "eval_size": seen,
         "eval_resize": resize,
         # As much as is decoded at all: crops from less are blurred more than evaluation's pictures.

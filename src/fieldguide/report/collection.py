@@ -378,16 +378,14 @@ def training_batch(
 
     from fieldguide.fitting.jobs import fold_jobs
     from fieldguide.photos.augment import mix_batch
-    from fieldguide.train.loop import training_size
 
     recipe = run.recipe
     # No GPU is worth starting for one batch.
     job = fold_jobs(run, run.catalog.root, recipe.replace(device="cpu", cache="none"))(0)
     plan = job.plan(0, 0)
     with torch.random.fork_rng(devices=[]):
-        shown = job.resized(training_size(job.recipe, epoch=0))
-        at_once = replace(shown.pictures, folder=None)  # a page waits for no disk that is away
-        batch = next(replace(shown, pictures=at_once).batches(plan[:1]))
+        at_once = replace(job.loader.pictures, folder=None)  # a page waits for no disk that is away
+        batch = next(replace(job.loader, pictures=at_once).batches(plan[:1]))
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", 0, 0, 0))
         images, shares = mix_batch(
             batch.images,

@@ -3,7 +3,6 @@
 Knows nothing of how training goes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,8 +28,7 @@ Logits = Float[np.ndarray, "n classes"]
 class FoldJob:
     """The needs of a fold's training, which changes its two networks' weights alone.
 
-    `network` is trained, `absorbed` is the same for evaluation. `resized` is the loader with
-    training pictures of another size.
+    `network` is trained, `absorbed` is the same for evaluation.
 
     `targets` (n,) are class numbers by photo, -1 where there is no label; `train`, `test` and
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
@@ -45,7 +43,6 @@ class FoldJob:
     absorbed: Absorbed
     start: Weights
     loader: Loader
-    resized: Callable[[int], Loader]
     device: torch.device
     precision: Precision
     classes: int
@@ -56,10 +53,6 @@ class FoldJob:
     parts: int = 1
     places: IntArray | None = None
     start_logits: Logits | None = None
-
-    def epoch_loader(self, size: int) -> Loader:
-        """Return the loader with training pictures of a size."""
-        return self.loader if size == self.recipe.size else self.resized(size)
 
     def rows(self, replica: int, epoch: int) -> IntArray:
         """The photos that a replica trains on in an epoch."""

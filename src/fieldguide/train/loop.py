@@ -137,7 +137,7 @@ def train_epoch(
     plan = job.plan(number, state.epoch)
     photos, looked = sum(len(part) for part in plan.parts), 0
     todo = [] if tally.hopeless else own_share(job, plan, replica.team)[state.steps[number] :]
-    for batch in job.epoch_loader(training_size(job.recipe, state.epoch)).batches(todo):
+    for batch in job.loader.batches(todo):
         step = state.steps[number]
         set_rates(replica.optimizer, _rate_factor(job.recipe, state.epoch, step, len(plan)))
         seed = derive_seed(job.recipe.seed, "step", number, state.epoch, step)
@@ -206,20 +206,6 @@ def own_share(job: FoldJob, plan: Plan, team: Ranks) -> Plan:
             hint="lower `batch_ranks`, or leave `sync_batch_norm` out",
         )
     return plan.shared(team.rank, team.world, least=1)
-
-
-def training_size(recipe: ResolvedRecipe, epoch: int) -> int:
-    """Return the pixels a side of training pictures in an epoch (from 0).
-
-    Grows evenly from `first_size` to `size`, by multiples of 16: half a pixel of a ResNet's last
-    stage. Source: progressive resizing, as in Tan, Le,
-    "EfficientNetV2: Smaller Models and Faster Training", ICML 2021, section 4, without their
-    growing regularisation.
-    """
-    if epoch + 1 == recipe.epochs or recipe.first_size == recipe.size:
-        return recipe.size
-    grown = (recipe.size - recipe.first_size) * epoch / (recipe.epochs - 1)
-    return min(recipe.first_size + round(grown / 16) * 16, recipe.size)
 
 
 def _rate_factor(recipe: ResolvedRecipe, epoch: int, step: int, epoch_steps: int) -> float:
