@@ -168,6 +168,8 @@ def test_what_diverges_is_recorded_and_the_others_go_on(discs: Path, tmp_path: P
     assert "is not complete" in (out / "compare.html").read_text("utf-8")
     assert rebuilt(out) == done
     assert any(text.startswith("base: failed: ") for text in messages)
+    own = [text.partition(": ")[2] for text in messages if not text.endswith("training begins")]
+    assert len(own) == len(set(own)), "what trials have in common is told once"
     messages.clear()
     assert compare(fg.scan(discs), found, out, watcher=watcher) == done
     assert messages == []

@@ -191,13 +191,17 @@ def _require_same_recipes(folder: Path, trials: Sequence[Trial]) -> None:
 
 @dataclass(frozen=True)
 class _Fits:
-    """The trials' fits, each in a folder of its own, with notes on trials that are left out."""
+    """The trials' fits, each in a folder of its own, with notes on trials that are left out.
+
+    What one trial has `told` no other tells again, word for word: seeds of one recipe are alike.
+    """
 
     folder: Path
     trials: Sequence[Trial]
     used: Catalog
     command: Sequence[str]
     left_out: dict[str, str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def so_far(self) -> Comparison:
         """Write the comparison as far as it is done, and return it."""
@@ -258,15 +262,21 @@ class _Fits:
             watcher.notice(late)
             self.left_out[trial.name] = late
             return
-        named = replace(watcher, notice=lambda text: watcher.notice(f"{trial.name}: {text}"))
+
+        def notice(text: str) -> None:
+            if text not in self.told:
+                self.told.add(text)
+                watcher.notice(f"{trial.name}: {text}")
+
+        named = replace(watcher, notice=notice)
         place = self._begun(trial, named).folder
-        named.notice("training begins")
+        watcher.notice(f"{trial.name}: training begins")
         try:
             fitting.fit(
                 self.used, trial.recipe, place, prepared=True, command=self.command, watcher=named
             )
         except TrainingError as error:
-            named.notice(f"failed: {error.message}")
+            watcher.notice(f"{trial.name}: failed: {error.message}")
             files.write_json(place / FAILED, {"message": error.message, "hint": error.hint})
 
     def _begun(self, trial: Trial, watcher: Watcher) -> Run:
