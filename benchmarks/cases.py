@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
+SOURCES = str(Path(__file__).parents[1] / "src")
 FIELDGUIDE = [sys.executable, "-m", "fieldguide"]
 
 
@@ -24,7 +25,7 @@ def said(command: list[str], folder: Path, model: Path) -> str:
         "FG": shlex.join(FIELDGUIDE),
         "PY": sys.executable,
         "MODEL": str(model),
-        "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+        "PYTHONPATH": os.pathsep.join([SOURCES, os.environ.get("PYTHONPATH", "")]),
         "COLUMNS": "160",
     }
     done = subprocess.run(
@@ -38,6 +39,8 @@ def said(command: list[str], folder: Path, model: Path) -> str:
 def main() -> None:
     """Run the cases that are named, or all."""
     model, names = Path(sys.argv[1]).resolve(), set(sys.argv[2:])
+    if not CASES.is_dir():
+        raise SystemExit(f"there are no cases: {CASES} is no folder")
     for path in sorted(CASES.glob("[a-z]*.*")):
         if path.suffix not in {".sh", ".py"} or (names and path.stem not in names):
             continue

@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -285,3 +286,27 @@ def test_the_seed_decides_the_draws() -> None:
 def test_too_little_to_choose_from(trials: int, groups: int, draws: int) -> None:
     with pytest.raises(ValueError, match="too few"):
         paired.bias_corrected_best(answers(trials, 9), np.arange(9) % groups, draws=draws)
+
+
+@pytest.mark.parametrize(
+    ("groups", "gained"), [([0], [0]), ([0] * 10, range(3)), ([0] * 10 + [1] * 10, [0, 1, 10, 11])]
+)
+def test_few_groups_show_nothing_however_equal_their_gains(
+    groups: list[int], gained: Sequence[int]
+) -> None:
+    base = np.zeros((2, len(groups)), dtype=bool)
+    other = base.copy()
+    other[:, gained] = True
+    [found] = paired.contrasts_over_seeds(base, [other], np.array(groups))
+    assert found.verdict == "no difference shown" and found.p >= 0.5
+    assert found.low < found.difference <= found.high and found.high > found.low
+
+
+def test_recipes_without_a_difference_still_have_an_interval() -> None:
+    same = np.random.default_rng(1).random((3, 50)) < 0.9
+    [found] = paired.contrasts_over_seeds(same, [same], np.arange(50))
+    [single] = paired.contrasts(same[0], [same[0]], np.arange(50))
+    assert found.p == 1.0 and found.low < 0 < found.high
+    still = np.tile(same[:1], (3, 1))
+    [found] = paired.contrasts_over_seeds(still, [still], np.arange(50))
+    assert (found.low, found.high) == (single.low, single.high)

@@ -316,13 +316,12 @@ def test_differences_come_as_stored_and_asked() -> None:
 
 @pytest.mark.parametrize("name", ["quick", "instant", "demo", "reference"])
 def test_a_size_that_is_given_leaves_none_that_follows_from_it(name: str) -> None:
-    named = recipes.load(name)
-    assert named.eval_resize != "auto"
-    assert named.replace(size=600).eval_resize == "auto"
-    assert named.replace(eval_size=600).eval_resize == "auto"
-    assert named.replace(size=96, eval_resize=100).eval_resize == 100
-    assert named.replace(epochs=9).eval_resize == named.eval_resize
-    assert build(recipes.over(recipes.settings_of(name), {"size": 600})).size == 600
+    named = recipes.settings_of(name)
+    for asked in ({"size": 600}, {"eval_size": 600}):
+        assert build(recipes.over(named, asked)).eval_resize == "auto"
+    assert recipes.over(named, {"size": 96, "eval_resize": 100})["eval_resize"] == 100
+    for asked in ({"epochs": 9}, {"size": named["size"]}):  # nothing that matters has changed
+        assert recipes.over(named, asked)["eval_resize"] == named["eval_resize"]
 
 
 def test_what_is_asked_as_auto_agrees_with_anything() -> None:

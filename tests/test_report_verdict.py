@@ -112,6 +112,21 @@ def test_accuracy_is_told_by_place_and_for_a_new_one(places: fg.Run) -> None:
     assert any("One new place" in said for said in verdict.told_after(places))
 
 
+def test_photos_without_a_group_are_no_places(
+    places: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"a", "b"}
+    asked = places.given or places.catalog
+    photos = [p if p.group in known else replace(p, group=None) for p in asked.photos]
+    monkeypatch.setattr(fg.Run, "given", replace(asked, photos=photos))
+    run = fg.Run(places.folder)
+    found = run.by_group
+    assert found is not None and {each.name for each in found.worst} == known
+    assert found.groups == 2 and found.photos == sum(each.photos for each in found.worst) == 12
+    [said] = verdict.about_groups(run)
+    assert "(2 places are known; 12 photos in none are left out)" in said
+
+
 def test_without_groups_nothing_is_told_of_them(trained: fg.Run) -> None:
     assert trained.by_group is None and summary(trained)["groups"] is None
     assert "One new" not in words(verdict.section(trained))

@@ -48,6 +48,13 @@ def test_what_cannot_vary_is_refused_by_name(text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_what_follows_from_a_size_varies_with_it_and_is_told() -> None:
+    base = recipes.load("quick")
+    unchanged, smaller = trials(base, {"size": [128, 96]})
+    assert unchanged.recipe == base and unchanged.name == "base"
+    assert smaller.name == "size=96" and smaller.changes == {"size": 96, "eval_resize": "auto"}
+
+
 def test_a_grid_has_every_combination_and_the_base_first() -> None:
     found = trials(BASE, {"mix": ["cutmix", "none"], "head": ["linear", "se"]})
     assert names(found) == ["base", "mix=cutmix", "mix=cutmix, head=se", "head=se"]

@@ -271,7 +271,7 @@ class Recipe(BaseModel):
 
     def replace(self: R, **settings: Any) -> R:
         """Return the same recipe with some settings changed and checked."""
-        return _built(type(self), over(self.model_dump(), settings))
+        return _built(type(self), self.model_dump() | without_min_steps(settings))
 
 
 class ResolvedRecipe(Recipe):
@@ -317,11 +317,12 @@ _FOLLOWING = {
 
 
 def over(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with others `given` over them, and without what follows from those.
+    """Return settings with others `given` over them, and without what follows from changed ones.
 
     So `size` = 96 over a recipe of 128 pixels does not crop 96 of a picture of 146.
     """
-    left = {name for cause in given.keys() & _FOLLOWING for name in _FOLLOWING[cause]}
+    changed = {name for name in given.keys() & _FOLLOWING if given[name] != settings.get(name)}
+    left = {name for cause in changed for name in _FOLLOWING[cause]}
     kept = {name: value for name, value in settings.items() if name not in left}
     return kept | without_min_steps(given)
 

@@ -34,7 +34,11 @@ def chosen_recipe(name: str, settings: BaseModel | None, older: Recipe | None = 
     All of them are over the settings of an `older` run, where a new one goes on from it.
     """
     recipes.load(name)  # errors in it are reported with its name
-    named = recipes.over(recipes.settings_of(name), given_settings(settings))
+    named, given = recipes.settings_of(name), given_settings(settings)
+    if name in recipes.RECIPES:
+        named = recipes.over(named, given)
+    else:  # somebody's own file means what it says
+        named |= recipes.without_min_steps(given)
     chosen = recipes.build(recipes.taken(older, named) if older else named)
     require_backbone(chosen.backbone)
     if name == "reference" and chosen.backbone not in backbone_names(RESNETS):

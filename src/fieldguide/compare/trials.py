@@ -125,14 +125,14 @@ def reference(overrides: Mapping[str, Any]) -> list[Trial]:
 def varied(base: Recipe, settings: Mapping[str, Any], name: str = "") -> Trial:
     """Return the base with these settings; a `UsageError` names the trial and the contradiction."""
     try:
-        recipe = base.replace(**settings)
+        recipe = recipes.build(recipes.over(base.model_dump(), settings))
         require_backbone(recipe.backbone)
     except UsageError as error:
         called = name or described(settings)
         raise UsageError(f"{called}: {error.message}", hint=error.hint) from error
-    found = {each: getattr(recipe, each) for each in settings}
-    changes = {each: value for each, value in found.items() if value != getattr(base, each)}
-    return Trial(name or described(changes) or BASE, changes, recipe)
+    changes = {each: new for each, new in recipe if new != getattr(base, each)}
+    asked = {each: changes[each] for each in settings if each in changes}
+    return Trial(name or described(asked) or BASE, changes, recipe)
 
 
 def distinct(found: Iterable[Trial], meaning: Callable[[Recipe], Any]) -> list[Trial]:

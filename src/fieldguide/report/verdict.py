@@ -207,10 +207,14 @@ def delivered(run: Run, rows: Sequence["Worth"]) -> str:
 def about_groups(run: Run) -> list[str]:
     """Return what one new group may have; without groups, whether folds share events."""
     if found := run.by_group:
+        if not found.new:
+            return []
         low, high = map(percent, found.new)
+        rest = sum(map(len, run.judged.values())) - found.photos
+        alone = f"; {rest:,} photos in none are left out" if rest else ""
         return [
             f"One new {run.unit} may be easier or harder: with 95 % probability accuracy there lies"
-            f" between {low} and {high} ({found.groups:,} {run.unit}s are known)."
+            f" between {low} and {high} ({found.groups:,} {run.unit}s are known{alone})."
         ]
     shared = [each for each in collection.findings(run)[0] if each.kind == SHARED_EVENT]
     return [

@@ -326,16 +326,19 @@ class Run:
 
     @cached_property
     def by_group(self) -> scoring.GroupScores | None:
-        """Accuracy by the collection's groups; None where it has none, or one."""
+        """Accuracy by the collection's groups, of photos in one; None where it has none, or one."""
         if not self.unit:
             return None
         photos = np.concatenate([self.folds[fold].test for fold in self.judged])
         correct = np.concatenate(list(self.judged.values())).argmax(axis=1) == self.targets[photos]
         table = (self.given or self.catalog).table  # the names of groups before copies joined them
-        names = dict(zip(table.column("path"), catalogs.group_names(table), strict=True))
+        named = dict(zip(table.column("path"), table.column("group"), strict=True))
         paths = self.catalog.table.column("path")
-        found = scoring.by_group(correct, [names[paths[photo]] for photo in photos])
-        return found if found.groups > 1 else None
+        names = np.array([named[paths[photo]] or "" for photo in photos])
+        known = names != ""
+        if len(set(names[known])) < 2:
+            return None
+        return scoring.by_group(correct[known], names[known].tolist())
 
     @cached_property
     def outside(self) -> NDArray[np.int64]:

@@ -117,12 +117,14 @@ class GroupScore:
 class GroupScores:
     """The accuracy by groups, such as places: how many there are, and those that it is lowest on.
 
-    `new` is the 95 % interval for one new group. The `worst` are those whose interval ends lowest:
-    a group of one photo that is wrong says little.
+    `photos` are those in groups. `new` is the 95 % interval for one new group, None where none has
+    two photos, which would show how alike they are. The `worst` are those whose interval ends
+    lowest: a group of one photo that is wrong says little.
     """
 
     groups: int
-    new: tuple[float, float]
+    photos: int
+    new: tuple[float, float] | None
     worst: tuple[GroupScore, ...]
 
 
@@ -140,7 +142,8 @@ def by_group(
         for name, (n, k) in zip(found.tolist(), counts, strict=True)
     ]
     lowest = sorted(scores, key=lambda each: (each.interval[1], each.accuracy, each.name))
-    return GroupScores(len(found), new_group_interval(correct, group_of), tuple(lowest[:worst]))
+    new = new_group_interval(correct, group_of) if photos.max() > 1 else None
+    return GroupScores(len(found), len(correct), new, tuple(lowest[:worst]))
 
 
 def _joined(by_fold: Mapping[int, np.ndarray]) -> np.ndarray:
