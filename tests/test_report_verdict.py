@@ -127,6 +127,17 @@ def test_photos_without_a_group_are_no_places(
     assert "(2 places are known; 12 photos in none are left out)" in said
 
 
+def test_places_of_one_photo_do_not_say_how_a_new_one_may_be(
+    places: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = places.given or places.catalog
+    photos = [replace(photo, group=photo.path) for photo in asked.photos]
+    monkeypatch.setattr(fg.Run, "given", replace(asked, photos=photos))
+    run = fg.Run(places.folder)
+    assert run.by_group is not None and run.by_group.groups == 24 and run.by_group.new is None
+    assert verdict.about_groups(run) == []
+
+
 def test_without_groups_nothing_is_told_of_them(trained: fg.Run) -> None:
     assert trained.by_group is None and summary(trained)["groups"] is None
     assert "One new" not in words(verdict.section(trained))
