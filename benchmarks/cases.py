@@ -25,7 +25,7 @@ def said(command: list[str], folder: Path, model: Path) -> str:
         "FG": shlex.join(FIELDGUIDE),
         "PY": sys.executable,
         "MODEL": str(model),
-        "PYTHONPATH": os.pathsep.join([SOURCES, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")])),
         "COLUMNS": "160",
     }
     done = subprocess.run(

@@ -95,7 +95,8 @@ def contrasts_over_seeds(base: Seeds, others: Sequence[Seeds], groups: Groups) -
     free_seeds, free_photos = len(trials) * (seeds - 1), max(number - 1, 1)
     distances, p_values = [], []
     for other in others:
-        gains = other.mean(axis=0) - base.mean(axis=0)
+        counts = other.sum(axis=0, dtype=int) - base.sum(axis=0, dtype=int)
+        gains = counts / seeds
         mean = float(gains.mean())
         own = variance((gains - mean)[None, :])
         error, freedom = own, float(free_photos)
@@ -111,7 +112,6 @@ def contrasts_over_seeds(base: Seeds, others: Sequence[Seeds], groups: Groups) -
             first, low, high = difference(other[0], base[0], groups)
             down, up, p = first - low, high - first, 0.0 if mean else 1.0
         distances.append((mean, max(mean - down, -1.0), min(mean + up, 1.0)))
-        counts = other.sum(axis=0, dtype=int) - base.sum(axis=0, dtype=int)
         differ = np.count_nonzero(np.bincount(group_of, counts))
         p_values.append(max(p, 2.0 ** (1 - differ)) if differ else 1.0)
     return _judged(distances, p_values)
