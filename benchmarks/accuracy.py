@@ -1,15 +1,16 @@
 """How accurate fits are on photos never seen, against rivals of the same processor time.
 
 Usage: python benchmarks/accuracy.py NATURE100 WEIGHTS TRIAL [TRIAL …]
-           [--sets 10,butterflies,30,whole] [--seeds 3] [--recipe default] [--out FILE.jsonl]
+           [--sets 10,butterflies,30,whole] [--seeds 3] [--recipe default] [--size 96] [--out FILE.jsonl]
 
 NATURE100 is a folder with `train` and `val`, such as ../shared/data/nature100; WEIGHTS are those
 of a resnet18, which all trials begin with. A fixed fifth of `train` (by a hash of the name) joins
 `val` for scoring; of the rest a set has the first 10 or 30 photos of each class, all, or the
 butterflies alone. A TRIAL is one of
 
-    epochs=6,mix=cutmix   settings over the recipe at 96 pixels, one thread: all folds are trained,
-                          and their soup and ensemble judged; with `fold=0` among them that fold
+    epochs=6,mix=cutmix   settings over the recipe at --size pixels, one thread: all
+                          folds are trained, and their soup and ensemble judged; with `fold=0` among
+                          them that fold. What is `auto` is found by the fit, and its cache is new
     timm                  a plain loop on all photos of the set: timm's own transforms, AdamW with
                           two rates, cosine; `timm:1e-4,1e-2` has rates of backbone and head
     head                  the same loop from a head fitted by scikit-learn; `head:1e-4,1e-4`
@@ -46,9 +47,7 @@ import fieldguide as fg
 from fieldguide import recipe as recipes
 from fieldguide.photos.catalog import Catalog, Photo, in_columns
 
-SIZE = 96
-BASE = {"size": SIZE, "layout": "channels_last", "precision": "float32", "compile": "off"}
-BASE |= {"workers": 1, "cache": "none", "backbone": "resnet18"}
+BASE = {"workers": 1, "backbone": "resnet18"}
 RATES = {"timm": (1e-4, 1e-2), "head": (1e-4, 1e-4)}  # chosen on the set 30: docs/results.md
 BATCH, DECAY, WARMUP = 64, 0.05, 0.05
 SETS = ("10", "butterflies", "30", "whole")
@@ -93,23 +92,22 @@ def scored(
 
 
 def fitted(
-    trial: str, recipe: str, weights: str, seed: int, train: Catalog, judged: Catalog
-) -> dict:
+    trial: str, asked: argparse.Namespace, seed: int, train: Catalog, judged: Catalog
+) -> dict[str, Any]:
     """Fit all folds, or one, and judge their soup and ensemble."""
     given = dict(pair.split("=", 1) for pair in trial.split(",") if pair)
     fold = int(given.pop("fold")) if "fold" in given else None
     settings = {name: recipes.from_text(name, value) for name, value in given.items()}
-    own = {**BASE, "weights": weights, "seed": seed}
-    base = recipes.over(recipes.settings_of(recipe), own)
     with tempfile.TemporaryDirectory() as folder:
+        own = {**BASE, "weights": asked.weights, "size": asked.size, "seed": seed}
+        own["cache"] = f"{folder}/cache"
+        base = recipes.over(recipes.settings_of(asked.recipe), own)
         began = spent()
-        asked = recipes.build(recipes.over(base, settings))
-        run = fg.fit(train, asked, out=Path(folder) / "run", fold=fold)
-        line = {
-            "cost": spent() - began,
-            "epochs": run.recipe.epochs,
-            "batch": run.recipe.batch_size,
-        }
+        recipe = recipes.build(recipes.over(base, settings))
+        run = fg.fit(train, recipe, out=Path(folder) / "run", fold=fold)
+        line: dict[str, Any] = {"cost": spent() - began}
+        told = ("epochs", "batch_size", "precision", "layout", "compile")
+        line |= {name: getattr(run.recipe, name) for name in told}
         for way in ("soup", "ensemble") if fold is None else (f"fold-{fold}",):
             began = spent()
             found = run.classifier(way).predict(judged, calibrated=False)
@@ -123,7 +121,12 @@ def fitted(
 
 
 def loop(
-    kind: str, weights: str, seed: int, train: Catalog, judged: Catalog, budget: float
+    kind: str,
+    asked: argparse.Namespace,
+    seed: int,
+    train: Catalog,
+    judged: Catalog,
+    budget: float,
 ) -> dict[str, Any]:
     """Train by a plain loop for a budget of processor-seconds, and judge."""
     began = spent()
@@ -133,10 +136,10 @@ def loop(
     backbone_rate, head_rate = map(float, rates.split(",")) if rates else RATES.get(name, (0, 0))
     labels = [train.classes.index(str(photo.label)) for photo in train.photos]
     body = timm.create_model("resnet18", pretrained=False)
-    body.load_state_dict(load_file(weights))
+    body.load_state_dict(load_file(asked.weights))
     body.reset_classifier(len(train.classes))
     body = body.to(memory_format=torch.channels_last)
-    config = timm.data.resolve_data_config({"input_size": (3, SIZE, SIZE)}, model=body)
+    config = timm.data.resolve_data_config({"input_size": (3, asked.size, asked.size)}, model=body)
     plain = create_transform(**config)
     files = [train.file(photo) for photo in train.photos]
     line: dict[str, Any] = {}
@@ -239,8 +242,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return the line of a trial."""
     if trial.partition(":")[0] in {*RATES, "regression"}:
-        return loop(trial, asked.weights, seed, *data, budget)
-    return fitted(trial, asked.recipe, asked.weights, seed, *data)
+        return loop(trial, asked, seed, *data, budget)
+    return fitted(trial, asked, seed, *data)
 
 
 def told(trial: str, ours: np.ndarray, gains: np.ndarray, cost: float) -> str:
@@ -265,18 +268,19 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", default="default")
+    parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy.jsonl"))
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
-    keys = ("recipe", "set", "seed", "trial")
+    keys = ("recipe", "size", "set", "seed", "trial")
     known = {tuple(line[key] for key in keys): line for line in map(json.loads, lines)}
     for name in asked.sets.split(","):
         data = parts(asked.photos, name)
         for seed in range(asked.seeds):
             budget = 0.0
             for trial in asked.trials:
-                key = (asked.recipe, name, seed, trial)
+                key = (asked.recipe, asked.size, name, seed, trial)
                 if key not in known:
                     known[key] = dict(zip(keys, key, strict=True))
                     known[key] |= measure(asked, trial, data, seed, budget)
@@ -292,8 +296,13 @@ def main() -> None:
         sizes = [len(each) for each in parts(asked.photos, name)]
         print(f"set {name}: {sizes[0]} photos, judged on {sizes[1]} never seen")
         for trial in asked.trials:
-            rows = [known[asked.recipe, name, seed, trial] for seed in range(asked.seeds)]
-            first = [known[asked.recipe, name, n, asked.trials[0]] for n in range(asked.seeds)]
+            rows = [
+                known[asked.recipe, asked.size, name, seed, trial] for seed in range(asked.seeds)
+            ]
+            first = [
+                known[asked.recipe, asked.size, name, n, asked.trials[0]]
+                for n in range(asked.seeds)
+            ]
             cost = float(np.mean([row["cost"] for row in rows]))
             for way in ("soup", "ensemble"):
                 if way in rows[0]:

@@ -27,7 +27,7 @@ def soup(
     run: RunFolder,
     *,
     rule: Literal["soup", "greedy", "stock"] = "soup",
-    batch_norm: Literal["recalibrate", "average"] = "recalibrate",
+    batch_norm: Literal["average", "recalibrate"] = "average",
     photos_root: PhotosRoot = None,
     machine: MachineFlags = Computer(),
 ) -> None:
@@ -41,8 +41,8 @@ def soup(
         The plain mean (soup), the mean of folds added while accuracy on photos outside the folds
         does not fall (greedy), or Model Stock (stock).
     batch_norm
-        Re-estimate the statistics on training photos (recalibrate), or take the folds' mean
-        (average).
+        Take the folds' mean statistics (average), or re-estimate them on training photos
+        (recalibrate).
     """
     from fieldguide.runs.run import Run
 
@@ -160,7 +160,7 @@ def _merge_run(
     soup(
         run,
         rule=rule,
-        batch_norm=of_run.batch_norm or "recalibrate",
+        batch_norm=of_run.batch_norm or "average",
         photos_root=of_run.photos_root,
         machine=machine,
     )

@@ -17,10 +17,11 @@ from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, Photo
 from fieldguide.cli.opening import open_run
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import files, mirror
-from fieldguide.words import count
+from fieldguide.words import count, percent
 
 if TYPE_CHECKING:
     from fieldguide.analysis.conformal import Method, Sets
+    from fieldguide.analysis.promises import Promise
     from fieldguide.photos.augment import View
     from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.inputs import Input
@@ -80,6 +81,68 @@ class Answers:
 AnswerFlags = Annotated[Answers, Parameter(name="*")]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked beside the most probable classes: sets, unknown photos, taxa."""
+
+    sets: "Sets | None" = None
+    unknown: float | None = None
+    right: float | None = None
+    rank: str | None = None
+
+    @property
+    def taxa(self) -> bool:
+        """Whether taxa are asked for."""
+        return self.right is not None or self.rank is not None
+
+    def require_possible(self, calibrated: bool) -> None:
+        """Raise `UsageError` for shares outside 0 … 1, and where probabilities do not fit."""
+        for flag, value in (("--unknown", self.unknown), ("--right", self.right)):
+            if value is not None and not 0 < value < 1:
+                example = "0.05" if flag == "--unknown" else "0.95"
+                raise UsageError(
+                    f"{flag} = {value} is not between 0 and 1", hint=f"such as {example}"
+                )
+        if self.rank == "auto" and self.right is None:
+            raise UsageError("--rank auto needs --right", hint="such as --right 0.95")
+        if self.right is not None and not calibrated:
+            raise UsageError("--right needs calibrated probabilities: leave --no-calibrated out")
+
+    def of(self, classifier: "Classifier") -> "Callable[[Predictions], Predictions]":
+        """Return what adds it to predictions; tells what is promised, `UsageError` if it cannot."""
+        if self.unknown is not None and classifier.out_of_fold.doubts is None:
+            raise UsageError(
+                "--unknown: this classifier was saved by an older version, without what photos are"
+                " compared with",
+                hint="save it again from its run",
+            )
+        answering = None
+        if self.taxa:
+            answering = classifier.answers_by(self.right, self.rank or "auto")
+            if answering.promise is not None:
+                terminal.tell(promised(answering.promise, self.rank or "auto"))
+        alarm = self.unknown or 0.0
+        return lambda chunk: replace(chunk, alarm=alarm, answering=answering)
+
+
+def promised(promise: "Promise", rank: str) -> str:
+    """Return what a promise says of the answers to come."""
+    from fieldguide.analysis import promises
+
+    what = "answers" if rank == "auto" else f"answers of rank `{rank}`"
+    if promise.threshold is None:
+        return (
+            f"no confidence can be promised to make {what} right in {percent(promise.asked, 0)}:"
+            f" none is given (known photos out of fold: {promise.photos:,}; at least"
+            f" {promises.fewest(promise.asked):,} are needed, all of them right)"
+        )
+    return (
+        f"{what} from a confidence of {promise.threshold:g} are promised to be right in"
+        f" {percent(promise.asked, 0)}: out of fold {percent(promise.right)} were, of"
+        f" {percent(promise.answered)} of {promise.photos:,} photos that had one"
+    )
+
+
 @app.command
 def predict(
     model: Model,
@@ -89,8 +152,10 @@ def predict(
     top: int = 2,
     probabilities: bool = False,
     coverage: float | None = None,
-    sets: Literal["split", "adaptive"] | None = None,
-    sets_per_class: bool = False,
+    sets: Literal["split", "adaptive", "split-per-class", "adaptive-per-class"] | None = None,
+    unknown: float | None = None,
+    right: float | None = None,
+    rank: str | None = None,
     spreadsheet: bool = False,
     answers: AnswerFlags = Answers(),
 ) -> None:
@@ -110,9 +175,17 @@ def predict(
     coverage
         Add a set of classes that contains the true one this often, such as 0.95, and `unsure`.
     sets
-        Use one threshold for all photos (split), or one that adapts to a photo (adaptive).
-    sets_per_class
-        Reach the coverage in every class, not only on average.
+        Use one threshold for all photos (split), or one that adapts to a photo (adaptive); with
+        -per-class the coverage is reached in every class, not only on average.
+    unknown
+        Mark photos that look like nothing known: at most this share of known ones is marked too,
+        such as 0.05. Adds `unknown` and `familiarity`.
+    right
+        Add a taxon for each photo that is sure enough, so that answers are right this often, such
+        as 0.95: the class, or a taxon above it where the run has a taxonomy (fit --taxonomy).
+    rank
+        The rank of these taxa: auto (the default: the finest that is sure enough), label, genus, …;
+        without --right every photo is answered.
     spreadsheet
         Put a ' before cells that a spreadsheet would take for formulas.
     """
@@ -121,11 +194,19 @@ def predict(
     _refuse_unknown_flags("predict", photos)
     if top < 1:
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
-    asked = _sets(coverage, sets, sets_per_class, answers.calibrated)
+    asked = Asked(_sets(coverage, sets, answers.calibrated), unknown, right, rank)
+    asked.require_possible(answers.calibrated)
     tables.require_free(out, answers.overwrite)
     opened, _, found = _opened(model, photos, answers)
-    layout = tables.Layout(top, probabilities, asked is not None, spreadsheet)
-    _write(opened, found, layout, out, answers, sets=asked)
+    layout = tables.Layout(
+        top,
+        probabilities,
+        asked.sets is not None,
+        spreadsheet,
+        unknown=unknown is not None,
+        taxa=asked.taxa,
+    )
+    _write(opened, found, layout, out, answers, asked=asked)
 
 
 @app.command
@@ -206,13 +287,10 @@ def _flags_of(command: str) -> list[str]:
     return [name for each in app[command].assemble_argument_collection() for name in each.names]
 
 
-def _sets(
-    coverage: float | None, method: "Method | None", per_class: bool, calibrated: bool
-) -> "Sets | None":
+def _sets(coverage: float | None, kind: str | None, calibrated: bool) -> "Sets | None":
     if coverage is None:
-        for flag, on in (("--sets", method), ("--sets-per-class", per_class)):
-            if on:
-                raise UsageError(f"{flag} has no effect without --coverage")
+        if kind:
+            raise UsageError("--sets has no effect without --coverage")
         return None
     if not 0 < coverage < 1:
         raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
@@ -220,7 +298,8 @@ def _sets(
         raise UsageError("--coverage needs calibrated probabilities: leave --no-calibrated out")
     from fieldguide.analysis.conformal import Sets
 
-    return Sets(coverage, method or "split", per_class)
+    method: Method = "adaptive" if (kind or "").startswith("adaptive") else "split"
+    return Sets(coverage, method, (kind or "").endswith("-per-class"))
 
 
 def _views(text: str) -> "tuple[View, ...]":
@@ -269,7 +348,7 @@ def _write(
     out: Path,
     answers: Answers,
     *,
-    sets: "Sets | None" = None,
+    asked: Asked = Asked(),
     zip: bool = False,
 ) -> None:
     """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
@@ -291,14 +370,19 @@ def _write(
             f" {used} is used"
         )
     views = _views(answers.views)
-    if sets and views:
-        terminal.tell("sets are calibrated on one view: with several, coverage may differ")
+    if views and (asked.sets or asked.unknown is not None or asked.right is not None):
+        terminal.tell(
+            "sets, unknown photos and promises are calibrated on one view: with several, they may"
+            " hold less or more often"
+        )
+    add_asked = asked.of(classifier)
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(photos))
         crops, of_photo = inputs.crops_of(photos, classifier.card.crop)
         chunks = classifier.stream(
-            crops, views=views, sets=sets, calibrated=answers.calibrated, machine=machine
+            crops, views=views, sets=asked.sets, calibrated=answers.calibrated, machine=machine
         )
+        chunks = map(add_asked, chunks)
         try:
             with ExitStack() as stack:
                 if boxed and isinstance(layout, tables.Layout):
@@ -317,6 +401,14 @@ def _write(
     cut = sum(len(photo.boxes or ()) for photo in photos)
     also = f", and {count(cut, 'box')}: {boxed}" if boxed else ""
     terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}{also}")
+    read = counts.photos - counts.unreadable - counts.boxless
+    if asked.unknown is not None:
+        terminal.tell(
+            f"{counts.unknown:,} of {count(read, 'photo')} look like nothing known; of photos of"
+            f" known classes {percent(asked.unknown)} would, at most"
+        )
+    if asked.taxa:
+        terminal.tell(f"{counts.answered:,} of {count(read, 'photo')} have a taxon")
     if answers.strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)
 

@@ -23,6 +23,7 @@ def report(
     out: Path | None = None,
     figures: Path | None = None,
     heat_maps: bool = True,
+    taxonomy: Path | None = None,
     photos_root: flags.PhotosRoot = None,
 ) -> None:
     """Write the report of a run or a comparison as one page.
@@ -39,13 +40,16 @@ def report(
         Also write charts as PNG and SVG into this folder, and a comparison's table.
     heat_maps
         Show where the networks looked; some photos pass through them again for that.
+    taxonomy
+        A table with the taxa of the classes (label, genus, family, …), which the run then keeps.
     """
     from fieldguide.report import build, comparison, save_figures, topics
 
     if (run / comparison.PREPARED).is_file():
-        if photos_root is not None or not heat_maps:
+        if photos_root is not None or not heat_maps or taxonomy:
             terminal.stderr.print(
-                "a comparison shows no photos: --photos-root and --no-heat-maps have no effect"
+                "a comparison shows no photos: --photos-root, --no-heat-maps and --taxonomy have no"
+                " effect"
             )
         from fieldguide.compare import results  # brings torch
 
@@ -54,6 +58,8 @@ def report(
         drawn = results.save_figures(found, figures) if figures else []
     else:
         opened = open_run(run, photos_root)
+        if taxonomy is not None:
+            opened.set_taxonomy(taxonomy, terminal.tell)
         with Display(terminal.stderr) as display:
             display.begin("writing the report", len(topics()))
             page = build(opened, out, heat_maps=heat_maps, progress=display.reach)

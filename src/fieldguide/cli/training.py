@@ -187,6 +187,7 @@ def fit(
     force: bool = False,
     instant: bool = True,
     report: bool = True,
+    taxonomy: Path | None = None,
     columns: TableFlags = Columns(),
     settings: Flags | None = None,
 ) -> None:
@@ -210,6 +211,9 @@ def fit(
         beat, which the report compares.
     report
         Write RUN/report.html at the end.
+    taxonomy
+        A table with the taxa of the classes (label, genus, family, …), perhaps that of the
+        collection: answers may then be taxa (predict --right). `fieldguide report` takes it too.
     """
     require_beside(Path(out), photos)
     first = launch().rank == 0
@@ -218,6 +222,10 @@ def fit(
         report &= first
         try:
             catalog = columns.read(photos)
+            if taxonomy is not None:
+                from fieldguide.photos import taxonomy as taxonomies
+
+                taxonomies.read(taxonomy, catalog.classes)  # faults are told before hours
         except PhotosAway as error:
             run = _finished(folder, chosen, error)
         else:
@@ -230,6 +238,7 @@ def fit(
                 instant=instant,
                 report=report,
                 start_from=from_,
+                taxonomy=taxonomy if first else None,
             )
     if first:  # and all files are at its address
         tables.print_scores(terminal.stdout, run, place=out)
@@ -296,6 +305,7 @@ def _fit(
     instant: bool = True,
     report: bool = True,
     start_from: Path | None = None,
+    taxonomy: Path | None = None,
 ) -> "Run":
     """Fit with progress on the terminal, and write the report even if training failed."""
     try:
@@ -317,7 +327,9 @@ def _fit(
         if report:
             _report(folder)
         raise
-    if report and (run.complete or fold is None) and not _reported(run):
+    if taxonomy is not None:
+        run.set_taxonomy(taxonomy, terminal.tell)
+    if report and (run.complete or fold is None) and (taxonomy or not _reported(run)):
         _judge_outside(run)
         _report(folder)
     return run

@@ -7,6 +7,7 @@ from a run before. Knows nothing of how folds are trained.
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fieldguide.analysis import metrics, unknown
 from fieldguide.errors import DataError, TrainingError
 from fieldguide.fitting.jobs import loader_of, parts_of
 from fieldguide.fitting.progress import Watcher
@@ -37,7 +39,14 @@ from fieldguide.runs.run import Run, folds_of, targets_of
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import features as kept
 from fieldguide.storage.columns import Records
-from fieldguide.train.probe import Features, Known, choose_strength, features_of, fit_head
+from fieldguide.train.probe import (
+    Features,
+    Known,
+    choose_strength,
+    features_of,
+    fit_head,
+    without_classes,
+)
 from fieldguide.train.result import Arrays, arrays
 
 VERSION = 2  # of the features: raise it when the same photo gets others
@@ -54,28 +63,46 @@ ROOM = 1 << 30  # bytes: folds are fitted at once while copies of the features f
 # small folds several times, until so many photos have been judged (taste).
 ASIDE, JUDGED, MOST_SPLITS = 0.25, 500, 5
 
+# Folds whose photos are judged by heads that do not know their classes: the first, until so many
+# photos are (taste).
+LEFT_OUT_PHOTOS = 1000
+
 
 def probes_of(
-    recipe: ResolvedRecipe, network: Network, catalog: Catalog, watcher: Watcher
+    recipe: ResolvedRecipe,
+    network: Network,
+    catalog: Catalog,
+    watcher: Watcher,
+    *,
+    leave_out: bool = True,
 ) -> list[Arrays]:
     """Return each fold's head as the run keeps it: `weight`, `bias`, `strength`, `logits`.
 
     The strength of the penalty is chosen within the fold's training photos, by the log loss of
-    parts set aside. The logits are those of the fold's test part, in the run's arithmetic. Changes
-    the network's device and layout. Raises `TrainingError` for features that are not finite.
+    parts set aside. The logits are those of the fold's test part, in the run's arithmetic. The
+    first folds also have `left_out` (photos, blocks), unless it is not wanted: the doubt about the
+    test part's photos of heads that were fitted without a block of classes (`unknown.blocks`).
+    Changes the network's device and layout. Raises `TrainingError` for features that are not
+    finite.
     """
     rows = np.flatnonzero(np.array([split == "train" for split in catalog.table.column("split")]))
     features = _features(recipe, network, catalog, rows, watcher)
-    place = np.full(len(catalog), -1)
-    place[rows] = np.arange(len(rows))
+    seen = _Seen.of(recipe, catalog, rows, features)
     at_once = max(min(count_cores(), ROOM // features.nbytes), 1)
-    make = partial(_probe, recipe, catalog, place, features, targets_of(catalog))
+    folds, blocks = folds_of(catalog, recipe.folds), unknown.blocks(len(catalog.classes))
+    before = np.cumsum([0, *(len(fold.test) for fold in folds)])
+    some = folds[: int((before[:-1] < LEFT_OUT_PHOTOS).sum())] if leave_out and blocks else ()
     # One thread each: the number of cores changes no bit.
     with (
         training_threads(1),
         ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        return list(pool.map(make, folds_of(catalog, recipe.folds)))
+        probes = list(pool.map(seen.probe, folds))
+        for fold in some:
+            strength = float(probes[fold.index]["strength"])
+            found = list(pool.map(partial(seen.left_out, fold, strength), blocks))
+            probes[fold.index] = {**probes[fold.index], "left_out": np.stack(found, axis=1)}
+        return probes
 
 
 def starts_of(
@@ -88,13 +115,12 @@ def starts_of(
     training photos (`train.probe`). The logits are those of the fold's test part. Changes the
     network.
     """
-    targets, layer, ingredients = targets_of(catalog), last_linear(network), older.ingredients()
+    layer, ingredients = last_linear(network), older.ingredients()
     names = f"{layer}.weight", f"{layer}.bias"
     at = {name: number for number, name in enumerate(older.classes)}
     refit = older.recipe.epochs == 0
     free = torch.tensor([refit or name not in at for name in catalog.classes])
     old_rows = [at.get(name, 0) for name in catalog.classes]
-    place = np.full(len(catalog), -1)
     starts: list[Arrays] = []
     for fold in folds_of(catalog, recipe.folds):
         (weights,) = ingredients.fold_weights([fold.index])
@@ -103,59 +129,78 @@ def starts_of(
         train, _ = parts_of(recipe, catalog, fold)
         rows = np.union1d(train, fold.test) if free.any() else fold.test
         features = _features(recipe, network, catalog, rows, watcher)
-        place[rows] = np.arange(len(rows))
         with training_threads(1):
-            found = _probe(recipe, catalog, place, features, targets, fold, known)
+            found = _Seen.of(recipe, catalog, rows, features).probe(fold, known)
         head = {names[0]: found["weight"], names[1]: found["bias"], "logits": found["logits"]}
         starts.append({**arrays(weights), **head})
     return starts
 
 
-def _probe(
-    recipe: ResolvedRecipe,
-    catalog: Catalog,
-    place: NDArray[np.int64],
-    features: Features,
-    targets: NDArray[np.int64],
-    fold: Fold,
-    known: Known | None = None,
-) -> Arrays:
-    """Return a fold's head, of which some rows may be known; and its logits of the test part."""
-    if known and not known.free.any():
-        found = {"weight": known.weight, "bias": known.bias}
-    else:
-        found = _fitted(recipe, catalog, place, features, targets, fold, known)
-    device = choose_device(recipe.device)
-    with torch.inference_mode(), autocast(device, recipe.precision):
-        tested = features[place[fold.test]].to(device)
-        head = found["weight"].to(device), found["bias"].to(device)
-        logits = torch.nn.functional.linear(tested, *head).float()
-    return arrays(found | {"logits": logits})
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The features of some photos of a catalog, from which folds' heads are fitted.
 
+    `place` is each photo's row in `features`, or -1; `targets` is its class.
+    """
 
-def _fitted(
-    recipe: ResolvedRecipe,
-    catalog: Catalog,
-    place: NDArray[np.int64],
-    features: Features,
-    targets: NDArray[np.int64],
-    fold: Fold,
-    known: Known | None,
-) -> dict[str, Tensor]:
-    train, _ = parts_of(recipe, catalog, fold)
-    own, classes = torch.from_numpy(targets[train]), len(catalog.classes)
-    seen, weights = features[place[train]], None
-    if recipe.class_weights == "balanced":
+    recipe: ResolvedRecipe
+    catalog: Catalog
+    place: NDArray[np.int64]
+    features: Features
+    targets: NDArray[np.int64]
+
+    @staticmethod
+    def of(
+        recipe: ResolvedRecipe, catalog: Catalog, rows: NDArray[np.int64], features: Features
+    ) -> "_Seen":
+        """Return those of these rows of the catalog."""
+        place = np.full(len(catalog), -1)
+        place[rows] = np.arange(len(rows))
+        return _Seen(recipe, catalog, place, features, targets_of(catalog))
+
+    def probe(self, fold: Fold, known: Known | None = None) -> Arrays:
+        """Return a fold's head, of which rows may be known, and its logits of the test part."""
+        if known and not known.free.any():
+            found = {"weight": known.weight, "bias": known.bias}
+        else:
+            found = self._fitted(fold, known)
+        device = choose_device(self.recipe.device)
+        with torch.inference_mode(), autocast(device, self.recipe.precision):
+            tested = self.features[self.place[fold.test]].to(device)
+            head = found["weight"].to(device), found["bias"].to(device)
+            logits = torch.nn.functional.linear(tested, *head).float()
+        return arrays(found | {"logits": logits})
+
+    def _fitted(self, fold: Fold, known: Known | None) -> dict[str, Tensor]:
+        train, own, weights = self._training(fold)
+        seen, classes = self.features[self.place[train]], len(self.catalog.classes)
+        seed = derive_seed(self.recipe.seed, "probe", fold.index)
+        splits = _splits(self.catalog.table, train, seed)
+        strength = choose_strength(seen, own, classes, splits, weights, known)
+        weight, bias = fit_head(seen, own, classes, strength, weights, known)
+        return {
+            "weight": weight.float(),
+            "bias": bias.float(),
+            "strength": torch.tensor(strength, dtype=torch.float64),
+        }
+
+    def left_out(self, fold: Fold, strength: float, block: Sequence[int]) -> NDArray[np.float32]:
+        """Return the doubt about a fold's test part of a head without a block of classes."""
+        train, own, weights = self._training(fold)
+        seen, classes = self.features[self.place[train]], len(self.catalog.classes)
+        weight, bias = without_classes(seen, own, block, classes, strength, weights)
+        logits = self.features[self.place[fold.test]].double() @ weight.T + bias
+        return unknown.doubt(metrics.softmax(logits.numpy())).astype(np.float32)
+
+    def _training(self, fold: Fold) -> tuple[NDArray[np.int64], Tensor, Tensor | None]:
+        """Return the photos that a fold trains on, their classes and their weights."""
+        train, _ = parts_of(self.recipe, self.catalog, fold)
+        own = torch.from_numpy(self.targets[train])
+        if self.recipe.class_weights == "none":
+            return train, own, None
+        classes = len(self.catalog.classes)
         counts = torch.bincount(own, minlength=classes).clamp_min(1)
-        weights = len(own) / (classes * counts[own])
-    splits = _splits(catalog.table, train, derive_seed(recipe.seed, "probe", fold.index))
-    strength = choose_strength(seen, own, classes, splits, weights, known)
-    weight, bias = fit_head(seen, own, classes, strength, weights, known)
-    return {
-        "weight": weight.float(),
-        "bias": bias.float(),
-        "strength": torch.tensor(strength, dtype=torch.float64),
-    }
+        return train, own, len(own) / (classes * counts[own])
 
 
 def _splits(

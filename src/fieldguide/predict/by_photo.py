@@ -4,6 +4,7 @@ Knows nothing of boxes and files.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,8 @@ def by_photo(
     """Yield the photos' predictions, in order, from those of their crops, `counts` of each.
 
     A photo's probabilities are the mean of its readable crops', without those that show nothing if
-    others do; its set of classes holds all of theirs. One without crops has the problem `NO_BOX`.
+    others do, and so is its familiarity; its set of classes holds all of theirs. One without crops
+    has the problem `NO_BOX`.
     """
     held: Predictions | None = None
     done = 0
@@ -41,6 +43,7 @@ def _joined(crops: Predictions, photos: Sequence[Input], spans: Sequence[range])
     problems = []
     probabilities = np.full((len(spans), len(crops.classes)), np.nan)
     sets = None if crops.sets is None else np.zeros(probabilities.shape, bool)
+    familiar = None if crops.familiarity is None else np.full(len(spans), np.nan)
     remarks = crops.remarks or ("",) * len(crops)
     told = []
     for row, span in enumerate(spans):
@@ -50,13 +53,16 @@ def _joined(crops: Predictions, photos: Sequence[Input], spans: Sequence[range])
         problems.append("" if seen else next((crops.problems[n] for n in span), NO_BOX))
         if seen:
             probabilities[row] = crops.probabilities[seen].mean(axis=0)
+            if familiar is not None and crops.familiarity is not None:
+                familiar[row] = crops.familiarity[seen].mean()
         if sets is not None and crops.sets is not None:
             sets[row] = crops.sets[seen].any(axis=0)
-    return Predictions(
-        tuple(photo.name for photo in photos),
-        tuple(problems),
-        crops.classes,
-        probabilities,
-        sets,
-        tuple(told),
+    return replace(
+        crops,
+        names=tuple(photo.name for photo in photos),
+        problems=tuple(problems),
+        probabilities=probabilities,
+        sets=sets,
+        remarks=tuple(told),
+        familiarity=familiar,
     )

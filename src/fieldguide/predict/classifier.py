@@ -7,14 +7,14 @@ Knows nothing of runs or of how members came about.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from safetensors.numpy import load as load_arrays
@@ -22,7 +22,8 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from fieldguide.analysis import calibration, conformal, metrics
+from fieldguide.analysis import calibration, conformal, metrics, promises, unknown
+from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.network.backbones import require_backbone
@@ -32,12 +33,13 @@ from fieldguide.predict import inference, inputs
 from fieldguide.predict.by_photo import by_photo
 from fieldguide.predict.inference import Architecture, Machine, Positive, Seen
 from fieldguide.predict.inputs import Input
-from fieldguide.predict.tables import Predictions
+from fieldguide.predict.tables import Answering, Predictions
 from fieldguide.storage import files
 
 FORMAT = 1
 CARD = "classifier.json"
 SCORES = "out-of-fold.safetensors"
+AUTO = "auto"  # the finest rank that is sure enough
 
 Combine = Literal["ensemble", "logits", "geometric"]
 
@@ -50,7 +52,8 @@ class Card:
     of the mean of their logits (`logits`), or the normalised geometric mean of their probabilities
     (`geometric`, which is `logits` for one view of each photo). Logits are divided by `temperature`
     first. `license` is that of the weights that training began with. `crop` is the rule by which
-    training photos were cut out by boxes (`crops.Crop`), empty for whole photos.
+    training photos were cut out by boxes (`crops.Crop`), empty for whole photos. `taxonomy` has the
+    taxa of the classes; None in a classifier of an older version.
     """
 
     architecture: Architecture
@@ -62,6 +65,7 @@ class Card:
     calibration: Mapping[str, Any]
     provenance: Mapping[str, Any]
     crop: str = ""
+    taxonomy: Taxonomy | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +73,20 @@ class OutOfFold:
     """The members' scores on photos that they were not trained on.
 
     `split` and `adaptive` are the scores (`analysis.conformal`) of each photo's class `targets`,
-    after scaling by the temperature, under the member of the number `members`.
+    after scaling by the temperature, under the member of the number `members`. `doubts` are those
+    about each photo (`unknown.doubt`), `confidences` those of its most probable taxon by level
+    (`Taxonomy.best`), from the class, and `right` says whether it holds the class; `groups` number
+    what belongs together. These are newer than the first classifiers.
     """
 
     split: Float[np.ndarray, " n"]
     adaptive: Float[np.ndarray, " n"]
     targets: Int[np.ndarray, " n"]
     members: Int[np.ndarray, " n"]
+    groups: Int[np.ndarray, " n"] | None = None
+    doubts: Float[np.ndarray, " n"] | None = None
+    confidences: Float[np.ndarray, "n levels"] | None = None
+    right: Bool[np.ndarray, "n levels"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +123,9 @@ class Classifier:
         *,
         views: Sequence[View] = (),
         sets: conformal.Sets | None = None,
+        unknown: float = unknown.ALARM,
+        right: float | None = None,
+        rank: str = AUTO,
         calibrated: bool = True,
         machine: Machine = Machine(),
         boxes: str | Path | None = None,
@@ -120,8 +134,11 @@ class Classifier:
 
         There is one row for every photo, in the order of `inputs.read`; a catalog of crops has one
         for each. A classifier of crops (`card.crop`) answers by the boxes of the source or of the
-        file `boxes`, and looks at whole photos where there are none. See `stream` for the rest.
+        file `boxes`, and looks at whole photos where there are none. See `stream` for `views`,
+        `sets` and `calibrated`, `answers_by` for `right` and `rank`, which give `taxa`. `unknown`
+        marks what looks less familiar than all but such a share of known photos.
         """
+        taxa = None if right is None and rank == AUTO else self.answers_by(right, rank)
         if isinstance(photos, Catalog):
             found = [Input(photo.path, photos.file(photo)) for photo in photos.photos]
         else:
@@ -130,7 +147,42 @@ class Classifier:
         seen = self.stream(crops, views=views, sets=sets, calibrated=calibrated, machine=machine)
         chunks = by_photo(seen, found, counts)
         nothing = self._answered([], range(0), [], None, 1.0, sets)
-        return Predictions.concatenate([nothing, *chunks])
+        whole = Predictions.concatenate([nothing, *chunks])
+        return replace(whole, alarm=unknown, answering=taxa)
+
+    def answers_by(self, right: float | None = None, rank: str = AUTO) -> Answering:
+        """Return how photos are answered by taxa that are right in a share `right` of answers.
+
+        `rank` is `auto`, for the finest that reaches the threshold at which that holds, or one of
+        the taxonomy's (`label` for the classes). Without `right` each photo is answered at `rank`.
+        Raises `UsageError` for a share outside 0 … 1, a rank that the taxonomy has not, no `right`
+        for `auto`, and a classifier of an older version.
+        """
+        known, taxonomy = self.out_of_fold, self.card.taxonomy
+        if taxonomy is None or known.confidences is None:
+            raise UsageError(
+                "this classifier was saved by an older version, without what answers are judged by",
+                hint="save it again from its run",
+            )
+        assert known.right is not None and known.groups is not None
+        if rank not in (AUTO, *taxonomy.levels):
+            raise UsageError(
+                f"there is no rank `{rank}` in the taxonomy of this classifier",
+                hint=f"one of {', '.join((AUTO, *taxonomy.levels))}",
+            )
+        if rank == AUTO and right is None:
+            raise UsageError("`rank` = 'auto' needs `right`", hint="such as 0.95")
+        if right is not None and not 0 < right < 1:
+            raise UsageError(f"`right` is not between 0 and 1: {right}", hint="such as 0.95")
+        levels = range(len(taxonomy.levels))
+        if rank != AUTO:
+            levels = levels[taxonomy.levels.index(rank) :][:1]
+        span = slice(levels.start, levels.stop)
+        if right is None:
+            return Answering(taxonomy, levels, None)
+        confidences, correct = known.confidences[:, span], known.right[:, span]
+        found = promises.promise(confidences, correct, known.groups, right)
+        return Answering(taxonomy, levels, found)
 
     def stream(
         self,
@@ -165,7 +217,11 @@ class Classifier:
     def save(self, folder: str | Path) -> Path:
         """Write the classifier as a folder and return it; `UsageError` if there is something."""
         names = [f"member-{n}.safetensors" for n in range(len(self.members))]
-        scores = {key: np.ascontiguousarray(value) for key, value in vars(self.out_of_fold).items()}
+        scores = {
+            key: np.ascontiguousarray(value)
+            for key, value in vars(self.out_of_fold).items()
+            if value is not None
+        }
         with files.new_folder(Path(folder), hint="name a new folder") as place:
             for name, weights in zip(names, self.members, strict=True):
                 content = {key: tensor.contiguous() for key, tensor in weights.items()}
@@ -209,6 +265,7 @@ class Classifier:
         problems = {n: photos[n].problem for n in span}
         remarks = dict.fromkeys(span, "")
         probabilities = np.full((len(span), len(self.classes)), np.nan)
+        familiar = np.full(len(span), np.nan)
         chosen = np.zeros((len(span), len(self.classes)), bool) if sets else None
         if batch is not None:
             problems |= {asked[number]: reason for number, reason in batch.unreadable}
@@ -216,6 +273,7 @@ class Classifier:
             rows = [asked[number] - span.start for number in batch.photos.tolist()]
             by_member = member_probabilities(batch.logits, temperature)
             probabilities[rows] = combined(batch.logits, by_member, temperature, self.card.combine)
+            familiar[rows] = self._familiarity(batch.logits)
             if sets and chosen is not None:
                 known = self.out_of_fold
                 chosen[rows] = conformal.prediction_sets(
@@ -233,7 +291,18 @@ class Classifier:
             probabilities=probabilities,
             sets=chosen,
             remarks=tuple(remarks.values()),
+            familiarity=familiar,
         )
+
+    def _familiarity(
+        self, logits: Float[np.ndarray, "members n views classes"]
+    ) -> Float[np.ndarray, " n"]:
+        """Return the familiarity of photos; NaN in a classifier of an older version."""
+        known = self.out_of_fold
+        if known.doubts is None:
+            return np.full(logits.shape[1], np.nan)
+        doubts = unknown.doubt(member_probabilities(logits, self.card.temperature))
+        return unknown.familiarity(doubts, known.doubts, known.members)
 
 
 def member_probabilities(
@@ -279,6 +348,8 @@ def _card(content: bytes) -> Card:
     names = {*card.classes} - {""}
     if not len(names) == len(card.classes) == card.architecture.classes:
         raise ValueError(f"{card.architecture.classes} classes, with {len(card.classes)} names")
+    if card.taxonomy and len(card.taxonomy.taxa) != len(card.classes):
+        raise ValueError(f"taxa of {len(card.taxonomy.taxa)} classes")
     if card.architecture.eval_resize < card.architecture.size:
         raise ValueError("`eval_resize` is below `size`")
     return card
@@ -288,7 +359,10 @@ def _scores(arrays: Mapping[str, NDArray[Any]], card: Card) -> OutOfFold:
     """Return the out-of-fold scores of that card; ValueError for others."""
     found = OutOfFold(**arrays)
     for name, array in arrays.items():
-        if array.ndim != 1 or len(array) != len(found.targets) or not np.isfinite(array).all():
+        shape: tuple[int, ...] = (len(found.targets),)
+        if name in {"confidences", "right"}:
+            shape += (len(card.taxonomy.levels) if card.taxonomy else 0,)
+        if array.shape != shape or not np.isfinite(array).all():
             raise ValueError(f"`{name}` is no list of {len(found.targets)} numbers")
     for name, most in (("targets", len(card.classes)), ("members", len(card.members))):
         numbers = arrays[name]

@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from fieldguide import merge
-from fieldguide.analysis import calibration, conformal, metrics
+from fieldguide.analysis import calibration, conformal, metrics, unknown
+from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.errors import DataError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
@@ -36,7 +37,7 @@ from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 
 Rule = Literal["soup", "greedy", "stock"]
-BatchNorm = Literal["recalibrate", "average"]
+BatchNorm = Literal["average", "recalibrate"]
 RULES: tuple[Rule, ...] = ("soup", "greedy", "stock")
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -73,7 +74,8 @@ class Ingredients:
     """The parts of a run that make a classifier.
 
     `weights` reads a fold's, or (None) the common start's; `judged` and `targets` are each done
-    fold's out-of-fold logits and classes; `training` are the files of all folds.
+    fold's out-of-fold logits and classes, and `groups` the numbers of the photos' groups;
+    `training` are the files of all folds; `taxonomy` has the taxa of the classes.
     """
 
     recipe: Recipe
@@ -81,6 +83,8 @@ class Ingredients:
     weights: Callable[[int | None], Arrays]
     judged: Mapping[int, Float[np.ndarray, "_ classes"]]
     targets: Mapping[int, Int[np.ndarray, " _"]]
+    groups: Mapping[int, Int[np.ndarray, " _"]]
+    taxonomy: Taxonomy
     training: tuple[Path, ...]
     outside: Outside
     license: str
@@ -170,7 +174,7 @@ def soup(
     ingredients: Ingredients,
     rule: Rule,
     *,
-    batch_norm: BatchNorm = "recalibrate",
+    batch_norm: BatchNorm = "average",
     machine: Machine = Machine(),
     chosen: Greedy | None = None,
 ) -> Classifier:
@@ -196,7 +200,7 @@ def model_name(rule: str, batch_norm: str) -> str:
     """Return a merged model's name in a run; `UsageError` for an unknown `batch_norm`."""
     if batch_norm not in get_args(BatchNorm):
         raise UsageError(f"`batch_norm` is none of {', '.join(get_args(BatchNorm))}: {batch_norm}")
-    plain = batch_norm == "recalibrate" or rule not in RULES
+    plain = batch_norm == "average" or rule not in RULES
     return rule if plain else f"{rule}-{batch_norm}"
 
 
@@ -207,11 +211,12 @@ def merged(
     batch_norm: BatchNorm,
     machine: Machine,
 ) -> Weights:
-    """Return the folds' weights merged by a rule, batch norm re-estimated on training photos.
+    """Return the folds' weights merged by a rule, batch norm averaged or re-estimated.
 
-    Statistics of a backbone that was not trained stay: heads were fitted to what it gives with them
-    (144 photos of 12 classes, resnet18 at 128 px: 61 % of 72 others right after re-estimation, by
-    folds 81 to 86 %).
+    Re-estimated on training photos, it cost soups 3 to 4 points in short fits and gained nothing in
+    longer ones (docs/results.md). Even then statistics of a backbone that was not trained stay:
+    heads were fitted to what it gives with them (144 photos of 12 classes, resnet18 at 128 px: 61 %
+    of 72 others right after re-estimation, by folds 81 to 86 %).
     """
     copies = ingredients.fold_weights(sorted(folds))
     if rule == "stock":
@@ -327,7 +332,7 @@ def _calibration_photos(ingredients: Ingredients) -> list[Path]:
             f"batch norm is re-estimated on training photos, and {len(gone)} of {len(photos)} are"
             f" gone, such as `{gone[0]}`",
             hint="name the folder where they lie now with --photos-root, or keep the folds' mean"
-            " statistics: `fieldguide soup RUN --batch-norm average`",
+            " statistics, without --batch-norm",
         )
     return photos
 
@@ -345,6 +350,7 @@ def _card(
         calibration=_calibration_record(ingredients),
         provenance={**ingredients.provenance, "made": dict(made)},
         crop=ingredients.crop,
+        taxonomy=ingredients.taxonomy,
     )
 
 
@@ -378,13 +384,18 @@ def _calibration_figures(
 def _out_of_fold(ingredients: Ingredients, member_of: Mapping[int, int]) -> OutOfFold:
     """Return the scores of the folds named, each under the number of its member."""
     folds = list(member_of)
-    targets = np.concatenate([ingredients.targets[fold] for fold in folds])
-    logits = np.concatenate([ingredients.judged[fold] for fold in folds])
+    both = ingredients.targets, ingredients.groups, ingredients.judged
+    targets, groups, logits = (np.concatenate([each[fold] for fold in folds]) for each in both)
     probabilities = calibration.scaled(logits, ingredients.temperature)
+    best = ingredients.taxonomy.best(probabilities)
     sizes = [len(ingredients.targets[fold]) for fold in folds]
     return OutOfFold(
         split=metrics.own(conformal.nonconformity(probabilities, "split"), targets),
         adaptive=metrics.own(conformal.nonconformity(probabilities, "adaptive"), targets),
         targets=targets,
         members=np.repeat([member_of[fold] for fold in folds], sizes),
+        groups=groups,
+        doubts=unknown.doubt(probabilities),
+        confidences=best.confidences,
+        right=ingredients.taxonomy.right(best, targets),
     )

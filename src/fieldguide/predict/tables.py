@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from fieldguide.analysis import promises
+from fieldguide.analysis.promises import Promise
+from fieldguide.analysis.taxa import Taxonomy
+from fieldguide.analysis.unknown import ALARM
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos.crops import parted
 from fieldguide.storage import files
@@ -29,6 +33,44 @@ _ORDINALS = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth",
 # --- predictions ----------------------------------------------------------------------------------
 
 
+class Taxon(NamedTuple):
+    """A photo's answer: a taxon, its rank and its probability."""
+
+    name: str
+    rank: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How photos are answered by taxa: the levels that count, from the finest, and a promise.
+
+    Without a `promise` each photo is answered at the first level; with one, at the finest whose
+    confidence reaches its threshold, or not at all.
+    """
+
+    taxonomy: Taxonomy
+    levels: range
+    promise: Promise | None
+
+    def of(
+        self, probabilities: Float[np.ndarray, "n classes"], classes: Sequence[str]
+    ) -> list[Taxon | None]:
+        """Return the answer for each photo, or None."""
+        best = self.taxonomy.best(probabilities)
+        confidences = best.confidences[:, self.levels.start : self.levels.stop]
+        threshold = self.promise.threshold if self.promise else 0.0
+        found: list[Taxon | None] = []
+        for row, level in enumerate(promises.answered(confidences, threshold).tolist()):
+            if level == promises.NONE:
+                found.append(None)
+                continue
+            level += self.levels.start
+            name = self.taxonomy.name(level, int(best.nodes[row, level]), classes)
+            found.append(Taxon(*name, float(best.confidences[row, level])))
+        return found
+
+
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Predictions:
     """The predictions for some photos, in the order in which they were given.
@@ -36,6 +78,9 @@ class Predictions:
     `problems` are empty for photos that were read, else the reason, with a row of NaN in
     `probabilities`. `sets` marks the classes that are not ruled out, if sets were asked for.
     `remarks` warn of photos that were read, such as ones that show nothing; empty without any.
+    `familiarity` is the share of known photos that look no more familiar (`analysis.unknown`), NaN
+    if unread or unknown to the classifier; `unknown` are photos where it is at most `alarm`.
+    `answering` says how `taxa` are chosen.
     """
 
     names: tuple[str, ...]
@@ -44,6 +89,9 @@ class Predictions:
     probabilities: Float[np.ndarray, "n classes"] = field(repr=False)
     sets: Bool[np.ndarray, "n classes"] | None = field(default=None, repr=False)
     remarks: tuple[str, ...] = field(default=(), repr=False)
+    familiarity: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
+    alarm: float = ALARM
+    answering: Answering | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = len(self.names), len(self.classes)
@@ -73,6 +121,29 @@ class Predictions:
         return highest
 
     @property
+    def unknown(self) -> Bool[np.ndarray, " n"]:
+        """Whether each photo looks like nothing known; not if it is unread.
+
+        Raises ValueError for predictions without familiarity.
+        """
+        if self.familiarity is None:
+            raise ValueError("these predictions have no familiarity")
+        found: NDArray[np.bool_] = self.familiarity <= self.alarm
+        return found
+
+    @cached_property
+    def taxa(self) -> tuple[Taxon | None, ...]:
+        """The taxon, its rank and its probability of each photo; None if unread or in doubt.
+
+        Raises ValueError where no taxa were asked for (`Classifier.predict(right=…)`).
+        """
+        if self.answering is None:
+            raise ValueError("no taxa were asked for")
+        known = np.nan_to_num(self.probabilities)
+        found = zip(self.answering.of(known, self.classes), self.problems, strict=True)
+        return tuple(None if problem else taxon for taxon, problem in found)
+
+    @property
     def status(self) -> tuple[str, ...]:
         """The status of each photo: "ok", "unreadable: empty file", "too small: 1 × 1 pixels"."""
         remarks = self.remarks or ("",) * len(self)
@@ -87,11 +158,17 @@ class Predictions:
         probabilities: bool = False,
         overwrite: bool = False,
     ) -> None:
-        """Write one row a photo, with the sets if there are any; see `Layout` for the columns.
+        """Write one row a photo, with what else there is; see `Layout` for the columns.
 
         Raises UsageError for a file that exists without `overwrite`, ResourceError for a failure.
         """
-        layout = Layout(top, probabilities, sets=self.sets is not None)
+        layout = Layout(
+            top,
+            probabilities,
+            sets=self.sets is not None,
+            unknown=self.familiarity is not None and not np.isnan(self.familiarity).all(),
+            taxa=self.answering is not None,
+        )
         write(Path(path), [self], layout, overwrite=overwrite)
 
     def rows(self, span: range) -> "Predictions":
@@ -104,6 +181,9 @@ class Predictions:
             self.probabilities[part],
             None if self.sets is None else self.sets[part],
             self.remarks[part],
+            None if self.familiarity is None else self.familiarity[part],
+            self.alarm,
+            self.answering,
         )
 
     @staticmethod
@@ -115,7 +195,9 @@ class Predictions:
         first = parts[0]
         assert all(part.classes == first.classes for part in parts), "chunks of several models"
         sets = [part.sets for part in parts if part.sets is not None]
+        familiar = [part.familiarity for part in parts if part.familiarity is not None]
         assert len(sets) in (0, len(parts)), "only some chunks have sets"
+        assert len(familiar) in (0, len(parts)), "only some chunks have a familiarity"
         return Predictions(
             tuple(itertools.chain.from_iterable(part.names for part in parts)),
             tuple(itertools.chain.from_iterable(part.problems for part in parts)),
@@ -123,6 +205,9 @@ class Predictions:
             np.concatenate([part.probabilities for part in parts]),
             np.concatenate(sets) if sets else None,
             tuple(itertools.chain.from_iterable(p.remarks or ("",) * len(p) for p in parts)),
+            np.concatenate(familiar) if familiar else None,
+            first.alarm,
+            first.answering,
         )
 
 
@@ -141,7 +226,9 @@ class Layout:
     (tenth, then top11, …), and status. With `sets` also `set`, class names by falling probability
     joined by `set_separator`, and `unsure`: `yes` where the set is not exactly one class. `crops`
     adds the box, of names that are a crop's (`photos.crops`), after the path. With `probabilities`
-    also `p:<class>` for every class. Unreadable photos have path and status alone.
+    also `p:<class>` for every class. Unreadable photos have path and status alone. With `unknown`
+    also `unknown`, `yes` or `no`, and `familiarity`; with `taxa` also `taxon`, `rank` and
+    `taxon_confidence`, empty where none is sure enough.
     `spreadsheet` puts a `'` before cells that would be taken for formulas.
 
     UsageError if `top` is below 1; beyond the number of classes it means all of them.
@@ -152,6 +239,8 @@ class Layout:
     sets: bool = False
     spreadsheet: bool = False
     crops: bool = False
+    unknown: bool = False
+    taxa: bool = False
 
     separator: ClassVar[str] = ","
 
@@ -166,6 +255,8 @@ class Layout:
             rank = _ORDINALS[n - 2] if n < len(_ORDINALS) + 2 else f"top{n}"
             names += [rank, f"{rank}_confidence"]
         names += ["status", *(("set", "unsure") if self.sets else ())]
+        names += ["unknown", "familiarity"] if self.unknown else []
+        names += ["taxon", "rank", "taxon_confidence"] if self.taxa else []
         names += [f"p:{name}" for name in classes] if self.probabilities else []
         return self._safe(names)
 
@@ -180,6 +271,12 @@ class Layout:
             shown = digits(predictions.probabilities[row, best[row]])
             ranked = [cell for pair in zip(first, shown, strict=True) for cell in pair]
             more = _set_cells(predictions, row, between) if self.sets else []
+            if self.unknown and predictions.familiarity is not None:
+                strange = "yes" if predictions.unknown[row] else "no"
+                more += [strange, *digits(predictions.familiarity[row : row + 1])]
+            if self.taxa:
+                taxon = predictions.taxa[row]
+                more += ["", "", ""] if taxon is None else [*taxon[:2], f"{taxon.confidence:.6g}"]
             more += digits(predictions.probabilities[row]) if self.probabilities else []
             if problem:
                 ranked, more = [""] * len(ranked), [""] * len(more)
@@ -248,13 +345,16 @@ class Rows(Protocol):
 class Counts:
     """The number of rows that were written, and of them of photos without an answer or a good one.
 
-    These are unreadable ones, ones that show nothing, and ones without a box that counts.
+    These are unreadable ones, ones that show nothing, and ones without a box that counts. `unknown`
+    are those marked so, `answered` those with a taxon, where this was asked for.
     """
 
     photos: int
     unreadable: int
     small: int = 0
     boxless: int = 0
+    unknown: int = 0
+    answered: int = 0
 
 
 def beside(
@@ -297,7 +397,7 @@ def write(
     where the disk is full.
     """
     require_free(out, overwrite)
-    photos = unreadable = small = boxless = 0
+    photos = unreadable = small = boxless = unknown = answered = 0
     classes: tuple[str, ...] | None = None
     with files.growing(out) as add:
         for chunk in beside(chunks, layout, add):
@@ -307,10 +407,12 @@ def write(
             boxless += chunk.problems.count(NO_BOX)
             unreadable += sum(problem not in ("", NO_BOX) for problem in chunk.problems)
             small += sum(map(bool, chunk.remarks))
+            unknown += 0 if chunk.familiarity is None else int(chunk.unknown.sum())
+            answered += sum(each is not None for each in chunk.taxa) if chunk.answering else 0
         if classes is None:
             raise ValueError("no chunks: the classes are not known")
         require_free(out, overwrite)  # hours may have passed
-    return Counts(photos, unreadable, small, boxless)
+    return Counts(photos, unreadable, small, boxless, unknown, answered)
 
 
 def zip_path(out: Path) -> Path:

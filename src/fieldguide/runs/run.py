@@ -14,6 +14,7 @@
                           manifest.json, written last: the fold is done; checkpoint/ while it is not
       oof.csv             out-of-fold predictions, one row a training photo, in catalog order
       summary.json        the scores
+      taxonomy.csv        label and taxa of every class, if they were given (not in the manifest)
       manifest.json       hashes of all files, written last: the run is complete
 
 All paths in it are relative: a run can be moved. Knows nothing of how folds are trained, nor of
@@ -28,7 +29,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -42,9 +43,13 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fieldguide import recipe
-from fieldguide.analysis import metrics
+from fieldguide.analysis import metrics, unknown
+from fieldguide.analysis.promises import Kept
+from fieldguide.analysis.taxa import Taxonomy, flat
+from fieldguide.analysis.unknown import Worth
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
+from fieldguide.photos import taxonomy as taxonomies
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.photos.folders import root_of
 from fieldguide.photos.folds import Fold
@@ -52,6 +57,7 @@ from fieldguide.photos.groups import unit_of
 from fieldguide.recipe import Recipe, ResolvedRecipe
 from fieldguide.runs import scores as scoring
 from fieldguide.runs.scores import Scores
+from fieldguide.runs.trust import Trust, trust
 from fieldguide.storage import files
 from fieldguide.train.result import Arrays, TrainedFold
 
@@ -66,6 +72,7 @@ GIVEN = "given.csv"
 SETUP_FILES = ("recipe.toml", GIVEN, "catalog.csv", "environment.json", "start.safetensors")
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
+TAXONOMY = "taxonomy.csv"  # of the classes: given at any time
 PROBE = "probe"  # folder of the heads that folds start from
 OLDER = "older"  # folder of what is kept of the run that this one goes on from
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
@@ -244,7 +251,8 @@ class Run:
     def probe(self, fold: int) -> dict[str, NDArray[Any]]:
         """Return a fold's fitted head: `weight`, `bias`, `strength`, and `logits` of its test part.
 
-        The logits are those of the start, which no photo of the test part has changed.
+        The logits are those of the start, which no photo of the test part has changed. The first
+        folds have also `left_out`, the doubt about these photos of heads without some classes.
         """
         name = f"{PROBE}/{fold}.safetensors"
         with files.parsing(self.folder / name):
@@ -252,6 +260,9 @@ class Run:
             if found["bias"].shape != (len(self.classes),) or not np.isfinite(found["bias"]).all():
                 raise ValueError(f"bias of shape {found['bias'].shape}")
             self._require_logits(found["logits"], fold)
+            shape = len(self.folds[fold].test), len(unknown.blocks(len(self.classes)))
+            if "left_out" in found and found["left_out"].shape != shape:
+                raise ValueError(f"doubts of shape {found['left_out'].shape}, not {shape}")
             return found
 
     def replicas(self, fold: int) -> list[dict[str, NDArray[Any]]]:
@@ -341,6 +352,44 @@ class Run:
         return scoring.by_group(correct[known], names[known].tolist())
 
     @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The taxa of the classes, if they were given (`set_taxonomy`); else a tree of none."""
+        path = self.folder / TAXONOMY
+        if not path.is_file():
+            return flat(len(self.classes))
+        return taxonomies.read(path, self.classes)
+
+    def set_taxonomy(
+        self, table: str | Path, notice: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Keep the taxa of the classes in the run, read from a table: see `photos.taxonomy.read`.
+
+        They change nothing of the training, and can be given again. `notice` reports what was taken
+        for what. Raises DataError for a table that does not fit.
+        """
+        found = taxonomies.read(table, self.classes, notice)
+        files.write_csv(self.folder / TAXONOMY, *taxonomies.table_of(found, self.classes))
+        self.__dict__.pop("taxonomy", None)
+
+    @cached_property
+    def unknown(self) -> Worth | None:
+        """How well photos of classes that were left out are told from known ones, by frozen heads.
+
+        None where no heads were fitted without some classes: without features of a frozen network,
+        of two classes, or in a run of an older version.
+        """
+        blocks, tested = unknown.blocks(len(self.classes)), []
+        for fold in range(self.recipe.folds) if self.probed else ():
+            doubts = self.probe(fold).get("left_out")
+            if doubts is not None:
+                targets = self.targets[self.folds[fold].test]
+                tested += unknown.left_out(doubts, targets, blocks)
+        if not tested:
+            return None
+        familiar, classes = (np.concatenate(each) for each in zip(*tested, strict=True))
+        return unknown.worth(familiar, classes)
+
+    @cached_property
     def outside(self) -> NDArray[np.int64]:
         """Labelled photos outside all folds that nothing was chosen on, as numbers in the catalog.
 
@@ -402,6 +451,8 @@ class Run:
             weights=self.weights,
             judged=judged,
             targets=self.by_fold(self.targets, judged),
+            groups=self.by_fold(self.groups, judged),
+            taxonomy=self.taxonomy,
             training=tuple(self.catalog.file(p) for p in photos if p.split == "train"),
             outside=self.labelled(self.outside),
             license=self.environment["weights_license"],
@@ -425,7 +476,7 @@ class Run:
         self,
         combine: str | int = "ensemble",
         *,
-        batch_norm: "BatchNorm" = "recalibrate",
+        batch_norm: "BatchNorm" = "average",
         machine: "Machine | None" = None,
     ) -> "Classifier":
         """A classifier from the folds that are done.
@@ -470,6 +521,20 @@ class Run:
             self.by_fold(self.targets, self.judged),
             self.by_fold(self.groups, self.judged),
             saved={fold: self.logits(fold) for fold in self.judged} if chosen else None,
+        )
+
+    @cached_property
+    def trust(self) -> Trust:
+        """Which answers to trust, by taxa and by class, out of fold."""
+        _require_some_fold(self)
+        tested = [self.folds[fold].test for fold in self.judged]
+        photos = np.concatenate(tested)
+        return trust(
+            np.concatenate(list(self.judged.values())),
+            self.targets[photos],
+            self.groups[photos],
+            np.repeat(list(self.judged), [len(part) for part in tested]),
+            self.taxonomy,
         )
 
     @cached_property
@@ -730,8 +795,19 @@ def summary(run: Run) -> dict[str, Any]:
         "scaled_calibration_error": scores.scaled_calibration_error,
         "groups": None if run.by_group is None else {"unit": run.unit} | asdict(run.by_group),
         "intervals": {name: list(interval) for name, interval in scores.intervals.items()},
+        "unknown": None if run.unknown is None else asdict(run.unknown),
+        "ranks": [asdict(rank) for rank in run.trust.ranks],
+        "promise": asdict(run.trust.promise),
+        "promise_kept": _record(run.trust.kept),
         "seconds": run.seconds,
     }
+
+
+def _record(kept: Kept | None) -> dict[str, Any] | None:
+    """Return what is kept of a promise, in JSON's values."""
+    if kept is None:
+        return None
+    return asdict(kept) | {"right": kept.right if kept.answered else None}
 
 
 def _require_some_fold(run: Run) -> None:

@@ -79,7 +79,7 @@ class Worths:
 
 
 def merge_into_run(
-    run: Run, rule: Rule, *, batch_norm: BatchNorm = "recalibrate", machine: Machine = Machine()
+    run: Run, rule: Rule, *, batch_norm: BatchNorm = "average", machine: Machine = Machine()
 ) -> Path:
     """Merge the run's folds into one model in the run; return its folder, named after the rule.
 

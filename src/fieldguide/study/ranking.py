@@ -203,7 +203,7 @@ def _tried(
     device = choose_device(recipe.device)
     resolved = resolve(recipe, body).replace(layout=choose_layouts(recipe.layout, device)[-1])
     network = with_head(body, recipe.head, classes=len(used.classes), dropout=0.0, seed=recipe.seed)
-    probes = probes_of(resolved, network, used, watcher)
+    probes = probes_of(resolved, network, used, watcher, leave_out=False)
     targets, right = targets_of(used), np.zeros(len(used), dtype=np.bool_)
     for fold, probe in zip(folds_of(used, resolved.folds), probes, strict=True):
         right[fold.test] = probe["logits"].argmax(1) == targets[fold.test]
