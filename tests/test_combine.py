@@ -173,22 +173,23 @@ def test_sets_of_a_soup_are_calibrated_by_all_folds(ingredients: Ingredients) ->
 def test_batch_norm_is_measured_on_training_photos_alone(
     ingredients: Ingredients, opened: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    combine.soup(ingredients, "soup", machine=CPU)
+    measured: Any = {"batch_norm": "recalibrate", "machine": CPU}
+    combine.soup(ingredients, "soup", **measured)
     assert sorted(opened) == sorted(ingredients.training)
     assert opened != list(ingredients.training)  # photos of one class lie side by side there
     first = opened.copy()
     opened.clear()
-    combine.soup(ingredients, "stock", machine=CPU)
+    combine.soup(ingredients, "stock", **measured)
     assert opened == first
     opened.clear()
     monkeypatch.setattr(combine, "RECALIBRATION_PHOTOS", 7)
-    combine.soup(ingredients, "soup", machine=CPU)
+    combine.soup(ingredients, "soup", **measured)
     assert opened == first[:7]
 
 
 def test_averaged_statistics_need_no_photos(ingredients: Ingredients, opened: list[Path]) -> None:
     for rule in combine.RULES:
-        combine.soup(ingredients, rule, batch_norm="average", chosen=ALL)
+        combine.soup(ingredients, rule, chosen=ALL)
     assert opened == []
 
 
@@ -199,16 +200,16 @@ def test_training_photos_that_are_gone_are_an_error_with_ways_on(
     gone = [tmp_path / path.name for path in ingredients.training[left:]]
     moved = replace(ingredients, training=(*ingredients.training[:left], *gone))
     with pytest.raises(DataError, match="gone") as error:
-        combine.soup(moved, "soup", machine=CPU)
+        combine.soup(moved, "soup", batch_norm="recalibrate", machine=CPU)
     assert str(tmp_path) in error.value.message
-    assert "--photos-root" in error.value.hint and "--batch-norm average" in error.value.hint
+    assert "--photos-root" in error.value.hint and "without --batch-norm" in error.value.hint
 
 
 def test_a_few_lost_training_photos_are_done_without(
     ingredients: Ingredients, tmp_path: Path
 ) -> None:
     few = replace(ingredients, training=(tmp_path / "gone.jpg", *ingredients.training[1:]))
-    combine.soup(few, "soup", machine=CPU)
+    combine.soup(few, "soup", batch_norm="recalibrate", machine=CPU)
 
 
 def test_a_lost_outside_photo_is_named(ingredients: Ingredients, tmp_path: Path) -> None:
@@ -408,15 +409,15 @@ def test_outside_logits_are_those_of_a_look_at_each_photo(ingredients: Ingredien
 
 
 def test_a_model_is_called_by_its_rule_and_what_became_of_batch_norm() -> None:
-    assert combine.model_name("soup", "recalibrate") == "soup"
-    assert combine.model_name("soup", "average") == "soup-average"
-    assert combine.model_name("ensemble", "average") == "ensemble"
+    assert combine.model_name("soup", "average") == "soup"
+    assert combine.model_name("soup", "recalibrate") == "soup-recal"
+    assert combine.model_name("ensemble", "recalibrate") == "ensemble"
 
 
 def test_an_unknown_batch_norm_is_refused() -> None:
     """As users meet it: their types are not checked."""
     unchecked = inspect.unwrap(combine.model_name)
-    with pytest.raises(UsageError, match="`batch_norm` is none of recalibrate, average: keep"):
+    with pytest.raises(UsageError, match="`batch_norm` is none of average, recalibrate: keep"):
         unchecked("soup", "keep")
 
 

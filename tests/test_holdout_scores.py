@@ -44,7 +44,7 @@ def rows(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     run = fg.Run(shutil.copytree(trained.folder, tmp_path_factory.mktemp("merged") / "run"))
     for rule in combine.RULES:
         holdout_scores.merge_into_run(run, rule, machine=CPU)
-    holdout_scores.merge_into_run(run, "soup", batch_norm="average", machine=CPU)
+    holdout_scores.merge_into_run(run, "soup", batch_norm="recalibrate", machine=CPU)
     found = holdout_scores.worths(run, CPU)
     assert (found.photos, found.unreadable) == (12, 0)
     return {row.name: row for row in found.rows}
@@ -81,7 +81,7 @@ def test_there_is_a_row_for_each_fold_their_mean_the_ensemble_and_each_soup(
     rows: dict[str, Worth],
 ) -> None:
     folds = ["fold 0", "fold 1", "fold 2", "mean of folds", "ensemble"]
-    assert list(rows) == [*folds, "greedy", "soup", "soup-average", "stock"]
+    assert list(rows) == [*folds, "greedy", "soup", "soup-recal", "stock"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_mean_of_folds_is_the_mean_of_their_rows(rows: dict[str, Worth]) -> 
 def test_a_soup_costs_what_a_fold_costs_and_an_ensemble_as_much_as_all(
     rows: dict[str, Worth],
 ) -> None:
-    for name in ("soup", "greedy", "stock", "soup-average"):
+    for name in ("soup", "greedy", "stock", "soup-recal"):
         assert rows[name].parameters == rows["fold 0"].parameters
         assert rows[name].bytes == rows["fold 0"].bytes
     assert rows["ensemble"].parameters == 3 * rows["fold 0"].parameters
@@ -164,7 +164,7 @@ def test_the_table_is_read_again_while_nothing_changes(own: fg.Run, looks: list[
 
 
 def merged(run: fg.Run) -> None:
-    holdout_scores.merge_into_run(run, "soup", batch_norm="average", machine=CPU)
+    holdout_scores.merge_into_run(run, "soup", batch_norm="recalibrate", machine=CPU)
 
 
 def cut(run: fg.Run) -> None:
@@ -193,7 +193,7 @@ def test_the_table_is_made_anew_where_something_changed(
     after = holdout_scores.worths(own, CPU)
     assert looks
     assert [row.name for row in after.rows[:5]] == [row.name for row in before.rows]
-    assert ("soup-average" in {row.name for row in after.rows}) == (change is merged)
+    assert ("soup-recal" in {row.name for row in after.rows}) == (change is merged)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_merged_model_is_kept_in_the_run_and_answers_by_its_name(own: fg.Run) 
     assert own.models() == {"stock": folder}
     np.testing.assert_array_equal(predicted(own, "stock"), expected)
     found = Classifier.load(folder).card.provenance["made"]
-    assert found == {"rule": "stock", "batch_norm": "recalibrate", "folds": [0, 1, 2]}
+    assert found == {"rule": "stock", "batch_norm": "average", "folds": [0, 1, 2]}
     assert own.complete and fg.Run(own.folder).scores == own.scores
 
 
@@ -278,7 +278,7 @@ def test_both_kinds_of_batch_norm_stand_side_by_side(own: fg.Run) -> None:
     }
     for kind in expected:
         holdout_scores.merge_into_run(own, "soup", batch_norm=kind, machine=CPU)  # type: ignore[arg-type]
-    assert list(own.models()) == ["soup", "soup-average"]
+    assert list(own.models()) == ["soup", "soup-recal"]
     for kind, weights in expected.items():
         found = own.classifier("soup", batch_norm=kind, machine=CPU).members[0]  # type: ignore[arg-type]
         assert all((found[name] == tensor).all() for name, tensor in weights.items()), kind
@@ -324,22 +324,22 @@ def test_a_run_that_cannot_be_written_to_is_told_before_the_work(own: fg.Run) ->
 def test_a_model_that_another_process_merged_meanwhile_is_left(
     own: fg.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    model = own.classifier("soup", batch_norm="average", machine=CPU)
+    model = own.classifier("soup", batch_norm="recalibrate", machine=CPU)
     before: dict[Path, int] = {}
     original = files.lock
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
         if folder == own.folder:
-            place = model.save(folder / "models" / "soup-average")
+            place = model.save(folder / "models" / "soup-recal")
             before.update({path: path.stat().st_mtime_ns for path in place.iterdir()})
         with original(folder):
             yield
 
     monkeypatch.setattr(files, "lock", late)
     request.getfixturevalue("idle")
-    place = holdout_scores.merge_into_run(own, "soup", batch_norm="average", machine=CPU)
-    assert place == own.models()["soup-average"]
+    place = holdout_scores.merge_into_run(own, "soup", batch_norm="recalibrate", machine=CPU)
+    assert place == own.models()["soup-recal"]
     assert before
     assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
 
@@ -364,7 +364,7 @@ def greedy(trained: fg.Run, tmp_path_factory: pytest.TempPathFactory) -> fg.Run:
 
 
 def greedy_row(found: Worths) -> Worth:
-    return next(row for row in found.rows if row.name == "greedy-average")
+    return next(row for row in found.rows if row.name == "greedy")
 
 
 def test_a_greedy_soup_is_judged_by_the_choice_of_other_photos(
@@ -375,7 +375,7 @@ def test_a_greedy_soup_is_judged_by_the_choice_of_other_photos(
     row = greedy_row(holdout_scores.worths(greedy, CPU))
     assert row.note == CROSS_FITTED
     assert row.accuracy == metrics.accuracy(np.roll(found.logits, 1, axis=1), targets)
-    assert row.accuracy != metrics.accuracy(predicted(greedy, "greedy-average"), targets)
+    assert row.accuracy != metrics.accuracy(predicted(greedy, "greedy"), targets)
     own = holdout_scores.worths_on(greedy, greedy.ingredients().outside, CPU)
     assert replace(greedy_row(own), photos_per_second=0.0) == replace(row, photos_per_second=0.0)
 
@@ -399,7 +399,7 @@ def test_a_greedy_soup_judged_on_some_of_its_choosers_is_marked(
         assert len(given) == count
         row = greedy_row(holdout_scores.worths_on(greedy, given, CPU))
         probabilities = (
-            greedy.classifier("greedy-average").predict(given.files, machine=CPU).probabilities
+            greedy.classifier("greedy").predict(given.files, machine=CPU).probabilities
         )
         assert row.note == FLATTERED
         assert row.accuracy == metrics.accuracy(probabilities, given.targets)
@@ -411,7 +411,7 @@ def test_on_photos_that_chose_nothing_a_greedy_soup_is_like_any_other(
     given = holdout_scores.unseen(greedy, fg.scan(others(tmp_path / "others", each=4)))
     row = greedy_row(holdout_scores.worths_on(greedy, given, CPU))
     probabilities = (
-        greedy.classifier("greedy-average").predict(given.files, machine=CPU).probabilities
+        greedy.classifier("greedy").predict(given.files, machine=CPU).probabilities
     )
     assert row.note == ""
     assert row.accuracy == metrics.accuracy(probabilities, given.targets)

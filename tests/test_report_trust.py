@@ -9,10 +9,8 @@ from pages import words
 
 import fieldguide as fg
 from fieldguide.analysis import metrics
-from fieldguide.analysis.coverage import answered
 from fieldguide.report import trust
 from fieldguide.report.judged import Judged, judge
-from fieldguide.report.trust import Goal
 
 
 def drawn(photos: int, *, sharpness: float = 1.0, classes: int = 4, seed: int = 0) -> Judged:
@@ -50,14 +48,6 @@ def test_the_tendency_is_told_by_name() -> None:
     assert trust.tendency(drawn(5000, sharpness=3.0)).startswith("overconfident: mean")
     assert trust.tendency(drawn(5000, sharpness=0.4)).startswith("underconfident: mean")
     assert trust.tendency(drawn(5000)).startswith("well calibrated on average: mean")
-
-
-def test_a_goal_is_the_largest_share_that_is_right_so_often() -> None:
-    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
-    found = answered(confidence, np.array([True, False, True, True, False]))
-    assert trust.goal(found, 0.75) == Goal(0.75, 0.8, 0.6)
-    assert trust.goal(found, 0.5) == Goal(0.5, 1.0, 0.5)
-    assert trust.goal(answered(confidence, np.zeros(5, dtype=bool)), 0.9) == Goal(0.9)
 
 
 def test_a_large_collection_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,9 +70,9 @@ def answered(confidences: Confidences, threshold: float | None) -> Int[np.ndarra
 def promise(confidences: Confidences, right: Rights, groups: Groups, asked: float) -> Promise:
     """Return the lowest threshold at which answers are right in a share `asked` of photos.
 
-    Each threshold is tested by the exact binomial tail of the answers that are wrong, which is one
-    end of Clopper and Pearson's interval, of effective numbers where photos come in groups
-    (`share_interval`); `DOUBT` is divided by the number of thresholds (Bonferroni). Source:
+    Each threshold is tested by the exact binomial tail of the number of wrong answers, or by the
+    end of `share_interval` where photos come in groups, which is the same for single photos;
+    `DOUBT` is divided by the number of thresholds (Bonferroni). Source:
     Angelopoulos, Bates, Candès, Jordan, Lei, Learn then Test, Annals of Applied Statistics 19, 2025
     (the risk of selective classification). Raises ValueError for a share outside 0 … 1.
     """
@@ -85,13 +85,25 @@ def promise(confidences: Confidences, right: Rights, groups: Groups, asked: floa
         if not len(rows):
             break
         good = right[rows, level[rows]]
-        if good.mean() < asked:
-            continue
-        low, _ = share_interval(good, groups[rows], share=1 - 2 * DOUBT / len(THRESHOLDS))
-        if low >= asked:
+        if _holds(good, groups[rows], asked, DOUBT / len(THRESHOLDS)):
             share = len(rows) / len(right)
             return Promise(asked, threshold, len(right), share, float(good.mean()))
     return Promise(asked, None, len(right))
+
+
+def _holds(good: Bool[np.ndarray, " n"], groups: Groups, asked: float, doubt: float) -> bool:
+    """Return whether answers are right in a share, with that chance of being mistaken."""
+    if good.mean() < asked:
+        return False
+    if len(np.unique(groups)) < len(groups):
+        return share_interval(good, groups, share=1 - 2 * doubt)[0] >= asked
+    photos, wrong = len(good), int(len(good) - good.sum())
+    times = np.arange(1, wrong + 1)  # log of the binomial coefficients, one after the other
+    ways = np.cumsum(np.log(photos - times + 1) - np.log(times))
+    logs = np.append(0.0, ways + times * math.log1p(-asked)) + (
+        photos - np.arange(wrong + 1)
+    ) * math.log(asked)
+    return float(np.exp(logs).sum()) <= doubt
 
 
 def kept(

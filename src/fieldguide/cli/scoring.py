@@ -14,6 +14,7 @@ from fieldguide.cli.display import Display
 from fieldguide.cli.opening import open_run
 
 if TYPE_CHECKING:
+    from fieldguide.analysis.unknown import Worth as Unknown
     from fieldguide.photos.catalog import Catalog
     from fieldguide.runs.run import Run
     from fieldguide.study.holdout_scores import Worths
@@ -27,6 +28,7 @@ def score(
     run: flags.RunFolder,
     photos: str | None = None,
     *,
+    unknowns: str | None = None,
     per_class: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     photos_root: flags.PhotosRoot = None,
@@ -43,8 +45,12 @@ def score(
     ----------
     photos
         Another labelled set: a folder with a folder for each class, or a CSV table.
+    unknowns
+        A folder, table or list of photos that show nothing known: how many would be found. Those of
+        one folder count as alike.
     per_class
-        Also print precision, recall and F1 of every class.
+        Also print precision, recall and F1 of every class, and the confidence from which it is
+        right in 95 % of photos.
     as_json
         Print one JSON object instead of tables.
     """
@@ -63,6 +69,15 @@ def score(
         tables.print_scores(terminal.stdout, opened)
         if per_class:
             tables.print_classes(terminal.stdout, opened)
+        if opened.unknown:
+            tables.print_unknown(terminal.stdout, opened.unknown, "by classes left out")
+    if unknowns is not None:
+        strange = _unknown(opened, unknowns, machine)
+        if as_json:
+            print(json.dumps({"unknowns": asdict(strange)}, indent=2))
+        else:
+            tables.print_unknown(terminal.stdout, strange, f"in {unknowns}")
+        return
     found: dict[str, Worths] = {}
     try:
         for part, worths in _worths(opened, catalog, machine):
@@ -99,6 +114,15 @@ def labels(
     table = out or run / suspicious.TABLE
     tables.print_doubts(terminal.stdout, opened, found, table)
     suspicious.write(table, found)
+
+
+def _unknown(run: "Run", photos: str, machine: flags.Computer) -> "Unknown":
+    """Return how well the ensemble finds these unknown photos."""
+    from fieldguide.study import unknowns  # brings torch
+
+    with Display(terminal.stderr) as display:
+        display.begin("predicting", 1)
+        return unknowns.worth(run, photos, machine.chosen(), display.notice)
 
 
 def _worths(

@@ -16,6 +16,8 @@ from fieldguide.words import count, duration, quoted, shown_bytes
 
 if TYPE_CHECKING:
     from fieldguide.analysis.paired import Contrast
+    from fieldguide.analysis.promises import Promise
+    from fieldguide.analysis.unknown import Worth as UnknownWorth
     from fieldguide.network.offers import Offer
     from fieldguide.photos.catalog import Catalog
     from fieldguide.photos.check import Finding
@@ -116,12 +118,33 @@ def print_scores(console: Console, run: "Run", place: str = "") -> None:
 
 def print_classes(console: Console, run: "Run") -> None:
     """Print precision, recall and F1 of each class, out of fold."""
-    table = Table(Column("class", overflow="fold"), "photos", "precision", "recall", "F1", box=None)
+    names = ("photos", "precision", "recall", "F1", "right in 95 % from")
+    table = Table(Column("class", overflow="fold"), *names, box=None)
     found = run.per_class
     columns = (found.support, found.precision, found.recall, found.f1)
-    for label, support, *shares in zip(run.classes, *columns, strict=True):
-        table.add_row(cell(label), f"{support:,}", *(f"{share:.1%}" for share in shares))
+    trusted = [sure_from(promise) for promise in run.trust.classes]
+    for label, support, *shares, sure in zip(run.classes, *columns, trusted, strict=True):
+        table.add_row(cell(label), f"{support:,}", *(f"{share:.1%}" for share in shares), sure)
     console.print(table)
+
+
+def sure_from(promise: "Promise") -> str:
+    """Return the confidence from which photos called so are right, and the share that reach it."""
+    if promise.threshold is None:
+        return "never"
+    return f"{promise.threshold:.0%} ({promise.answered:.0%} of photos)"
+
+
+def print_unknown(console: Console, found: "UnknownWorth", what: str) -> None:
+    """Print how well unknown photos are told from known ones."""
+    low, high = found.found_interval
+    below, above = found.auroc_interval
+    console.print(
+        f"unknown {what}: {found.found:.1%} of {count(found.photos, 'photo')} found (95 % interval"
+        f" {low:.1%} to {high:.1%}) where {found.alarm:.0%} of known photos would be taken for"
+        f" unknown; less familiar than a known photo in {found.auroc:.1%} of pairs ({below:.1%} to"
+        f" {above:.1%}; by chance half)"
+    )
 
 
 def print_worths(console: Console, found: "Worths", part: str = "outside") -> None:

@@ -201,7 +201,7 @@ def model_name(rule: str, batch_norm: str) -> str:
     if batch_norm not in get_args(BatchNorm):
         raise UsageError(f"`batch_norm` is none of {', '.join(get_args(BatchNorm))}: {batch_norm}")
     plain = batch_norm == "average" or rule not in RULES
-    return rule if plain else f"{rule}-{batch_norm}"
+    return rule if plain else f"{rule}-recal"
 
 
 def merged(

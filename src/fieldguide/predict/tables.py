@@ -90,7 +90,7 @@ class Predictions:
     sets: Bool[np.ndarray, "n classes"] | None = field(default=None, repr=False)
     remarks: tuple[str, ...] = field(default=(), repr=False)
     familiarity: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
-    alarm: float = ALARM
+    alarm: float = field(default=ALARM, repr=False)
     answering: Answering | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from markupsafe import Markup
 
+from fieldguide.analysis import promises
 from fieldguide.analysis.intervals import share_interval
 from fieldguide.report import pictures
 from fieldguide.report.judged import groups, judge
@@ -73,6 +74,9 @@ def section(run: Run) -> Markup:
         planned=run.recipe.folds,
         pictured=len(pictured),
         each=each,
+        sure=run.trust.classes,
+        asked=run.trust.promise.asked,
+        fewest=promises.fewest(run.trust.promise.asked),
     )
 
 

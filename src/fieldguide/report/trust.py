@@ -1,10 +1,10 @@
-"""The trust that a confidence deserves: calibration, prediction sets and selective prediction.
+"""The trust that answers deserve: calibration, sets of classes, promises, unknown things.
 
 All is out of fold: temperatures and quantiles are fitted on the other folds.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import altair as alt
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from markupsafe import Markup
 
-from fieldguide.analysis import calibration, coverage, metrics
+from fieldguide.analysis import calibration, coverage, metrics, promises
 from fieldguide.analysis.conformal import Method
 from fieldguide.analysis.coverage import Answered, Coverage
 from fieldguide.report.classes import share
@@ -22,7 +22,6 @@ from fieldguide.runs.run import Run
 from fieldguide.words import percent
 
 COVERAGES = (0.8, 0.9, 0.95, 0.98, 0.99)  # asked for
-GOALS = (0.95, 0.98, 0.99)  # accuracies on the photos answered
 METHODS: tuple[Method, ...] = ("split", "adaptive")
 
 # Probabilities that sets are computed for: about 3 s. Of a larger collection some photos are drawn.
@@ -33,17 +32,8 @@ CLOSE = 0.01  # of confidence and accuracy, on average (taste)
 BEFORE, AFTER = "before scaling", "after scaling"
 
 
-@dataclass(frozen=True)
-class Goal:
-    """An accuracy, and the most confident `share` of photos that reaches it, from `confidence`."""
-
-    accuracy: float
-    share: float = 0.0  # 0: no share reaches it
-    confidence: float = 0.0
-
-
 def section(run: Run) -> Markup:
-    """Return the calibration of a run, its prediction sets and its selective accuracy."""
+    """Return the calibration of a run, its prediction sets, its promises and its unknown things."""
     if not run.done:
         return fragment("trust.html", photos=0)
     judged = judge(run)
@@ -63,7 +53,12 @@ def section(run: Run) -> Markup:
         sets=sets,
         drawn=drawn,
         coverage=_coverage_figure(sets) if sets else "",
-        goals=[goal(answered, accuracy) for accuracy in GOALS],
+        trust=run.trust,
+        answered_at=dict(zip(run.taxonomy.levels, run.trust.kept.levels, strict=True))
+        if run.trust.kept
+        else {},
+        fewest=promises.fewest(run.trust.promise.asked),
+        unknown=run.unknown,
         answered=_answered_figure(answered),
     )
 
@@ -123,15 +118,6 @@ def coverages(judged: Judged, *, seed: int) -> tuple[dict[str, list[Coverage]], 
         for method in METHODS
     }
     return {method: values for method, values in found.items() if values}, len(rows)
-
-
-def goal(answered: Answered, accuracy: float) -> Goal:
-    """Return the largest share of photos, the most confident ones, that reaches `accuracy`."""
-    reached = np.flatnonzero(answered.accuracy >= accuracy)
-    if not len(reached):
-        return Goal(accuracy)
-    last = reached[-1]
-    return Goal(accuracy, float(answered.share[last]), float(answered.confidence[last]))
 
 
 # --- charts ---------------------------------------------------------------------------------------

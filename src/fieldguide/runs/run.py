@@ -364,12 +364,20 @@ class Run:
     ) -> None:
         """Keep the taxa of the classes in the run, read from a table: see `photos.taxonomy.read`.
 
-        They change nothing of the training, and can be given again. `notice` reports what was taken
-        for what. Raises DataError for a table that does not fit.
+        They change nothing of the training, and can be given again; the summary of a complete run
+        is written anew. `notice` reports what was taken for what. Raises DataError for a table that
+        does not fit.
         """
         found = taxonomies.read(table, self.classes, notice)
-        files.write_csv(self.folder / TAXONOMY, *taxonomies.table_of(found, self.classes))
-        self.__dict__.pop("taxonomy", None)
+        if found == self.taxonomy:
+            return
+        with files.lock(self.folder):
+            files.write_csv(self.folder / TAXONOMY, *taxonomies.table_of(found, self.classes))
+            for name in ("taxonomy", "trust"):
+                self.__dict__.pop(name, None)
+            if self.complete:
+                (self.folder / files.MANIFEST).unlink()  # so that a kill here is seen
+                finish(self)
 
     @cached_property
     def unknown(self) -> Worth | None:

@@ -1,0 +1,46 @@
+"""How many photos of unknown things a run's ensemble finds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fieldguide.analysis import unknown
+from fieldguide.analysis.unknown import Worth
+from fieldguide.errors import DataError
+from fieldguide.predict import inputs
+from fieldguide.predict.inference import Machine
+from fieldguide.runs.run import Run
+from fieldguide.storage import files
+from fieldguide.words import count
+
+
+def worth(
+    run: Run,
+    photos: str | Path,
+    machine: Machine = Machine(),
+    notice: Callable[[str], None] = lambda text: None,
+) -> Worth:
+    """Return how well photos that show nothing known are told from known ones.
+
+    Photos of one folder count as alike, where there are several. Unreadable ones and those that the
+    run was given itself are left out, with a notice; DataError where none is left.
+    """
+    asked = inputs.read(photos, notice=notice)
+    known = {photo.sha256 for photo in run.catalog.photos}
+    strange = [each for each in asked if each.file is None or files.sha256(each.file) not in known]
+    if len(strange) < len(asked):
+        notice(f"{count(len(asked) - len(strange), 'photo')} of the run itself: left out")
+    found = run.classifier("ensemble", machine=machine).predict(
+        [each.file for each in strange if each.file is not None], machine=machine
+    )
+    assert found.familiarity is not None
+    read = ~np.isnan(found.familiarity)
+    if lost := len(strange) - int(read.sum()):
+        notice(f"{count(lost, 'photo')} cannot be read and are left out")
+    if not read.any():
+        raise DataError(f"no photo of `{photos}` can be judged")
+    names = np.array(found.names)[read]
+    folders = np.array([str(Path(name).parent) for name in names])
+    several = len(np.unique(folders)) > 1
+    return unknown.worth(found.familiarity[read], folders if several else names)
