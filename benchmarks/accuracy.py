@@ -1,7 +1,8 @@
 """How accurate fits are on photos never seen, against rivals of the same processor time.
 
 Usage: python benchmarks/accuracy.py NATURE100 WEIGHTS TRIAL [TRIAL …]
-           [--sets 10,butterflies,30,whole] [--seeds 3] [--recipe default] [--size 96] [--out FILE.jsonl]
+           [--sets 10,butterflies,30,whole] [--seeds 3] [--recipe default] [--size 96]
+           [--out FILE.jsonl]
 
 NATURE100 is a folder with `train` and `val`, such as ../shared/data/nature100; WEIGHTS are those
 of a resnet18, which all trials begin with. A fixed fifth of `train` (by a hash of the name) joins

@@ -9,6 +9,7 @@ from fieldguide.cli import (  # noqa: F401 - add commands
     choosing,
     merging,
     predicting,
+    reviewing,
     scoring,
     seeing,
     training,

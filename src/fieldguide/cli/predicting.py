@@ -20,6 +20,9 @@ from fieldguide.storage import files, mirror
 from fieldguide.words import count, percent
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fieldguide.analysis.conformal import Method, Sets
     from fieldguide.analysis.promises import Promise
     from fieldguide.photos.augment import View
@@ -89,6 +92,7 @@ class Asked:
     unknown: float | None = None
     right: float | None = None
     rank: str | None = None
+    weights: "NDArray[np.float64] | None" = None  # of the classes
 
     @property
     def taxa(self) -> bool:
@@ -121,8 +125,13 @@ class Asked:
             answering = classifier.answers_by(self.right, self.rank or "auto")
             if answering.promise is not None:
                 terminal.tell(promised(answering.promise, self.rank or "auto"))
-        alarm = self.unknown or 0.0
-        return lambda chunk: replace(chunk, alarm=alarm, answering=answering)
+        alarm, weights = self.unknown or 0.0, self.weights
+
+        def add(chunk: "Predictions") -> "Predictions":
+            more = replace(chunk, alarm=alarm, answering=answering)
+            return more if weights is None else more.weighed(weights)
+
+        return add
 
 
 def promised(promise: "Promise", rank: str) -> str:
@@ -156,6 +165,7 @@ def predict(
     unknown: float | None = None,
     right: float | None = None,
     rank: str | None = None,
+    only: Path | None = None,
     spreadsheet: bool = False,
     answers: AnswerFlags = Answers(),
 ) -> None:
@@ -186,6 +196,9 @@ def predict(
     rank
         The rank of these taxa: auto (the default: the finest that is sure enough), label, genus, …;
         without --right every photo is answered.
+    only
+        A list of the classes that can occur (.txt, one a line), or a table of `label` and `weight`,
+        how common each is: probabilities are weighed by it and made to sum to 1 again.
     spreadsheet
         Put a ' before cells that a spreadsheet would take for formulas.
     """
@@ -196,8 +209,17 @@ def predict(
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
     asked = Asked(_sets(coverage, sets, answers.calibrated), unknown, right, rank)
     asked.require_possible(answers.calibrated)
+    if only is not None and (coverage is not None or right is not None):
+        raise UsageError(
+            "--only changes probabilities, and --coverage and --right were calibrated without it",
+            hint="leave one of them out",
+        )
     tables.require_free(out, answers.overwrite)
-    opened, _, found = _opened(model, photos, answers)
+    opened, classes, found = _opened(model, photos, answers)
+    if only is not None:
+        from fieldguide.predict import occurrence
+
+        asked = replace(asked, weights=occurrence.read(only, classes, terminal.tell))
     layout = tables.Layout(
         top,
         probabilities,

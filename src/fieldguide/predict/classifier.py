@@ -7,15 +7,19 @@ Knows nothing of runs or of how members came about.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
+from PIL.Image import Image, fromarray
+from PIL.ImageOps import exif_transpose
 from pydantic import Field, TypeAdapter
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -42,6 +46,9 @@ SCORES = "out-of-fold.safetensors"
 AUTO = "auto"  # the finest rank that is sure enough
 
 Combine = Literal["ensemble", "logits", "geometric"]
+Photos: TypeAlias = (
+    str | Path | Catalog | Sequence[str | Path | Image | UInt8[np.ndarray, "height width 3"]]
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Classifier:
 
     def predict(
         self,
-        photos: str | Path | Sequence[str | Path] | Catalog,
+        photos: Photos,
         *,
         views: Sequence[View] = (),
         sets: conformal.Sets | None = None,
@@ -130,25 +137,30 @@ class Classifier:
         machine: Machine = Machine(),
         boxes: str | Path | None = None,
     ) -> Predictions:
-        """Return predictions, in memory, for a folder, a table, files, several, or a catalog.
+        """Return predictions, in memory, for a folder, a table, files, pictures, or a catalog.
 
         There is one row for every photo, in the order of `inputs.read`; a catalog of crops has one
         for each. A classifier of crops (`card.crop`) answers by the boxes of the source or of the
         file `boxes`, and looks at whole photos where there are none. See `stream` for `views`,
         `sets` and `calibrated`, `answers_by` for `right` and `rank`, which give `taxa`. `unknown`
-        marks what looks less familiar than all but such a share of known photos.
+        marks what looks less familiar than all but such a share of known photos. Pictures of Pillow
+        and arrays of RGB are called `picture 1`, `picture 2`, … by their place among `photos`.
         """
         taxa = None if right is None and rank == AUTO else self.answers_by(right, rank)
-        if isinstance(photos, Catalog):
-            found = [Input(photo.path, photos.file(photo)) for photo in photos.photos]
-        else:
-            found = inputs.read(photos, crop=self.card.crop, boxes=boxes)
-        crops, counts = inputs.crops_of(found, self.card.crop)
-        seen = self.stream(crops, views=views, sets=sets, calibrated=calibrated, machine=machine)
-        chunks = by_photo(seen, found, counts)
-        nothing = self._answered([], range(0), [], None, 1.0, sets)
-        whole = Predictions.concatenate([nothing, *chunks])
-        return replace(whole, alarm=unknown, answering=taxa)
+        with _as_files(photos) as (places, named):
+            if isinstance(places, Catalog):
+                found = [Input(photo.path, places.file(photo)) for photo in places.photos]
+            else:
+                found = inputs.read(places, crop=self.card.crop, boxes=boxes)
+            crops, counts = inputs.crops_of(found, self.card.crop)
+            seen = self.stream(
+                crops, views=views, sets=sets, calibrated=calibrated, machine=machine
+            )
+            chunks = by_photo(seen, found, counts)
+            nothing = self._answered([], range(0), [], None, 1.0, sets)
+            whole = Predictions.concatenate([nothing, *chunks])
+        names = tuple(named.get(name, name) for name in whole.names)
+        return replace(whole, names=names, alarm=unknown, answering=taxa)
 
     def answers_by(self, right: float | None = None, rank: str = AUTO) -> Answering:
         """Return how photos are answered by taxa that are right in a share `right` of answers.
@@ -303,6 +315,29 @@ class Classifier:
             return np.full(logits.shape[1], np.nan)
         doubts = unknown.doubt(member_probabilities(logits, self.card.temperature))
         return unknown.familiarity(doubts, known.doubts, known.members)
+
+
+@contextmanager
+def _as_files(
+    photos: Photos,
+) -> Iterator[tuple[str | Path | Sequence[str | Path] | Catalog, Mapping[str, str]]]:
+    """Yield photos with pictures as files of the same pixels, and what these are called."""
+    if isinstance(photos, str | Path | Catalog):
+        yield photos, {}
+        return
+    with TemporaryDirectory() as folder:
+        places: list[str | Path] = []
+        named: dict[str, str] = {}
+        for number, photo in enumerate(photos, 1):
+            if isinstance(photo, str | Path):
+                places.append(photo)
+                continue
+            picture = photo if isinstance(photo, Image) else fromarray(photo)
+            place = Path(folder, f"{number}.png")
+            exif_transpose(picture).convert("RGB").save(place, compress_level=1)
+            places.append(place)
+            named[str(place)] = f"picture {number}"
+        yield places, named
 
 
 def member_probabilities(

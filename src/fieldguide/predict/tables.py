@@ -8,7 +8,7 @@ import itertools
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -170,6 +170,17 @@ class Predictions:
             taxa=self.answering is not None,
         )
         write(Path(path), [self], layout, overwrite=overwrite)
+
+    def weighed(self, weights: Float[np.ndarray, " classes"]) -> "Predictions":
+        """Return the predictions with classes weighed by how common they are: 0 if impossible.
+
+        A photo to which no class with a weight is possible gets the weights themselves.
+        """
+        weighed = self.probabilities * weights
+        sums = weighed.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            found = np.where(sums == 0, weights / weights.sum(), weighed / sums)
+        return replace(self, probabilities=found)
 
     def rows(self, span: range) -> "Predictions":
         """Return some of the photos, by number."""

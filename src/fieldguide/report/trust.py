@@ -22,6 +22,7 @@ from fieldguide.runs.run import Run
 from fieldguide.words import percent
 
 COVERAGES = (0.8, 0.9, 0.95, 0.98, 0.99)  # asked for
+LOOKED_AT = (0.1, 0.2, 0.3)  # shares of photos
 METHODS: tuple[Method, ...] = ("split", "adaptive")
 
 # Probabilities that sets are computed for: about 3 s. Of a larger collection some photos are drawn.
@@ -53,6 +54,10 @@ def section(run: Run) -> Markup:
         sets=sets,
         drawn=drawn,
         coverage=_coverage_figure(sets) if sets else "",
+        mistakes=int((~right).sum()),
+        errors_left=[(share, _left(answered, share)) for share in LOOKED_AT]
+        if not right.all()
+        else [],
         trust=run.trust,
         answered_at=dict(zip(run.taxonomy.levels, run.trust.kept.levels, strict=True))
         if run.trust.kept
@@ -118,6 +123,12 @@ def coverages(judged: Judged, *, seed: int) -> tuple[dict[str, list[Coverage]], 
         for method in METHODS
     }
     return {method: values for method, values in found.items() if values}, len(rows)
+
+
+def _left(found: Answered, looked_at: float) -> float:
+    """Return the share of mistakes that are left when so many of the least sure are looked at."""
+    wrong = found.share * (1 - found.accuracy)
+    return float(np.interp(1 - looked_at, found.share, wrong) / wrong[-1])
 
 
 # --- charts ---------------------------------------------------------------------------------------

@@ -1,0 +1,185 @@
+"""Whether unknown things are found as estimated, and promises of taxa are kept.
+
+Usage: python benchmarks/trust.py unknown NATURE100 WEIGHTS [--recipe quick] [--size 64] [--draws 3]
+       python benchmarks/trust.py promise NATURE100 WEIGHTS [--recipe instant] [--size 128]
+       python benchmarks/trust.py scores RUN …
+
+NATURE100 is a folder with `train` and `val`, such as ../shared/data/nature100; WEIGHTS are those of
+a resnet18.
+
+`unknown` leaves 30 of the 100 classes out (drawn anew each time), fits the first 30 photos of each
+other class, and judges a third of the left-out classes' photos (`train`), and the known classes'
+photos of `val`: what the run estimates from classes left out of linear heads, what its ensemble
+finds, and how many known photos it takes for unknown. Runs stay in --out. `scores` compares, on
+such runs, ways to tell unknown photos by the logits of single folds.
+
+`promise` fits four fifths of `train` with the taxa of nature100_taxa.csv and asks for answers that
+are right in 90, 95 and 98 %: what held out of fold, and on the 1,600 photos never seen, by the
+ensemble and by a fold.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from accuracy import parts
+from numpy.typing import NDArray
+
+import fieldguide as fg
+from fieldguide import recipe as recipes
+from fieldguide.analysis import metrics, unknown
+from fieldguide.analysis.intervals import share_interval
+from fieldguide.photos.catalog import Catalog, Photo, in_columns
+from fieldguide.predict import inference
+from fieldguide.predict.tables import Predictions
+from fieldguide.study import unknowns
+
+LEFT_OUT, EACH, EVERY = 30, 30, 3
+TAXA = Path(__file__).with_name("nature100_taxa.csv")
+
+
+def fitted(asked: argparse.Namespace, photos: Catalog, out: Path) -> fg.Run:
+    """Fit photos with one thread, in the recipe asked for."""
+    own = {"weights": asked.weights, "size": asked.size, "workers": 1, "backbone": "resnet18"}
+    recipe = recipes.build(recipes.over(recipes.settings_of(asked.recipe), own))
+    return fg.fit(photos, recipe, out=out)
+
+
+def judge_unknown(asked: argparse.Namespace, draw: int) -> None:
+    """Print what a run without some classes makes of their photos."""
+    whole, val = fg.scan(asked.photos / "train"), fg.scan(asked.photos / "val")
+    drawn = np.random.default_rng(draw).permutation(len(whole.classes))[:LEFT_OUT]
+    strange = {whole.classes[number] for number in drawn}
+    counts: Counter[str] = Counter()
+    known: list[Photo] = []
+    for photo in whole.photos:
+        label = str(photo.label)
+        counts[label] += 1
+        if label not in strange and counts[label] <= EACH:
+            known.append(photo)
+    run = fitted(asked, whole.of(in_columns(known)), asked.out / f"unknown-{draw}")
+    apart = [photo for photo in whole.photos if photo.label in strange][::EVERY]
+    listed = asked.out / f"unknown-{draw}.txt"
+    listed.write_text("".join(f"{whole.file(photo)}\n" for photo in apart))
+    found = unknowns.worth(run, listed)
+    same = [photo for photo in val.photos if photo.label not in strange]
+    seen = run.classifier("ensemble").predict(val.of(in_columns(same)))
+    line = {
+        "draw": draw,
+        "accuracy": run.scores.accuracy,
+        "photos": run.scores.photos,
+        "estimate": run.unknown and asdict(run.unknown),
+        "truth": asdict(found),
+        "false_alarms": float(seen.unknown.mean()),
+        "known_photos": len(seen),
+    }
+    print(json.dumps(line), flush=True)
+    np.savez(asked.out / f"unknown-{draw}.npz", strange=logits_of(run, listed))
+
+
+def logits_of(run: fg.Run, listed: Path) -> NDArray[np.float32]:
+    """Return the logits of the photos of a list by each fold, (folds, photos, classes)."""
+    model = run.classifier("ensemble")
+    paths = [Path(line) for line in listed.read_text().splitlines()]
+    return inference.all_logits(model.card.architecture, model.members, paths)[0]
+
+
+def doubts(logits: NDArray[np.floating]) -> Mapping[str, NDArray[np.float64]]:
+    """Return ways to doubt photos, by their logits alone."""
+    wide = logits.astype(np.float64)
+    probabilities = metrics.softmax(wide)
+    ordered, top = np.sort(wide, axis=1), wide.max(axis=1)
+    return {
+        "largest logit": -top,
+        "energy": -(top - np.log(probabilities.max(axis=1))),
+        "largest probability": -probabilities.max(axis=1),
+        "margin": ordered[:, -2] - ordered[:, -1],
+        "entropy": unknown.doubt(probabilities),
+    }
+
+
+def compare_scores(folders: list[Path]) -> None:
+    """Print the area and the share found at 5 % false alarms of each way, over runs and folds."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for folder in folders:
+        run, strange = fg.Run(folder), np.load(folder.with_suffix(".npz"))["strange"]
+        for member, fold in enumerate(run.done):
+            known, others = doubts(run.judged[fold]), doubts(strange[member])
+            for name, values in others.items():
+                own = unknown.familiarity(
+                    values[None], known[name], np.zeros(len(known[name]), int)
+                )
+                row = unknown.worth(own, np.arange(len(own)))
+                found.setdefault(name, []).append((row.auroc, row.found))
+    for name, rows in found.items():
+        area, share = np.mean(rows, axis=0)
+        print(f"{name:20} area {area:.3f}, found {share:.3f} (n = {len(rows)} folds)")
+
+
+def judge_promises(asked: argparse.Namespace) -> None:
+    """Print what is promised and what held, by share asked for."""
+    train, judged = parts(asked.photos, "whole")
+    run = fitted(asked, train, asked.out / "promise")
+    run.set_taxonomy(TAXA)
+    targets = np.array([run.classes.index(str(photo.label)) for photo in judged.photos])
+    for way in ("ensemble", "fold-0"):
+        model = run.classifier(way)
+        for share in (0.9, 0.95, 0.98):
+            seen = model.predict(judged, right=share)
+            assert seen.answering is not None and seen.answering.promise is not None
+            level, node = _levels(run, seen)
+            rows = np.flatnonzero(level >= 0)
+            right = run.taxonomy.nodes[level[rows], targets[rows]] == node[rows]
+            low, high = share_interval(right, np.arange(len(right)))
+            print(
+                f"{way}: asked {share}, from {seen.answering.promise.threshold}; out of fold"
+                f" {seen.answering.promise.right:.3f} of {seen.answering.promise.answered:.3f}; on"
+                f" {len(judged)} photos never seen {right.mean():.3f} [{low:.3f}, {high:.3f}] of"
+                f" {len(rows) / len(judged):.3f}"
+            )
+
+
+def _levels(run: fg.Run, seen: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the level and the number of each photo's taxon; -1 without one."""
+    levels, best = run.taxonomy.levels, run.taxonomy.best(seen.probabilities)
+    assert seen.answering is not None and seen.answering.promise is not None
+    sure = best.confidences >= seen.answering.promise.threshold
+    level = np.where(sure.any(axis=1), sure.argmax(axis=1), -1)
+    assert [taxon is not None for taxon in seen.taxa] == (level >= 0).tolist()
+    return level, best.nodes[np.arange(len(level)), level.clip(max=len(levels) - 1)]
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind, recipe, size in (("unknown", "quick", 64), ("promise", "instant", 128)):
+        one = kinds.add_parser(kind)
+        one.add_argument("photos", type=Path)
+        one.add_argument("weights")
+        one.add_argument("--recipe", default=recipe)
+        one.add_argument("--size", type=int, default=size)
+        one.add_argument("--draws", type=int, default=3)
+        one.add_argument("--out", type=Path, default=Path("runs/trust"))
+    scores = kinds.add_parser("scores")
+    scores.add_argument("runs", type=Path, nargs="+")
+    asked = parser.parse_args()
+    if asked.kind == "scores":
+        compare_scores(asked.runs)
+        return
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.kind == "promise":
+        judge_promises(asked)
+        return
+    for draw in range(asked.draws):
+        judge_unknown(asked, draw)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The command that says which predictions to look at: review."""
+
+from pathlib import Path
+
+from fieldguide.cli import terminal
+from fieldguide.cli.app import app
+from fieldguide.errors import UsageError
+from fieldguide.words import count, percent
+
+
+@app.command
+def review(
+    predictions: Path, *, out: Path = Path("review.csv"), right: float | None = None
+) -> None:
+    """Write the order in which predictions are best looked at: the least sure first.
+
+    Each row tells how many of the photos that are not looked at yet are expected to be wrong, by
+    the calibrated confidences of the table.
+
+    Parameters
+    ----------
+    predictions
+        A table that `fieldguide predict` wrote.
+    out
+        The table to write.
+    right
+        Stop where this share of all photos is expected to be right, such as 0.98, with those that
+        were looked at corrected.
+    """
+    from fieldguide.predict import reviews, tables
+
+    if right is not None and not 0 < right < 1:
+        raise UsageError(f"--right = {right} is not between 0 and 1", hint="such as 0.98")
+    tables.require_free(out)
+    found = reviews.read(predictions)
+    looked = reviews.needed(found, right)
+    reviews.write(out, found, looked)
+    expected = found.wrong.sum()
+    terminal.tell(
+        f"{count(len(found.wrong), 'photo')}: {expected:.0f} are expected to be wrong"
+        f" ({percent(expected / max(len(found.wrong), 1))}); after looking at the first {looked:,},"
+        f" {found.wrong[looked:].sum():.0f} are left: {out}"
+    )

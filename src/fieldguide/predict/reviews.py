@@ -1,0 +1,83 @@
+"""The order in which predictions are best looked at, from the table that holds them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from fieldguide.errors import DataError
+from fieldguide.photos.tables import read_cells
+from fieldguide.storage import files
+
+COLUMNS = ("path", "label", "confidence")
+
+
+@dataclass(frozen=True, eq=False)
+class Review:
+    """Photos in the order of looking, and how probable it is that each is wrong.
+
+    Photos without an answer come first and count as wrong: somebody has to look at them.
+    """
+
+    rows: tuple[Mapping[str, str], ...]
+    wrong: Float[np.ndarray, " n"]
+
+
+def read(table: Path) -> Review:
+    """Return the predictions of a table, the least sure first; of equal ones the first comes first.
+
+    A photo is wrong with a probability of one less its confidence, which is calibrated out of fold:
+    no other order has fewer expected errors left. Raises DataError for a table that lacks a column
+    or holds no number from 0 to 1.
+    """
+    found = read_cells(table)
+    if lacking := [name for name in COLUMNS if name not in found.header]:
+        raise DataError(
+            f"{found.name}: no column `{lacking[0]}`",
+            hint="give a table that `fieldguide predict` wrote",
+        )
+    rows = [dict(zip(found.header, cells, strict=True)) for _, cells in found.rows]
+    wrong = np.array(
+        [
+            _wrong(row["confidence"], f"{found.name}, row {number}")
+            for row, (number, _) in zip(rows, found.rows, strict=True)
+        ]
+    )
+    order = np.argsort(-wrong, kind="stable")
+    return Review(tuple(rows[row] for row in order), wrong[order])
+
+
+def _wrong(cell: str, where: str) -> float:
+    if not cell.strip():
+        return 1.0
+    try:
+        confidence = float(cell)
+    except ValueError:
+        confidence = -1.0
+    if not 0 <= confidence <= 1:
+        raise DataError(f"{where}: `confidence` = {cell} is no probability")
+    return 1 - confidence
+
+
+def needed(review: Review, right: float | None) -> int:
+    """Return how many photos to look at until a share of all is expected to be right; or all."""
+    if right is None:
+        return len(review.wrong)
+    left = np.append(review.wrong[::-1].cumsum()[::-1], 0.0)  # before each look, and after all
+    return int(np.flatnonzero(left <= (1 - right) * max(len(review.wrong), 1))[0])
+
+
+def write(out: Path, review: Review, looked: int) -> None:
+    """Write the first photos, each with the number of errors expected after it was looked at."""
+    left = review.wrong.sum() - review.wrong.cumsum()
+    header = [*(review.rows[0] if review.rows else COLUMNS), "errors_left"]
+    files.write_csv(
+        out,
+        header,
+        (
+            [*row.values(), f"{abs(left[number]):.4g}"]
+            for number, row in enumerate(review.rows[:looked])
+        ),
+    )
