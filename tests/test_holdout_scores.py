@@ -398,9 +398,7 @@ def test_a_greedy_soup_judged_on_some_of_its_choosers_is_marked(
         given = holdout_scores.unseen(greedy, fg.scan(folder))
         assert len(given) == count
         row = greedy_row(holdout_scores.worths_on(greedy, given, CPU))
-        probabilities = (
-            greedy.classifier("greedy").predict(given.files, machine=CPU).probabilities
-        )
+        probabilities = greedy.classifier("greedy").predict(given.files, machine=CPU).probabilities
         assert row.note == FLATTERED
         assert row.accuracy == metrics.accuracy(probabilities, given.targets)
 
@@ -410,9 +408,7 @@ def test_on_photos_that_chose_nothing_a_greedy_soup_is_like_any_other(
 ) -> None:
     given = holdout_scores.unseen(greedy, fg.scan(others(tmp_path / "others", each=4)))
     row = greedy_row(holdout_scores.worths_on(greedy, given, CPU))
-    probabilities = (
-        greedy.classifier("greedy").predict(given.files, machine=CPU).probabilities
-    )
+    probabilities = greedy.classifier("greedy").predict(given.files, machine=CPU).probabilities
     assert row.note == ""
     assert row.accuracy == metrics.accuracy(probabilities, given.targets)
 

@@ -340,6 +340,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "freeze": 3,
             "epochs": 8,
             "min_steps": 200,
+            "backbone_rate": 3e-4,
             "mix": "none",
             "color_jitter": 0.0,
         },
