@@ -2,6 +2,7 @@
 
 Usage: python benchmarks/trust.py unknown NATURE100 WEIGHTS [--recipe quick] [--size 64] [--draws 3]
        python benchmarks/trust.py promise NATURE100 WEIGHTS [--recipe instant] [--size 128]
+       python benchmarks/trust.py events RUN NATURE100 [--frames 5]
        python benchmarks/trust.py scores RUN …
 
 NATURE100 is a folder with `train` and `val`, such as ../shared/data/nature100; WEIGHTS are those of
@@ -12,6 +13,10 @@ other class, and judges a third of the left-out classes' photos (`train`), and t
 photos of `val`: what the run estimates from classes left out of linear heads, what its ensemble
 finds, and how many known photos it takes for unknown. Runs stay in --out. `scores` compares, on
 such runs, ways to tell unknown photos by the logits of single folds.
+
+`events` makes a sequence of each photo of `val`, frames that are cropped (to half of the area or
+more), mirrored and lighter or darker by up to 40 %, and compares ways to answer once for all. Real
+frames differ in more: in what the animal does.
 
 `promise` fits four fifths of `train` with the taxa of nature100_taxa.csv and asks for answers that
 are right in 90, 95 and 98 %: what held out of fold, and on the 1,600 photos never seen, by the
@@ -28,6 +33,7 @@ from pathlib import Path
 import numpy as np
 from accuracy import parts
 from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
@@ -120,6 +126,42 @@ def compare_scores(folders: list[Path]) -> None:
         print(f"{name:20} area {area:.3f}, found {share:.3f} (n = {len(rows)} folds)")
 
 
+def judge_events(asked: argparse.Namespace) -> None:
+    """Print the accuracy of single frames and of sequences, by ways to combine."""
+    run, val = fg.Run(asked.run), fg.scan(asked.photos / "val")
+    random, frames, targets = np.random.default_rng(0), [], []
+    for photo in val.photos:
+        with Image.open(val.file(photo)) as opened:
+            picture = opened.convert("RGB")
+        for _ in range(asked.frames):
+            frames.append(_frame(picture, random))
+            targets.append(run.classes.index(str(photo.label)))
+    model, right = run.classifier(asked.combine), np.array(targets[:: asked.frames])
+    found = model.predict(frames).probabilities
+    each = found.reshape(-1, asked.frames, len(run.classes))
+    print(f"frames one by one: {(found.argmax(axis=1) == np.array(targets)).mean():.4f}")
+    logs = np.log(each.clip(1e-300))
+    for name, answers in (
+        ("mean of log-probabilities", logs.mean(axis=1)),
+        ("mean of probabilities", each.mean(axis=1)),
+        ("surest frame", each.max(axis=1)),
+    ):
+        low, high = share_interval(answers.argmax(axis=1) == right, np.arange(len(right)))
+        accuracy = (answers.argmax(axis=1) == right).mean()
+        print(f"{name}: {accuracy:.4f} [{low:.4f}, {high:.4f}] of {len(right)} sequences")
+
+
+def _frame(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    share = random.uniform(0.5, 1) ** 0.5
+    width, height = (round(share * side) for side in picture.size)
+    left = random.integers(picture.width - width + 1)
+    top = random.integers(picture.height - height + 1)
+    shown = picture.crop((int(left), int(top), int(left) + width, int(top) + height))
+    if random.uniform() < 0.5:
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return ImageEnhance.Brightness(shown).enhance(random.uniform(0.6, 1.4))
+
+
 def judge_promises(asked: argparse.Namespace) -> None:
     """Print what is promised and what held, by share asked for."""
     train, judged = parts(asked.photos, "whole")
@@ -167,11 +209,19 @@ def main() -> None:
         one.add_argument("--size", type=int, default=size)
         one.add_argument("--draws", type=int, default=3)
         one.add_argument("--out", type=Path, default=Path("runs/trust"))
+    events = kinds.add_parser("events")
+    events.add_argument("run", type=Path)
+    events.add_argument("photos", type=Path)
+    events.add_argument("--frames", type=int, default=5)
+    events.add_argument("--combine", default="ensemble")
     scores = kinds.add_parser("scores")
     scores.add_argument("runs", type=Path, nargs="+")
     asked = parser.parse_args()
     if asked.kind == "scores":
         compare_scores(asked.runs)
+        return
+    if asked.kind == "events":
+        judge_events(asked)
         return
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.kind == "promise":

@@ -166,6 +166,8 @@ def predict(
     right: float | None = None,
     rank: str | None = None,
     only: Path | None = None,
+    group: str | None = None,
+    event_gap: float | None = None,
     spreadsheet: bool = False,
     answers: AnswerFlags = Answers(),
 ) -> None:
@@ -199,6 +201,12 @@ def predict(
     only
         A list of the classes that can occur (.txt, one a line), or a table of `label` and `weight`,
         how common each is: probabilities are weighed by it and made to sum to 1 again.
+    group
+        Also write OUT.events.csv, one answer for all photos of an event: event (a column of PHOTOS,
+        or times within --event-gap, of folders those of EXIF), a column, folder:N, stem or
+        stem:REGEX.
+    event_gap
+        The most seconds between photos of one event, where events come from times; 60 if not given.
     spreadsheet
         Put a ' before cells that a spreadsheet would take for formulas.
     """
@@ -216,6 +224,12 @@ def predict(
         )
     tables.require_free(out, answers.overwrite)
     opened, classes, found = _opened(model, photos, answers)
+    events = None
+    if group is not None:
+        events = _events(photos, found, group, event_gap, answers)
+        tables.require_free(_beside(out, "events"), answers.overwrite)
+    elif event_gap is not None:
+        raise UsageError("--event-gap has no effect without --group", hint="such as --group event")
     if only is not None:
         from fieldguide.predict import occurrence
 
@@ -228,7 +242,7 @@ def predict(
         unknown=unknown is not None,
         taxa=asked.taxa,
     )
-    _write(opened, found, layout, out, answers, asked=asked)
+    _write(opened, found, layout, out, answers, asked=asked, events=events)
 
 
 @app.command
@@ -282,6 +296,31 @@ def submit(
         found, classes, sample=sample, columns=pair, id=id, notice=terminal.tell
     )
     _write(opened, found, layout, out, answers, zip=zip)
+
+
+def _events(
+    photos: Sequence[str], found: "list[Input]", group: str, gap: float | None, answers: Answers
+) -> list[str]:
+    """Return the event of each photo."""
+    from fieldguide.predict import events
+
+    if len(photos) > 1:
+        raise UsageError("--group is for one source of photos, and several are given")
+    lists = answers.lists
+    return events.named(
+        photos[0],
+        found,
+        group,
+        gap=gap,
+        path_column=lists.path_column,
+        root=lists.root,
+        encoding=lists.encoding,
+        form=lists.format,
+    )
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f"{out.stem}.{what}.csv")
 
 
 def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
@@ -371,6 +410,7 @@ def _write(
     answers: Answers,
     *,
     asked: Asked = Asked(),
+    events: Sequence[str] | None = None,
     zip: bool = False,
 ) -> None:
     """Write a row for every photo and print their number; exit with code 3 as `strict` demands."""
@@ -379,8 +419,9 @@ def _write(
     classifier = _classifier(model, answers)
     boxed = None
     if classifier.card.crop and isinstance(layout, tables.Layout):
-        boxed = out.with_name(f"{out.stem}.boxes.csv")
+        boxed = _beside(out, "boxes")
         tables.require_free(boxed, answers.overwrite)
+    from fieldguide.predict import events as of_events
     from fieldguide.predict.by_photo import by_photo
     from fieldguide.predict.inference import precision_used  # brings torch
 
@@ -411,6 +452,9 @@ def _write(
                     add = stack.enter_context(files.growing(boxed))
                     chunks = tables.beside(chunks, replace(layout, crops=True), add)
                 seen = _reported(by_photo(chunks, photos, of_photo), display.advance)
+                told: list[int] = []
+                if events is not None:
+                    seen = of_events.beside(seen, events, _beside(out, "events"), told)
                 counts = tables.write(out, seen, layout, overwrite=answers.overwrite)
         except KeyboardInterrupt:
             display.notice(f"the rows so far are in {out}.part")
@@ -423,6 +467,10 @@ def _write(
     cut = sum(len(photo.boxes or ()) for photo in photos)
     also = f", and {count(cut, 'box')}: {boxed}" if boxed else ""
     terminal.tell(f"{count(counts.photos, 'photo')}{lost}: {out}{also}")
+    if told:
+        terminal.tell(
+            f"{count(told[0], 'event')} of {count(told[1], 'photo')}: {_beside(out, 'events')}"
+        )
     read = counts.photos - counts.unreadable - counts.boxless
     if asked.unknown is not None:
         terminal.tell(

@@ -64,6 +64,8 @@ def section(run: Run) -> Markup:
         else {},
         fewest=promises.fewest(run.trust.promise.asked),
         unknown=run.unknown,
+        events=run.by_event,
+        unit=run.unit,
         answered=_answered_figure(answered),
     )
 

@@ -43,7 +43,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fieldguide import recipe
-from fieldguide.analysis import metrics, unknown
+from fieldguide.analysis import calibration, metrics, unknown
 from fieldguide.analysis.promises import Kept
 from fieldguide.analysis.taxa import Taxonomy, flat
 from fieldguide.analysis.unknown import Worth
@@ -338,10 +338,30 @@ class Run:
     @cached_property
     def by_group(self) -> scoring.GroupScores | None:
         """Accuracy by the collection's groups, of photos in one; None where it has none, or one."""
+        found = self._grouped()
+        if found is None:
+            return None
+        logits, targets, names = found
+        return scoring.by_group(logits.argmax(axis=1) == targets, names)
+
+    @cached_property
+    def by_event(self) -> scoring.EventScores | None:
+        """Accuracy of one answer an event; None unless groups are events, which folds keep whole.
+
+        Probabilities are scaled by the run's temperature, as those of `predict`.
+        """
+        found = self._grouped() if self.unit == "event" else None
+        if found is None:
+            return None
+        logits, targets, names = found
+        scaled = calibration.scaled(logits, self.scores.temperature)
+        return scoring.by_event(scaled, targets, names)
+
+    def _grouped(self) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]] | None:
+        """Return logits, classes and groups of photos in the collection's groups, if it has two."""
         if not self.unit:
             return None
         photos = np.concatenate([self.folds[fold].test for fold in self.judged])
-        correct = np.concatenate(list(self.judged.values())).argmax(axis=1) == self.targets[photos]
         table = (self.given or self.catalog).table  # the names of groups before copies joined them
         named = dict(zip(table.column("path"), table.column("group"), strict=True))
         paths = self.catalog.table.column("path")
@@ -349,7 +369,8 @@ class Run:
         known = names != ""
         if len(set(names[known])) < 2:
             return None
-        return scoring.by_group(correct[known], names[known].tolist())
+        logits = np.concatenate(list(self.judged.values()))
+        return logits[known], self.targets[photos][known], names[known].tolist()
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
@@ -802,6 +823,7 @@ def summary(run: Run) -> dict[str, Any]:
         "scaled_log_loss": scores.scaled_log_loss,
         "scaled_calibration_error": scores.scaled_calibration_error,
         "groups": None if run.by_group is None else {"unit": run.unit} | asdict(run.by_group),
+        "events": None if run.by_event is None else asdict(run.by_event),
         "intervals": {name: list(interval) for name, interval in scores.intervals.items()},
         "unknown": None if run.unknown is None else asdict(run.unknown),
         "ranks": [asdict(rank) for rank in run.trust.ranks],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fieldguide.analysis import calibration, metrics
+from fieldguide.analysis import calibration, events, metrics
 from fieldguide.analysis.intervals import new_group_interval, share_interval
 
 Logits = Mapping[int, Float[np.ndarray, " _ classes"]]  # by fold, a row a photo of its test part
@@ -144,6 +144,50 @@ def by_group(
     lowest = sorted(scores, key=lambda each: (each.interval[1], each.accuracy, each.name))
     new = new_group_interval(correct, group_of) if photos.max() > 1 else None
     return GroupScores(len(found), len(correct), new, tuple(lowest[:worst]))
+
+
+@dataclass(frozen=True)
+class EventScores:
+    """The accuracy of one answer for each event, with its 95 % interval over events.
+
+    `photos` are those of these events, `single` their accuracy one by one. `mixed` events, whose
+    photos are of several classes, have no right answer and are left out.
+    """
+
+    events: int
+    photos: int
+    accuracy: float
+    interval: tuple[float, float]
+    single: float
+    mixed: int
+
+
+def by_event(
+    probabilities: Float[np.ndarray, "n classes"],
+    targets: Int[np.ndarray, " n"],
+    names: Sequence[str],
+) -> EventScores | None:
+    """Return the accuracy by events (`analysis.events`); None if all are mixed."""
+    event_of = np.unique(np.array(names), return_inverse=True)[1]
+    least = np.full(event_of.max() + 1, targets.max() + 1)
+    most = np.full(len(least), -1)
+    np.minimum.at(least, event_of, targets)
+    np.maximum.at(most, event_of, targets)
+    pure = least == most
+    rows = np.flatnonzero(pure[event_of])
+    if not len(rows):
+        return None
+    numbers = np.cumsum(pure) - 1
+    answers = events.combined(probabilities[rows], numbers[event_of[rows]]).argmax(axis=1)
+    correct = answers == least[pure]
+    return EventScores(
+        events=len(correct),
+        photos=len(rows),
+        accuracy=float(correct.mean()),
+        interval=share_interval(correct, np.arange(len(correct))),
+        single=metrics.accuracy(probabilities[rows], targets[rows]),
+        mixed=int((~pure).sum()),
+    )
 
 
 def _joined(by_fold: Mapping[int, np.ndarray]) -> np.ndarray:
