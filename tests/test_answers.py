@@ -17,10 +17,10 @@ from fieldguide import cli
 from fieldguide.analysis import unknown
 from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.errors import DataError, UsageError
-from fieldguide.predict import occurrence, reviews
+from fieldguide.predict import megadetector, occurrence, reviews
 from fieldguide.predict.classifier import Classifier, OutOfFold
 from fieldguide.predict.inference import Machine
-from fieldguide.predict.tables import Predictions, Taxon
+from fieldguide.predict.tables import NO_BOX, Predictions, Taxon
 from fieldguide.study import unknowns
 
 CPU = Machine("cpu", workers=0)
@@ -385,3 +385,53 @@ def test_what_are_no_predictions_is_refused(tmp_path: Path, text: str, told: str
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(DataError, match=told):
         reviews.read(tmp_path / "p.csv")
+
+
+# --- MegaDetector's form --------------------------------------------------------------------------
+
+
+def test_results_are_written_in_megadetectors_form(
+    own: fg.Run, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(parts / "val", tmp_path / "photos")
+    (tmp_path / "photos" / "blue" / "bad.jpg").write_text("<html>")
+    out, table = tmp_path / "r.json", tmp_path / "r.csv"
+    asked = ["predict", str(own.folder), str(tmp_path / "photos"), "--workers", "0"]
+    assert cli.run([*asked, "--out", str(out)]) == 0
+    assert "13 photos, 1 of them unreadable" in capsys.readouterr().err
+    assert cli.run([*asked, "--out", str(table)]) == 0
+    found = json.loads(out.read_text())
+    names = found["classification_categories"]
+    assert names == {"0": "amber", "1": "blue", "2": "crimson"}
+    described = found["classification_category_descriptions"]
+    assert described["0"] == ";;warm;;aurum;;amber" and described["1"] == ";;cold;;;;blue"
+    for image, row in zip(found["images"], rows(table), strict=True):
+        assert image["file"] == row["path"]
+        if row["status"] != "ok":
+            assert image["failure"] and image["detections"] is None
+            continue
+        (detection,) = image["detections"]
+        assert (detection["category"], detection["bbox"]) == ("1", [0, 0, 1, 1])
+        ranked = [(names[key], value) for key, value in detection["classifications"]]
+        assert [name for name, _ in ranked] == [row["label"], row["second"]]
+        assert ranked[0][1] == pytest.approx(float(row["confidence"]), abs=1e-5)
+    assert found["detection_categories"] == {"1": "animal"}
+    for flag in ("--coverage=0.9", "--unknown=0.05", "--rank=order", "--probabilities"):
+        assert cli.run([*asked, "--out", str(tmp_path / "n.json"), flag]) == 2
+        assert "has no place for it" in capsys.readouterr().err
+
+
+def test_crops_are_detections_of_their_boxes() -> None:
+    results = megadetector.Results(("x", "y"), None, 1)
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
+    names = ("a.jpg/box 0.1 0.2 0.5 0.25", "a.jpg/box 0 0 0.5 1")
+    crops = Predictions(names, ("", ""), ("x", "y"), probabilities)
+    photos = Predictions(
+        ("a.jpg", "b.jpg"), ("", NO_BOX), ("x", "y"), np.array([[0.5] * 2, [np.nan] * 2])
+    )
+    list(results.crops([crops]))
+    list(results.photos([photos]))
+    first, second = results.images
+    assert [each["bbox"] for each in first["detections"]] == [[0.1, 0.2, 0.5, 0.25], [0, 0, 0.5, 1]]
+    assert [each["classifications"] for each in first["detections"]] == [[["0", 0.9]], [["1", 0.8]]]
+    assert second == {"file": "b.jpg", "detections": []}

@@ -179,7 +179,8 @@ def predict(
     Parameters
     ----------
     out
-        The table to write.
+        The table to write; with the ending .json, results in MegaDetector's form, which Timelapse,
+        AddaxAI and camtraptools read.
     top
         The number of classes to write, the most probable first.
     probabilities
@@ -217,6 +218,17 @@ def predict(
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
     asked = Asked(_sets(coverage, sets, answers.calibrated), unknown, right, rank)
     asked.require_possible(answers.calibrated)
+    if out.suffix.lower() == ".json":
+        columns = {
+            "--coverage": coverage,
+            "--unknown": unknown,
+            "--right": right,
+            "--rank": rank,
+            "--probabilities": probabilities,
+            "--spreadsheet": spreadsheet,
+        }
+        idle = [flag for flag, value in columns.items() if value]
+        refuse(idle, "for tables, and MegaDetector's form has no place for it")
     if only is not None and (coverage is not None or right is not None):
         raise UsageError(
             "--only changes probabilities, and --coverage and --right were calibrated without it",
@@ -422,6 +434,7 @@ def _write(
         boxed = _beside(out, "boxes")
         tables.require_free(boxed, answers.overwrite)
     from fieldguide.predict import events as of_events
+    from fieldguide.predict import megadetector
     from fieldguide.predict.by_photo import by_photo
     from fieldguide.predict.inference import precision_used  # brings torch
 
@@ -451,11 +464,20 @@ def _write(
                 if boxed and isinstance(layout, tables.Layout):
                     add = stack.enter_context(files.growing(boxed))
                     chunks = tables.beside(chunks, replace(layout, crops=True), add)
+                results = None
+                if out.suffix.lower() == megadetector.ENDING and isinstance(layout, tables.Layout):
+                    card = classifier.card
+                    results = megadetector.Results(card.classes, card.taxonomy, layout.top)
+                    chunks = results.crops(chunks)
                 seen = _reported(by_photo(chunks, photos, of_photo), display.advance)
                 told: list[int] = []
                 if events is not None:
                     seen = of_events.beside(seen, events, _beside(out, "events"), told)
-                counts = tables.write(out, seen, layout, overwrite=answers.overwrite)
+                if results is None:
+                    counts = tables.write(out, seen, layout, overwrite=answers.overwrite)
+                else:
+                    counts = tables.counted(results.photos(seen))
+                    results.write(out, ", ".join(classifier.card.members))
         except KeyboardInterrupt:
             display.notice(f"the rows so far are in {out}.part")
             raise

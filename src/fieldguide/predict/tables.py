@@ -408,21 +408,27 @@ def write(
     where the disk is full.
     """
     require_free(out, overwrite)
+    with files.growing(out) as add:
+        counts = counted(beside(chunks, layout, add))
+        require_free(out, overwrite)  # hours may have passed
+    return counts
+
+
+def counted(chunks: Iterable[Predictions]) -> Counts:
+    """Return the numbers of rows of all chunks; ValueError without a chunk."""
     photos = unreadable = small = boxless = unknown = answered = 0
     classes: tuple[str, ...] | None = None
-    with files.growing(out) as add:
-        for chunk in beside(chunks, layout, add):
-            assert classes is None or chunk.classes == classes, "chunks of several models"
-            classes = chunk.classes
-            photos += len(chunk)
-            boxless += chunk.problems.count(NO_BOX)
-            unreadable += sum(problem not in ("", NO_BOX) for problem in chunk.problems)
-            small += sum(map(bool, chunk.remarks))
-            unknown += 0 if chunk.familiarity is None else int(chunk.unknown.sum())
-            answered += sum(each is not None for each in chunk.taxa) if chunk.answering else 0
-        if classes is None:
-            raise ValueError("no chunks: the classes are not known")
-        require_free(out, overwrite)  # hours may have passed
+    for chunk in chunks:
+        assert classes is None or chunk.classes == classes, "chunks of several models"
+        classes = chunk.classes
+        photos += len(chunk)
+        boxless += chunk.problems.count(NO_BOX)
+        unreadable += sum(problem not in ("", NO_BOX) for problem in chunk.problems)
+        small += sum(map(bool, chunk.remarks))
+        unknown += 0 if chunk.familiarity is None else int(chunk.unknown.sum())
+        answered += sum(each is not None for each in chunk.taxa) if chunk.answering else 0
+    if classes is None:
+        raise ValueError("no chunks: the classes are not known")
     return Counts(photos, unreadable, small, boxless, unknown, answered)
 
 
