@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.asking import QuestionFlags, Questions
 from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot, given, refuse
 from fieldguide.cli.opening import open_run
@@ -20,17 +21,14 @@ from fieldguide.storage import files, mirror
 from fieldguide.words import count, percent
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from fieldguide.analysis.conformal import Method, Sets
-    from fieldguide.analysis.promises import Promise
     from fieldguide.photos.augment import View
     from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.inputs import Input
     from fieldguide.predict.submissions import Submission
     from fieldguide.predict.tables import Layout, Predictions
     from fieldguide.runs.run import Run
+
+JSON = ".json"  # the ending of results in MegaDetector's form
 
 Model = Annotated[
     str,
@@ -84,74 +82,6 @@ class Answers:
 AnswerFlags = Annotated[Answers, Parameter(name="*")]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked beside the most probable classes: sets, unknown photos, taxa."""
-
-    sets: "Sets | None" = None
-    unknown: float | None = None
-    right: float | None = None
-    rank: str | None = None
-    weights: "NDArray[np.float64] | None" = None  # of the classes
-
-    @property
-    def taxa(self) -> bool:
-        """Whether taxa are asked for."""
-        return self.right is not None or self.rank is not None
-
-    def require_possible(self, calibrated: bool) -> None:
-        """Raise `UsageError` for shares outside 0 … 1, and where probabilities do not fit."""
-        for flag, value in (("--unknown", self.unknown), ("--right", self.right)):
-            if value is not None and not 0 < value < 1:
-                example = "0.05" if flag == "--unknown" else "0.95"
-                raise UsageError(
-                    f"{flag} = {value} is not between 0 and 1", hint=f"such as {example}"
-                )
-        if self.rank == "auto" and self.right is None:
-            raise UsageError("--rank auto needs --right", hint="such as --right 0.95")
-        if self.right is not None and not calibrated:
-            raise UsageError("--right needs calibrated probabilities: leave --no-calibrated out")
-
-    def of(self, classifier: "Classifier") -> "Callable[[Predictions], Predictions]":
-        """Return what adds it to predictions; tells what is promised, `UsageError` if it cannot."""
-        if self.unknown is not None and classifier.out_of_fold.doubts is None:
-            raise UsageError(
-                "--unknown: this classifier was saved by an older version, without what photos are"
-                " compared with",
-                hint="save it again from its run",
-            )
-        answering = None
-        if self.taxa:
-            answering = classifier.answers_by(self.right, self.rank or "auto")
-            if answering.promise is not None:
-                terminal.tell(promised(answering.promise, self.rank or "auto"))
-        alarm, weights = self.unknown or 0.0, self.weights
-
-        def add(chunk: "Predictions") -> "Predictions":
-            more = replace(chunk, alarm=alarm, answering=answering)
-            return more if weights is None else more.weighed(weights)
-
-        return add
-
-
-def promised(promise: "Promise", rank: str) -> str:
-    """Return what a promise says of the answers to come."""
-    from fieldguide.analysis import promises
-
-    what = "answers" if rank == "auto" else f"answers of rank `{rank}`"
-    if promise.threshold is None:
-        return (
-            f"no confidence can be promised to make {what} right in {percent(promise.asked, 0)}:"
-            f" none is given (known photos out of fold: {promise.photos:,}; at least"
-            f" {promises.fewest(promise.asked):,} are needed, all of them right)"
-        )
-    return (
-        f"{what} from a confidence of {promise.threshold:g} are promised to be right in"
-        f" {percent(promise.asked, 0)}: out of fold {percent(promise.right)} were, of"
-        f" {percent(promise.answered)} of {promise.photos:,} photos that had one"
-    )
-
-
 @app.command
 def predict(
     model: Model,
@@ -160,15 +90,8 @@ def predict(
     out: Path = Path("predictions.csv"),
     top: int = 2,
     probabilities: bool = False,
-    coverage: float | None = None,
-    sets: Literal["split", "adaptive", "split-per-class", "adaptive-per-class"] | None = None,
-    unknown: float | None = None,
-    right: float | None = None,
-    rank: str | None = None,
-    only: Path | None = None,
-    group: str | None = None,
-    event_gap: float | None = None,
     spreadsheet: bool = False,
+    questions: QuestionFlags = Questions(),
     answers: AnswerFlags = Answers(),
 ) -> None:
     """Write a table of the predicted classes of photos.
@@ -185,29 +108,6 @@ def predict(
         The number of classes to write, the most probable first.
     probabilities
         Write the probability of every class.
-    coverage
-        Add a set of classes that contains the true one this often, such as 0.95, and `unsure`.
-    sets
-        Use one threshold for all photos (split), or one that adapts to a photo (adaptive); with
-        -per-class the coverage is reached in every class, not only on average.
-    unknown
-        Mark photos that look like nothing known: at most this share of known ones is marked too,
-        such as 0.05. Adds `unknown` and `familiarity`.
-    right
-        Add a taxon for each photo that is sure enough, so that answers are right this often, such
-        as 0.95: the class, or a taxon above it where the run has a taxonomy (fit --taxonomy).
-    rank
-        The rank of these taxa: auto (the default: the finest that is sure enough), label, genus, …;
-        without --right every photo is answered.
-    only
-        A list of the classes that can occur (.txt, one a line), or a table of `label` and `weight`,
-        how common each is: probabilities are weighed by it and made to sum to 1 again.
-    group
-        Also write OUT.events.csv, one answer for all photos of an event: event (a column of PHOTOS,
-        or times within --event-gap, of folders those of EXIF), a column, folder:N, stem or
-        stem:REGEX.
-    event_gap
-        The most seconds between photos of one event, where events come from times; 60 if not given.
     spreadsheet
         Put a ' before cells that a spreadsheet would take for formulas.
     """
@@ -216,45 +116,26 @@ def predict(
     _refuse_unknown_flags("predict", photos)
     if top < 1:
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
-    asked = Asked(_sets(coverage, sets, answers.calibrated), unknown, right, rank)
-    asked.require_possible(answers.calibrated)
-    if out.suffix.lower() == ".json":
-        columns = {
-            "--coverage": coverage,
-            "--unknown": unknown,
-            "--right": right,
-            "--rank": rank,
-            "--probabilities": probabilities,
-            "--spreadsheet": spreadsheet,
-        }
+    questions.require_possible(answers.calibrated)
+    if out.suffix.lower() == JSON:
+        questions.refuse_columns()
+        columns = {"--probabilities": probabilities, "--spreadsheet": spreadsheet}
         idle = [flag for flag, value in columns.items() if value]
         refuse(idle, "for tables, and MegaDetector's form has no place for it")
-    if only is not None and (coverage is not None or right is not None):
-        raise UsageError(
-            "--only changes probabilities, and --coverage and --right were calibrated without it",
-            hint="leave one of them out",
-        )
     tables.require_free(out, answers.overwrite)
-    opened, classes, found = _opened(model, photos, answers)
-    events = None
-    if group is not None:
-        events = _events(photos, found, group, event_gap, answers)
+    opened, _, found = _opened(model, photos, answers)
+    events = questions.events(photos, found, answers.lists)
+    if events is not None:
         tables.require_free(_beside(out, "events"), answers.overwrite)
-    elif event_gap is not None:
-        raise UsageError("--event-gap has no effect without --group", hint="such as --group event")
-    if only is not None:
-        from fieldguide.predict import occurrence
-
-        asked = replace(asked, weights=occurrence.read(only, classes, terminal.tell))
     layout = tables.Layout(
         top,
         probabilities,
-        asked.sets is not None,
+        questions.coverage is not None,
         spreadsheet,
-        unknown=unknown is not None,
-        taxa=asked.taxa,
+        unknown=questions.unknown is not None,
+        taxa=questions.taxa,
     )
-    _write(opened, found, layout, out, answers, asked=asked, events=events)
+    _write(opened, found, layout, out, answers, questions=questions, events=events)
 
 
 @app.command
@@ -310,27 +191,6 @@ def submit(
     _write(opened, found, layout, out, answers, zip=zip)
 
 
-def _events(
-    photos: Sequence[str], found: "list[Input]", group: str, gap: float | None, answers: Answers
-) -> list[str]:
-    """Return the event of each photo."""
-    from fieldguide.predict import events
-
-    if len(photos) > 1:
-        raise UsageError("--group is for one source of photos, and several are given")
-    lists = answers.lists
-    return events.named(
-        photos[0],
-        found,
-        group,
-        gap=gap,
-        path_column=lists.path_column,
-        root=lists.root,
-        encoding=lists.encoding,
-        form=lists.format,
-    )
-
-
 def _beside(out: Path, what: str) -> Path:
     return out.with_name(f"{out.stem}.{what}.csv")
 
@@ -358,21 +218,6 @@ def _refuse_unknown_flags(command: str, photos: Sequence[str]) -> None:
 
 def _flags_of(command: str) -> list[str]:
     return [name for each in app[command].assemble_argument_collection() for name in each.names]
-
-
-def _sets(coverage: float | None, kind: str | None, calibrated: bool) -> "Sets | None":
-    if coverage is None:
-        if kind:
-            raise UsageError("--sets has no effect without --coverage")
-        return None
-    if not 0 < coverage < 1:
-        raise UsageError(f"--coverage = {coverage} is not between 0 and 1", hint="such as 0.95")
-    if not calibrated:
-        raise UsageError("--coverage needs calibrated probabilities: leave --no-calibrated out")
-    from fieldguide.analysis.conformal import Sets
-
-    method: Method = "adaptive" if (kind or "").startswith("adaptive") else "split"
-    return Sets(coverage, method, (kind or "").endswith("-per-class"))
 
 
 def _views(text: str) -> "tuple[View, ...]":
@@ -421,7 +266,7 @@ def _write(
     out: Path,
     answers: Answers,
     *,
-    asked: Asked = Asked(),
+    questions: Questions = Questions(),
     events: Sequence[str] | None = None,
     zip: bool = False,
 ) -> None:
@@ -446,26 +291,30 @@ def _write(
             f" {used} is used"
         )
     views = _views(answers.views)
-    if views and (asked.sets or asked.unknown is not None or asked.right is not None):
+    if views and questions.calibrated:
         terminal.tell(
             "sets, unknown photos and promises are calibrated on one view: with several, they may"
             " hold less or more often"
         )
-    add_asked = asked.of(classifier)
+    add_answers = questions.answers(classifier)
     with Display(terminal.stderr) as display:
         display.begin("predicting", len(photos))
         crops, of_photo = inputs.crops_of(photos, classifier.card.crop)
         chunks = classifier.stream(
-            crops, views=views, sets=asked.sets, calibrated=answers.calibrated, machine=machine
+            crops,
+            views=views,
+            sets=questions.sets_asked(),
+            calibrated=answers.calibrated,
+            machine=machine,
         )
-        chunks = map(add_asked, chunks)
+        chunks = map(add_answers, chunks)
         try:
             with ExitStack() as stack:
                 if boxed and isinstance(layout, tables.Layout):
                     add = stack.enter_context(files.growing(boxed))
                     chunks = tables.beside(chunks, replace(layout, crops=True), add)
                 results = None
-                if out.suffix.lower() == megadetector.ENDING and isinstance(layout, tables.Layout):
+                if out.suffix.lower() == JSON and isinstance(layout, tables.Layout):
                     card = classifier.card
                     results = megadetector.Results(card.classes, card.taxonomy, layout.top)
                     chunks = results.crops(chunks)
@@ -494,12 +343,12 @@ def _write(
             f"{count(told[0], 'event')} of {count(told[1], 'photo')}: {_beside(out, 'events')}"
         )
     read = counts.photos - counts.unreadable - counts.boxless
-    if asked.unknown is not None:
+    if questions.unknown is not None:
         terminal.tell(
             f"{counts.unknown:,} of {count(read, 'photo')} look like nothing known; of photos of"
-            f" known classes {percent(asked.unknown)} would, at most"
+            f" known classes {percent(questions.unknown)} would, at most"
         )
-    if asked.taxa:
+    if questions.taxa:
         terminal.tell(f"{counts.answered:,} of {count(read, 'photo')} have a taxon")
     if answers.strict and counts.unreadable:
         raise SystemExit(DataError.exit_code)

@@ -17,7 +17,6 @@ from fieldguide.photos.crops import parted
 from fieldguide.predict.tables import NO_BOX, Predictions
 from fieldguide.storage import files
 
-ENDING = ".json"
 # Fields of a taxon as SpeciesNet writes them, after an id and before the common name.
 RANKS = ("class", "order", "family", "genus", "species")
 SURE = 1.0  # of a box: which ones count was decided before; tools show those above 0.2 or more
