@@ -20,7 +20,9 @@ def merged(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a soup, all of it scored as `fieldguide score` does; read only."""
     folder = tmp_path_factory.mktemp("scored") / "run"
     run = Run(shutil.copytree(trained.folder, folder))
-    holdout_scores.merge_into_run(run, "soup", batch_norm="average", machine=Machine(device="cpu"))
+    holdout_scores.merge_into_run(
+        run, "soup", batch_norm="recalibrate", machine=Machine(device="cpu")
+    )
     holdout_scores.worths(run, Machine())
     return run
 
@@ -46,7 +48,7 @@ def change(run: Run, **values: Any) -> None:
 
 def write_model_anew(run: Run, seconds: float) -> None:
     """Another soup under the same name, written so long after the table."""
-    place = run.folder / "models" / "soup-average" / files.MANIFEST
+    place = run.folder / "models" / "soup-recal" / files.MANIFEST
     content = json.loads(place.read_bytes())
     next(iter(content["files"].values()))["sha256"] = "0" * 64
     files.write_json(place, content)
@@ -58,7 +60,7 @@ def test_the_table_of_the_run_as_it_stands_is_shown(own: Run) -> None:
     found = scored.read(own)
     assert found == scored.Kept(holdout_scores.worths(own, Machine()).rows)
     names = [row.name for row in found.rows]
-    assert names[-3:] == ["mean of folds", "ensemble", "soup-average"]
+    assert names[-3:] == ["mean of folds", "ensemble", "soup-recal"]
 
 
 def test_times_do_not_matter_where_the_key_can_be_checked(own: Run) -> None:
@@ -69,7 +71,7 @@ def test_times_do_not_matter_where_the_key_can_be_checked(own: Run) -> None:
 
 def test_a_model_of_the_same_name_that_was_written_later_makes_it_stale(own: Run) -> None:
     write_model_anew(own, 1)
-    assert scored.read(own) == scored.Kept(stale="Written after scores.json: soup-average.")
+    assert scored.read(own) == scored.Kept(stale="Written after scores.json: soup-recal.")
 
 
 def test_the_scores_of_another_device_are_shown_with_a_doubt(own: Run) -> None:
@@ -80,10 +82,10 @@ def test_the_scores_of_another_device_are_shown_with_a_doubt(own: Run) -> None:
 
 
 def test_models_that_came_or_went_make_it_stale(own: Run) -> None:
-    (own.folder / "models" / "soup-average").rename(own.folder / "models" / "stock")
+    (own.folder / "models" / "soup-recal").rename(own.folder / "models" / "stock")
     assert scored.read(own).rows == ()
     said = "scores.json does not contain stock."
-    said += " scores.json contains models that are gone: soup-average."
+    said += " scores.json contains models that are gone: soup-recal."
     assert scored.read(own).stale == said
 
 

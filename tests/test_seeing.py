@@ -112,7 +112,7 @@ def test_compare_fits_on_the_same_folds_and_goes_on(
     assert said.err == ""
     elsewhere = ["report", str(out), "--out", str(tmp_path / "page.html"), "--no-heat-maps"]
     assert cli.run(elsewhere) == 0
-    assert "--no-heat-maps have no effect" in capsys.readouterr().err
+    assert "--no-heat-maps and --taxonomy have" in capsys.readouterr().err
     assert (tmp_path / "page.html").is_file()
 
 
