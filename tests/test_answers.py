@@ -21,7 +21,7 @@ from fieldguide.predict import megadetector, occurrence, reviews
 from fieldguide.predict.classifier import Classifier, OutOfFold
 from fieldguide.predict.inference import Machine
 from fieldguide.predict.tables import NO_BOX, Predictions, Taxon
-from fieldguide.study import unknowns
+from fieldguide.study import holdout_scores, unknowns
 
 CPU = Machine("cpu", workers=0)
 TAXA = "label,order,genus\namber,warm,Aurum\ncrimson,warm,Sanguis\nblue,cold,\n"
@@ -155,6 +155,29 @@ def test_a_saved_classifier_answers_alike(own: fg.Run, val: list[Path], tmp_path
     expected = model.predict(val, rank="order", machine=CPU)
     assert found.taxa == expected.taxa
     np.testing.assert_array_equal(found.familiarity, expected.familiarity)
+
+
+def test_a_soup_that_was_kept_learns_of_taxa_that_came_later(
+    trained: fg.Run, table: Path, val: list[Path], tmp_path: Path
+) -> None:
+    run = fg.Run(shutil.copytree(trained.folder, tmp_path / "later"))
+    holdout_scores.merge_into_run(run, "soup", machine=CPU)
+    before = run.classifier("soup").predict(val, machine=CPU)
+    run.set_taxonomy(table)
+    after = run.classifier("soup").predict(val, rank="order", machine=CPU)
+    np.testing.assert_array_equal(after.probabilities, before.probabilities)
+    np.testing.assert_array_equal(after.familiarity, before.familiarity)
+    assert {taxon and taxon.name for taxon in after.taxa} <= {"warm", "cold"}
+
+
+def test_python_refuses_what_the_command_line_does(own: fg.Run, val: list[Path]) -> None:
+    model = own.classifier(0)
+    with pytest.raises(UsageError, match="`unknown` is not between 0 and 1"):
+        model.predict(val, unknown=5.0, machine=CPU)
+    with pytest.raises(UsageError, match="promises need calibrated"):
+        model.predict(val, right=0.9, calibrated=False, machine=CPU)
+    with pytest.raises(ValueError, match="no taxa were asked for"):
+        model.predict(val[:1], machine=CPU).taxa  # noqa: B018
 
 
 def test_a_classifier_of_an_older_version_says_what_it_lacks(

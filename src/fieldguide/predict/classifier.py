@@ -145,7 +145,12 @@ class Classifier:
         `sets` and `calibrated`, `answers_by` for `right` and `rank`, which give `taxa`. `unknown`
         marks what looks less familiar than all but such a share of known photos. Pictures of Pillow
         and arrays of RGB are called `picture 1`, `picture 2`, … by their place among `photos`.
+        Raises `UsageError` for a share outside 0 … 1, and for a promise without calibration.
         """
+        if not 0 < unknown < 1:
+            raise UsageError(f"`unknown` is not between 0 and 1: {unknown}", hint="such as 0.05")
+        if right is not None and not calibrated:
+            raise UsageError("promises need calibrated probabilities")
         taxa = None if right is None and rank == AUTO else self.answers_by(right, rank)
         with _as_files(photos) as (places, named):
             if isinstance(places, Catalog):

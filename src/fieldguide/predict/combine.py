@@ -12,7 +12,7 @@ Knows nothing of run folders: `Ingredients` holds what it needs of one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -193,6 +193,20 @@ def soup(
         _card(ingredients, [rule], "ensemble", made | {"folds": list(folds)}),
         (merged(ingredients, folds, rule, batch_norm, machine),),
         _out_of_fold(ingredients, dict.fromkeys(ingredients.judged, 0)),
+    )
+
+
+def as_of_now(model: Classifier, ingredients: Ingredients) -> Classifier:
+    """Return a merged model that was kept, with the taxa and the known photos that a run has now.
+
+    A model of an older version has none, and taxa may have been given since.
+    """
+    if model.card.taxonomy == ingredients.taxonomy:
+        return model
+    return replace(
+        model,
+        card=replace(model.card, taxonomy=ingredients.taxonomy),
+        out_of_fold=_out_of_fold(ingredients, dict.fromkeys(ingredients.judged, 0)),
     )
 
 

@@ -522,7 +522,7 @@ class Run:
 
         kept = self.models().get(combining.model_name(name, batch_norm))
         if kept:
-            return Classifier.load(kept)
+            return combining.as_of_now(Classifier.load(kept), self.ingredients())
         return combining.by_name(
             self.ingredients(), name, batch_norm=batch_norm, machine=machine or Machine()
         )
