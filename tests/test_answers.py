@@ -1,6 +1,7 @@
 """Answers to act on: taxa, unknown photos, classes that can occur, the order of looking."""
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -134,6 +135,19 @@ def test_the_finest_taxon_that_is_sure_enough_answers(own: fg.Run) -> None:
     assert known(own, 20).answers_by(0.95).of(probabilities, model.classes) == [None] * 3
 
 
+def test_what_a_kill_left_half_written_is_written_anew(own: fg.Run, table: Path) -> None:
+    expected = {
+        name: (own.folder / name).read_bytes() for name in ("summary.json", "manifest.json")
+    }
+    for left in ("summary.json", "manifest.json", "taxonomy.csv"):
+        (own.folder / "taxonomy.begun").touch()
+        (own.folder / left).write_text("{}" if left.endswith("json") else "label,x\nblue")
+        (own.folder / "manifest.json").unlink()
+        fg.Run(own.folder).set_taxonomy(table)
+        found = {name: (own.folder / name).read_bytes() for name in expected}
+        assert found == expected and not (own.folder / "taxonomy.begun").exists()
+
+
 @pytest.mark.parametrize(
     ("right", "rank", "told"),
     [
@@ -190,7 +204,8 @@ def test_a_classifier_of_an_older_version_says_what_it_lacks(
     )
     older = Classifier.load(place)
     assert older.predict(val, machine=CPU).labels == model.predict(val, machine=CPU).labels
-    assert not older.predict(val, machine=CPU).unknown.any()
+    with pytest.raises(ValueError, match="no familiarity"):
+        older.predict(val, machine=CPU).unknown  # noqa: B018
     with pytest.raises(UsageError, match="an older version"):
         older.answers_by(0.95)
     asked = ["predict", str(place), str(val[0]), "--out", str(tmp_path / "p.csv")]
@@ -269,6 +284,16 @@ def test_a_photo_is_as_familiar_as_its_doubt_says(own: fg.Run, val: list[Path]) 
     np.testing.assert_array_equal(found.unknown, found.familiarity <= 0.3)
 
 
+def test_an_alarm_that_no_photo_could_raise_is_refused(
+    own: fg.Run, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["predict", str(own.folder), str(parts / "val"), "--out", str(tmp_path / "p.csv")]
+    assert cli.run([*asked, "--unknown", "0.03"]) == 2
+    assert "less than one of 24 known photos" in capsys.readouterr().err
+    assert cli.run([*asked, "--unknown", "0.05", "--combine", "soup"]) == 0
+    assert "may mark more of the known ones" in capsys.readouterr().err
+
+
 def test_a_folder_of_unknown_things_is_judged(
     own: fg.Run,
     discs: Path,
@@ -282,17 +307,15 @@ def test_a_folder_of_unknown_things_is_judged(
     told: list[str] = []
     found = unknowns.worth(own, strange, CPU, told.append)
     assert (found.photos, found.groups) == (12, 3)
-    assert told == [
-        "1 photo of the run itself: left out",
-        "1 photo cannot be read and are left out",
-    ]
+    assert told == ["left out: 1 photo of the run itself", "left out: 1 photo that cannot be read"]
     predicted = own.classifier("ensemble").predict(strange, machine=CPU)
     assert predicted.familiarity is not None
     kept = ~np.isnan(predicted.familiarity) & (np.array(predicted.names) != "blue/known.jpg")
     assert found.auroc == pytest.approx(1 - predicted.familiarity[kept].mean())
     assert cli.run(["score", str(own.folder), "--unknowns", str(strange), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["unknowns"]["photos"] == 12
+    assert record["unknowns"]["photos"] == 12 and record["out_of_fold"]["photos"] == 24
+    assert cli.run(["score", str(own.folder), str(strange), "--unknowns", str(strange)]) == 2
     assert cli.run(["score", str(own.folder), "--unknowns", str(strange)]) == 0
     assert "of 12 photos found" in capsys.readouterr().out
     with pytest.raises(DataError, match="can be judged"):
@@ -362,6 +385,42 @@ def test_pictures_in_memory_are_answered_as_their_files(trained: fg.Run, val: li
     np.testing.assert_array_equal(found.probabilities[0], found.probabilities[2])
 
 
+def test_pictures_of_other_kinds_are_read_as_their_files(
+    trained: fg.Run, val: list[Path], tmp_path: Path
+) -> None:
+    model = trained.classifier(0)
+    with Image.open(val[0]) as opened:
+        gray = np.asarray(opened.convert("L"))
+        clear = opened.convert("RGBA")
+    clear.putalpha(Image.fromarray(gray))
+    deep = gray.astype(np.uint16) * 257
+    kinds = [clear, clear.convert("LA"), Image.fromarray(deep), Image.fromarray(gray)]
+    places = [tmp_path / f"{number}.png" for number in range(len(kinds))]
+    for picture, place in zip(kinds, places, strict=True):
+        picture.save(place)
+    expected = model.predict(places, machine=CPU).probabilities
+    np.testing.assert_array_equal(model.predict(kinds, machine=CPU).probabilities, expected)
+    arrays = [np.asarray(clear), deep, gray]
+    found = model.predict(arrays, machine=CPU).probabilities
+    np.testing.assert_array_equal(found, expected[[0, 2, 3]])
+    assert len(model.predict(np.asarray(clear), machine=CPU)) == 1
+    assert len(model.predict(clear, machine=CPU)) == 1
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8), np.zeros((8, 8, 1), np.uint8)]
+)
+def test_arrays_that_are_no_pictures_are_refused(trained: fg.Run, picture: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="is no picture"):
+        trained.classifier(0).predict([picture], machine=CPU)
+
+
+def test_a_truncated_picture_costs_its_own_answer_alone(trained: fg.Run, val: list[Path]) -> None:
+    cut = io.BytesIO(val[0].read_bytes()[:700])
+    found = trained.classifier(0).predict([Image.open(cut), val[1]], machine=CPU)
+    assert found.problems[0] and not found.problems[1]
+
+
 def test_a_picture_lies_as_its_orientation_says(trained: fg.Run, val: list[Path]) -> None:
     with Image.open(val[0]) as opened:
         picture = opened.convert("RGB")
@@ -388,6 +447,8 @@ def test_the_least_sure_are_looked_at_first(
     assert [row["path"] for row in rows(out)] == ["c", "b", "a", "d"]
     assert [float(row["errors_left"]) for row in rows(out)] == pytest.approx([0.61, 0.11, 0.01, 0])
     assert "4 photos: 2 are expected to be wrong (40.2 %)" in capsys.readouterr().err
+    assert cli.run(["review", str(out), "--out", str(out), "--overwrite"]) == 0  # again
+    assert [*rows(out)[0]] == ["path", "label", "confidence", "status", "errors_left"]
     assert cli.run(["review", str(tmp_path / "p.csv"), "--out", str(out)]) == 2  # it is there
     some = tmp_path / "some.csv"
     asked = ["review", str(tmp_path / "p.csv"), "--out", str(some), "--right", "0.9"]

@@ -182,8 +182,8 @@ def score(name: str, accuracy: float) -> Worth:
 
 
 def test_batch_norm_is_compared_where_both_were_scored() -> None:
-    rows = [score("ensemble", 0.9), score("soup", 0.7), score("soup-average", 0.8)]
-    rows += [score("stock", 0.6), score("greedy-average", 0.4)]
+    rows = [score("ensemble", 0.9), score("soup", 0.8), score("soup-recal", 0.7)]
+    rows += [score("stock", 0.6), score("greedy-recal", 0.4)]
     (effect,) = merging.batch_norm_effect(rows)
     assert (effect.rule, effect.recalibrated, effect.averaged) == ("soup", 0.7, 0.8)
     assert merging.batch_norm_effect([]) == []

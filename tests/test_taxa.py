@@ -53,7 +53,8 @@ def test_the_coarser_the_surer(weights: list[float]) -> None:
         (("family", "genus"), (("A", "x"), ("B", "x")), "genus x lies both in A and in B"),
         (("genus",), (("x",), ("x", "y")), "not 1 taxa for every class"),
         (("genus", "genus"), (("x", "y"), ("x", "y")), "ranks of one name"),
-        (("label",), (("x",), ("y",)), "ranks of one name"),
+        (("label",), (("x",), ("y",)), "or called `label`, `auto`"),
+        (("auto",), (("x",), ("y",)), "or called `label`, `auto`"),
     ],
 )
 def test_what_is_no_tree_is_refused(
@@ -90,9 +91,28 @@ def test_ranks_of_other_names_are_ordered_by_their_number(tmp_path: Path) -> Non
     found, _ = read(
         tmp_path,
         "name,group,kind\nmonarch,a,insect\nqueen,b,insect\nrose,c,plant\n",
-        ("monarch", "rose"),
+        ("monarch", "queen", "rose"),
     )
     assert found.ranks == ("kind", "group")
+
+
+def test_rows_of_other_classes_and_without_a_label_are_left_out(tmp_path: Path) -> None:
+    rows = "label,kind,group\noak,A,a\noak,B,b\n,C,c\n, ,\n"  # contradictions that do not matter
+    text = rows + "monarch,insect,a\nqueen,insect,\n rose ,plant,b\n"
+    found, told = read(tmp_path, text, ("monarch", "queen", " rose "))
+    assert found.ranks == ("kind", "group")
+    assert found.taxa == (("insect", "a"), ("insect", ""), ("plant", "b"))
+    assert told.endswith("1 other class left out")
+    (tmp_path / "own.csv").write_text("label,sect,tribe\nmonarch,p,x\nqueen,p,\nrose,,y\n")
+    kept = taxonomy.read(tmp_path / "own.csv", ("monarch", "queen", "rose"), ordered=True)
+    assert kept.ranks == ("sect", "tribe")  # as they stand, whatever their number
+
+
+def test_species_of_epithets_are_named_with_their_genus(tmp_path: Path) -> None:
+    text = "file,family,genus,species\n1.jpg,S,Acer,rubrum\n2.jpg,F,Quercus,rubrum\n"
+    found, told = read(tmp_path, text, ("Acer rubrum", "Quercus rubrum"))
+    assert found == Taxonomy(("family", "genus"), (("S", "Acer"), ("F", "Quercus")))
+    assert "`genus + species`" in told
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
+from fieldguide.words import quoted
+
 LABEL = "label"  # the rank of the classes themselves
+RESERVED = (LABEL, "auto")
 
 Probabilities = Float[np.ndarray, "n classes"]
 
@@ -30,8 +33,10 @@ class Taxonomy:
     def __post_init__(self) -> None:
         if any(len(row) != len(self.ranks) for row in self.taxa):
             raise ValueError(f"not {len(self.ranks)} taxa for every class")
-        if len({*self.ranks, LABEL}) <= len(self.ranks):
-            raise ValueError(f"ranks of one name: {', '.join(self.ranks)}")
+        if len({*self.ranks, *RESERVED}) < len(self.ranks) + len(RESERVED):
+            raise ValueError(
+                f"ranks of one name, or called {quoted(RESERVED)}: {quoted(self.ranks)}"
+            )
         for rank in range(1, len(self.ranks)):
             above: dict[str, tuple[str, ...]] = {}
             for row in self.taxa:

@@ -34,7 +34,7 @@ class Questions:
         Use one threshold for all photos (split), or one that adapts to a photo (adaptive); with
         -per-class the coverage is reached in every class, not only on average.
     unknown
-        Mark photos that look like nothing known: at most this share of known ones is marked too,
+        Mark photos that look like nothing known: about this share of known ones is marked too,
         such as 0.05. Adds `unknown` and `familiarity`.
     right
         Add a taxon for each photo that is sure enough, so that answers are right this often, such
@@ -149,6 +149,8 @@ class Questions:
                 " compared with",
                 hint="save it again from its run",
             )
+        if self.unknown is not None:
+            _tell_of_unknown(classifier, self.unknown)
         answering, weights = None, None
         if self.taxa:
             answering = classifier.answers_by(self.right, self.rank or AUTO)
@@ -168,19 +170,35 @@ class Questions:
 QuestionFlags = Annotated[Questions, Parameter(name="*")]
 
 
+def _tell_of_unknown(classifier: "Classifier", alarm: float) -> None:
+    """Tell of a merged model; raise `UsageError` where too few known photos can be exceeded."""
+    known = len(classifier.out_of_fold.targets)
+    if alarm * (known + 1) < 1:
+        raise UsageError(
+            f"--unknown {alarm:g} is less than one of {known:,} known photos: none could be marked",
+            hint=f"at least {1 / (known + 1):.2g}",
+        )
+    if classifier.merged:
+        terminal.tell(
+            "the photos that unknown ones are compared with were judged by the folds, not by their"
+            " merged model: it may mark more of the known ones"
+        )
+
+
 def promised(promise: "Promise", rank: str) -> str:
     """Return what a promise says of the answers to come."""
     from fieldguide.analysis import promises
 
     what = "answers" if rank == AUTO else f"answers of rank `{rank}`"
+    asked = f"{100 * promise.asked:g} %"
     if promise.threshold is None:
         return (
-            f"no confidence can be promised to make {what} right in {percent(promise.asked, 0)}:"
+            f"no confidence can be promised to make {what} right in {asked}:"
             f" none is given (known photos out of fold: {promise.photos:,}; at least"
             f" {promises.fewest(promise.asked):,} are needed, all of them right)"
         )
     return (
         f"{what} from a confidence of {promise.threshold:g} are promised to be right in"
-        f" {percent(promise.asked, 0)}: out of fold {percent(promise.right)} were, of"
+        f" {asked}: out of fold {percent(promise.right)} were, of"
         f" {percent(promise.answered)} of {promise.photos:,} photos that had one"
     )

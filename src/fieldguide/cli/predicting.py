@@ -18,7 +18,7 @@ from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, Photo
 from fieldguide.cli.opening import open_run
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import files, mirror
-from fieldguide.words import count, percent
+from fieldguide.words import count
 
 if TYPE_CHECKING:
     from fieldguide.photos.augment import View
@@ -346,7 +346,7 @@ def _write(
     if questions.unknown is not None:
         terminal.tell(
             f"{counts.unknown:,} of {count(read, 'photo')} look like nothing known; of photos of"
-            f" known classes {percent(questions.unknown)} would, at most"
+            f" known classes about {100 * questions.unknown:g} % would"
         )
     if questions.taxa:
         terminal.tell(f"{counts.answered:,} of {count(read, 'photo')} have a taxon")

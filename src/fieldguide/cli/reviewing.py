@@ -10,7 +10,11 @@ from fieldguide.words import count, percent
 
 @app.command
 def review(
-    predictions: Path, *, out: Path = Path("review.csv"), right: float | None = None
+    predictions: Path,
+    *,
+    out: Path = Path("review.csv"),
+    right: float | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the order in which predictions are best looked at: the least sure first.
 
@@ -26,12 +30,14 @@ def review(
     right
         Stop where this share of all photos is expected to be right, such as 0.98, with those that
         were looked at corrected.
+    overwrite
+        Replace an existing table.
     """
     from fieldguide.predict import reviews, tables
 
     if right is not None and not 0 < right < 1:
         raise UsageError(f"--right = {right} is not between 0 and 1", hint="such as 0.98")
-    tables.require_free(out)
+    tables.require_free(out, overwrite)
     found = reviews.read(predictions)
     looked = reviews.needed(found, right)
     reviews.write(out, found, looked)

@@ -57,6 +57,8 @@ def score(
     machine.check()
     opened = open_run(run, photos_root)
     opened.scores  # noqa: B018 - its errors come before photos are read
+    if photos is not None and unknowns is not None:
+        flags.refuse(["--unknowns"], "judged by itself, without PHOTOS", "give one of them")
     if photos is None:
         flags.refuse(flags.given(columns), "for tables, and none is given")
     cut = [flag for flag in ("--crop", "--boxes") if flag in flags.given(columns)]
@@ -74,7 +76,8 @@ def score(
     if unknowns is not None:
         strange = _unknown(opened, unknowns, machine)
         if as_json:
-            print(json.dumps({"unknowns": asdict(strange)}, indent=2))
+            record = _score_record(opened, {}, per_class) | {"unknowns": asdict(strange)}
+            print(json.dumps(record, indent=2))
         else:
             tables.print_unknown(terminal.stdout, strange, f"in {unknowns}")
         return

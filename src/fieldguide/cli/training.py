@@ -228,6 +228,8 @@ def fit(
                 taxonomies.read(taxonomy, catalog.classes)  # faults are told before hours
         except PhotosAway as error:
             run = _finished(folder, chosen, error)
+            if taxonomy is not None and first:
+                run.set_taxonomy(taxonomy, terminal.tell)
         else:
             run = _fit(
                 catalog,

@@ -104,7 +104,7 @@ def read_table(
     nearest name for a missing column.
     """
     place = addresses.local(csv)
-    table = _with_binomials(read_cells(place, encoding))
+    table = with_binomials(read_cells(place, encoding))
     if not table.rows:
         raise DataError(f"the table has a header and no rows: {place}")
     wanted = {"path": path, "label": label, "split": split, "fold": fold}
@@ -490,7 +490,7 @@ def _labels_among(table: Table, usual: list[int], plain: Sequence[str]) -> list[
     return usual
 
 
-def _with_binomials(table: Table) -> Table:
+def with_binomials(table: Table) -> Table:
     """Return the table with a column of `genus + species`, where species are epithets alone."""
     plain = simplified(table.header)
     if not {"genus", "species"} <= {*plain}:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from PIL.Image import Image, fromarray
 from PIL.ImageOps import exif_transpose
@@ -47,7 +47,7 @@ AUTO = "auto"  # the finest rank that is sure enough
 
 Combine = Literal["ensemble", "logits", "geometric"]
 Photos: TypeAlias = (
-    str | Path | Catalog | Sequence[str | Path | Image | UInt8[np.ndarray, "height width 3"]]
+    str | Path | Catalog | Image | NDArray[Any] | Sequence[str | Path | Image | NDArray[Any]]
 )
 
 
@@ -109,6 +109,11 @@ class Classifier:
         """The classes, in the order of probabilities."""
         return self.card.classes
 
+    @property
+    def merged(self) -> bool:
+        """Whether it is one network merged from several, which no photo was kept from."""
+        return "rule" in self.card.provenance.get("made", {})
+
     @cached_property
     def parameters(self) -> int:
         """The number of trained values over all members, without batch norm's statistics."""
@@ -144,7 +149,8 @@ class Classifier:
         file `boxes`, and looks at whole photos where there are none. See `stream` for `views`,
         `sets` and `calibrated`, `answers_by` for `right` and `rank`, which give `taxa`. `unknown`
         marks what looks less familiar than all but such a share of known photos. Pictures of Pillow
-        and arrays of RGB are called `picture 1`, `picture 2`, … by their place among `photos`.
+        and arrays (RGB, or gray) are read as files of them would be, and called `picture 1`,
+        `picture 2`, … by their place among `photos`.
         Raises `UsageError` for a share outside 0 … 1, and for a promise without calibration.
         """
         if not 0 < unknown < 1:
@@ -330,6 +336,8 @@ def _as_files(
     if isinstance(photos, str | Path | Catalog):
         yield photos, {}
         return
+    if isinstance(photos, Image | np.ndarray):
+        photos = [photos]
     with TemporaryDirectory() as folder:
         places: list[str | Path] = []
         named: dict[str, str] = {}
@@ -337,12 +345,36 @@ def _as_files(
             if isinstance(photo, str | Path):
                 places.append(photo)
                 continue
-            picture = photo if isinstance(photo, Image) else fromarray(photo)
             place = Path(folder, f"{number}.png")
-            exif_transpose(picture).convert("RGB").save(place, compress_level=1)
+            _write_picture(photo, place)
             places.append(place)
             named[str(place)] = f"picture {number}"
         yield places, named
+
+
+def _write_picture(photo: object, place: Path) -> None:
+    """Write a picture, as it is, to be read as any file; an empty file if it is truncated.
+
+    Raises `UsageError` for what is none: an array needs 8 or 16 bits a value, (height, width), or
+    with 3 or 4 colours (height, width, colours), of 8 bits each.
+    """
+    if isinstance(photo, np.ndarray):
+        colours = photo.ndim == 3 and photo.shape[2] in (3, 4) and photo.dtype == np.uint8
+        gray = photo.ndim == 2 and photo.dtype in (np.uint8, np.uint16)
+        if not photo.size or not (colours or gray):
+            raise UsageError(
+                f"an array of shape {photo.shape} and {photo.dtype} is no picture",
+                hint="give uint8 of shape (height, width, 3), or gray ones of uint8 or uint16",
+            )
+        photo = fromarray(np.ascontiguousarray(photo))
+    if not isinstance(photo, Image):
+        raise UsageError(f"neither a path nor a picture: {type(photo).__name__}")
+    try:
+        upright = exif_transpose(photo)
+        kept = upright.mode in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+        (upright if kept else upright.convert("RGB")).save(place, compress_level=1)
+    except OSError:  # the picture is read only now
+        place.write_bytes(b"")
 
 
 def member_probabilities(

@@ -15,6 +15,7 @@ from fieldguide.photos import tables
 from fieldguide.words import count, some
 
 LABEL, WEIGHT = "label", "weight"
+MOST = 1e12  # so that sums stay finite
 
 
 def read(
@@ -27,7 +28,9 @@ def read(
     """
     found = _table(path) if path.suffix.lower() in {".csv", ".tsv", ".tab"} else _list(path)
     given: dict[str, float] = {}
-    for name, weight in found:
+    known = frozenset(classes)
+    for cell, weight in found:
+        name = cell if cell in known else cell.strip()
         if name in given:
             raise DataError(f"{path.name}: `{name}` stands there twice")
         given[name] = weight
@@ -44,7 +47,7 @@ def read(
 
 def _list(path: Path) -> list[tuple[str, float]]:
     lines = tables.decoded(tables.content_of(path), path.name).splitlines()
-    return [(line.strip(), 1.0) for line in lines if line.strip()]
+    return [(line, 1.0) for line in lines if line.strip()]
 
 
 def _table(path: Path) -> list[tuple[str, float]]:
@@ -62,9 +65,10 @@ def _table(path: Path) -> list[tuple[str, float]]:
             value = float(cells[weight])
         except ValueError:
             value = math.nan
-        if not 0 <= value < math.inf:
+        if not 0 <= value <= MOST:
             raise DataError(
                 f"{table.name}, row {number}: `{WEIGHT}` = {cells[weight]} is no number from 0"
+                f" to {MOST:g}"
             )
-        found.append((cells[label].strip(), value))
+        found.append((cells[label], value))
     return found

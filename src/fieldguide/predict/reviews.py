@@ -12,6 +12,7 @@ from fieldguide.photos.tables import read_cells
 from fieldguide.storage import files
 
 COLUMNS = ("path", "label", "confidence")
+LEFT = "errors_left"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +29,9 @@ class Review:
 def read(table: Path) -> Review:
     """Return the predictions of a table, the least sure first; of equal ones the first comes first.
 
-    A photo is wrong with a probability of one less its confidence, which is calibrated out of fold:
-    no other order has fewer expected errors left. Raises DataError for a table that lacks a column
-    or holds no number from 0 to 1.
+    A photo is wrong with a probability of one less its confidence, if that is calibrated, as it is
+    without --no-calibrated and --only: no other order then has fewer expected errors left. Raises
+    DataError for a table that lacks a column or holds no number from 0 to 1.
     """
     found = read_cells(table)
     if lacking := [name for name in COLUMNS if name not in found.header]:
@@ -39,6 +40,8 @@ def read(table: Path) -> Review:
             hint="give a table that `fieldguide predict` wrote",
         )
     rows = [dict(zip(found.header, cells, strict=True)) for _, cells in found.rows]
+    for row in rows:
+        row.pop(LEFT, None)  # of a review of this review
     wrong = np.array(
         [
             _wrong(row["confidence"], f"{found.name}, row {number}")
@@ -72,7 +75,7 @@ def needed(review: Review, right: float | None) -> int:
 def write(out: Path, review: Review, looked: int) -> None:
     """Write the first photos, each with the number of errors expected after it was looked at."""
     left = review.wrong.sum() - review.wrong.cumsum()
-    header = [*(review.rows[0] if review.rows else COLUMNS), "errors_left"]
+    header = [*(review.rows[0] if review.rows else COLUMNS), LEFT]
     files.write_csv(
         out,
         header,

@@ -124,9 +124,10 @@ class Predictions:
     def unknown(self) -> Bool[np.ndarray, " n"]:
         """Whether each photo looks like nothing known; not if it is unread.
 
-        Raises ValueError for predictions without familiarity.
+        Raises ValueError for predictions without familiarity, as of older classifiers.
         """
-        if self.familiarity is None:
+        read = [not problem for problem in self.problems]
+        if self.familiarity is None or np.isnan(self.familiarity[read]).any():
             raise ValueError("these predictions have no familiarity")
         found: NDArray[np.bool_] = self.familiarity <= self.alarm
         return found
@@ -425,7 +426,7 @@ def counted(chunks: Iterable[Predictions]) -> Counts:
         boxless += chunk.problems.count(NO_BOX)
         unreadable += sum(problem not in ("", NO_BOX) for problem in chunk.problems)
         small += sum(map(bool, chunk.remarks))
-        unknown += 0 if chunk.familiarity is None else int(chunk.unknown.sum())
+        unknown += 0 if chunk.familiarity is None else int((chunk.familiarity <= chunk.alarm).sum())
         answered += sum(each is not None for each in chunk.taxa) if chunk.answering else 0
     if classes is None:
         raise ValueError("no chunks: the classes are not known")

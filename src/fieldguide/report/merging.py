@@ -169,13 +169,13 @@ def batch_norm_effect(rows: Iterable["Worth"]) -> list[Effect]:
     return [
         Effect(
             rule=name,
-            recalibrated=row.accuracy,
-            averaged=by_name[f"{name}-average"].accuracy,
-            recalibrated_loss=row.log_loss,
-            averaged_loss=by_name[f"{name}-average"].log_loss,
+            recalibrated=by_name[f"{name}-recal"].accuracy,
+            averaged=row.accuracy,
+            recalibrated_loss=by_name[f"{name}-recal"].log_loss,
+            averaged_loss=row.log_loss,
         )
         for name, row in by_name.items()
-        if f"{name}-average" in by_name
+        if f"{name}-recal" in by_name
     ]
 
 

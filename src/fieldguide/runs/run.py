@@ -30,6 +30,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +48,7 @@ from fieldguide.analysis import calibration, metrics, unknown
 from fieldguide.analysis.promises import Kept
 from fieldguide.analysis.taxa import Taxonomy, flat
 from fieldguide.analysis.unknown import Worth
-from fieldguide.errors import ResourceError, UsageError
+from fieldguide.errors import DataError, ResourceError, UsageError
 from fieldguide.photos import catalog as catalogs
 from fieldguide.photos import taxonomy as taxonomies
 from fieldguide.photos.catalog import Catalog, Photo
@@ -73,6 +74,7 @@ SETUP_FILES = ("recipe.toml", GIVEN, "catalog.csv", "environment.json", "start.s
 FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.npz")
 RESULT_FILES = ("oof.csv", "summary.json")
 TAXONOMY = "taxonomy.csv"  # of the classes: given at any time
+TAXONOMY_BEGUN = "taxonomy.begun"  # while the results are written anew with it
 PROBE = "probe"  # folder of the heads that folds start from
 OLDER = "older"  # folder of what is kept of the run that this one goes on from
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
@@ -378,7 +380,7 @@ class Run:
         path = self.folder / TAXONOMY
         if not path.is_file():
             return flat(len(self.classes))
-        return taxonomies.read(path, self.classes)
+        return taxonomies.read(path, self.classes, ordered=True)
 
     def set_taxonomy(
         self, table: str | Path, notice: Callable[[str], None] = lambda text: None
@@ -390,15 +392,17 @@ class Run:
         does not fit.
         """
         found = taxonomies.read(table, self.classes, notice)
-        if found == self.taxonomy:
-            return
+        with suppress(DataError):  # what stands there may be damaged
+            if found == self.taxonomy and not (self.folder / TAXONOMY_BEGUN).exists():
+                return
         with files.lock(self.folder):
+            files.write_text(self.folder / TAXONOMY_BEGUN, "")  # a kill from here on is seen
             files.write_csv(self.folder / TAXONOMY, *taxonomies.table_of(found, self.classes))
             for name in ("taxonomy", "trust"):
                 self.__dict__.pop(name, None)
-            if self.complete:
-                (self.folder / files.MANIFEST).unlink()  # so that a kill here is seen
+            if not self.undone:
                 finish(self)
+            (self.folder / TAXONOMY_BEGUN).unlink()
 
     @cached_property
     def unknown(self) -> Worth | None:
@@ -522,7 +526,9 @@ class Run:
 
         kept = self.models().get(combining.model_name(name, batch_norm))
         if kept:
-            return combining.as_of_now(Classifier.load(kept), self.ingredients())
+            model = Classifier.load(kept)
+            if model.card.provenance["made"].get("batch_norm", batch_norm) == batch_norm:
+                return combining.as_of_now(model, self.ingredients())
         return combining.by_name(
             self.ingredients(), name, batch_norm=batch_norm, machine=machine or Machine()
         )
