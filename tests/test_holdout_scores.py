@@ -284,6 +284,14 @@ def test_both_kinds_of_batch_norm_stand_side_by_side(own: fg.Run) -> None:
         assert all((found[name] == tensor).all() for name, tensor in weights.items()), kind
 
 
+def test_a_soup_of_an_older_version_is_not_taken_for_an_averaged_one(own: fg.Run) -> None:
+    made = holdout_scores.merge_into_run(own, "soup", batch_norm="recalibrate", machine=CPU)
+    expected = own.classifier("soup").members[0]
+    made.rename(made.with_name("soup"))  # as it was called
+    found = own.classifier("soup").members[0]
+    assert all((found[name] == tensor).all() for name, tensor in expected.items())
+
+
 def test_a_soup_waits_for_all_folds(own: fg.Run) -> None:
     (own.folder / files.MANIFEST).unlink()
     (own.fold_folder(2) / files.MANIFEST).unlink()

@@ -227,10 +227,10 @@ def merged(
 ) -> Weights:
     """Return the folds' weights merged by a rule, batch norm averaged or re-estimated.
 
-    Re-estimated on training photos, it cost soups 3 to 4 points in short fits and gained nothing in
-    longer ones (docs/results.md). Even then statistics of a backbone that was not trained stay:
-    heads were fitted to what it gives with them (144 photos of 12 classes, resnet18 at 128 px: 61 %
-    of 72 others right after re-estimation, by folds 81 to 86 %).
+    Re-estimated on training photos, it cost soups 3 to 4 points in short fits of `quick` and gained
+    nothing in longer ones (docs/results.md). Even then statistics of a backbone that was not
+    trained stay: heads were fitted to what it gives with them (144 photos of 12 classes, resnet18
+    at 128 px: 61 % of 72 others right after re-estimation, by folds 81 to 86 %).
     """
     copies = ingredients.fold_weights(sorted(folds))
     if rule == "stock":

@@ -527,7 +527,8 @@ class Run:
         kept = self.models().get(combining.model_name(name, batch_norm))
         if kept:
             model = Classifier.load(kept)
-            if model.card.provenance["made"].get("batch_norm", batch_norm) == batch_norm:
+            made = model.card.provenance["made"]["batch_norm"]
+            if name not in combining.RULES or made == batch_norm:  # else an older version's
                 return combining.as_of_now(model, self.ingredients())
         return combining.by_name(
             self.ingredients(), name, batch_norm=batch_norm, machine=machine or Machine()
