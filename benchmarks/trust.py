@@ -37,7 +37,7 @@ from PIL import Image, ImageEnhance
 
 import fieldguide as fg
 from fieldguide import recipe as recipes
-from fieldguide.analysis import metrics, unknown
+from fieldguide.analysis import metrics, promises, unknown
 from fieldguide.analysis.intervals import share_interval
 from fieldguide.photos.catalog import Catalog, Photo, in_columns
 from fieldguide.predict import inference
@@ -189,8 +189,7 @@ def _levels(run: fg.Run, seen: Predictions) -> tuple[NDArray[np.int64], NDArray[
     """Return the level and the number of each photo's taxon; -1 without one."""
     levels, best = run.taxonomy.levels, run.taxonomy.best(seen.probabilities)
     assert seen.answering is not None and seen.answering.promise is not None
-    sure = best.confidences >= seen.answering.promise.threshold
-    level = np.where(sure.any(axis=1), sure.argmax(axis=1), -1)
+    level = promises.answered(best.confidences, seen.answering.promise.threshold)
     assert [taxon is not None for taxon in seen.taxa] == (level >= 0).tolist()
     return level, best.nodes[np.arange(len(level)), level.clip(max=len(levels) - 1)]
 

@@ -12,8 +12,7 @@ class Gathered:
     Memory follows the number of events that photos have come of.
     """
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self) -> None:
         self.sums: dict[int, NDArray[np.float64]] = {}
         self.photos: dict[int, int] = {}
 
@@ -35,7 +34,7 @@ def combined(
     probabilities: Float[np.ndarray, "n classes"], event_of: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "events classes"]:
     """Return the probabilities of each event, by number from 0; each has a photo."""
-    found = Gathered(probabilities.shape[1])
+    found = Gathered()
     for event, row in zip(event_of.tolist(), probabilities, strict=True):
         found.add(event, row)
     return np.stack([found.probabilities(event) for event in range(len(found.sums))])

@@ -36,6 +36,12 @@ class PerClass:
     support: Int[np.ndarray, " classes"]
 
 
+def rows_of(numbers: Int[np.ndarray, " n"], classes: int) -> list[Int[np.ndarray, " _"]]:
+    """Return the rows with each number."""
+    ends = np.bincount(numbers, minlength=classes).cumsum()
+    return np.split(np.argsort(numbers, kind="stable"), ends[:-1])
+
+
 def softmax(logits: Scores) -> Float[np.ndarray, "n classes"]:
     """Return exp(logit) / Σ exp(logits) over each row, for logits of any finite size.
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
 from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.metrics import rows_of
 
 # The thresholds that are tried, whatever the photos: each test is corrected for their number.
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
@@ -78,7 +79,6 @@ def promise(confidences: Confidences, right: Rights, groups: Groups, asked: floa
     """
     if not 0 < asked < 1:
         raise ValueError(f"the share must lie between 0 and 1: {asked}")
-    rows = np.arange(len(right))
     for threshold in THRESHOLDS:
         level = answered(confidences, threshold)
         rows = np.flatnonzero(level != NONE)
@@ -143,8 +143,7 @@ def by_class(
     asked: float,
 ) -> list[Promise]:
     """Return the promise for each class: of the photos that are predicted as it, at level 0."""
-    found = []
-    for number in range(classes):
-        rows = np.flatnonzero(predicted == number)
-        found.append(promise(confidences[rows, :1], right[rows, :1], groups[rows], asked))
-    return found
+    return [
+        promise(confidences[rows, :1], right[rows, :1], groups[rows], asked)
+        for rows in rows_of(predicted, classes)
+    ]

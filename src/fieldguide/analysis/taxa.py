@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fieldguide.words import quoted
 
 LABEL = "label"  # the rank of the classes themselves
-RESERVED = (LABEL, "auto")
+AUTO = "auto"  # asked for: the finest that is sure enough
+RESERVED = (LABEL, AUTO)
 
 Probabilities = Float[np.ndarray, "n classes"]
 

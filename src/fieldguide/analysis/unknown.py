@@ -4,7 +4,7 @@ A photo's doubt is compared with that of known photos out of fold. Arrays in, nu
 nothing of models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,28 +46,43 @@ def doubt(probabilities: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The doubts about known photos, in order, by the member that was not trained on them."""
+
+    by_member: Mapping[int, NDArray[np.floating]]
+
+    @staticmethod
+    def of(doubts: Float[np.ndarray, " m"], members: Int[np.ndarray, " m"]) -> "Known":
+        """Return known photos, each judged by the member of a number; ValueError without any."""
+        if not len(doubts):
+            raise ValueError("no known photos")
+        numbers = np.unique(members).tolist()
+        return Known({number: np.sort(doubts[members == number]) for number in numbers})
+
+    def familiarity(self, doubts: Float[np.ndarray, "members n"]) -> Float[np.ndarray, " n"]:
+        """Return the share of known photos that are no more familiar than each photo.
+
+        `doubts` are those of each member. A photo is counted as one of the known (so none is 0):
+        for one member this is a conformal p-value, and among photos like the known at most a share
+        a has a familiarity of a or less (Bates et al., Testing for Outliers with Conformal
+        p-Values, Annals of Statistics 51, 2023); for several it is that of CV+, and holds about so.
+        """
+        below, photos = np.ones(doubts.shape[1]), 1
+        for member, own in self.by_member.items():
+            below += len(own) - np.searchsorted(own, doubts[member], side="left")
+            photos += len(own)
+        found: NDArray[np.float64] = below / photos
+        return found
+
+
 def familiarity(
     doubts: Float[np.ndarray, "members n"],
     known: Float[np.ndarray, " m"],
     known_members: Int[np.ndarray, " m"],
 ) -> Float[np.ndarray, " n"]:
-    """Return the share of known photos that are no more familiar than each photo.
-
-    `doubts` are those of each member, `known` those about photos that a member, by its number, was
-    not trained on. A photo is counted as one of the known (so none is 0): for one
-    member this is a conformal p-value, and among photos like the known at most a share a has a
-    familiarity of a or less (Bates et al., Testing for Outliers with Conformal p-Values, Annals of
-    Statistics 51, 2023); for several it is that of CV+, and holds about so. Raises ValueError
-    without known photos.
-    """
-    if not len(known):
-        raise ValueError("no known photos")
-    below = np.ones(doubts.shape[1])
-    for member in np.unique(known_members).tolist():
-        own = np.sort(known[known_members == member])
-        below += len(own) - np.searchsorted(own, doubts[member], side="left")
-    found: NDArray[np.float64] = below / (len(known) + 1)
-    return found
+    """Return the familiarity of photos among known ones: see `Known`."""
+    return Known.of(known, known_members).familiarity(doubts)
 
 
 def worth(
@@ -97,8 +112,8 @@ def left_out(
 ) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Return the familiarity of photos of each block's classes, and these classes.
 
-    `doubts` are those of the head that was fitted without the block. All other
-    photos are the known ones; blocks that have photos on one side alone are passed over.
+    `doubts` are those of the head that was fitted without the block. All other photos are the known
+    ones; blocks that have photos on one side alone are passed over.
     """
     found = []
     for number, block in enumerate(blocks):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from fieldguide.analysis.taxa import AUTO
 from fieldguide.cli import terminal
-from fieldguide.cli.flags import Lists, given, refuse
+from fieldguide.cli.flags import Lists, given
 from fieldguide.errors import UsageError
 from fieldguide.words import percent
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.inputs import Input
     from fieldguide.predict.tables import Predictions
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,9 @@ class Questions:
                 "--event-gap has no effect without --group", hint="such as --group event"
             )
 
-    def refuse_columns(self) -> None:
-        """Raise `UsageError` for what is told in columns of a table alone."""
-        columns = {"--coverage", "--unknown", "--right", "--rank"}
-        asked = [flag for flag in given(self) if flag in columns]
-        refuse(asked, "for tables, and MegaDetector's form has no place for it")
+    def columns(self) -> list[str]:
+        """Return the flags that are given and answered in columns of a table alone."""
+        return [flag for flag in given(self) if flag not in {"--only", "--group", "--event-gap"}]
 
     def sets_asked(self) -> "Sets | None":
         """Return the sets of classes that are asked for."""
@@ -143,13 +140,8 @@ class Questions:
         """
         from fieldguide.predict import occurrence
 
-        if self.unknown is not None and classifier.out_of_fold.doubts is None:
-            raise UsageError(
-                "--unknown: this classifier was saved by an older version, without what photos are"
-                " compared with",
-                hint="save it again from its run",
-            )
         if self.unknown is not None:
+            classifier.require_known_photos()
             _tell_of_unknown(classifier, self.unknown)
         answering, weights = None, None
         if self.taxa:

@@ -118,9 +118,8 @@ def predict(
         raise UsageError(f"--top is below 1: {top}", hint="1 writes the label alone")
     questions.require_possible(answers.calibrated)
     if out.suffix.lower() == JSON:
-        questions.refuse_columns()
-        columns = {"--probabilities": probabilities, "--spreadsheet": spreadsheet}
-        idle = [flag for flag, value in columns.items() if value]
+        own = {"--probabilities": probabilities, "--spreadsheet": spreadsheet}
+        idle = [*questions.columns(), *(flag for flag, value in own.items() if value)]
         refuse(idle, "for tables, and MegaDetector's form has no place for it")
     tables.require_free(out, answers.overwrite)
     opened, _, found = _opened(model, photos, answers)

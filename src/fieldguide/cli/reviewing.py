@@ -41,9 +41,9 @@ def review(
     found = reviews.read(predictions)
     looked = reviews.needed(found, right)
     reviews.write(out, found, looked)
-    expected = found.wrong.sum()
+    photos, left = len(found.wrong), found.left
     terminal.tell(
-        f"{count(len(found.wrong), 'photo')}: {expected:.0f} are expected to be wrong"
-        f" ({percent(expected / max(len(found.wrong), 1))}); after looking at the first {looked:,},"
-        f" {found.wrong[looked:].sum():.0f} are left: {out}"
+        f"{count(photos, 'photo')}: {left[0]:.0f} are expected to be wrong"
+        f" ({percent(left[0] / max(photos, 1))}); after looking at the first {looked:,},"
+        f" {left[looked]:.0f} are left: {out}"
     )

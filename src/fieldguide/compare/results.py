@@ -184,8 +184,8 @@ def _read(place: Path, trial: Trial, used: Catalog) -> _Read:
     if not run.done:
         return _Read(row, curve=_curve(run))
     training = np.array([photo.split == "train" for photo in run.catalog.photos])
-    photos = np.concatenate([run.folds[fold].test for fold in run.judged])
-    logits, targets = np.concatenate(list(run.judged.values())), run.targets[photos]
+    photos, _, logits = run.pooled
+    targets = run.targets[photos]
     right = logits.argmax(axis=1) == targets
     loss = metrics.log_loss(metrics.softmax(logits), targets)
     row = replace(row, accuracy=float(right.mean()), log_loss=loss, seconds=run.seconds)

@@ -27,7 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fieldguide.analysis import calibration, conformal, metrics, promises, unknown
-from fieldguide.analysis.taxa import Taxonomy
+from fieldguide.analysis.taxa import AUTO, Taxonomy
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.network.backbones import require_backbone
@@ -43,7 +43,6 @@ from fieldguide.storage import files
 FORMAT = 1
 CARD = "classifier.json"
 SCORES = "out-of-fold.safetensors"
-AUTO = "auto"  # the finest rank that is sure enough
 
 Combine = Literal["ensemble", "logits", "geometric"]
 Photos: TypeAlias = (
@@ -173,6 +172,14 @@ class Classifier:
         names = tuple(named.get(name, name) for name in whole.names)
         return replace(whole, names=names, alarm=unknown, answering=taxa)
 
+    def require_known_photos(self) -> None:
+        """Raise `UsageError` for a classifier of an older version, which kept too few facts."""
+        if self.card.taxonomy is None or self.out_of_fold.confidences is None:
+            raise UsageError(
+                "this classifier was saved by an older version, without what answers are judged by",
+                hint="save it again from its run",
+            )
+
     def answers_by(self, right: float | None = None, rank: str = AUTO) -> Answering:
         """Return how photos are answered by taxa that are right in a share `right` of answers.
 
@@ -181,12 +188,9 @@ class Classifier:
         Raises `UsageError` for a share outside 0 … 1, a rank that the taxonomy has not, no `right`
         for `auto`, and a classifier of an older version.
         """
+        self.require_known_photos()
         known, taxonomy = self.out_of_fold, self.card.taxonomy
-        if taxonomy is None or known.confidences is None:
-            raise UsageError(
-                "this classifier was saved by an older version, without what answers are judged by",
-                hint="save it again from its run",
-            )
+        assert taxonomy is not None and known.confidences is not None
         assert known.right is not None and known.groups is not None
         if rank not in (AUTO, *taxonomy.levels):
             raise UsageError(
@@ -321,11 +325,17 @@ class Classifier:
         self, logits: Float[np.ndarray, "members n views classes"]
     ) -> Float[np.ndarray, " n"]:
         """Return the familiarity of photos; NaN in a classifier of an older version."""
-        known = self.out_of_fold
-        if known.doubts is None:
+        if self._known is None:
             return np.full(logits.shape[1], np.nan)
-        doubts = unknown.doubt(member_probabilities(logits, self.card.temperature))
-        return unknown.familiarity(doubts, known.doubts, known.members)
+        return self._known.familiarity(
+            unknown.doubt(member_probabilities(logits, self.card.temperature))
+        )
+
+    @cached_property
+    def _known(self) -> unknown.Known | None:
+        """The known photos in the order of their doubts; None in one of an older version."""
+        known = self.out_of_fold
+        return None if known.doubts is None else unknown.Known.of(known.doubts, known.members)
 
 
 @contextmanager

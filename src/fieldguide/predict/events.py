@@ -80,13 +80,12 @@ def beside(
     photos in them go to `notice`.
     """
     numbers = {event: number for number, event in enumerate(dict.fromkeys(events))}
-    gathered: Gathered | None = None
+    gathered = Gathered()
     first: dict[int, str] = {}
     classes: tuple[str, ...] = ()
     done = 0
     for chunk in chunks:
         classes = chunk.classes
-        gathered = gathered or Gathered(len(classes))
         for row, problem in enumerate(chunk.problems):
             if not problem:
                 number = numbers[events[done + row]]
@@ -97,7 +96,7 @@ def beside(
     rows: list[list[object]] = []
     photos = 0
     for event, number in numbers.items():
-        if gathered and number in first:
+        if number in first:
             found = gathered.probabilities(number)
             best = np.argsort(-found, kind="stable")[:2]
             ranked = zip((classes[n] for n in best), digits(found[best]), strict=True)

@@ -25,6 +25,11 @@ class Review:
     rows: tuple[Mapping[str, str], ...]
     wrong: Float[np.ndarray, " n"]
 
+    @property
+    def left(self) -> Float[np.ndarray, " looks"]:
+        """The errors expected before each look, and 0 after all."""
+        return np.append(self.wrong[::-1].cumsum()[::-1], 0.0)
+
 
 def read(table: Path) -> Review:
     """Return the predictions of a table, the least sure first; of equal ones the first comes first.
@@ -68,19 +73,15 @@ def needed(review: Review, right: float | None) -> int:
     """Return how many photos to look at until a share of all is expected to be right; or all."""
     if right is None:
         return len(review.wrong)
-    left = np.append(review.wrong[::-1].cumsum()[::-1], 0.0)  # before each look, and after all
-    return int(np.flatnonzero(left <= (1 - right) * max(len(review.wrong), 1))[0])
+    return int(np.flatnonzero(review.left <= (1 - right) * max(len(review.wrong), 1))[0])
 
 
 def write(out: Path, review: Review, looked: int) -> None:
     """Write the first photos, each with the number of errors expected after it was looked at."""
-    left = review.wrong.sum() - review.wrong.cumsum()
+    left = review.left[1:]
     header = [*(review.rows[0] if review.rows else COLUMNS), LEFT]
     files.write_csv(
         out,
         header,
-        (
-            [*row.values(), f"{abs(left[number]):.4g}"]
-            for number, row in enumerate(review.rows[:looked])
-        ),
+        ([*row.values(), f"{left[number]:.4g}"] for number, row in enumerate(review.rows[:looked])),
     )

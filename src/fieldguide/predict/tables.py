@@ -120,7 +120,7 @@ class Predictions:
         highest: NDArray[np.floating] = self.probabilities.max(axis=1)
         return highest
 
-    @property
+    @cached_property
     def unknown(self) -> Bool[np.ndarray, " n"]:
         """Whether each photo looks like nothing known; not if it is unread.
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from fieldguide.analysis import promises
 from fieldguide.analysis.intervals import share_interval
+from fieldguide.analysis.metrics import rows_of
 from fieldguide.report import pictures
 from fieldguide.report.judged import groups, judge
 from fieldguide.report.page import fragment
@@ -94,7 +95,7 @@ def class_rows(
     right = targets == predicted
     rows = []
     for number, (true, called) in enumerate(
-        zip(_rows_of(targets, classes), _rows_of(predicted, classes), strict=True)
+        zip(rows_of(targets, classes), rows_of(predicted, classes), strict=True)
     ):
         either = np.union1d(true, called)
         rows.append(
@@ -108,12 +109,6 @@ def class_rows(
             )
         )
     return rows
-
-
-def _rows_of(numbers: Int[np.ndarray, " n"], classes: int) -> list[Int[np.ndarray, " _"]]:
-    """Return the rows with each number."""
-    ends = np.bincount(numbers, minlength=classes).cumsum()
-    return np.split(np.argsort(numbers, kind="stable"), ends[:-1])
 
 
 def share(correct: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Share | None:

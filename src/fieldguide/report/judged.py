@@ -40,14 +40,8 @@ class Judged:
 
 def judge(run: Run) -> Judged:
     """Return the photos of the folds that are done; there must be one."""
-    tests = {fold: run.folds[fold].test for fold in run.judged}
-    photos = np.concatenate(list(tests.values()))
-    return Judged(
-        photos=photos,
-        fold_of=np.repeat(np.array(list(tests)), [len(test) for test in tests.values()]),
-        targets=run.targets[photos],
-        logits=np.concatenate(list(run.judged.values())),
-    )
+    photos, fold_of, logits = run.pooled
+    return Judged(photos, fold_of, run.targets[photos], logits)
 
 
 def groups(run: Run, photos: NDArray[np.int64]) -> list[str]:

@@ -34,10 +34,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from safetensors.numpy import load as load_tensors
@@ -101,6 +101,17 @@ HISTORY = (
     "seconds",
 )
 MERGES = ("fold", "epoch", "tensor", "angle", "ratio", "distance")
+
+
+class Pooled(NamedTuple):
+    """Photos that were judged by a fold that did not train on them.
+
+    `photos` are their numbers in the catalog, `logits` those that nothing was chosen on.
+    """
+
+    photos: Int[np.ndarray, " n"]
+    fold_of: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"]
 
 
 class Run:
@@ -320,6 +331,17 @@ class Run:
             return scoring.cross_fitted(logits, self.by_fold(self.targets, logits))
         return {fold: self.logits(fold) for fold in self.done}
 
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The test parts of all done folds, one after the other."""
+        _require_some_fold(self)
+        tests = [self.folds[fold].test for fold in self.judged]
+        return Pooled(
+            np.concatenate(tests),
+            np.repeat(list(self.judged), [len(test) for test in tests]),
+            np.concatenate(list(self.judged.values())),
+        )
+
     def by_fold(
         self, values: NDArray[np.int64], folds: Iterable[int]
     ) -> dict[int, NDArray[np.int64]]:
@@ -363,7 +385,7 @@ class Run:
         """Return logits, classes and groups of photos in the collection's groups, if it has two."""
         if not self.unit:
             return None
-        photos = np.concatenate([self.folds[fold].test for fold in self.judged])
+        photos, _, logits = self.pooled
         table = (self.given or self.catalog).table  # the names of groups before copies joined them
         named = dict(zip(table.column("path"), table.column("group"), strict=True))
         paths = self.catalog.table.column("path")
@@ -371,7 +393,6 @@ class Run:
         known = names != ""
         if len(set(names[known])) < 2:
             return None
-        logits = np.concatenate(list(self.judged.values()))
         return logits[known], self.targets[photos][known], names[known].tolist()
 
     @cached_property
@@ -562,16 +583,8 @@ class Run:
     @cached_property
     def trust(self) -> Trust:
         """Which answers to trust, by taxa and by class, out of fold."""
-        _require_some_fold(self)
-        tested = [self.folds[fold].test for fold in self.judged]
-        photos = np.concatenate(tested)
-        return trust(
-            np.concatenate(list(self.judged.values())),
-            self.targets[photos],
-            self.groups[photos],
-            np.repeat(list(self.judged), [len(part) for part in tested]),
-            self.taxonomy,
-        )
+        photos, fold_of, logits = self.pooled
+        return trust(logits, self.targets[photos], self.groups[photos], fold_of, self.taxonomy)
 
     @cached_property
     def per_class(self) -> metrics.PerClass:

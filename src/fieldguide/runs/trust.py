@@ -36,9 +36,8 @@ class Trust:
     """The ranks from the finest, a promise over them, what is kept of it, and one for each class.
 
     `promise` is that of all folds, close to that by which `predict` answers (whose temperature is
-    one for all); `kept` is what becomes of those of
-    the other folds on each fold's photos: None with one fold. `classes` are for photos that are
-    predicted as the class, by its own confidence.
+    one for all); `kept` is what becomes of those of the other folds on each fold's photos: None
+    with one fold. `classes` are for photos that are predicted as the class, by its own confidence.
     """
 
     ranks: tuple[RankScore, ...]

@@ -22,7 +22,6 @@ from fieldguide.analysis.suspects import (
     suspects,
     unsteady_classes,
 )
-from fieldguide.errors import ResourceError
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.inspect import Facts, inspect
 from fieldguide.photos.near_copies import duplicates
@@ -143,18 +142,13 @@ def write(path: Path, found: Doubts) -> None:
 
 
 def _judged(run: Run) -> _Judged:
-    if not run.done:
-        raise ResourceError(
-            f"no fold of `{run.folder}` is trained yet", hint="the same fit command resumes it"
-        )
-    tests = {fold: run.folds[fold].test for fold in run.judged}
-    rows = np.concatenate(list(tests.values()))
+    rows, fold_of, logits = run.pooled
     return _Judged(
         catalog=replace(run.catalog, photos=tuple(run.catalog.photos[row] for row in rows)),
         classes=run.classes,
-        fold_of=np.concatenate([np.full(len(test), fold) for fold, test in tests.items()]),
+        fold_of=fold_of,
         targets=run.targets[rows],
-        probabilities=metrics.softmax(np.concatenate(list(run.judged.values()))),
+        probabilities=metrics.softmax(logits),
     )
 
 

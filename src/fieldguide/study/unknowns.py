@@ -24,9 +24,8 @@ def worth(
     """Return how well photos that show nothing known are told from known ones.
 
     Photos of one folder count as alike, where there are several; one that is named twice counts
-    once. Unreadable ones and those that the
-    run was given itself are left out, with a notice; DataError where none is left,
-    UsageError for a run of crops.
+    once. Unreadable ones and those that the run was given itself are left out, with a notice.
+    Raises DataError where none is left, UsageError for a run of crops.
     """
     if run.crop:
         raise UsageError(

@@ -158,8 +158,8 @@ def without_classes(
 ) -> tuple[Wide, Wide]:
     """Return a head as of `fit_head` for the classes that are left, and none of their photos.
 
-    It is solved roughly: on nature100 the areas under the curve by which unknown classes are told
-    agree to 0.001.
+    It is solved roughly: of one fold of nature100, the area by which classes left out are told from
+    the others is 0.837 as by the exact solution, the share found 0.335 and not 0.321.
     """
     stays = torch.ones(classes, dtype=torch.bool)
     stays[list(left_out)] = False
