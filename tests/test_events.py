@@ -106,6 +106,12 @@ def test_the_table_of_events_leaves_out_what_was_not_read(tmp_path: Path) -> Non
     ]
 
 
+def test_formulas_are_made_safe_for_spreadsheets(tmp_path: Path) -> None:
+    seen = Predictions(("=a",), ("",), ("x", "y"), np.array([[0.9, 0.1]]))
+    list(of_events.beside([seen], ["=E1"], tmp_path / "e.csv", [], spreadsheet=True))
+    assert "\n'=E1,1,x,0.9,y,0.1,'=a" in (tmp_path / "e.csv").read_text()
+
+
 def test_predict_writes_events_beside_photos(
     trained: fg.Run, bursts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

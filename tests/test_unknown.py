@@ -51,13 +51,23 @@ def test_the_area_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     known, strange = rng.normal(size=500), rng.normal(1, 1, size=60)
     familiar = unknown.familiarity(strange[None], known, np.zeros(500, int))
-    found = unknown.worth(familiar, np.arange(60) // 6)
+    found = unknown.worth(familiar, np.arange(60) // 6, np.full(60, 500))
     area = roc_auc_score(np.repeat([0, 1], [500, 60]), np.concatenate([known, strange]))
     assert found.auroc == pytest.approx(area, abs=0.003)  # the photo itself is counted as known
     assert found.found == (strange >= np.quantile(known, 1 - 0.05 * 501 / 500 + 1 / 500)).mean()
     assert (found.photos, found.groups) == (60, 10)
     assert found.auroc_interval[0] < found.auroc < found.auroc_interval[1]
     assert found.found_interval[0] < found.found < found.found_interval[1]
+
+
+def test_few_known_photos_do_not_lower_the_worth() -> None:
+    """Perfectly told apart, from 15 known photos, of which none can be marked at 5 %."""
+    familiar = unknown.familiarity(np.full((1, 8), 9.0), np.arange(15.0) / 15, np.zeros(15, int))
+    found = unknown.worth(familiar, np.arange(8) // 2, np.full(8, 15))
+    assert found.auroc == 1 and found.auroc_interval[1] == 1
+    assert found.found is None and found.found_interval is None
+    both = unknown.worth(np.append(familiar, 0.01), np.arange(9), np.append(np.full(8, 15), 99))
+    assert both.found == 1 and both.photos == 9  # that of the one which could be marked
 
 
 @given(st.integers(0, 40), st.integers(3, 6))
@@ -75,6 +85,6 @@ def test_classes_left_out_are_compared_with_the_others() -> None:
     targets = np.array([0, 0, 1, 1, 2, 2])
     doubts = np.array([[5, 0], [6, 0], [1, 7], [2, 8], [9, 3], [9, 4]], float)
     found = unknown.left_out(doubts, targets, [[0, 2], [1]])
-    assert [each.tolist() for each in found[0]] == [[1 / 3] * 4, [0, 0, 2, 2]]
-    assert [each.tolist() for each in found[1]] == [[1 / 5] * 2, [1, 1]]
+    assert [each.tolist() for each in found[0]] == [[1 / 3] * 4, [0, 0, 2, 2], [2] * 4]
+    assert [each.tolist() for each in found[1]] == [[1 / 5] * 2, [1, 1], [4, 4]]
     assert unknown.left_out(doubts[:2], targets[:2], [[0, 2], [1]]) == []

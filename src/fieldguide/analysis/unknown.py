@@ -22,15 +22,16 @@ class Worth:
 
     `auroc` is the chance that an unknown photo is less familiar than a known one (the area under
     the receiver operating characteristic), `found` the share of unknown photos that are marked
-    where `alarm` of known ones are. Intervals are over groups, such as the classes left out.
+    where `alarm` of known ones are; None where so few known photos cannot say. Intervals are over
+    groups, such as the classes left out.
     """
 
     photos: int
     groups: int
     auroc: float
     auroc_interval: tuple[float, float]
-    found: float
-    found_interval: tuple[float, float]
+    found: float | None
+    found_interval: tuple[float, float] | None
     alarm: float = ALARM
 
 
@@ -86,21 +87,28 @@ def familiarity(
 
 
 def worth(
-    familiar: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], alarm: float = ALARM
+    familiar: Float[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+    known: Int[np.ndarray, " n"],
+    alarm: float = ALARM,
 ) -> Worth:
     """Return the worth of familiarity, from that of unknown photos and their groups.
 
-    The area is one less their mean familiarity, as this is the share of known photos below.
+    `known` is the number of photos that each was compared with. The area is the mean share of them
+    that are more familiar. Photos that were compared with too few to be marked at all say nothing
+    of the share found.
     """
-    missed = familiar <= alarm
-    low, high = mean_interval(1 - familiar, groups, bounds=(0.0, 1.0))
+    more = 1 - (familiar * (known + 1) - 1) / known
+    low, high = mean_interval(more, groups, bounds=(0.0, 1.0))
+    able = alarm * (known + 1) >= 1
+    missed = familiar[able] <= alarm
     return Worth(
         photos=len(familiar),
         groups=len(np.unique(groups)),
-        auroc=float(1 - familiar.mean()),
+        auroc=float(more.mean()),
         auroc_interval=(low, high),
-        found=float(missed.mean()),
-        found_interval=share_interval(missed, groups),
+        found=float(missed.mean()) if able.any() else None,
+        found_interval=share_interval(missed, groups[able]) if able.any() else None,
         alarm=alarm,
     )
 
@@ -109,8 +117,8 @@ def left_out(
     doubts: Float[np.ndarray, "n blocks"],
     targets: Int[np.ndarray, " n"],
     blocks: Sequence[Sequence[int]],
-) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """Return the familiarity of photos of each block's classes, and these classes.
+) -> list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Return the familiarity of photos of each block's classes, their classes, and known photos.
 
     `doubts` are those of the head that was fitted without the block. All other photos are the known
     ones; blocks that have photos on one side alone are passed over.
@@ -121,7 +129,7 @@ def left_out(
         if away.any() and not away.all():
             known = doubts[~away, number]
             own = familiarity(doubts[None, away, number], known, np.zeros(len(known), int))
-            found.append((own, targets[away]))
+            found.append((own, targets[away], np.full(len(own), len(known))))
     return found
 
 

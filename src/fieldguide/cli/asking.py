@@ -142,7 +142,12 @@ class Questions:
 
         if self.unknown is not None:
             classifier.require_known_photos()
-            _tell_of_unknown(classifier, self.unknown)
+            _require_alarm(classifier, self.unknown)
+        if classifier.merged and (self.unknown or self.right):
+            terminal.tell(
+                "known photos were judged by the folds, not by their merged model: it may mark more"
+                " of the known ones as unknown, and keep a promise less often"
+            )
         answering, weights = None, None
         if self.taxa:
             answering = classifier.answers_by(self.right, self.rank or AUTO)
@@ -162,18 +167,13 @@ class Questions:
 QuestionFlags = Annotated[Questions, Parameter(name="*")]
 
 
-def _tell_of_unknown(classifier: "Classifier", alarm: float) -> None:
-    """Tell of a merged model; raise `UsageError` where too few known photos can be exceeded."""
+def _require_alarm(classifier: "Classifier", alarm: float) -> None:
+    """Raise `UsageError` where known photos are too few for one to be marked."""
     known = len(classifier.out_of_fold.targets)
     if alarm * (known + 1) < 1:
         raise UsageError(
             f"--unknown {alarm:g} is less than one of {known:,} known photos: none could be marked",
             hint=f"at least {1 / (known + 1):.2g}",
-        )
-    if classifier.merged:
-        terminal.tell(
-            "the photos that unknown ones are compared with were judged by the folds, not by their"
-            " merged model: it may mark more of the known ones"
         )
 
 

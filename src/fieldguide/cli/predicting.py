@@ -320,7 +320,9 @@ def _write(
                 seen = _reported(by_photo(chunks, photos, of_photo), display.advance)
                 told: list[int] = []
                 if events is not None:
-                    seen = of_events.beside(seen, events, _beside(out, "events"), told)
+                    place = _beside(out, "events")
+                    safe = isinstance(layout, tables.Layout) and layout.spreadsheet
+                    seen = of_events.beside(seen, events, place, told, spreadsheet=safe)
                 if results is None:
                     counts = tables.write(out, seen, layout, overwrite=answers.overwrite)
                 else:

@@ -137,13 +137,17 @@ def sure_from(promise: "Promise") -> str:
 
 def print_unknown(console: Console, found: "UnknownWorth", what: str) -> None:
     """Print how well unknown photos are told from known ones."""
-    low, high = found.found_interval
     below, above = found.auroc_interval
+    told = f"known photos too few to mark {found.alarm:.0%} of"
+    if found.found is not None and found.found_interval is not None:
+        low, high = found.found_interval
+        told = (
+            f"{found.found:.1%} found (95 % interval {low:.1%} to {high:.1%}) where"
+            f" {found.alarm:.0%} of known photos would be taken for unknown"
+        )
     console.print(
-        f"unknown {what}: {found.found:.1%} of {count(found.photos, 'photo')} found (95 % interval"
-        f" {low:.1%} to {high:.1%}) where {found.alarm:.0%} of known photos would be taken for"
-        f" unknown; less familiar than a known photo in {found.auroc:.1%} of pairs ({below:.1%} to"
-        f" {above:.1%}; by chance half)"
+        f"unknown {what}, {count(found.photos, 'photo')}: {told}; less familiar than a known photo"
+        f" in {found.auroc:.1%} of pairs ({below:.1%} to {above:.1%}; by chance half)"
     )
 
 

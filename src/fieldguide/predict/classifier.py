@@ -149,7 +149,8 @@ class Classifier:
         `sets` and `calibrated`, `answers_by` for `right` and `rank`, which give `taxa`. `unknown`
         marks what looks less familiar than all but such a share of known photos. Pictures of Pillow
         and arrays (RGB, or gray) are read as files of them would be, and called `picture 1`,
-        `picture 2`, … by their place among `photos`.
+        `picture 2`, … by their place among `photos`. With `views` what is calibrated (sets, unknown
+        photos, promises) may hold less or more often.
         Raises `UsageError` for a share outside 0 … 1, and for a promise without calibration.
         """
         if not 0 < unknown < 1:
@@ -383,7 +384,7 @@ def _write_picture(photo: object, place: Path) -> None:
         upright = exif_transpose(photo)
         kept = upright.mode in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
         (upright if kept else upright.convert("RGB")).save(place, compress_level=1)
-    except OSError:  # the picture is read only now
+    except (OSError, ValueError):  # the picture is read only now, or closed
         place.write_bytes(b"")
 
 

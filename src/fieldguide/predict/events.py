@@ -72,12 +72,17 @@ def named(
 
 
 def beside(
-    chunks: Iterable[Predictions], events: Sequence[str], out: Path, notice: list[int]
+    chunks: Iterable[Predictions],
+    events: Sequence[str],
+    out: Path,
+    notice: list[int],
+    *,
+    spreadsheet: bool = False,
 ) -> Iterator[Predictions]:
     """Yield the chunks, and in the end write the answer of each event, by its first photo.
 
     Photos without an answer are left out, and events of such alone. The numbers of events and of
-    photos in them go to `notice`.
+    photos in them go to `notice`. `spreadsheet` is that of `Layout`.
     """
     numbers = {event: number for number, event in enumerate(dict.fromkeys(events))}
     gathered = Gathered()
@@ -93,7 +98,7 @@ def beside(
                 first.setdefault(number, chunk.names[row])
         done += len(chunk)
         yield chunk
-    rows: list[list[object]] = []
+    rows: list[list[str]] = []
     photos = 0
     for event, number in numbers.items():
         if number in first:
@@ -101,7 +106,8 @@ def beside(
             best = np.argsort(-found, kind="stable")[:2]
             ranked = zip((classes[n] for n in best), digits(found[best]), strict=True)
             cells = [cell for pair in ranked for cell in pair]
-            rows.append([event, gathered.photos[number], *cells, first[number]])
+            cells = [event, str(gathered.photos[number]), *cells, first[number]]
+            rows.append([files.no_formula(cell) for cell in cells] if spreadsheet else cells)
             photos += gathered.photos[number]
     files.write_csv(out, COLUMNS, rows)
     notice += [len(rows), photos]

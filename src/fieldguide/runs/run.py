@@ -440,8 +440,8 @@ class Run:
                 tested += unknown.left_out(doubts, targets, blocks)
         if not tested:
             return None
-        familiar, classes = (np.concatenate(each) for each in zip(*tested, strict=True))
-        return unknown.worth(familiar, classes)
+        familiar, classes, known = (np.concatenate(each) for each in zip(*tested, strict=True))
+        return unknown.worth(familiar, classes, known)
 
     @cached_property
     def outside(self) -> NDArray[np.int64]:

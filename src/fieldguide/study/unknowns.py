@@ -39,9 +39,8 @@ def worth(
     strange = [each for each in asked if each.file is None or files.sha256(each.file) not in known]
     if len(strange) < len(asked):
         notice(f"left out: {count(len(asked) - len(strange), 'photo')} of the run itself")
-    found = run.classifier("ensemble", machine=machine).predict(
-        [each.file for each in strange if each.file is not None], machine=machine
-    )
+    model = run.classifier("ensemble", machine=machine)
+    found = model.predict([each.file for each in strange if each.file is not None], machine=machine)
     assert found.familiarity is not None
     read = ~np.isnan(found.familiarity)
     if lost := len(strange) - int(read.sum()):
@@ -51,4 +50,5 @@ def worth(
     names = np.array(found.names)[read]
     folders = np.array([str(Path(name).parent) for name in names])
     several = len(np.unique(folders)) > 1
-    return unknown.worth(found.familiarity[read], folders if several else names)
+    compared = np.full(len(names), len(model.out_of_fold.targets))
+    return unknown.worth(found.familiarity[read], folders if several else names, compared)
