@@ -15,12 +15,13 @@ from PIL import Image
 import fieldguide as fg
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.machine.controls import Controls
 from fieldguide.photos.folders import scan_unlabelled
 from fieldguide.predict import combine, inference
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.inference import Machine
 from fieldguide.storage import files
-from fieldguide.study import holdout_scores
+from fieldguide.study import holdout_scores, tuning
 from fieldguide.study.holdout_scores import CROSS_FITTED, FLATTERED, Worth, Worths
 
 CPU = Machine("cpu", workers=0)
@@ -609,3 +610,57 @@ def test_the_first_batch_does_not_count(
     assert holdout_scores.speed(trained.classifier(0), photos, machine) == 8 / 2.0
     assert asked == [10]
     assert machines == [replace(machine, workers=0)]  # others would work before the clock starts
+
+
+# --- the soup, trained on ------------------------------------------------------------------------
+
+
+def test_a_tuned_model_is_the_soup_after_training_on_all_photos(own: fg.Run) -> None:
+    with pytest.raises(UsageError, match="no model `tuned` yet") as refused:
+        own.combination("tuned")
+    assert refused.value.hint == f"fieldguide soup {own.folder} --rule tuned"
+    steps: list[int] = []
+    controls = Controls(on_step=lambda: steps.append(1))
+    folder = holdout_scores.merge_into_run(own, "tuned", machine=CPU, controls=controls)
+    assert len(steps) == tuning.steps_of(own) > 0
+    assert own.models() == {"tuned": folder}
+    model, soup = Classifier.load(folder), own.classifier("soup")
+    assert model.merged and model.card.members == ("tuned",)
+    assert model.card.provenance["made"]["epochs"] == tuning.epochs_of(own)
+    moved = {
+        name: float((tensor - soup.members[0][name]).abs().max())
+        for name, tensor in model.members[0].items()
+        if tensor.is_floating_point() and ".running_" not in name
+    }
+    assert min(moved.values()) > 0 and max(moved.values()) < 0.5
+    assert not np.array_equal(predicted(own, "tuned"), predicted(own, "soup"))
+    assert [row.name for row in holdout_scores.worths(own, CPU).rows][-1] == "tuned"
+
+
+def test_tuning_that_was_stopped_goes_on_to_the_same_weights(own: fg.Run, tmp_path: Path) -> None:
+    whole = tuning.tuned(own, CPU)
+    left = iter([None] * (tuning.steps_of(own) // 2))
+
+    def stop() -> None:
+        if next(left, "stop"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tuned(own, CPU, Controls(check_stop=stop), tmp_path)
+    resumed: list[int] = []
+    again = tuning.tuned(own, CPU, Controls(on_resume=resumed.append), tmp_path)
+    assert 0 < resumed[0] < tuning.steps_of(own)
+    for name, tensor in whole.members[0].items():
+        assert bool((tensor == again.members[0][name]).all()), name
+
+
+def test_tuning_needs_folds_that_were_trained(own: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = own.recipe.replace(epochs=0, head_start="probe")
+    monkeypatch.setattr(fg.Run, "recipe", property(lambda run: recipe))
+    with pytest.raises(UsageError, match="trained no backbone"):
+        tuning.tuned(own, CPU)
+
+
+def test_tuned_has_no_other_batch_norm(own: fg.Run) -> None:
+    with pytest.raises(UsageError, match="statistics of its own"):
+        holdout_scores.merge_into_run(own, "tuned", batch_norm="recalibrate", machine=CPU)

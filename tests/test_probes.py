@@ -9,6 +9,7 @@ from torch import Tensor
 
 import fieldguide as fg
 from fieldguide.errors import TrainingError, UsageError
+from fieldguide.fitting import features as of_photos
 from fieldguide.fitting import probes, start
 from fieldguide.fitting.fit import fit
 from fieldguide.fitting.jobs import fold_jobs
@@ -115,7 +116,7 @@ def test_groups_stay_together_where_the_penalty_is_chosen(instant: fg.Run) -> No
 def test_a_second_run_reads_the_features(
     instant: fg.Run, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "features_of", refuse)
+    monkeypatch.setattr(of_photos, "features_of", refuse)
     assert results(small_fit(discs, tmp_path / "run", **INSTANT)) == results(instant)
     with pytest.raises(AssertionError, match="features are computed"):
         small_fit(discs, tmp_path / "larger", **INSTANT | {"eval_resize": 40})
@@ -131,7 +132,7 @@ def test_features_of_a_killed_run_are_not_computed_again(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = str(tmp_path / "cache")
-    monkeypatch.setattr(probes, "PIECE", 16)
+    monkeypatch.setattr(of_photos, "PIECE", 16)
     told: list[int] = []
     kill = killer(0)
     stop = Watcher(on_features=told.append, on_check=lambda n: kill() if told and n == 24 else None)
@@ -213,7 +214,7 @@ def test_features_that_are_not_finite_are_no_start_and_no_number(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = lambda *_, **__: torch.full((24, 96), torch.nan)  # noqa: E731
-    monkeypatch.setattr(probes, "features_of", nothing)
+    monkeypatch.setattr(of_photos, "features_of", nothing)
     with pytest.raises(TrainingError, match="not finite"):
         small_fit(discs, tmp_path / "run", **INSTANT, cache="none")
     told: list[str] = []

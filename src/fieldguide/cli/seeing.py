@@ -1,4 +1,5 @@
-"""The commands that show and compare: report, landscape, compare, preview, find-rate."""
+"""The commands that show and compare: report, landscape, compare, preview, find-rate,
+similar."""
 
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fieldguide.cli.display import Display
 from fieldguide.cli.opening import open_run
 from fieldguide.errors import UsageError
 from fieldguide.storage import files
+from fieldguide.words import count
 
 LEAST_SWEEP_STEPS = 20  # fewer show no course of the loss: `find_rate` refuses them too
 
@@ -231,3 +233,63 @@ def find_rate(
     for line in rates.advice(found):
         terminal.stdout.print(line)
     terminal.stdout.print(f"the chart is {out / 'rates.html'}")
+
+
+@app.command
+def similar(
+    run: flags.RunFolder,
+    photos: Annotated[list[str], Parameter(help="Photos, folders, tables or lists of them.")],
+    *,
+    top: int = 5,
+    out: Path | None = None,
+    photos_root: flags.PhotosRoot = None,
+    boxes: Path | None = None,
+    machine: flags.MachineFlags = flags.Computer(),
+) -> None:
+    """Show the training photos that look most like a photo.
+
+    They are compared by what the soup of the folds sees in them, from 0 to 1 (the cosine between
+    features). The first call takes a look at all training photos.
+
+    Parameters
+    ----------
+    top
+        The number of training photos for each.
+    out
+        The table to write instead.
+    boxes
+        The boxes of these photos, where the run was trained on crops.
+    """
+    machine.check()
+    flags.refuse(
+        [flag for flag in flags.given(machine) if flag == "--batch-size"],
+        "for predictions: features are computed in batches of a fixed size",
+    )
+    if top < 1:
+        raise UsageError(f"--top is below 1: {top}")
+    if out is not None:
+        files.require_new(out)
+    opened = open_run(run, photos_root)
+    opened.require_complete()
+    from fieldguide.fitting.progress import Watcher  # brings torch
+    from fieldguide.study import similar as alike
+
+    with Display(terminal.stderr) as display:
+        watcher = Watcher(
+            on_features=lambda n: display.begin("looking at photos", n),
+            on_check=display.reach,
+            notice=display.notice,
+        )
+        found = alike.similar(
+            opened, photos, top=top, boxes=boxes, machine=machine.chosen(), watcher=watcher
+        )
+    for each in found:
+        if each.problem:
+            terminal.tell(f"{each.name}: {each.problem}")
+    if out is not None:
+        alike.write(opened, found, out)
+        terminal.tell(f"the photos most like {count(len(found), 'photo')}: {out}")
+        return
+    for each in found:
+        if each.likes:
+            tables.print_similar(terminal.stdout, opened, each)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fieldguide.study.holdout_scores import Worths
     from fieldguide.study.labels import Doubts
     from fieldguide.study.ranking import Ranking
+    from fieldguide.study.similar import Similar
 
 SHOWN = 10  # rows of a ranked list; the whole of it goes to a file (taste)
 
@@ -324,6 +325,17 @@ def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> No
             recalls = ", ".join(f"{recall:.0%}" for recall in each.recalls.values())
             rows.append((names[each.label], str(each.photos), recalls, f"{each.adjusted:.3f}"))
         _print_ranked(console, ("class", "photos", "recall by fold", "adjusted p"), rows)
+
+
+def print_similar(console: Console, run: "Run", found: "Similar") -> None:
+    """Print the training photos most like one."""
+    console.print(found.name)
+    table = Table("similarity", Column("label", overflow="fold"), Column("path", overflow="fold"))
+    table.box = None
+    for like in found.likes:
+        photo = run.catalog.photos[like.photo]
+        table.add_row(f"{like.similarity:.2f}", cell(str(photo.label)), cell(photo.path))
+    console.print(table)
 
 
 def _print_ranked(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -22,6 +22,7 @@ from fieldguide.machine.torchrun import launch
 from fieldguide.network.feature_map import require_size
 from fieldguide.network.network import input_config
 from fieldguide.photos.augment import decoded_side
+from fieldguide.predict.inference import Machine
 from fieldguide.recipe import MIX_FROM, R, Recipe, ResolvedRecipe
 from fieldguide.storage import cache_folder
 from fieldguide.train.job import replica_steps
@@ -89,6 +90,12 @@ def lengthened(recipe: R, photos: int, mix: str) -> R:
 
 def _mix(epochs: int, batch_size: int) -> str:
     return "cutmix" if epochs >= MIX_FROM and batch_size > 1 else "none"
+
+
+def on_machine(recipe: ResolvedRecipe, machine: Machine) -> ResolvedRecipe:
+    """Return a run's recipe with the device and the readers of another machine."""
+    device = choose_device(machine.device)
+    return recipe.replace(device=str(device), workers=readers(machine.workers, [device]))
 
 
 def readers(asked: int | str, places: Sequence[torch.device]) -> int:

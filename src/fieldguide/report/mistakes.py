@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -22,6 +23,9 @@ from fieldguide.report.pictures import Picture
 from fieldguide.runs.run import Run
 from fieldguide.study import labels
 
+if TYPE_CHECKING:
+    from fieldguide.study.similar import Like
+
 # Photos shown of each kind: as many as one looks through in one sitting (taste).
 MISTAKES = 48
 DOUBTS = 24
@@ -29,6 +33,10 @@ HOPELESS = 24
 
 SIDE = 128  # pixels of the longest side of a photo with a heat map
 SMALL = 96  # of the others
+ALIKE = 64  # of training photos that look like a mistake
+ALIKES = 3
+# Training photos of a class that are compared with a mistake: a page must not take long (taste).
+COMPARED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class Card:
     other_probability: str
     fold: int
     remark: str = ""
+    likes: tuple[Markup, ...] = ()  # the training photos of the predicted class most like it
 
 
 def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> Markup:
@@ -64,7 +73,8 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
     judged = judge(run)
     found = hard_photos(judged.probabilities, judged.targets)
     surest = surest_mistakes(found)
-    heats, why_not = _heats(run, judged, surest) if heat_maps else ({}, "not asked for")
+    told: list[str] = []
+    seen, why_not = _seen(run, judged, surest, told) if heat_maps else ({}, "not asked for")
     doubts, doubt_source = doubtful(run, judged)
     top = first_places(len(run.classes))
     beyond = hopeless(found, top)
@@ -75,8 +85,10 @@ def section(run: Run, *, heat_maps: bool = True, folder: Path | None = None) -> 
         folds=len(run.done),
         planned=run.recipe.folds,
         wrong=len(found),
-        mistakes=[_mistake(run, judged, hard, heats, beside) for hard in surest],
-        why_no_heat="" if heats or not surest else why_not,
+        mistakes=[_mistake(run, judged, hard, seen, beside) for hard in surest],
+        compared=COMPARED,
+        no_likes="; ".join(dict.fromkeys(told)),
+        why_no_heat="" if seen or not surest else why_not,
         other_epoch=run.recipe.stop == "fold",
         doubts=[_card(run, doubt, beside) for doubt in doubts[:DOUBTS]],
         doubted=len(doubts),
@@ -165,13 +177,24 @@ def _suspected(run: Run, judged: Judged) -> list[Shown]:
     ]
 
 
-# --- heat -----------------------------------------------------------------------------------------
+# --- what the networks saw ------------------------------------------------------------------------
 
 
-def _heats(
-    run: Run, judged: Judged, surest: Sequence[HardPhoto]
-) -> tuple[Mapping[int, Picture], str]:
-    """Return the heat map of the predicted class by row of `judged`, and why there is none."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The heat map of a mistake's predicted class, and the training photos of it most alike."""
+
+    heat: Picture
+    likes: "tuple[Like, ...]"
+
+
+def _seen(
+    run: Run, judged: Judged, surest: Sequence[HardPhoto], told: list[str]
+) -> tuple[Mapping[int, Seen], str]:
+    """Return what the fold saw in each, by row of `judged`, and why there is none.
+
+    Why there are no photos that look like it goes to `told`.
+    """
     rows_of: dict[int, list[HardPhoto]] = defaultdict(list)
     for hard in surest:
         if _is_there(run, run.catalog.photos[judged.photos[hard.photo]]):
@@ -179,7 +202,7 @@ def _heats(
     if not rows_of:
         return {}, "the photos are not there any more, or not as they were"
     try:  # torch takes seconds to import, and a page can do without
-        return _computed(run, judged, rows_of), "the photos cannot be read"
+        return _computed(run, judged, rows_of, told), "the photos cannot be read"
     except ImportError as error:
         return {}, f"torch cannot be imported: {error}"
     except FieldguideError as error:
@@ -195,33 +218,43 @@ def _is_there(run: Run, photo: Photo) -> bool:
 
 
 def _computed(
-    run: Run, judged: Judged, rows_of: Mapping[int, Sequence[HardPhoto]]
-) -> dict[int, Picture]:
+    run: Run, judged: Judged, rows_of: Mapping[int, Sequence[HardPhoto]], told: list[str]
+) -> dict[int, Seen]:
     """Compute heat maps in one network, each fold's photos under its own weights."""
+    from fieldguide.study import similar
     from fieldguide.study.activation import Activation
 
     ingredients = run.ingredients()
     activation = Activation(ingredients.architecture)
-    heats: dict[int, Picture] = {}
+    seen: dict[int, Seen] = {}
     for fold, rows in sorted(rows_of.items()):
-        photos = [run.catalog.photos[judged.photos[hard.photo]] for hard in rows]
-        places = [run.catalog.file(photo) for photo in photos]
+        numbers = [int(judged.photos[hard.photo]) for hard in rows]
+        places = [run.catalog.file(run.catalog.photos[number]) for number in numbers]
+        classes = [hard.predicted for hard in rows]
         (weights,) = ingredients.fold_weights([fold])
-        for found in activation.heats(weights, places, [hard.predicted for hard in rows]):
-            heats[rows[found.photo].photo] = pictures.overlay(found.pixels, found.heat, SIDE)
-    return heats
+        likes: Sequence[tuple[Like, ...]] = [()] * len(rows)
+        try:
+            likes = similar.of_class(run, fold, numbers, classes, top=ALIKES, most=COMPARED)
+        except FieldguideError as error:  # some of the training photos are gone
+            told.append(error.message)
+        for found in activation.heats(weights, places, classes):
+            heat = pictures.overlay(found.pixels, found.heat, SIDE)
+            seen[rows[found.photo].photo] = Seen(heat, likes[found.photo])
+    return seen
 
 
 # --- cards ----------------------------------------------------------------------------------------
 
 
 def _mistake(
-    run: Run, judged: Judged, hard: HardPhoto, heats: Mapping[int, Picture], beside: Path
+    run: Run, judged: Judged, hard: HardPhoto, seen: Mapping[int, Seen], beside: Path
 ) -> Card:
-    card = _card(run, _hard(run, judged, hard), beside, SIDE)
-    heat = heats.get(hard.photo)
+    card, own = _card(run, _hard(run, judged, hard), beside, SIDE), seen.get(hard.photo)
+    if own is None:
+        return card
     alt = f"the same, bright where fold {card.fold} sees evidence for {card.other}"
-    return replace(card, heat=pictures.image(heat, alt)) if heat else card
+    likes = [_picture(run, like.photo, beside, ALIKE) for like in own.likes]
+    return replace(card, heat=pictures.image(own.heat, alt), likes=tuple(likes))
 
 
 def _hard(run: Run, judged: Judged, hard: HardPhoto) -> Shown:
@@ -235,13 +268,8 @@ def _hard(run: Run, judged: Judged, hard: HardPhoto) -> Shown:
 
 def _card(run: Run, shown: Shown, beside: Path, side: int = SMALL) -> Card:
     photo = run.catalog.photos[shown.photo]
-    file = run.catalog.file(photo)
     return Card(
-        photo=pictures.image(
-            pictures.picture(file, side, sha256=photo.sha256),
-            f"a photo labelled {photo.label}",
-            href=pictures.link(file, beside),
-        ),
+        photo=_picture(run, shown.photo, beside, side),
         heat=Markup(),
         name=Path(photo.path).name,
         given=photo.label or "",
@@ -251,6 +279,14 @@ def _card(run: Run, shown: Shown, beside: Path, side: int = SMALL) -> Card:
         fold=photo.fold if photo.fold is not None else -1,
         remark=shown.remark,
     )
+
+
+def _picture(run: Run, number: int, beside: Path, side: int) -> Markup:
+    photo = run.catalog.photos[number]
+    file = run.catalog.file(photo)
+    shown = pictures.picture(file, side, sha256=photo.sha256)
+    alt = f"a photo labelled {photo.label}"
+    return pictures.image(shown, alt, href=pictures.link(file, beside))
 
 
 def percent(probability: float) -> str:

@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -77,6 +77,7 @@ TAXONOMY = "taxonomy.csv"  # of the classes: given at any time
 TAXONOMY_BEGUN = "taxonomy.begun"  # while the results are written anew with it
 PROBE = "probe"  # folder of the heads that folds start from
 OLDER = "older"  # folder of what is kept of the run that this one goes on from
+TUNED: Final = "tuned"  # the merged model that `study.tuning` trains
 COMBINATIONS = ("ensemble", "logits", "geometric", "soup", "greedy", "stock")
 FINDINGS = "findings.csv"  # what the check found when the run was begun
 _AT_ONCE = 10_000  # photos whose probabilities are in memory together: 80 kB a class
@@ -537,7 +538,8 @@ class Run:
 
         `combine`: `ensemble` (mean of probabilities), `logits`, `geometric` (other means), a fold's
         number or `fold-0`, or one merged model: `soup`, `greedy`, `stock` (`predict.combine`).
-        One that `fieldguide soup` wrote into the run is read from there, by its name.
+        One that `fieldguide soup` wrote into the run is read from there, by its name; `tuned` is
+        always one of these.
         Raises `UsageError` for anything else.
         """
         name = self.combination(combine)
@@ -560,6 +562,11 @@ class Run:
         name = f"fold-{combine}" if isinstance(combine, int) else combine
         known = [*COMBINATIONS, *(f"fold-{fold}" for fold in self.done), *self.models()]
         if name not in known:
+            if name == TUNED:
+                raise UsageError(
+                    "this run has no model `tuned` yet, which takes training",
+                    hint=f"fieldguide soup {self.folder} --rule tuned",
+                )
             close = difflib.get_close_matches(name, known, n=1)
             meant = f" (did you mean `{close[0]}`?)" if close else ""
             raise UsageError(

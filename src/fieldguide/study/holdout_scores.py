@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from fieldguide.analysis import metrics, paired
 from fieldguide.analysis.intervals import share_interval
-from fieldguide.errors import DataError, ResourceError
+from fieldguide.errors import DataError, ResourceError, UsageError
+from fieldguide.machine.controls import Controls
 from fieldguide.machine.device import choose_device, device_name
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
@@ -34,8 +35,9 @@ from fieldguide.predict import combine, inference
 from fieldguide.predict.classifier import Classifier, combined, member_probabilities
 from fieldguide.predict.combine import BatchNorm, Ingredients, Outside, Rule
 from fieldguide.predict.inference import Machine
-from fieldguide.runs.run import MODELS, Run
+from fieldguide.runs.run import MODELS, TUNED, Run
 from fieldguide.storage import files
+from fieldguide.study import tuning
 from fieldguide.words import quoted
 
 SCORES = "scores.json"  # of the run: the table of its own outside photos
@@ -79,22 +81,36 @@ class Worths:
 
 
 def merge_into_run(
-    run: Run, rule: Rule, *, batch_norm: BatchNorm = "average", machine: Machine = Machine()
+    run: Run,
+    rule: Rule | Literal["tuned"],
+    *,
+    batch_norm: BatchNorm = "average",
+    machine: Machine = Machine(),
+    controls: Controls | None = None,
 ) -> Path:
     """Merge the run's folds into one model in the run; return its folder, named after the rule.
 
-    A model that is there already stays. Raises `UsageError` for a run with folds to come, and what
-    `combine.soup` raises.
+    A model that is there already stays. `tuned` trains, followed by `controls`, and goes on from
+    the last checkpoint of a call that was stopped. Raises `UsageError` for a run with folds to
+    come, and what `combine.soup` and `tuning.tuned` raise.
     """
     run.require_complete()
     name = combine.model_name(rule, batch_norm)
+    if rule == TUNED and batch_norm != "average":
+        raise UsageError(f"`tuned` has statistics of its own: `batch_norm` = {batch_norm!r}")
     folder = run.folder / MODELS / name
     if name in run.models():
         return folder
     with files.lock(run.folder):  # first: a run that cannot be written fails before long work
         if name not in run.models():
             shutil.rmtree(folder, ignore_errors=True)  # of a merge that was killed
-            _merged(run, name, rule, batch_norm, machine).save(folder)
+            if rule == TUNED:
+                files.make_folder(folder.parent)
+                checkpoints = folder.with_name(f"{TUNED}-checkpoint")
+                tuning.tuned(run, machine, controls, checkpoints).save(folder)
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            else:
+                _merged(run, name, rule, batch_norm, machine).save(folder)
     return folder
 
 

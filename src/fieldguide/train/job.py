@@ -19,6 +19,7 @@ from fieldguide.network.network import Network
 from fieldguide.photos.augment import Normaliser
 from fieldguide.photos.batches import Loader, Plan, epoch_steps, share_of, training_plan
 from fieldguide.recipe import Precision, Recipe, ResolvedRecipe
+from fieldguide.train.optimize import Kind
 
 IntArray = NDArray[np.int64]
 Logits = Float[np.ndarray, "n classes"]
@@ -53,6 +54,7 @@ class FoldJob:
     parts: int = 1
     places: IntArray | None = None
     start_logits: Logits | None = None
+    optimizer: Kind = "adamw"
 
     def rows(self, replica: int, epoch: int) -> IntArray:
         """The photos that a replica trains on in an epoch."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Schedule = Literal["constant", "cosine"]
+Kind = Literal["adamw", "sgd"]
 Moments = dict[str, dict[str, Tensor]]
 
 
@@ -40,9 +41,15 @@ def parameter_groups(
     return groups
 
 
-def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW with one fused kernel for all tensors (5.4 times faster than the loop on a CPU)."""
-    return torch.optim.AdamW([dict(group) for group in groups], fused=True)
+def make_optimizer(groups: list[dict[str, Any]], kind: Kind = "adamw") -> torch.optim.Optimizer:
+    """Return AdamW, or stochastic gradient descent with Nesterov momentum of 0.9.
+
+    One fused kernel updates all tensors (5.4 times faster than the loop on a CPU).
+    """
+    own = [dict(group) for group in groups]
+    if kind == "sgd":
+        return torch.optim.SGD(own, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(own, fused=True)
 
 
 def rate_factor(step: int, steps: int, *, schedule: Schedule, warmup: int) -> float:

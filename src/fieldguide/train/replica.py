@@ -54,7 +54,8 @@ class Replica:
     ) -> "Replica":
         """Return a replica whose optimiser has these parameter groups."""
         scaler = torch.GradScaler(job.device.type, enabled=job.precision == "float16")
-        return cls(job.network, make_optimizer(groups), scaler, job.recipe.accumulate, team)
+        optimizer = make_optimizer(groups, job.optimizer)
+        return cls(job.network, optimizer, scaler, job.recipe.accumulate, team)
 
     def moments(self, device: torch.device) -> Moments:
         """Return the optimiser's moments by parameter name, on a device."""

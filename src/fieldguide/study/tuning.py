@@ -1,0 +1,95 @@
+"""The soup of a run's folds, trained a little more on all of their photos: one network for use.
+
+No photo of the folds is kept from it, so that only others can judge it. Descent without moments of
+its own scale: the first steps of AdamW, as long as the rate whatever the gradient, take what the
+folds have learned (docs/results.md).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fieldguide.errors import UsageError
+from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.settings import on_machine
+from fieldguide.machine.controls import Controls
+from fieldguide.machine.device import count_threads, training_threads
+from fieldguide.predict import combine
+from fieldguide.predict.classifier import Classifier, as_tensors
+from fieldguide.predict.inference import Machine, precision_used
+from fieldguide.runs.run import TUNED, Run
+from fieldguide.train.job import replica_steps
+from fieldguide.train.loop import train_fold
+
+SHARE = 2
+RATE = 3e-3  # of all tensors (docs/results.md)
+
+
+def epochs_of(run: Run) -> int:
+    """Return the epochs of tuning; `UsageError` where the folds were not trained themselves."""
+    if not run.recipe.epochs:
+        raise UsageError(
+            "this run's folds trained no backbone, and `tuned` goes on from what they trained",
+            hint="begin a run with another recipe, such as quick",
+        )
+    return max(round(run.recipe.epochs / SHARE), 1)
+
+
+def steps_of(run: Run) -> int:
+    """Return the steps of tuning."""
+    own = run.recipe.replace(replicas=1)
+    return epochs_of(run) * replica_steps(own, len(_photos(run)))[0]
+
+
+def tuned(
+    run: Run,
+    machine: Machine = Machine(),
+    controls: Controls | None = None,
+    checkpoints: Path | None = None,
+) -> Classifier:
+    """Return the folds' soup after some epochs of all their photos, from `checkpoints` on.
+
+    Its temperature and known photos are those of the folds: it has none of its own. Raises
+    `UsageError` where the folds trained nothing, and what training a fold raises.
+    """
+    epochs, photos, controls = epochs_of(run), _photos(run), controls or Controls()
+    soup = combine.soup(run.ingredients(), "soup")
+    job = fold_jobs(run, run.catalog.root, on_machine(run.recipe, machine), controls.notice)(0)
+    recipe = job.recipe.replace(
+        epochs=epochs,
+        backbone_rate=RATE,
+        head_rate=RATE,
+        weight_decay=0.0,
+        mix="none",
+        stop="none",
+        replicas=1,
+        batch_ranks=1,
+        merge_every=1,
+        outer="none",
+        replica_curves=False,
+        keep_replicas=False,
+    )
+    job = replace(
+        job,
+        recipe=recipe,
+        precision=precision_used(soup.card.architecture, machine),
+        start=soup.members[0],
+        start_logits=None,
+        train=photos,
+        test=photos[:1],  # it is judged elsewhere
+        watch=photos[:0],
+        optimizer="sgd",
+    )
+    with training_threads(count_threads(1)):
+        weights = as_tensors(train_fold(job, checkpoints, controls).weights)
+    made = {**soup.card.provenance["made"], "rule": TUNED, "epochs": epochs, "rate": RATE}
+    provenance = {**soup.card.provenance, "made": made}
+    card = replace(soup.card, members=(TUNED,), provenance=provenance)
+    return replace(soup, card=card, members=({n: torch.clone(t) for n, t in weights.items()},))
+
+
+def _photos(run: Run) -> np.ndarray:
+    """Return the photos of all folds, as numbers in the catalog."""
+    return np.sort(np.concatenate([fold.test for fold in run.folds]))
