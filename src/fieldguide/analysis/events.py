@@ -1,8 +1,19 @@
 """One answer for several photos of one event. Arrays in, arrays out."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+
+
+class Event(NamedTuple):
+    """An event, its first photo, the number of its photos, and their answer together."""
+
+    name: str
+    first_photo: str
+    photos: int
+    probabilities: Float[np.ndarray, " classes"]
 
 
 class Gathered:
@@ -13,18 +24,26 @@ class Gathered:
     """
 
     def __init__(self) -> None:
-        self.sums: dict[int, NDArray[np.float64]] = {}
-        self.photos: dict[int, int] = {}
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._photos: dict[str, int] = {}
+        self._first: dict[str, str] = {}
 
-    def add(self, event: int, probabilities: Float[np.ndarray, " classes"]) -> None:
+    def add(self, event: str, photo: str, probabilities: Float[np.ndarray, " classes"]) -> None:
         """Add a photo of an event."""
         logs = np.log(probabilities.clip(np.finfo(np.float64).tiny))
-        self.sums[event] = self.sums[event] + logs if event in self.sums else logs
-        self.photos[event] = self.photos.get(event, 0) + 1
+        self._sums[event] = self._sums[event] + logs if event in self._sums else logs
+        self._photos[event] = self._photos.get(event, 0) + 1
+        self._first.setdefault(event, photo)
 
-    def probabilities(self, event: int) -> Float[np.ndarray, " classes"]:
-        """Return the probabilities of an event."""
-        mean = self.sums[event] / self.photos[event]
+    def events(self) -> list[Event]:
+        """Return the events, in the order of their first photos."""
+        return [
+            Event(name, first, self._photos[name], self._together(name))
+            for name, first in self._first.items()
+        ]
+
+    def _together(self, event: str) -> Float[np.ndarray, " classes"]:
+        mean = self._sums[event] / self._photos[event]
         powers: NDArray[np.float64] = np.exp(mean - mean.max())
         found: NDArray[np.float64] = powers / powers.sum()
         return found
@@ -36,5 +55,6 @@ def combined(
     """Return the probabilities of each event, by number from 0; each has a photo."""
     found = Gathered()
     for event, row in zip(event_of.tolist(), probabilities, strict=True):
-        found.add(event, row)
-    return np.stack([found.probabilities(event) for event in range(len(found.sums))])
+        found.add(str(event), "", row)
+    order = [int(each.name) for each in found.events()]
+    return np.stack([each.probabilities for each in found.events()])[np.argsort(order)]

@@ -30,6 +30,7 @@ def score(
     *,
     unknowns: str | None = None,
     per_class: bool = False,
+    only: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     photos_root: flags.PhotosRoot = None,
     columns: flags.TableFlags = flags.Columns(),
@@ -51,6 +52,9 @@ def score(
     per_class
         Also print precision, recall and F1 of every class, and the confidence from which it is
         right in 95 % of photos.
+    only
+        Also print what a list of the classes that can occur, or a table of `label` and `weight`,
+        changes out of fold (as `predict --only` would), on the photos of these classes.
     as_json
         Print one JSON object instead of tables.
     """
@@ -67,16 +71,24 @@ def score(
         flags.refuse(cut[:1] if columns.crop else (), f"the run's own here: {opened.crop}")
         columns = replace(columns, crop=opened.crop)
     catalog = columns.read(photos) if photos is not None else None
+    more: dict[str, Any] = {}
+    if only is not None:
+        from fieldguide.predict import occurrence
+
+        change = opened.listed(occurrence.read(only, opened.classes, terminal.tell))
+        more["only"] = asdict(change)
     if not as_json:
         tables.print_scores(terminal.stdout, opened)
         if per_class:
             tables.print_classes(terminal.stdout, opened)
+        if only is not None:
+            tables.print_listed(terminal.stdout, change, only.name)
         if opened.unknown:
             tables.print_unknown(terminal.stdout, opened.unknown, "by classes left out")
     if unknowns is not None:
         strange = _unknown(opened, unknowns, machine)
         if as_json:
-            record = _score_record(opened, {}, per_class) | {"unknowns": asdict(strange)}
+            record = _score_record(opened, {}, per_class) | more | {"unknowns": asdict(strange)}
             print(json.dumps(record, indent=2))
         else:
             tables.print_unknown(terminal.stdout, strange, f"in {unknowns}")
@@ -89,7 +101,7 @@ def score(
                 tables.print_worths(terminal.stdout, worths, part)
     finally:  # out-of-fold scores are printed whatever becomes of others
         if as_json:
-            print(json.dumps(_score_record(opened, found, per_class), indent=2))
+            print(json.dumps(_score_record(opened, found, per_class) | more, indent=2))
 
 
 @app.command

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fieldguide.report.comparison import Comparison
     from fieldguide.report.comparison import Row as Trial
     from fieldguide.runs.run import Run
+    from fieldguide.runs.scores import ListedScores
     from fieldguide.study.holdout_scores import Worths
     from fieldguide.study.labels import Doubts
     from fieldguide.study.ranking import Ranking
@@ -134,6 +135,16 @@ def sure_from(promise: "Promise") -> str:
     if promise.threshold is None:
         return "never"
     return f"{promise.threshold:.0%} ({promise.answered:.0%} of photos)"
+
+
+def print_listed(console: Console, found: "ListedScores", name: str) -> None:
+    """Print what a list of the classes that can occur changes."""
+    low, high = found.interval
+    console.print(
+        f"with {name}, {count(found.photos, 'photo')} of {count(found.classes, 'class')} that can"
+        f" occur: {found.accuracy:.1%} right instead of {found.before:.1%} ({100 * found.gain:+.1f}"
+        f" points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+    )
 
 
 def print_unknown(console: Console, found: "UnknownWorth", what: str) -> None:

@@ -33,7 +33,7 @@ from fieldguide.merge import Weights
 from fieldguide.network.backbones import require_backbone
 from fieldguide.photos.augment import View
 from fieldguide.photos.catalog import Catalog
-from fieldguide.predict import inference, inputs
+from fieldguide.predict import events, inference, inputs
 from fieldguide.predict.by_photo import by_photo
 from fieldguide.predict.inference import Architecture, Machine, Positive, Seen
 from fieldguide.predict.inputs import Input
@@ -140,6 +140,8 @@ class Classifier:
         calibrated: bool = True,
         machine: Machine = Machine(),
         boxes: str | Path | None = None,
+        group: str | None = None,
+        event_gap: float | None = None,
     ) -> Predictions:
         """Return predictions, in memory, for a folder, a table, files, pictures, or a catalog.
 
@@ -150,19 +152,28 @@ class Classifier:
         marks what looks less familiar than all but such a share of known photos. Pictures of Pillow
         and arrays (RGB, or gray) are read as files of them would be, and called `picture 1`,
         `picture 2`, … by their place among `photos`. With `views` what is calibrated (sets, unknown
-        photos, promises) may hold less or more often.
-        Raises `UsageError` for a share outside 0 … 1, and for a promise without calibration.
+        photos, promises) may hold less or more often. `group` and `event_gap` (seconds) are those
+        of `predict.events.named` and give `events`.
+        Raises `UsageError` for a share outside 0 … 1, for a promise without calibration, and for
+        events of several sources or of a catalog, whose photos have their groups.
         """
         if not 0 < unknown < 1:
             raise UsageError(f"`unknown` is not between 0 and 1: {unknown}", hint="such as 0.05")
         if right is not None and not calibrated:
             raise UsageError("promises need calibrated probabilities")
+        if group is not None and not isinstance(photos, str | Path):
+            raise UsageError("`group` is for one folder, table or list of photos")
+        if event_gap is not None and group is None:
+            raise UsageError("`event_gap` has no effect without `group`", hint="such as 'event'")
         taxa = None if right is None and rank == AUTO else self.answers_by(right, rank)
         with _as_files(photos) as (places, named):
             if isinstance(places, Catalog):
                 found = [Input(photo.path, places.file(photo)) for photo in places.photos]
             else:
                 found = inputs.read(places, crop=self.card.crop, boxes=boxes)
+            event_of = None
+            if group is not None and isinstance(places, str | Path):
+                event_of = tuple(events.named(places, found, group, gap=event_gap))
             crops, counts = inputs.crops_of(found, self.card.crop)
             seen = self.stream(
                 crops, views=views, sets=sets, calibrated=calibrated, machine=machine
@@ -171,7 +182,7 @@ class Classifier:
             nothing = self._answered([], range(0), [], None, 1.0, sets)
             whole = Predictions.concatenate([nothing, *chunks])
         names = tuple(named.get(name, name) for name in whole.names)
-        return replace(whole, names=names, alarm=unknown, answering=taxa)
+        return replace(whole, names=names, alarm=unknown, answering=taxa, event_of=event_of)
 
     def require_known_photos(self) -> None:
         """Raise `UsageError` for a classifier of an older version, which kept too few facts."""

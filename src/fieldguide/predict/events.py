@@ -84,30 +84,22 @@ def beside(
     Photos without an answer are left out, and events of such alone. The numbers of events and of
     photos in them go to `notice`. `spreadsheet` is that of `Layout`.
     """
-    numbers = {event: number for number, event in enumerate(dict.fromkeys(events))}
     gathered = Gathered()
-    first: dict[int, str] = {}
     classes: tuple[str, ...] = ()
     done = 0
     for chunk in chunks:
         classes = chunk.classes
-        for row, problem in enumerate(chunk.problems):
-            if not problem:
-                number = numbers[events[done + row]]
-                gathered.add(number, chunk.probabilities[row])
-                first.setdefault(number, chunk.names[row])
+        chunk.gather(gathered, events[done : done + len(chunk)])
         done += len(chunk)
         yield chunk
     rows: list[list[str]] = []
     photos = 0
-    for event, number in numbers.items():
-        if number in first:
-            found = gathered.probabilities(number)
-            best = np.argsort(-found, kind="stable")[:2]
-            ranked = zip((classes[n] for n in best), digits(found[best]), strict=True)
-            cells = [cell for pair in ranked for cell in pair]
-            cells = [event, str(gathered.photos[number]), *cells, first[number]]
-            rows.append([files.no_formula(cell) for cell in cells] if spreadsheet else cells)
-            photos += gathered.photos[number]
+    for event in gathered.events():
+        best = np.argsort(-event.probabilities, kind="stable")[:2]
+        ranked = zip((classes[n] for n in best), digits(event.probabilities[best]), strict=True)
+        cells = [cell for pair in ranked for cell in pair]
+        cells = [event.name, str(event.photos), *cells, event.first_photo]
+        rows.append([files.no_formula(cell) for cell in cells] if spreadsheet else cells)
+        photos += event.photos
     files.write_csv(out, COLUMNS, rows)
     notice += [len(rows), photos]

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from fieldguide.analysis import promises
+from fieldguide.analysis.events import Event, Gathered
 from fieldguide.analysis.promises import Promise
 from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.analysis.unknown import ALARM
@@ -80,7 +81,7 @@ class Predictions:
     `remarks` warn of photos that were read, such as ones that show nothing; empty without any.
     `familiarity` is the share of known photos that look no more familiar (`analysis.unknown`), NaN
     if unread or unknown to the classifier; `unknown` are photos where it is at most `alarm`.
-    `answering` says how `taxa` are chosen.
+    `answering` says how `taxa` are chosen, `event_of` to which event each photo belongs.
     """
 
     names: tuple[str, ...]
@@ -92,6 +93,7 @@ class Predictions:
     familiarity: Float[np.ndarray, " n"] | None = field(default=None, repr=False)
     alarm: float = field(default=ALARM, repr=False)
     answering: Answering | None = field(default=None, repr=False)
+    event_of: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = len(self.names), len(self.classes)
@@ -143,6 +145,24 @@ class Predictions:
         known = np.nan_to_num(self.probabilities)
         found = zip(self.answering.of(known, self.classes), self.problems, strict=True)
         return tuple(None if problem else taxon for taxon, problem in found)
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """One answer for the photos of each event that were read, in the order of the first.
+
+        Raises ValueError where no events were asked for (`Classifier.predict(group=…)`).
+        """
+        if self.event_of is None:
+            raise ValueError("no events were asked for")
+        gathered = Gathered()
+        self.gather(gathered, self.event_of)
+        return tuple(gathered.events())
+
+    def gather(self, gathered: Gathered, event_of: Sequence[str]) -> None:
+        """Add the photos that were read to the answers of their events."""
+        for row, (event, problem) in enumerate(zip(event_of, self.problems, strict=True)):
+            if not problem:
+                gathered.add(event, self.names[row], self.probabilities[row])
 
     @property
     def status(self) -> tuple[str, ...]:

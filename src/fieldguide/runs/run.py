@@ -382,6 +382,15 @@ class Run:
         scaled = calibration.scaled(logits, self.scores.temperature)
         return scoring.by_event(scaled, targets, names)
 
+    def listed(self, weights: Float[np.ndarray, " classes"]) -> scoring.ListedScores:
+        """Return what it changes out of fold to weigh classes by how common they are (`predict`).
+
+        Raises DataError where no photo is of a class with a weight.
+        """
+        photos, _, logits = self.pooled
+        scaled = calibration.scaled(logits, self.scores.temperature)
+        return scoring.listed(scaled, self.targets[photos], self.groups[photos], weights)
+
     def _grouped(self) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]] | None:
         """Return logits, classes and groups of photos in the collection's groups, if it has two."""
         if not self.unit:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fieldguide.analysis import calibration, events, metrics
+from fieldguide.analysis import calibration, events, metrics, paired
 from fieldguide.analysis.intervals import new_group_interval, share_interval
+from fieldguide.errors import DataError
 
 Logits = Mapping[int, Float[np.ndarray, " _ classes"]]  # by fold, a row a photo of its test part
 Numbers = Mapping[int, Int[np.ndarray, " _"]]  # by fold, one a photo of its test part
@@ -187,6 +188,48 @@ def by_event(
         interval=share_interval(correct, np.arange(len(correct))),
         single=metrics.accuracy(probabilities[rows], targets[rows]),
         mixed=int((~pure).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class ListedScores:
+    """The accuracy where some classes alone can occur, on the `photos` of these `classes`.
+
+    `gain` is in accuracy over `before`, that without the list, with its 95 % interval.
+    """
+
+    classes: int
+    photos: int
+    accuracy: float
+    before: float
+    gain: float
+    interval: tuple[float, float]
+
+
+def listed(
+    probabilities: Float[np.ndarray, "n classes"],
+    targets: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    weights: Float[np.ndarray, " classes"],
+) -> ListedScores:
+    """Return the accuracy of probabilities weighed by how common classes are.
+
+    Raises DataError where no photo is of a class that can occur.
+    """
+    rows = weights[targets] > 0
+    if not rows.any():
+        raise DataError("no photo of the run is of a class that can occur")
+    own = targets[rows]
+    before = probabilities[rows].argmax(axis=1) == own
+    after = (probabilities[rows] * weights).argmax(axis=1) == own
+    gain, low, high = paired.difference(after, before, groups[rows])
+    return ListedScores(
+        classes=int(np.count_nonzero(weights)),
+        photos=len(own),
+        accuracy=float(after.mean()),
+        before=float(before.mean()),
+        gain=gain,
+        interval=(low, high),
     )
 
 
