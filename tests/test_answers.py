@@ -481,6 +481,36 @@ def test_what_are_no_predictions_is_refused(tmp_path: Path, text: str, told: str
         reviews.read(tmp_path / "p.csv")
 
 
+def test_photos_to_label_are_doubtful_ones_of_all_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["path,label,confidence"]
+    lines += [f"sure{n},{'ab'[n % 2]},0.99" for n in range(100)]
+    lines += [
+        f"{label}{n},{label},0.4"
+        for label, many in (("a", 16), ("b", 3), ("c", 1))
+        for n in range(many)
+    ]
+    lines += ["gone,,"]
+    (tmp_path / "p.csv").write_text("\n".join(lines) + "\n")
+    asked = ["review", str(tmp_path / "p.csv"), "--out", str(tmp_path / "next.csv")]
+    assert cli.run([*asked, "--label-next", "2", "--right", "0.9"]) == 2
+    assert cli.run([*asked, "--label-next", "0"]) == 2
+    assert cli.run([*asked, "--label-next", "2"]) == 0
+    assert "2 photos to label next" in capsys.readouterr().err
+    found = rows(tmp_path / "next.csv")
+    assert [*found[0]] == ["path", "label", "confidence"]
+    assert len({row["label"] for row in found}) == 2 and {row["confidence"] for row in found} == {
+        "0.4"
+    }
+    whole = reviews.read(tmp_path / "p.csv")
+    labels = [row["label"] for row in reviews.to_label(whole, 9).rows]
+    assert sorted(labels[:3]) == ["a", "b", "c"] and sorted(labels[3:5]) == ["a", "b"]
+    assert len({row["path"] for row in reviews.to_label(whole, 500).rows}) == 120  # all but `gone`
+    again = [row["path"] for row in reviews.to_label(whole, 9).rows]
+    assert [row["path"] for row in reviews.to_label(whole, 9).rows] == again
+
+
 # --- MegaDetector's form --------------------------------------------------------------------------
 
 

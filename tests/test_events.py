@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Answer
 from fits import small_fit
 from PIL import Image
 
@@ -16,10 +17,13 @@ from fieldguide import cli
 from fieldguide.analysis import events
 from fieldguide.errors import DataError, UsageError
 from fieldguide.predict import events as of_events
+from fieldguide.predict.inference import Machine
 from fieldguide.predict.inputs import Input
 from fieldguide.predict.tables import Predictions
 from fieldguide.report import trust
 from fieldguide.runs import scores
+
+CPU = Machine("cpu", workers=0)
 
 
 def test_an_event_has_the_geometric_mean_of_its_photos() -> None:
@@ -145,3 +149,65 @@ def test_a_run_of_events_tells_their_accuracy(discs: Path, tmp_path: Path) -> No
 def test_without_events_it_is_said_why(trained: fg.Run) -> None:
     assert trained.by_event is None
     assert "would flatter" in trust.section(trained)
+
+
+def test_events_are_answered_in_python_too(bursts: Path, trained: fg.Run, tmp_path: Path) -> None:
+    model = trained.classifier(0)
+    found = model.predict(bursts, group="event", event_gap=5.0, machine=CPU)
+    assert found.event_of is not None
+    pairs = [(event, found.event_of.count(event)) for event in dict.fromkeys(found.event_of)]
+    assert [(each.name, each.photos) for each in found.events] == pairs
+    rows = [n for n, event in enumerate(found.event_of) if event == pairs[0][0]]
+    logs = np.log(found.probabilities[rows]).mean(axis=0)
+    np.testing.assert_allclose(found.events[0].probabilities, np.exp(logs) / np.exp(logs).sum())
+    assert found.events[0].first_photo == found.names[rows[0]]
+    with pytest.raises(ValueError, match="no events were asked for"):
+        model.predict(bursts, machine=CPU).events  # noqa: B018
+    with pytest.raises(UsageError, match="for one folder"):
+        model.predict([bursts], group="event", machine=CPU)
+    with pytest.raises(UsageError, match="no effect without `group`"):
+        model.predict(bursts, event_gap=5.0, machine=CPU)
+
+
+def test_unread_photos_are_in_no_event(trained: fg.Run) -> None:
+    found = Predictions(
+        ("a", "b", "c"),
+        ("", "gone", ""),
+        ("x", "y"),
+        np.array([[0.5, 0.5], [np.nan, np.nan], [0.1, 0.9]]),
+        event_of=("1", "1", "2"),
+    )
+    assert [(each.name, each.photos, each.first_photo) for each in found.events] == [
+        ("1", 1, "a"),
+        ("2", 1, "c"),
+    ]
+
+
+# --- lists of what can occur ----------------------------------------------------------------------
+
+
+def test_a_list_changes_the_accuracy_of_its_classes_alone() -> None:
+    probabilities = np.array([[0.5, 0.4, 0.1], [0.1, 0.5, 0.4], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
+    targets, groups = np.array([0, 2, 2, 1]), np.arange(4)
+    found = scores.listed(probabilities, targets, groups, np.array([1.0, 0.0, 1.0]))
+    assert (found.classes, found.photos) == (2, 3)
+    assert (found.before, found.accuracy) == (1 / 3, 1.0)
+    assert found.gain == pytest.approx(2 / 3)
+    assert found.interval[0] < found.gain < found.interval[1]
+    rare = scores.listed(probabilities, targets, groups, np.array([1.0, 1.0, 0.1]))
+    assert (rare.photos, rare.accuracy) == (4, 0.25)
+    with pytest.raises(DataError, match="no photo of the run"):
+        scores.listed(probabilities[:1], targets[:1], groups[:1], np.array([0.0, 1.0, 0.0]))
+
+
+def test_score_tells_what_a_list_changes(
+    trained: fg.Run, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    (tmp_path / "here.txt").write_text("\n".join(trained.classes[:2]) + "\nunheard of\n")
+    said = command("score", trained.folder, "--only", tmp_path / "here.txt")
+    assert said.code == 0 and "2 of 3 classes can occur" in said.err
+    assert "with here.txt" in said.out and "classes that can occur" in said.out
+    said = command("score", trained.folder, "--only", tmp_path / "here.txt", "--json")
+    record = json.loads(said.out)["only"]
+    weights = np.array([1.0, 1.0, 0.0])
+    assert record["accuracy"] == trained.listed(weights).accuracy >= record["before"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.flags import refuse
 from fieldguide.errors import UsageError
 from fieldguide.words import count, percent
 
@@ -14,6 +15,7 @@ def review(
     *,
     out: Path = Path("review.csv"),
     right: float | None = None,
+    label_next: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the order in which predictions are best looked at: the least sure first.
@@ -30,6 +32,9 @@ def review(
     right
         Stop where this share of all photos is expected to be right, such as 0.98, with those that
         were looked at corrected.
+    label_next
+        Write this many photos instead that are best labelled and trained on next: drawn from ten
+        times as many least sure ones, of each predicted class in turn.
     overwrite
         Replace an existing table.
     """
@@ -37,8 +42,17 @@ def review(
 
     if right is not None and not 0 < right < 1:
         raise UsageError(f"--right = {right} is not between 0 and 1", hint="such as 0.98")
+    if label_next is not None:
+        refuse(["--right"] if right is not None else (), "for looking, not for --label-next")
+        if label_next < 1:
+            raise UsageError(f"--label-next is below 1: {label_next}")
     tables.require_free(out, overwrite)
     found = reviews.read(predictions)
+    if label_next is not None:
+        chosen = reviews.to_label(found, label_next)
+        reviews.write(out, chosen)
+        terminal.tell(f"{count(len(chosen.rows), 'photo')} to label next: {out}")
+        return
     looked = reviews.needed(found, right)
     reviews.write(out, found, looked)
     photos, left = len(found.wrong), found.left

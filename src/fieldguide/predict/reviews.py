@@ -1,5 +1,6 @@
-"""The order in which predictions are best looked at, from the table that holds them."""
+"""The order in which predictions are best looked at, and which to label, from their table."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from jaxtyping import Float
 
 from fieldguide.errors import DataError
 from fieldguide.photos.tables import read_cells
+from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 
 COLUMNS = ("path", "label", "confidence")
 LEFT = "errors_left"
+POOL = 10  # times as many photos as are to be labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,27 @@ def _wrong(cell: str, where: str) -> float:
     return 1 - confidence
 
 
+def to_label(review: Review, photos: int) -> Review:
+    """Return the photos that are best labelled and trained on next: doubtful ones of all kinds.
+
+    They are drawn, always alike, from the `POOL` times as many least sure, of each predicted class
+    in turn: those alone that a network is least sure of are too much alike, and spreading them by
+    features instead of classes is no better (docs/results.md). Photos without an answer are left
+    out.
+    """
+    answered = [row for row, cells in enumerate(review.rows) if cells["confidence"].strip()]
+    pool = np.array(answered[: POOL * photos], dtype=int)
+    drawn = np.random.default_rng(derive_seed("photos to label")).permutation(pool)
+    taken: Counter[str] = Counter()
+    turns = []
+    for row in drawn.tolist():
+        label = review.rows[row]["label"]
+        turns.append(taken[label])
+        taken[label] += 1
+    chosen = drawn[np.argsort(turns, kind="stable")][:photos]
+    return Review(tuple(review.rows[row] for row in chosen), review.wrong[chosen])
+
+
 def needed(review: Review, right: float | None) -> int:
     """Return how many photos to look at until a share of all is expected to be right; or all."""
     if right is None:
@@ -76,12 +100,18 @@ def needed(review: Review, right: float | None) -> int:
     return int(np.flatnonzero(review.left <= (1 - right) * max(len(review.wrong), 1))[0])
 
 
-def write(out: Path, review: Review, looked: int) -> None:
-    """Write the first photos, each with the number of errors expected after it was looked at."""
+def write(out: Path, review: Review, looked: int | None = None) -> None:
+    """Write the first photos, each with the number of errors expected after it was looked at.
+
+    Without `looked` all are written, as they stood in their table.
+    """
+    header = [*(review.rows[0] if review.rows else COLUMNS)]
+    if looked is None:
+        files.write_csv(out, header, (list(row.values()) for row in review.rows))
+        return
     left = review.left[1:]
-    header = [*(review.rows[0] if review.rows else COLUMNS), LEFT]
     files.write_csv(
         out,
-        header,
+        [*header, LEFT],
         ([*row.values(), f"{left[number]:.4g}"] for number, row in enumerate(review.rows[:looked])),
     )
