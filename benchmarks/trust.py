@@ -247,13 +247,13 @@ def compare_labelling(asked: argparse.Namespace) -> None:
         wrong = 1 - answers.max(1)
         order = np.argsort(-wrong, kind="stable")
         review = Review(tuple(cells[row] for row in order), wrong[order])
-        doubtful = pool[order[: reviews.POOL * asked.label]]
+        doubtful = pool[order[: 10 * asked.label]]
         ways = {
             "drawn from all": random.permutation(pool),
             "least sure": pool[order],
             "drawn from ten times as many least sure": random.permutation(doubtful),
-            "these by features": _spread(features, doubtful, asked.label, draw),
-            "these by predicted class (--label-next)": np.array(
+            "these, spread by features": _spread(features, doubtful, asked.label, draw),
+            "least sure of each predicted class in turn (--label-next)": np.array(
                 [int(row["path"]) for row in reviews.to_label(review, asked.label).rows]
             ),
         }

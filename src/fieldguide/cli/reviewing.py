@@ -33,8 +33,8 @@ def review(
         Stop where this share of all photos is expected to be right, such as 0.98, with those that
         were looked at corrected.
     label_next
-        Write this many photos instead that are best labelled and trained on next: drawn from ten
-        times as many least sure ones, of each predicted class in turn.
+        Write this many photos instead that are best labelled and trained on next: the least sure
+        of each predicted class in turn.
     overwrite
         Replace an existing table.
     """

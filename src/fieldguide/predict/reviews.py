@@ -10,12 +10,10 @@ from jaxtyping import Float
 
 from fieldguide.errors import DataError
 from fieldguide.photos.tables import read_cells
-from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 
 COLUMNS = ("path", "label", "confidence")
 LEFT = "errors_left"
-POOL = 10  # times as many photos as are to be labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +73,17 @@ def _wrong(cell: str, where: str) -> float:
 def to_label(review: Review, photos: int) -> Review:
     """Return the photos that are best labelled and trained on next: doubtful ones of all kinds.
 
-    They are drawn, always alike, from the `POOL` times as many least sure, of each predicted class
-    in turn: those alone that a network is least sure of are too much alike, and spreading them by
-    features instead of classes is no better (docs/results.md). Photos without an answer are left
-    out.
+    They are the least sure of each predicted class in turn: those of all classes together are too
+    much alike, and spreading them by features is no better (docs/results.md). Photos without an
+    answer are left out.
     """
-    answered = [row for row, cells in enumerate(review.rows) if cells["confidence"].strip()]
-    pool = np.array(answered[: POOL * photos], dtype=int)
-    drawn = np.random.default_rng(derive_seed("photos to label")).permutation(pool)
     taken: Counter[str] = Counter()
-    turns = []
-    for row in drawn.tolist():
-        label = review.rows[row]["label"]
-        turns.append(taken[label])
-        taken[label] += 1
-    chosen = drawn[np.argsort(turns, kind="stable")][:photos]
+    turns: list[tuple[int, int]] = []
+    for row, cells in enumerate(review.rows):
+        if cells["confidence"].strip():
+            turns.append((taken[cells["label"]], row))
+            taken[cells["label"]] += 1
+    chosen = [row for _, row in sorted(turns)[:photos]]
     return Review(tuple(review.rows[row] for row in chosen), review.wrong[chosen])
 
 

@@ -23,7 +23,7 @@ from fieldguide.runs.run import TUNED, Run
 from fieldguide.train.job import replica_steps
 from fieldguide.train.loop import train_fold
 
-SHARE = 2
+SHARE = 2  # as many epochs as the folds had, over this (docs/results.md)
 RATE = 3e-3  # of all tensors (docs/results.md)
 
 
