@@ -15,7 +15,7 @@ from PIL import Image
 import fieldguide as fg
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.machine.controls import Controls
+from fieldguide.fitting.progress import Plan, Watcher
 from fieldguide.photos.folders import scan_unlabelled
 from fieldguide.predict import combine, inference
 from fieldguide.predict.classifier import Classifier
@@ -619,10 +619,10 @@ def test_a_tuned_model_is_the_soup_after_training_on_all_photos(own: fg.Run) -> 
     with pytest.raises(UsageError, match="no model `tuned` yet") as refused:
         own.combination("tuned")
     assert refused.value.hint == f"fieldguide soup {own.folder} --rule tuned"
-    steps: list[int] = []
-    controls = Controls(on_step=lambda: steps.append(1))
-    folder = holdout_scores.merge_into_run(own, "tuned", machine=CPU, controls=controls)
-    assert len(steps) == tuning.steps_of(own) > 0
+    steps, plans = [], []
+    watcher = Watcher(on_step=lambda: steps.append(1), on_plan=plans.append)
+    folder = holdout_scores.merge_into_run(own, "tuned", machine=CPU, watcher=watcher)
+    assert len(steps) == plans[0].steps > 0
     assert own.models() == {"tuned": folder}
     model, soup = Classifier.load(folder), own.classifier("soup")
     assert model.merged and model.card.members == ("tuned",)
@@ -638,18 +638,19 @@ def test_a_tuned_model_is_the_soup_after_training_on_all_photos(own: fg.Run) -> 
 
 
 def test_tuning_that_was_stopped_goes_on_to_the_same_weights(own: fg.Run, tmp_path: Path) -> None:
-    whole = tuning.tuned(own, CPU)
-    left = iter([None] * (tuning.steps_of(own) // 2))
+    plans: list[Plan] = []
+    whole = tuning.tuned(own, CPU, Watcher(on_plan=plans.append))
+    left = iter([None] * (plans[0].steps // 2))
 
     def stop() -> None:
         if next(left, "stop"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tuning.tuned(own, CPU, Controls(check_stop=stop), tmp_path)
+        tuning.tuned(own, CPU, Watcher(check_stop=stop), tmp_path)
     resumed: list[int] = []
-    again = tuning.tuned(own, CPU, Controls(on_resume=resumed.append), tmp_path)
-    assert 0 < resumed[0] < tuning.steps_of(own)
+    again = tuning.tuned(own, CPU, Watcher(on_resume=resumed.append), tmp_path)
+    assert 0 < resumed[0] < plans[0].steps
     for name, tensor in whole.members[0].items():
         assert bool((tensor == again.members[0][name]).all()), name
 

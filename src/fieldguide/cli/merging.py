@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from fieldguide.cli import tables, terminal
 from fieldguide.cli.app import app
-from fieldguide.cli.display import Display
+from fieldguide.cli.fitting import watching
 from fieldguide.cli.flags import Computer, MachineFlags, PhotosRoot, RunFolder, given, refuse
 from fieldguide.errors import DataError, UsageError
 from fieldguide.network.backbones import require_backbone
@@ -51,16 +51,23 @@ def soup(
     machine.check()
     opened = Run(run, photos=photos_root)
     opened.require_complete()
-    from fieldguide.machine.controls import Controls
-    from fieldguide.study import holdout_scores, tuning  # brings torch
+    if rule == "tuned":
+        fixed = [flag for flag in given(machine) if flag == "--batch-size"]
+        refuse(fixed, "for predictions: tuning takes the batches of the run")
+    from fieldguide.study import holdout_scores  # brings torch
 
-    with Display(terminal.stderr) as display:
-        controls = Controls(on_resume=display.skip, on_step=display.advance, notice=display.notice)
-        if rule == "tuned" and rule not in opened.models():
-            display.begin("training steps", tuning.steps_of(opened))
-        folder = holdout_scores.merge_into_run(
-            opened, rule, batch_norm=batch_norm, machine=machine.chosen(), controls=controls
-        )
+    merged = partial(
+        holdout_scores.merge_into_run,
+        opened,
+        rule,
+        batch_norm=batch_norm,
+        machine=machine.chosen(),
+    )
+    if rule == "tuned":
+        with watching(what="tuning the soup") as watcher:
+            folder = merged(watcher=watcher())
+    else:
+        folder = merged()
     terminal.stdout.print(f"the merged model is in {folder}")
     terminal.stdout.print(f"  fieldguide score {run}")
     terminal.stdout.print(f"  fieldguide predict {run} PHOTOS --combine {folder.name}")

@@ -1,5 +1,4 @@
-"""The commands that show and compare: report, landscape, compare, preview, find-rate,
-similar."""
+"""The commands that show: report, similar, landscape, compare, preview, find-rate."""
 
 import sys
 from pathlib import Path

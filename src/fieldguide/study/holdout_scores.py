@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fieldguide.analysis import metrics, paired
 from fieldguide.analysis.intervals import share_interval
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.machine.controls import Controls
+from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import choose_device, device_name
 from fieldguide.photos import pixels
 from fieldguide.photos.catalog import Catalog, Photo
@@ -86,11 +86,11 @@ def merge_into_run(
     *,
     batch_norm: BatchNorm = "average",
     machine: Machine = Machine(),
-    controls: Controls | None = None,
+    watcher: Watcher | None = None,
 ) -> Path:
     """Merge the run's folds into one model in the run; return its folder, named after the rule.
 
-    A model that is there already stays. `tuned` trains, followed by `controls`, and goes on from
+    A model that is there already stays. `tuned` trains, followed by `watcher`, and goes on from
     the last checkpoint of a call that was stopped. Raises `UsageError` for a run with folds to
     come, and what `combine.soup` and `tuning.tuned` raise.
     """
@@ -107,7 +107,7 @@ def merge_into_run(
             if rule == TUNED:
                 files.make_folder(folder.parent)
                 checkpoints = folder.with_name(f"{TUNED}-checkpoint")
-                tuning.tuned(run, machine, controls, checkpoints).save(folder)
+                tuning.tuned(run, machine, watcher, checkpoints).save(folder)
                 shutil.rmtree(checkpoints, ignore_errors=True)
             else:
                 _merged(run, name, rule, batch_norm, machine).save(folder)

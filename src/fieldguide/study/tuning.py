@@ -13,8 +13,8 @@ import torch
 
 from fieldguide.errors import UsageError
 from fieldguide.fitting.jobs import fold_jobs
+from fieldguide.fitting.progress import Plan, Watcher
 from fieldguide.fitting.settings import on_machine
-from fieldguide.machine.controls import Controls
 from fieldguide.machine.device import count_threads, training_threads
 from fieldguide.predict import combine
 from fieldguide.predict.classifier import Classifier, as_tensors
@@ -37,16 +37,10 @@ def epochs_of(run: Run) -> int:
     return max(round(run.recipe.epochs / SHARE), 1)
 
 
-def steps_of(run: Run) -> int:
-    """Return the steps of tuning."""
-    own = run.recipe.replace(replicas=1)
-    return epochs_of(run) * replica_steps(own, len(_photos(run)))[0]
-
-
 def tuned(
     run: Run,
     machine: Machine = Machine(),
-    controls: Controls | None = None,
+    watcher: Watcher | None = None,
     checkpoints: Path | None = None,
 ) -> Classifier:
     """Return the folds' soup after some epochs of all their photos, from `checkpoints` on.
@@ -54,9 +48,10 @@ def tuned(
     Its temperature and known photos are those of the folds: it has none of its own. Raises
     `UsageError` where the folds trained nothing, and what training a fold raises.
     """
-    epochs, photos, controls = epochs_of(run), _photos(run), controls or Controls()
+    epochs, watcher = epochs_of(run), watcher or Watcher()
+    photos = np.sort(np.concatenate([fold.test for fold in run.folds]))
     soup = combine.soup(run.ingredients(), "soup")
-    job = fold_jobs(run, run.catalog.root, on_machine(run.recipe, machine), controls.notice)(0)
+    job = fold_jobs(run, run.catalog.root, on_machine(run.recipe, machine), watcher.notice)(0)
     recipe = job.recipe.replace(
         epochs=epochs,
         backbone_rate=RATE,
@@ -82,14 +77,11 @@ def tuned(
         watch=photos[:0],
         optimizer="sgd",
     )
+    watcher.on_plan(Plan((), epochs * replica_steps(recipe, len(photos))[0], recipe))
+    silent = replace(watcher, on_row=lambda row: None)  # its one test photo says nothing
     with training_threads(count_threads(1)):
-        weights = as_tensors(train_fold(job, checkpoints, controls).weights)
+        weights = as_tensors(train_fold(job, checkpoints, silent).weights)
     made = {**soup.card.provenance["made"], "rule": TUNED, "epochs": epochs, "rate": RATE}
     provenance = {**soup.card.provenance, "made": made}
     card = replace(soup.card, members=(TUNED,), provenance=provenance)
     return replace(soup, card=card, members=({n: torch.clone(t) for n, t in weights.items()},))
-
-
-def _photos(run: Run) -> np.ndarray:
-    """Return the photos of all folds, as numbers in the catalog."""
-    return np.sort(np.concatenate([fold.test for fold in run.folds]))
