@@ -491,11 +491,12 @@ def test_photos_to_label_are_doubtful_ones_of_all_classes(
         for label, many in (("a", 16), ("b", 3), ("c", 1))
         for n in range(many)
     ]
-    lines += ["gone,,"]
+    lines += ["gone,,", "a0,a,0.4", "nameless,,0.3"]
     (tmp_path / "p.csv").write_text("\n".join(lines) + "\n")
     asked = ["review", str(tmp_path / "p.csv"), "--out", str(tmp_path / "next.csv")]
     assert cli.run([*asked, "--label-next", "2", "--right", "0.9"]) == 2
     assert cli.run([*asked, "--label-next", "0"]) == 2
+    assert cli.run([*asked[:3], asked[1], "--overwrite", "--label-next", "2"]) == 2  # its own input
     assert cli.run([*asked, "--label-next", "2"]) == 0
     assert "2 photos to label next" in capsys.readouterr().err
     found = rows(tmp_path / "next.csv")

@@ -169,6 +169,19 @@ def test_events_are_answered_in_python_too(bursts: Path, trained: fg.Run, tmp_pa
         model.predict(bursts, event_gap=5.0, machine=CPU)
 
 
+def test_each_photo_is_in_one_event_once(trained: fg.Run, tmp_path: Path) -> None:
+    for name in "ABCD":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    table = tmp_path / "t.csv"
+    lines = ["path,event", "A.png,e1", "B.png,e1", "B.png,e1", "C.png,", "C.png,", "D.png,C.png"]
+    table.write_text("\n".join(lines) + "\n")
+    found = trained.classifier(0).predict(table, group="event", machine=CPU)
+    expected = [("e1", 2), ("C.png (no event)", 1), ("C.png", 1)]
+    assert [(each.name, each.photos) for each in found.events] == expected
+    parts = [found.rows(range(3)), found.rows(range(3, 6))]
+    assert Predictions.concatenate(parts).event_of == found.event_of
+
+
 def test_unread_photos_are_in_no_event(trained: fg.Run) -> None:
     found = Predictions(
         ("a", "b", "c"),

@@ -660,6 +660,8 @@ def test_tuning_needs_folds_that_were_trained(own: fg.Run, monkeypatch: pytest.M
     monkeypatch.setattr(fg.Run, "recipe", property(lambda run: recipe))
     with pytest.raises(UsageError, match="trained no backbone"):
         tuning.tuned(own, CPU)
+    with pytest.raises(UsageError, match="cannot be combined by `tuned`"):
+        own.combination("tuned")
 
 
 def test_tuned_has_no_other_batch_norm(own: fg.Run) -> None:

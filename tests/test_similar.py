@@ -47,8 +47,9 @@ def test_a_photo_is_most_like_the_one_it_was_made_from(trained: fg.Run, tmp_path
         rows = list(csv.DictReader(file))
     assert [(each["photo"], each["place"]) for each in rows[:4]] == [
         *((names[0], str(place)) for place in (1, 2, 3)),
-        (str(same), "1"),
+        (names[1], ""),
     ]
+    assert (rows[0]["status"], rows[3]["status"]) == ("ok", found[1].problem)
     assert (rows[0]["path"], rows[0]["label"]) == (photos[row].path, photos[row].label)
     assert float(rows[0]["similarity"]) == 1
 
@@ -69,11 +70,20 @@ def test_those_of_a_class_are_the_nearest_that_the_fold_trained_on(trained: fg.R
 
 def test_photos_of_the_run_that_are_gone_are_told(trained: fg.Run, tmp_path: Path) -> None:
     draw_photo(tmp_path / "new.jpg", (200, 30, 30), 1)
-    elsewhere = fg.Run(trained.folder, photos=tmp_path)
-    undecoded = elsewhere.recipe.replace(cache="none", stored_side=0)
-    object.__setattr__(elsewhere, "recipe", undecoded)
-    with pytest.raises(DataError, match=r"could not be read|cannot be read|is gone|are gone"):
-        similar.similar(elsewhere, tmp_path / "new.jpg", machine=CPU)
+    moved = fg.Run(trained.folder, photos=tmp_path / "nowhere")
+    with pytest.raises(DataError, match="any more") as refused:
+        similar.similar(moved, tmp_path / "new.jpg", machine=CPU)
+    assert "--photos-root" in str(refused.value.hint)
+
+
+def test_photos_set_aside_to_stop_by_are_no_training_photos(
+    trained: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold = trained.folds[0]
+    aside = fold.train[::2]
+    monkeypatch.setattr(similar, "parts_of", lambda *_: (np.setdiff1d(fold.train, aside), aside))
+    (likes,) = similar.of_class(trained, 0, fold.test[:1].tolist(), [1], top=50, most=50)
+    assert likes and not {like.photo for like in likes} & {*aside.tolist()}
 
 
 def test_the_command_prints_or_writes(
@@ -87,7 +97,7 @@ def test_the_command_prints_or_writes(
     assert said.out.splitlines()[0] == "new.jpg"
     assert len(said.out.strip().splitlines()) == 4  # the name, a header, two photos
     said = command(*asked, "--out", tmp_path / "o.csv")
-    assert (said.code, said.out) == (0, "") and "the photos most like 2 photos" in said.err
+    assert (said.code, said.out) == (0, "") and "2 photos, 1 of them unreadable: " in said.err
     for flags, told in ((("--out", tmp_path / "o.csv"), "o.csv"), (("--top", "0"), "below 1")):
         said = command(*asked, *flags)
         assert said.code == 2 and told in said.err

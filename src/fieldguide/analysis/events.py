@@ -20,16 +20,20 @@ class Gathered:
     """The answers of events, summed while photos come: the mean of their log-probabilities.
 
     That mean was right more often than the mean of probabilities, or as often (docs/results.md).
-    Memory follows the number of events that photos have come of.
+    Memory follows the numbers of events and of photos' names.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._photos: dict[str, int] = {}
         self._first: dict[str, str] = {}
+        self._seen: set[tuple[str, str]] = set()
 
     def add(self, event: str, photo: str, probabilities: Float[np.ndarray, " classes"]) -> None:
-        """Add a photo of an event."""
+        """Add a photo of an event, once."""
+        if (event, photo) in self._seen:
+            return
+        self._seen.add((event, photo))
         logs = np.log(probabilities.clip(np.finfo(np.float64).tiny))
         self._sums[event] = self._sums[event] + logs if event in self._sums else logs
         self._photos[event] = self._photos.get(event, 0) + 1
@@ -54,7 +58,7 @@ def combined(
 ) -> Float[np.ndarray, "events classes"]:
     """Return the probabilities of each event, by number from 0; each has a photo."""
     found = Gathered()
-    for event, row in zip(event_of.tolist(), probabilities, strict=True):
-        found.add(str(event), "", row)
+    for number, (event, row) in enumerate(zip(event_of.tolist(), probabilities, strict=True)):
+        found.add(str(event), str(number), row)
     order = [int(each.name) for each in found.events()]
     return np.stack([each.probabilities for each in found.events()])[np.argsort(order)]

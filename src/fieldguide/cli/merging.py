@@ -250,7 +250,7 @@ def save(
     out
         The new folder.
     combine
-        The combination of folds: ensemble, logits, geometric, soup, greedy, stock, or fold-0,
+        The combination of folds: ensemble, logits, geometric, soup, greedy, stock, tuned, fold-0,
         fold-1, …
     """
     from fieldguide.runs.run import Run

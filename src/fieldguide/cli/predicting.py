@@ -55,7 +55,7 @@ class Answers:
     ----------
     combine
         The combination of a run's folds: ensemble (the default), logits, geometric, soup, greedy,
-        stock, or fold-0, fold-1, …
+        stock, tuned (once `fieldguide soup` made it), or fold-0, fold-1, …
     views
         Average over several views of each photo: flips, crops, scales, or some of them with commas.
     calibrated

@@ -47,6 +47,11 @@ def review(
         if label_next < 1:
             raise UsageError(f"--label-next is below 1: {label_next}")
     tables.require_free(out, overwrite)
+    part = right is not None or label_next is not None
+    if part and out.exists() and predictions.exists() and out.samefile(predictions):
+        raise UsageError(
+            f"`{out}` would lose the predictions that are left out", hint="name another --out"
+        )
     found = reviews.read(predictions)
     if label_next is not None:
         chosen = reviews.to_label(found, label_next)

@@ -247,8 +247,8 @@ def similar(
 ) -> None:
     """Show the training photos that look most like a photo.
 
-    They are compared by what the soup of the folds sees in them, from 0 to 1 (the cosine between
-    features). The first call takes a look at all training photos.
+    They are compared by what the soup of the folds sees in them, by the cosine between features: 1
+    is the same. The first call takes a look at all training photos.
 
     Parameters
     ----------
@@ -282,12 +282,13 @@ def similar(
         found = alike.similar(
             opened, photos, top=top, boxes=boxes, machine=machine.chosen(), watcher=watcher
         )
-    for each in found:
-        if each.problem:
-            terminal.tell(f"{each.name}: {each.problem}")
+    lost = [each for each in found if each.problem]
+    for each in lost:
+        terminal.tell(f"{terminal.cell(each.name)}: {each.problem}")
     if out is not None:
         alike.write(opened, found, out)
-        terminal.tell(f"the photos most like {count(len(found), 'photo')}: {out}")
+        more = f", {len(lost):,} of them unreadable" if lost else ""
+        terminal.tell(f"{count(len(found), 'photo')}{more}: {out}")
         return
     for each in found:
         if each.likes:

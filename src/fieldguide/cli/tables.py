@@ -340,7 +340,7 @@ def print_doubts(console: Console, run: "Run", found: "Doubts", csv: Path) -> No
 
 def print_similar(console: Console, run: "Run", found: "Similar") -> None:
     """Print the training photos most like one."""
-    console.print(found.name)
+    console.print(cell(found.name))
     table = Table("similarity", Column("label", overflow="fold"), Column("path", overflow="fold"))
     table.box = None
     for like in found.likes:

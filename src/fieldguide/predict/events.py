@@ -34,7 +34,7 @@ def named(
     """Return the event of each photo of a source; one in none is an event of its own.
 
     `group` is what names events, as for collections (`sources.read`): `event` (a column of the
-    source, else times within `gap` seconds, of folders those of EXIF), a column, `folder:N`, `stem`
+    source, of a photo's first row, else times within `gap` seconds, of folders those of EXIF), a column, `folder:N`, `stem`
     or `stem:REGEX`. Raises UsageError for `none`, and DataError where nothing is known of events.
     """
     if group == "none":
@@ -68,7 +68,11 @@ def named(
                 hint="event (by the times in EXIF), folder:N, stem or stem:REGEX",
             )
         found = photos.column("group")
-    return [event or each.name for event, each in zip(found, inputs, strict=True)]
+    events = {event for event in found if event}
+    alone = {name: f"{name} (no event)" for name in events}  # photos called as an event is
+    return [
+        event or alone.get(each.name, each.name) for event, each in zip(found, inputs, strict=True)
+    ]
 
 
 def beside(

@@ -36,6 +36,10 @@ def read(
         given[name] = weight
     weights = np.array([given.get(name, 0.0) for name in classes])
     if not weights.any():
+        if not given:
+            raise DataError(f"{path.name}: it names no class")
+        if given.keys() & {*classes}:
+            raise DataError(f"{path.name}: no class of the model has a weight above 0")
         raise DataError(f"{path.name}: none of the {len(classes)} classes of the model is in it")
     strange = sorted(given.keys() - {*classes})
     notice(

@@ -74,13 +74,16 @@ def to_label(review: Review, photos: int) -> Review:
     """Return the photos that are best labelled and trained on next: doubtful ones of all kinds.
 
     They are the least sure of each predicted class in turn: those of all classes together are too
-    much alike, and spreading them by features is no better (docs/results.md). Photos without an
-    answer are left out.
+    much alike, and spreading them by features is no better (docs/results.md). Each photo is there
+    once; those without an answer are left out.
     """
     taken: Counter[str] = Counter()
     turns: list[tuple[int, int]] = []
+    seen: set[str] = set()
     for row, cells in enumerate(review.rows):
-        if cells["confidence"].strip():
+        answered = cells["confidence"].strip() and cells["label"].strip()
+        if answered and cells["path"] not in seen:
+            seen.add(cells["path"])
             turns.append((taken[cells["label"]], row))
             taken[cells["label"]] += 1
     chosen = [row for _, row in sorted(turns)[:photos]]

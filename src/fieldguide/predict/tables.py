@@ -216,6 +216,7 @@ class Predictions:
             None if self.familiarity is None else self.familiarity[part],
             self.alarm,
             self.answering,
+            None if self.event_of is None else self.event_of[part],
         )
 
     @staticmethod
@@ -228,6 +229,7 @@ class Predictions:
         assert all(part.classes == first.classes for part in parts), "chunks of several models"
         sets = [part.sets for part in parts if part.sets is not None]
         familiar = [part.familiarity for part in parts if part.familiarity is not None]
+        events = [part.event_of for part in parts if part.event_of is not None]
         assert len(sets) in (0, len(parts)), "only some chunks have sets"
         assert len(familiar) in (0, len(parts)), "only some chunks have a familiarity"
         return Predictions(
@@ -240,6 +242,7 @@ class Predictions:
             np.concatenate(familiar) if familiar else None,
             first.alarm,
             first.answering,
+            tuple(itertools.chain.from_iterable(events)) if len(events) == len(parts) else None,
         )
 
 

@@ -571,7 +571,7 @@ class Run:
         name = f"fold-{combine}" if isinstance(combine, int) else combine
         known = [*COMBINATIONS, *(f"fold-{fold}" for fold in self.done), *self.models()]
         if name not in known:
-            if name == TUNED:
+            if name == TUNED and self.recipe.epochs:
                 raise UsageError(
                     "this run has no model `tuned` yet, which takes training",
                     hint=f"fieldguide soup {self.folder} --rule tuned",

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from fieldguide.errors import DataError
 from fieldguide.fitting.features import kept_features
+from fieldguide.fitting.jobs import parts_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.settings import on_machine
 from fieldguide.merge import Weights
@@ -25,7 +27,7 @@ from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 
-HEADER = ("photo", "place", "path", "label", "similarity")
+HEADER = ("photo", "place", "path", "label", "similarity", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ def similar(
     `DataError` where the run's photos cannot be read any more.
     """
     watcher = watcher or Watcher()
+    if not run.catalog.root.exists():
+        raise DataError(
+            f"the run's photos are not in `{run.catalog.root}` any more",
+            hint="name the folder where they lie now with --photos-root",
+        )
     found = inputs.read(photos, crop=run.crop, boxes=boxes, notice=watcher.notice)
     asked, _ = inputs.crops_of(found, run.crop)
     there = [each for each in asked if each.file is not None]
@@ -104,7 +111,7 @@ def of_class(
 
     Of classes with more than `most` photos so many are drawn.
     """
-    train = run.folds[fold].train
+    train, _ = parts_of(run.recipe, run.catalog, run.folds[fold])
     members: dict[int, Int[np.ndarray, " _"]] = {}
     for number in set(classes):
         own = train[run.targets[train] == number]
@@ -142,23 +149,17 @@ def nearest(
 
 
 def write(run: Run, found: Sequence[Similar], out: Path) -> None:
-    """Write a row for each similar photo, by place from 1; one with a problem has none."""
+    """Write a row for each similar photo, by place from 1; a photo that has none has one row."""
     photos = run.catalog.photos
-    files.write_csv(
-        out,
-        HEADER,
-        (
-            [
-                each.name,
-                str(place),
-                photos[like.photo].path,
-                str(photos[like.photo].label),
-                f"{like.similarity:.4f}",
-            ]
-            for each in found
-            for place, like in enumerate(each.likes, 1)
-        ),
-    )
+    rows: list[list[str]] = []
+    for each in found:
+        if not each.likes:
+            rows.append([each.name, "", "", "", "", each.problem])
+        for place, like in enumerate(each.likes, 1):
+            photo = photos[like.photo]
+            cells = [each.name, str(place), photo.path, str(photo.label), f"{like.similarity:.4f}"]
+            rows.append([*cells, "ok"])
+    files.write_csv(out, HEADER, rows)
 
 
 def _features(
