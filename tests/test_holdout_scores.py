@@ -626,7 +626,7 @@ def test_a_tuned_model_is_the_soup_after_training_on_all_photos(own: fg.Run) -> 
     assert own.models() == {"tuned": folder}
     model, soup = Classifier.load(folder), own.classifier("soup")
     assert model.merged and model.card.members == ("tuned",)
-    assert model.card.provenance["made"]["epochs"] == tuning.epochs_of(own)
+    assert model.card.provenance["made"]["epochs"] == own.recipe.epochs // 2
     moved = {
         name: float((tensor - soup.members[0][name]).abs().max())
         for name, tensor in model.members[0].items()
@@ -653,6 +653,25 @@ def test_tuning_that_was_stopped_goes_on_to_the_same_weights(own: fg.Run, tmp_pa
     assert 0 < resumed[0] < plans[0].steps
     for name, tensor in whole.members[0].items():
         assert bool((tensor == again.members[0][name]).all()), name
+
+
+def test_many_photos_are_trained_on_as_folds_are(
+    own: fg.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tuning.tuned(own, CPU)
+    monkeypatch.setattr(tuning, "MANY", 1)
+    many = tuning.tuned(own, CPU)
+    assert many.card.provenance["made"]["epochs"] == own.recipe.epochs
+    start = own.classifier("soup").members[0]
+
+    def moved(model: Classifier) -> float:
+        return sum(
+            float((tensor - start[name]).norm())
+            for name, tensor in model.members[0].items()
+            if name.endswith("weight")
+        )
+
+    assert moved(many) > moved(few) > 0
 
 
 def test_tuning_needs_folds_that_were_trained(own: fg.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def soup(
     ----------
     rule
         The plain mean (soup), the mean of folds added while accuracy on photos outside the folds
-        does not fall (greedy), Model Stock (stock), or the plain mean trained on with all photos
-        for half as many epochs as a fold (tuned), the best of them in short fits.
+        does not fall (greedy), Model Stock (stock), or the plain mean trained on with all photos,
+        as long as a fold was or half of that (tuned): the best of them in short fits.
     batch_norm
         Take the folds' mean statistics (average), or re-estimate them on training photos
         (recalibrate).

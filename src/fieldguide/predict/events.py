@@ -34,8 +34,9 @@ def named(
     """Return the event of each photo of a source; one in none is an event of its own.
 
     `group` is what names events, as for collections (`sources.read`): `event` (a column of the
-    source, of a photo's first row, else times within `gap` seconds, of folders those of EXIF), a column, `folder:N`, `stem`
-    or `stem:REGEX`. Raises UsageError for `none`, and DataError where nothing is known of events.
+    source, else times within `gap` seconds, of folders those of EXIF), a column (of a photo's first
+    row), `folder:N`, `stem` or `stem:REGEX`. Raises UsageError for `none`, and DataError where
+    nothing is known of events.
     """
     if group == "none":
         raise UsageError("`group` = 'none' has no events", hint="leave it out")
