@@ -1,7 +1,7 @@
 """The soup of a run's folds, trained a little more on all of their photos: one network for use.
 
-No photo of the folds is kept from it, so that only others can judge it. Of many photos it trains
-as a fold does. Of few, the first steps of AdamW, as long as the rate whatever the gradient, take more
+No photo of the folds is kept from it, so that only others can judge it. Of many photos it trains as
+a fold does. Of few, the first steps of AdamW, as long as the rate whatever the gradient, take more
 of what the folds have learned than the photos can bring: then by descent, and for half as long.
 """
 
