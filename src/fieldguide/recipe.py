@@ -43,6 +43,7 @@ Layout = Literal["contiguous", "channels_last"]
 Switch = Literal["off", "on"]
 HeadStart = Literal["random", "probe"]
 Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Mix = Literal["none", "cutmix", "mixup", "either"]
 # Epochs from which `mix` = auto mixes: the length of `default`, for which mixing was chosen. Of 4
 # epochs CutMix took 14 points: docs/results.md.
@@ -160,6 +161,9 @@ class Recipe(BaseModel):
     schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "learning rates after the warm-up")
     warmup: float = _setting("Optimiser", 0.5, "epochs in which the rates rise", ge=0)
     label_smoothing: float = _setting("Optimiser", 0.0, "share of the target spread over all classes", ge=0, lt=1)
+    co_tuning: Weight | Auto = _setting("Optimiser", 0.0,
+        "weight of a loss that keeps the source's classes apart, as its start did (Co-Tuning); needs head_start = probe"
+        " and weights with their classifier; auto: 0.5 where these are there")
     class_weights: Literal["none", "balanced"] = _setting("Optimiser", "none",
         "weight photos by the rarity of their class")
 
@@ -232,6 +236,10 @@ class Recipe(BaseModel):
             yield f"`std` = {self.std} is not above 0 and at most 1"
         if self.merge == "none" and self.replicas > 1:
             yield f"`merge` = 'none' leaves {self.replicas - 1} of `replicas` = {self.replicas} unused"
+        if self.co_tuning not in {0.0, "auto"} and (
+            self.head != "linear" or self.head_start == "random"
+        ):
+            yield "`co_tuning` needs `head` = 'linear' and `head_start` = 'probe'"
         if self.mix not in {"none", "auto"} and self.batch_size == 1:
             yield f"`mix` = {self.mix!r} needs a `batch_size` of at least 2"
         if self.accumulate > self.batch_size:
@@ -291,6 +299,7 @@ class ResolvedRecipe(Recipe):
     mix: Mix
     head_rate: Rate
     head_start: HeadStart = "random"  # newer than the first runs, as is `eval_size`
+    co_tuning: Weight = 0.0
 
     @model_validator(mode="before")
     @classmethod
@@ -341,6 +350,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "epochs": 8,
             "min_steps": 200,
             "backbone_rate": 3e-4,
+            "co_tuning": "auto",
             "mix": "none",
             "color_jitter": 0.0,
         },

@@ -35,7 +35,7 @@ from fieldguide.runs.run import Run
 from fieldguide.storage import decoded, shards
 from fieldguide.storage.columns import Records
 from fieldguide.storage.decoded import Store
-from fieldguide.train.job import FoldJob
+from fieldguide.train.job import FoldJob, Source
 
 
 def fold_jobs(
@@ -77,6 +77,7 @@ def fold_jobs(
     def job(index: int) -> FoldJob:
         train, watch = parts_of(recipe, run.catalog, run.folds[index])
         start, logits = run.start(index)
+        source = run.source(index)
         return FoldJob(
             fold=index,
             recipe=recipe,
@@ -94,6 +95,9 @@ def fold_jobs(
             watch=watch,
             parts=run.parts,
             places=places,
+            source=Source(*(torch.from_numpy(each).to(device) for each in source))
+            if source
+            else None,
         )
 
     return job

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fieldguide.analysis import metrics, unknown
 from fieldguide.errors import DataError
-from fieldguide.fitting.features import kept_features
+from fieldguide.fitting.features import PIECE, kept_features
 from fieldguide.fitting.jobs import parts_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import (
@@ -29,7 +29,7 @@ from fieldguide.network.network import Network, last_linear, load_weights
 from fieldguide.photos.catalog import Catalog, Photo, group_names
 from fieldguide.photos.folds import Fold, inner_split
 from fieldguide.recipe import ResolvedRecipe
-from fieldguide.runs.run import Run, folds_of, targets_of
+from fieldguide.runs.run import SOURCE, Run, folds_of, targets_of
 from fieldguide.seeds import derive_seed
 from fieldguide.storage.columns import Records
 from fieldguide.train.probe import (
@@ -59,6 +59,7 @@ def probes_of(
     watcher: Watcher,
     *,
     leave_out: bool = True,
+    source: tuple[Tensor, Tensor] | None = None,
 ) -> list[Arrays]:
     """Return each fold's head as the run keeps it: `weight`, `bias`, `strength`, `logits`.
 
@@ -66,6 +67,8 @@ def probes_of(
     parts set aside. The logits are those of the fold's test part, in the run's arithmetic. The
     first folds also have `left_out` (photos, blocks), unless it is not wanted: the doubt about the
     test part's photos of heads that were fitted without a block of classes (`unknown.blocks`).
+    With the classifier that came with the weights, `source`, they have the `relation` of their
+    training photos' classes to its own (`train.job.Source`), and the first the classifier.
     Changes the network's device and layout. Raises `TrainingError` for features that are not
     finite.
     """
@@ -86,6 +89,10 @@ def probes_of(
             strength = float(probes[fold.index]["strength"])
             found = list(pool.map(partial(seen.left_out, fold, strength), blocks))
             probes[fold.index] = {**probes[fold.index], "left_out": np.stack(found, axis=1)}
+        if source:
+            relations = pool.map(partial(seen.relation, *source), folds)
+            probes = [{**p, "relation": r} for p, r in zip(probes, relations, strict=True)]
+            probes[0] = {**probes[0], **arrays(dict(zip(SOURCE, source, strict=True)))}
         return probes
 
 
@@ -175,6 +182,19 @@ class _Seen:
         weight, bias = without_classes(seen, own, block, classes, strength, weights)
         logits = self.features[self.place[fold.test]].double() @ weight.T + bias
         return unknown.doubt(metrics.softmax(logits.numpy())).astype(np.float32)
+
+    def relation(self, weight: Tensor, bias: Tensor, fold: Fold) -> NDArray[np.float32]:
+        """Return the source's mean probabilities of each class's training photos, (classes, …)."""
+        train, own, _ = self._training(fold)
+        classes = len(self.catalog.classes)
+        sums = torch.zeros(classes, len(weight), dtype=torch.float64)
+        for start in range(0, len(train), PIECE):
+            rows = self.place[train[start : start + PIECE]]
+            found = torch.nn.functional.linear(self.features[rows], weight, bias).double()
+            sums.index_add_(0, own[start : start + PIECE], found.softmax(1))
+        counts = torch.bincount(own, minlength=classes).clamp_min(1)
+        relation: NDArray[np.float32] = (sums / counts[:, None]).float().numpy()
+        return relation
 
     def _training(self, fold: Fold) -> tuple[NDArray[np.int64], Tensor, Tensor | None]:
         """Return the photos that a fold trains on, their classes and their weights."""

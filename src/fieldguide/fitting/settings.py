@@ -58,6 +58,8 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     start = "probe" if recipe.head == "linear" else "random"
     found |= {"head_start": start if recipe.head_start == "auto" else recipe.head_start}
     found |= {"head_rate": recipe.backbone_rate if found["head_start"] == "probe" else DRAWN_RATE}
+    probed = found["head_start"] == "probe" and recipe.head == "linear" and recipe.epochs
+    found |= {"co_tuning": CO_TUNING if probed else 0.0}
     asked = recipe.model_dump()
     asked |= {name: value for name, value in found.items() if asked[name] == "auto"}
     asked |= {
@@ -68,6 +70,7 @@ def resolve(recipe: Recipe, backbone: nn.Module) -> ResolvedRecipe:
     return ResolvedRecipe(**asked)
 
 
+CO_TUNING = 0.5  # the weight where the recipe leaves it open: docs/results.md
 DRAWN_RATE = 1e-3  # of a head that is drawn, where the recipe leaves it open
 # Steps of an epoch that batches leave at least, where `min_steps` says so, and their least photos.
 EPOCH_STEPS, SMALL_BATCH = 8, 8

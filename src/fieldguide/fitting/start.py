@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from fieldguide import recipe as recipes
-from fieldguide.errors import TrainingError
+from fieldguide.errors import TrainingError, UsageError
 from fieldguide.fitting.jobs import index_of
 from fieldguide.fitting.older import Older, changes, require_unseen
 from fieldguide.fitting.prepare import prepare
@@ -39,6 +39,7 @@ from fieldguide.network.network import (
     freeze,
     input_config,
     load_weights,
+    source_head,
     weights_of,
     with_head,
 )
@@ -127,6 +128,17 @@ def create(
         rate = DRAWN_RATE if recipe.head_rate == "auto" else recipe.head_rate
         resolved = resolved.replace(head_start="random", head_rate=rate)
         watcher.notice("heads start from a draw: with so many photos a regression takes long")
+    source = None
+    if resolved.co_tuning:
+        if resolved.head_start == "probe":
+            source = source_head(backbone, weights)  # of an older run's weights there is none
+        if source is None and recipe.co_tuning != "auto":
+            raise UsageError(
+                "`co_tuning` needs heads that are fitted and the classifier that came with the"
+                " weights, which is not there",
+                hint="leave `co_tuning` out, or take pretrained weights with their classifier",
+            )
+        resolved = resolved.replace(co_tuning=resolved.co_tuning if source else 0.0)
     freeze(network, resolved.freeze)
     if resolved.freeze and resolved.epochs:
         drawn = ", and stay as they were drawn: --freeze 0 trains them"
@@ -147,7 +159,7 @@ def create(
     if older:
         starts = _starts(resolved, network, used, older, watcher)
     else:
-        probes = _probes(resolved, network, used, watcher, instant)
+        probes = _probes(resolved, network, used, watcher, instant, source)
     environment = _environment(catalog, resolved, network, command, older) | {
         "parts": choice.parts,
         "probe_seconds": round(time.monotonic() - began, 3) if probes or starts else 0.0,
@@ -183,7 +195,12 @@ def _takes_long(network: Network, used: Catalog) -> bool:
 
 
 def _probes(
-    recipe: ResolvedRecipe, network: Network, used: Catalog, watcher: Watcher, instant: bool
+    recipe: ResolvedRecipe,
+    network: Network,
+    used: Catalog,
+    watcher: Watcher,
+    instant: bool,
+    source: tuple[Tensor, Tensor] | None,
 ) -> list[Arrays]:
     """Return the folds' fitted heads, if they are wanted, and tell what is to beat."""
     wanted = recipe.head_start == "probe"
@@ -191,7 +208,9 @@ def _probes(
         watcher.notice("there is no number to beat: with so many photos a regression takes long")
         instant = False
     try:
-        found = probes_of(recipe, network, used, watcher) if wanted or instant else []
+        found = []
+        if wanted or instant:
+            found = probes_of(recipe, network, used, watcher, source=source)
     except TrainingError as error:
         if wanted:
             raise

@@ -19,7 +19,7 @@ from fieldguide.errors import UsageError
 from fieldguide.network.backbones import require_backbone
 from fieldguide.network.batch_norm import is_frozen
 from fieldguide.network.feature_map import output_channels
-from fieldguide.network.heads import HEADS
+from fieldguide.network.heads import HEADS, pooled
 from fieldguide.network.pretrained import download, read_weights
 from fieldguide.recipe import Interpolation
 from fieldguide.seeds import derive_seed
@@ -42,6 +42,14 @@ class Network(nn.Module):
         """Return the logits of normalised images."""
         logits: Tensor = self.head(self.backbone(images))
         return logits
+
+    def with_features(
+        self, images: Float[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n channels"]]:
+        """Return the logits, and what a linear head sees before its dropout."""
+        features: Tensor = self.backbone(images)
+        logits: Tensor = self.head(features)
+        return logits, pooled(features)
 
 
 @dataclass(frozen=True)
@@ -227,6 +235,32 @@ def _load_backbone(
         )
     _tell_unused(prefix, [name for name in given if name not in own], given, tell)
     load_weights(backbone, own | given)
+
+
+def source_head(backbone: nn.Module, weights: str) -> tuple[Tensor, Tensor] | None:
+    """Return the classifier that came with a backbone's weights: its weight and bias.
+
+    None where the weights have none that is one linear layer on the backbone's mean feature.
+    """
+    if weights == "none":
+        return None
+    config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    file = (
+        download(str(config["architecture"]), config) if weights == "pretrained" else Path(weights)
+    )
+    given, name = read_weights(file), config.get("classifier")
+    found = [
+        (given[each], given[each.removesuffix("weight") + "bias"])
+        for each in given
+        if isinstance(name, str)
+        and each.endswith(f"{name}.weight")
+        and each.removesuffix("weight") + "bias" in given
+    ]
+    channels = output_channels(backbone)
+    if len(found) != 1 or found[0][0].flatten(1).shape[1] != channels:
+        return None
+    weight, bias = found[0]
+    return weight.flatten(1), bias
 
 
 def _trimmed(tensor: Tensor) -> tuple[int, ...]:

@@ -75,6 +75,7 @@ FOLD_FILES = ("weights.safetensors", "history.csv", "merges.csv", "predictions.n
 RESULT_FILES = ("oof.csv", "summary.json")
 TAXONOMY = "taxonomy.csv"  # of the classes: given at any time
 TAXONOMY_BEGUN = "taxonomy.begun"  # while the results are written anew with it
+SOURCE = ("source_weight", "source_bias")  # in the first of them, for Co-Tuning
 PROBE = "probe"  # folder of the heads that folds start from
 OLDER = "older"  # folder of what is kept of the run that this one goes on from
 TUNED: Final = "tuned"  # the merged model that `study.tuning` trains
@@ -238,6 +239,13 @@ class Run:
         probe = self.probe(fold) if self.recipe.head_start == "probe" else {}
         head = {f"head.linear.{name}": probe[name] for name in ("weight", "bias") if probe}
         return self.weights() | head, probe.get("logits")
+
+    def source(self, fold: int) -> "tuple[NDArray[np.float32], ...] | None":
+        """Return what a fold's Co-Tuning needs (`train.job.Source`), if the recipe wants it."""
+        if not self.recipe.co_tuning:
+            return None
+        first = self.probe(0)
+        return (*(first[name] for name in SOURCE), self.probe(fold)["relation"])
 
     @cached_property
     def older_photos(self) -> Sequence[Photo]:

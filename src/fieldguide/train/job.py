@@ -5,6 +5,7 @@ Knows nothing of how training goes.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,17 @@ IntArray = NDArray[np.int64]
 Logits = Float[np.ndarray, "n classes"]
 
 
+class Source(NamedTuple):
+    """The classifier that came with a network's weights, and what it says of our classes.
+
+    `relation` is its mean probabilities of the photos of each class, as the network was at first.
+    """
+
+    weight: Float[Tensor, "sources channels"]
+    bias: Float[Tensor, " sources"]
+    relation: Float[Tensor, "classes sources"]
+
+
 @dataclass(frozen=True)
 class FoldJob:
     """The needs of a fold's training, which changes its two networks' weights alone.
@@ -35,7 +47,8 @@ class FoldJob:
     `watch` are photo numbers: trained on, predicted, and looked at for early stopping. `recipe`
     is resolved. `start_logits` are those of the test part under `start`, if its head was fitted.
     `parts` are those that batches are computed in from the start. `places` (n, 2) are
-    shard and offset of each photo, where the recipe wants them in that order.
+    shard and offset of each photo, where the recipe wants them in that order. `source` is there
+    where the recipe wants Co-Tuning.
     """
 
     fold: int
@@ -55,6 +68,7 @@ class FoldJob:
     places: IntArray | None = None
     start_logits: Logits | None = None
     optimizer: Kind = "adamw"
+    source: Source | None = None
 
     def rows(self, replica: int, epoch: int) -> IntArray:
         """The photos that a replica trains on in an epoch."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError
@@ -17,7 +18,7 @@ from fieldguide.photos.augment import mix_batch
 from fieldguide.photos.batches import Batch
 from fieldguide.seeds import derive_seed
 from fieldguide.train.evaluate import too_large
-from fieldguide.train.job import FoldJob
+from fieldguide.train.job import FoldJob, Source
 from fieldguide.train.replica import Replica
 from fieldguide.train.state import Step
 
@@ -178,16 +179,33 @@ def _backward(job: FoldJob, replica: Replica, batch: Batch, whole: int) -> tuple
         images.tensor_split(parts), shares.tensor_split(parts), strict=True
     ):
         with autocast(job.device, job.precision):
-            logits = job.network(part)
+            if job.source:
+                logits, features = job.network.with_features(part)
+            else:
+                logits = job.network(part)
         loss = nn.functional.cross_entropy(
             logits.float(),
             part_shares,
             weight=job.class_weights,
             label_smoothing=recipe.label_smoothing,
         )
+        if job.source:
+            loss = loss + recipe.co_tuning * source_loss(job.source, features, part_shares)
         loss = loss * (len(part) / whole)
         replica.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         best = logits.detach().argmax(dim=1, keepdim=True)
         right += part_shares.gather(1, best).sum() / whole
     return total, right
+
+
+def source_loss(
+    source: Source, features: Float[Tensor, "n channels"], shares: Float[Tensor, "n classes"]
+) -> Tensor:
+    """Return the cross entropy of the source's classes, with those of our classes as targets.
+
+    Source: You et al., "Co-Tuning for Transfer Learning", NeurIPS 2020, equation 4; but the
+    source's classifier stays as it was, and what it says of our classes is its mean.
+    """
+    logits = nn.functional.linear(features.float(), source.weight, source.bias)
+    return nn.functional.cross_entropy(logits, shares @ source.relation)
