@@ -351,9 +351,7 @@ def _chosen(name: str, settings: Flags | None, folder: Path, older: Path | None)
         require_run(older)
     there = Run(folder if begun else older).recipe
     if there.co_tuning:  # the classifier of the first weights is no part of what is gone on from
-        terminal.tell(
-            "`co_tuning` is left out: folds that were trained have left the first weights"
-        )
+        terminal.tell("`co_tuning` is left out: trained folds have left the first weights")
         there = there.replace(co_tuning=0.0)
     chosen = chosen_recipe(name, settings, there)
     others = recipes.differences(chosen, there)
