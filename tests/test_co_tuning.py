@@ -72,7 +72,7 @@ def test_a_fold_knows_the_source_by_its_own_training_photos(run: fg.Run, weights
         np.testing.assert_array_equal(job.source.relation.numpy(), relation)
     assert not np.allclose(*relations)
     body = build_backbone("test_resnet", weights=str(weights), seed=0)
-    head = source_head(body, str(weights))
+    head = source_head("test_resnet", body, str(weights))
     assert head is not None
     np.testing.assert_array_equal(head[0].numpy(), weight)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fieldguide.analysis import metrics, unknown
 from fieldguide.errors import DataError
-from fieldguide.fitting.features import PIECE, kept_features
+from fieldguide.fitting.features import kept_features
 from fieldguide.fitting.jobs import parts_of
 from fieldguide.fitting.progress import Watcher
 from fieldguide.machine.device import (
@@ -50,6 +50,8 @@ ASIDE, JUDGED, MOST_SPLITS = 0.25, 500, 5
 # Folds whose photos are judged by heads that do not know their classes: the first, until so many
 # photos are (taste).
 LEFT_OUT_PHOTOS = 1000
+
+FEW = 256  # photos whose probabilities of the source's classes are held at once
 
 
 def probes_of(
@@ -188,10 +190,10 @@ class _Seen:
         train, own, _ = self._training(fold)
         classes = len(self.catalog.classes)
         sums = torch.zeros(classes, len(weight), dtype=torch.float64)
-        for start in range(0, len(train), PIECE):
-            rows = self.place[train[start : start + PIECE]]
+        for start in range(0, len(train), FEW):  # sources may be 21,841
+            rows = self.place[train[start : start + FEW]]
             found = torch.nn.functional.linear(self.features[rows], weight, bias).double()
-            sums.index_add_(0, own[start : start + PIECE], found.softmax(1))
+            sums.index_add_(0, own[start : start + FEW], found.softmax(1))
         counts = torch.bincount(own, minlength=classes).clamp_min(1)
         relation: NDArray[np.float32] = (sums / counts[:, None]).float().numpy()
         return relation

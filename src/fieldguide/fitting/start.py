@@ -131,7 +131,9 @@ def create(
     source = None
     if resolved.co_tuning:
         if resolved.head_start == "probe":
-            source = source_head(backbone, weights)  # of an older run's weights there is none
+            source = source_head(
+                recipe.backbone, backbone, weights
+            )  # of an older run's weights there is none
         if source is None and recipe.co_tuning != "auto":
             raise UsageError(
                 "`co_tuning` needs heads that are fitted and the classifier that came with the"

@@ -38,18 +38,15 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
-        """Return the logits of normalised images."""
-        logits: Tensor = self.head(self.backbone(images))
-        return logits
-
-    def with_features(
-        self, images: Float[Tensor, "n 3 height width"]
-    ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n channels"]]:
-        """Return the logits, and what a linear head sees before its dropout."""
-        features: Tensor = self.backbone(images)
-        logits: Tensor = self.head(features)
-        return logits, pooled(features)
+    def forward(
+        self, images: Float[Tensor, "n 3 height width"], *, features: bool = False
+    ) -> (
+        Float[Tensor, "n classes"] | tuple[Float[Tensor, "n classes"], Float[Tensor, "n channels"]]
+    ):
+        """Return the logits of normalised images; and with `features` what a linear head sees."""
+        found = self.backbone(images)
+        logits: Tensor = self.head(found)
+        return (logits, pooled(found)) if features else logits
 
 
 @dataclass(frozen=True)
@@ -237,23 +234,21 @@ def _load_backbone(
     load_weights(backbone, own | given)
 
 
-def source_head(backbone: nn.Module, weights: str) -> tuple[Tensor, Tensor] | None:
-    """Return the classifier that came with a backbone's weights: its weight and bias.
+def source_head(name: str, backbone: nn.Module, weights: str) -> tuple[Tensor, Tensor] | None:
+    """Return the classifier that came with the weights of a backbone of that name: weight and bias.
 
     None where the weights have none that is one linear layer on the backbone's mean feature.
     """
     if weights == "none":
         return None
     config: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
-    file = (
-        download(str(config["architecture"]), config) if weights == "pretrained" else Path(weights)
-    )
-    given, name = read_weights(file), config.get("classifier")
+    file = download(name, config) if weights == "pretrained" else Path(weights)
+    given, layer = read_weights(file), config.get("classifier")
     found = [
         (given[each], given[each.removesuffix("weight") + "bias"])
         for each in given
-        if isinstance(name, str)
-        and each.endswith(f"{name}.weight")
+        if isinstance(layer, str)
+        and each.endswith(f"{layer}.weight")
         and each.removesuffix("weight") + "bias" in given
     ]
     channels = output_channels(backbone)

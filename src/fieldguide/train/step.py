@@ -180,7 +180,7 @@ def _backward(job: FoldJob, replica: Replica, batch: Batch, whole: int) -> tuple
     ):
         with autocast(job.device, job.precision):
             if job.source:
-                logits, features = job.network.with_features(part)
+                logits, features = job.network(part, features=True)
             else:
                 logits = job.network(part)
         loss = nn.functional.cross_entropy(
