@@ -106,7 +106,11 @@ def test_without_the_classifier_it_is_refused_or_left_out(
     assert auto.recipe.co_tuning == 0
     again = small_fit(discs, tmp_path / "b", **PROBED, co_tuning="auto")  # type: ignore[arg-type]
     assert results(again) == results(auto)
-    assert co_tuned(discs, tmp_path / "c", weights, co_tuning="auto").recipe.co_tuning == 0.5
+    told: list[str] = []
+    watcher = Watcher(notice=told.append)
+    found = co_tuned(discs, tmp_path / "c", weights, co_tuning="auto", watcher=watcher)
+    assert found.recipe.co_tuning == 0.5
+    assert any("goes on telling the 7 classes" in each for each in told)
     with pytest.raises(UsageError, match="`co_tuning` needs"):
         recipes.build({"co_tuning": 0.5, "head": "se"})
     with pytest.raises(UsageError, match="`co_tuning` needs"):

@@ -141,6 +141,11 @@ def create(
                 hint="leave `co_tuning` out, or take pretrained weights with their classifier",
             )
         resolved = resolved.replace(co_tuning=resolved.co_tuning if source else 0.0)
+        if source:
+            watcher.notice(
+                f"the network goes on telling the {len(source[1]):,} classes that its weights came"
+                " with, beside the photos' own (`co_tuning`)"
+            )
     freeze(network, resolved.freeze)
     if resolved.freeze and resolved.epochs:
         drawn = ", and stay as they were drawn: --freeze 0 trains them"
