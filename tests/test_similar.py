@@ -58,8 +58,12 @@ def test_those_of_a_class_are_the_nearest_that_the_fold_trained_on(trained: fg.R
     fold = trained.folds[1]
     asked = fold.test[:4].tolist()
     classes = [0, 1, 2, 0]
-    found = similar.of_class(trained, 1, asked, classes, top=2, most=1000)
-    few = similar.of_class(trained, 1, asked, classes, top=2, most=1)
+    found = similar.of_class(
+        trained, 1, asked, classes, top=2, most=1000, ingredients=trained.ingredients()
+    )
+    few = similar.of_class(
+        trained, 1, asked, classes, top=2, most=1, ingredients=trained.ingredients()
+    )
     for number, likes, one in zip(classes, found, few, strict=True):
         rows = [like.photo for like in likes]
         assert len(rows) == 2 and {*rows} <= {*fold.train.tolist()}
@@ -82,7 +86,9 @@ def test_photos_set_aside_to_stop_by_are_no_training_photos(
     fold = trained.folds[0]
     aside = fold.train[::2]
     monkeypatch.setattr(similar, "parts_of", lambda *_: (np.setdiff1d(fold.train, aside), aside))
-    (likes,) = similar.of_class(trained, 0, fold.test[:1].tolist(), [1], top=50, most=50)
+    (likes,) = similar.of_class(
+        trained, 0, fold.test[:1].tolist(), [1], top=50, most=50, ingredients=trained.ingredients()
+    )
     assert likes and not {like.photo for like in likes} & {*aside.tolist()}
 
 

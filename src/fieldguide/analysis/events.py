@@ -57,8 +57,8 @@ def combined(
     probabilities: Float[np.ndarray, "n classes"], event_of: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "events classes"]:
     """Return the probabilities of each event, by number from 0; each has a photo."""
-    found = Gathered()
+    gathered = Gathered()
     for number, (event, row) in enumerate(zip(event_of.tolist(), probabilities, strict=True)):
-        found.add(str(event), str(number), row)
-    order = [int(each.name) for each in found.events()]
-    return np.stack([each.probabilities for each in found.events()])[np.argsort(order)]
+        gathered.add(str(event), str(number), row)
+    found = sorted(gathered.events(), key=lambda event: int(event.name))
+    return np.stack([event.probabilities for event in found])

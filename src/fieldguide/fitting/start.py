@@ -130,18 +130,17 @@ def create(
         watcher.notice("heads start from a draw: with so many photos a regression takes long")
     source = None
     if resolved.co_tuning:
-        if resolved.head_start == "probe":
-            source = source_head(
-                recipe.backbone, backbone, weights
-            )  # of an older run's weights there is none
+        if resolved.head_start == "probe":  # an older run's weights have no classifier
+            source = source_head(recipe.backbone, backbone, weights)
         if source is None and recipe.co_tuning != "auto":
             raise UsageError(
                 "`co_tuning` needs heads that are fitted and the classifier that came with the"
                 " weights, which is not there",
                 hint="leave `co_tuning` out, or take pretrained weights with their classifier",
             )
-        resolved = resolved.replace(co_tuning=resolved.co_tuning if source else 0.0)
-        if source:
+        if source is None:
+            resolved = resolved.replace(co_tuning=0.0)
+        else:
             watcher.notice(
                 f"the network goes on telling the {len(source[1]):,} classes that its weights came"
                 " with, beside the photos' own (`co_tuning`)"

@@ -27,11 +27,10 @@ def read(
     The table has a row a class, or many that agree. The column of the classes is `label`, or the
     one that names most of them. The ranks are the columns with the usual names (kingdom, phylum,
     class, order, family, genus, species); of a table without them all other columns, the coarsest
-    the one with the fewest taxa. With `ordered`, for what
-    `table_of` gave, all columns are ranks as they stand. Empty cells
-    say that a class has no such taxon, and what else is in the table is left out; `notice` reports
-    what was taken for what. Raises DataError for classes that are missing, rows that contradict
-    each other, and what is no tree.
+    the one with the fewest taxa. With `ordered`, for what `table_of` gave, all columns are ranks as
+    they stand. Empty cells say that a class has no such taxon, and what else is in the table is
+    left out; `notice` reports what was taken for what. Raises DataError for classes that are
+    missing, rows that contradict each other, and what is no tree.
     """
     dialect = {"delimiter": ","} if ordered else None  # as `table_of` is written
     table, known = with_binomials(read_cells(Path(path), dialect=dialect)), frozenset(classes)

@@ -234,7 +234,9 @@ def _computed(
         (weights,) = ingredients.fold_weights([fold])
         likes: Sequence[tuple[Like, ...]] = [()] * len(rows)
         try:
-            likes = similar.of_class(run, fold, numbers, classes, top=ALIKES, most=COMPARED)
+            likes = similar.of_class(
+                run, fold, numbers, classes, top=ALIKES, most=COMPARED, ingredients=ingredients
+            )
         except FieldguideError as error:  # some of the training photos are gone
             told.append(error.message)
         for found in activation.heats(weights, places, classes):

@@ -6,6 +6,7 @@ go through a network once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from fieldguide.photos.catalog import Catalog, Photo, in_columns
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.pixels import Reading
 from fieldguide.predict import combine, inputs
-from fieldguide.predict.inference import Machine, precision_used, template
+from fieldguide.predict.combine import Ingredients
+from fieldguide.predict.inference import Architecture, Machine, precision_used, template
+from fieldguide.recipe import ResolvedRecipe
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
@@ -76,15 +79,21 @@ def similar(
     rows = np.flatnonzero(np.array([p.split == "train" for p in run.catalog.photos]))
     likes: dict[int, tuple[Like, ...]] = {}
     if readable:
-        weights = combine.soup(run.ingredients(), "soup").members[0]
-        own = _features(run, weights, run.catalog, rows, machine, watcher)
+        ingredients = run.ingredients()
+        seen = partial(
+            _features,
+            run.recipe,
+            ingredients.architecture,
+            combine.soup(ingredients, "soup").members[0],
+            machine=machine,
+            watcher=watcher,
+        )
+        own = seen(run.catalog, rows)
         queries = Catalog(
             Path(),
             in_columns(Photo(str(there[n].file), None, sha256=facts[n].sha256) for n in readable),
         )
-        asked_features = _features(
-            run, weights, queries, np.arange(len(readable)), machine, watcher
-        )
+        asked_features = seen(queries, np.arange(len(readable)))
         hashes = np.array([run.catalog.photos[row].sha256 for row in rows.tolist()])
         for place, number in enumerate(readable):
             other = hashes != facts[number].sha256
@@ -106,10 +115,11 @@ def of_class(
     *,
     top: int,
     most: int,
+    ingredients: Ingredients,
 ) -> list[tuple[Like, ...]]:
     """Return for photos that a fold judged its training photos of a class each that are most alike.
 
-    Of classes with more than `most` photos so many are drawn.
+    Of classes with more than `most` photos so many are drawn. `ingredients` are the run's.
     """
     train, _ = parts_of(run.recipe, run.catalog, run.folds[fold])
     members: dict[int, Int[np.ndarray, " _"]] = {}
@@ -117,9 +127,9 @@ def of_class(
         own = train[run.targets[train] == number]
         draw = np.random.default_rng(derive_seed("compared with mistakes", fold, number))
         members[number] = np.sort(draw.permutation(own)[:most])
-    (weights,) = run.ingredients().fold_weights([fold])
+    (weights,) = ingredients.fold_weights([fold])
     rows = np.unique(np.concatenate([np.array(photos), *members.values()])).astype(np.int64)
-    features = _features(run, weights, run.catalog, rows, Machine(), Watcher())
+    features = _features(run.recipe, ingredients.architecture, weights, run.catalog, rows)
     place = {int(row): n for n, row in enumerate(rows)}
     return [
         nearest(
@@ -163,19 +173,20 @@ def write(run: Run, found: Sequence[Similar], out: Path) -> None:
 
 
 def _features(
-    run: Run,
+    recipe: ResolvedRecipe,
+    architecture: Architecture,
     weights: Weights,
     catalog: Catalog,
     rows: Int[np.ndarray, " n"],
-    machine: Machine,
-    watcher: Watcher,
+    machine: Machine = Machine(),
+    watcher: Watcher | None = None,
 ) -> Float[np.ndarray, "n channels"]:
-    architecture = run.ingredients().architecture
-    recipe = on_machine(run.recipe, machine).replace(
-        precision=precision_used(architecture, machine)
-    )
+    here = on_machine(recipe, machine)
+    here = here.replace(precision=precision_used(architecture, machine))
     network = template(architecture)
     load_weights(network, weights)
     found: Float[np.ndarray, "n channels"]
-    found = kept_features(recipe, network, catalog, rows, watcher).numpy().astype(np.float64)
+    found = (
+        kept_features(here, network, catalog, rows, watcher or Watcher()).numpy().astype(np.float64)
+    )
     return found
