@@ -22,7 +22,7 @@ from fieldguide.analysis import conformal, metrics, paired
 from fieldguide.analysis.conformal import Sets
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.combine import RULES, Outside
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.study import holdout_scores
 
 ROUNDS = 5

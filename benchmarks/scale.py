@@ -85,7 +85,8 @@ def measure(tars: Path, shards: Path, photos: int, batch_size: int) -> None:
     from fieldguide.photos import catalog as catalogs
     from fieldguide.photos import check, folds
     from fieldguide.photos.augment import Augmentation
-    from fieldguide.photos.batches import Decoding, Loader, Pictures, training_plan
+    from fieldguide.photos.batches import Loader, Pictures, training_plan
+    from fieldguide.photos.decoding import Decoding
     from fieldguide.photos.folders import scan
     from fieldguide.photos.inspect import inspect
     from fieldguide.photos.near_copies import duplicates, joined_groups

@@ -6,7 +6,7 @@ Ours are compared with them: draws, then pixels. Draws are from torch's global g
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.photos.augment import Augmentation, Policy, _shortened
+from fieldguide.photos.augment import Augmentation, Policy
 from fieldguide.recipe import Interpolation
 
 
@@ -38,7 +38,7 @@ def evaluation_transform(size: int, resize: int, interpolation: Interpolation) -
     """Shorter side to `resize` pixels, then the centre: a picture → uint8 (3, size, size)."""
     return v2.Compose(
         [
-            v2.Lambda(_shortened),
+            v2.Lambda(shorten),
             v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True),
             v2.CenterCrop(size),
             v2.PILToTensor(),

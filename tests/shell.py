@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 
 CPU = Machine("cpu", workers=0)
 ON_CPU = ["--device", "cpu", "--workers", "0"]

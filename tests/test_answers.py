@@ -19,8 +19,9 @@ from fieldguide.analysis import unknown
 from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.errors import DataError, UsageError
 from fieldguide.predict import megadetector, occurrence, reviews
-from fieldguide.predict.classifier import Classifier, OutOfFold
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.card import OutOfFold
+from fieldguide.predict.classifier import Classifier
+from fieldguide.predict.model import Machine
 from fieldguide.predict.tables import NO_BOX, Predictions, Taxon
 from fieldguide.study import holdout_scores, unknowns
 

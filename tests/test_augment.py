@@ -11,12 +11,12 @@ from torchvision.transforms import v2
 
 from fieldguide.photos.augment import (
     SECOND_SCALE,
-    View,
-    decoded_side,
     mix_batch,
     normalise,
     view_transform,
 )
+from fieldguide.photos.decoding import decoded_side
+from fieldguide.recipe import View
 
 MEAN = (0.485, 0.456, 0.406)
 

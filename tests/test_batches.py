@@ -21,7 +21,6 @@ from fieldguide.photos.augment import Augmentation
 from fieldguide.photos.batches import (
     AHEAD,
     Batch,
-    Decoding,
     Draw,
     Loader,
     Pictures,
@@ -33,8 +32,9 @@ from fieldguide.photos.batches import (
     streamed,
     training_plan,
 )
+from fieldguide.photos.decoding import Decoding, Picture
 from fieldguide.photos.pixels import Reading
-from fieldguide.photos.transforms import Picture, evaluation, training
+from fieldguide.photos.transforms import evaluation, training
 from fieldguide.storage import files
 from fieldguide.storage.decoded import Store
 

@@ -18,12 +18,13 @@ import fieldguide as fg
 from fieldguide.analysis import calibration, metrics
 from fieldguide.analysis.conformal import Sets
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.photos.augment import View
 from fieldguide.predict import inference
-from fieldguide.predict.classifier import CARD, Classifier, Combine, combined, member_probabilities
-from fieldguide.predict.inference import Machine, Seen
+from fieldguide.predict.card import CARD, Combine
+from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.inputs import Input
+from fieldguide.predict.model import Machine, Seen, combined, member_probabilities
 from fieldguide.predict.tables import Predictions
+from fieldguide.recipe import View
 from fieldguide.storage import files
 
 CPU = Machine("cpu", workers=0)

@@ -18,7 +18,7 @@ from fieldguide.errors import DataError, UsageError
 from fieldguide.merge import Weights
 from fieldguide.predict import combine, inference
 from fieldguide.predict.combine import Greedy, Ingredients, Outside
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 
 CPU = Machine("cpu", workers=0)
 

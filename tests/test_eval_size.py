@@ -14,7 +14,7 @@ from fieldguide.errors import UsageError
 from fieldguide.fitting.progress import Watcher
 from fieldguide.fitting.settings import resolve
 from fieldguide.network.network import build_backbone
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 
 
 def test_photos_are_judged_and_predicted_at_their_own_size(discs: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from fieldguide import cli
 from fieldguide.analysis import events
 from fieldguide.errors import DataError, UsageError
 from fieldguide.predict import events as of_events
-from fieldguide.predict.inference import Machine
 from fieldguide.predict.inputs import Input
+from fieldguide.predict.model import Machine
 from fieldguide.predict.tables import Predictions
 from fieldguide.report import trust
 from fieldguide.runs import scores

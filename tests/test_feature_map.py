@@ -16,7 +16,7 @@ from fieldguide.fitting.settings import resolve
 from fieldguide.network.batch_norm import absorb, has_batch_norm
 from fieldguide.network.network import Network, build, build_backbone, freeze
 from fieldguide.predict import inference
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.report import build as build_report
 
 CONVOLUTIONAL = ("test_convnext", "test_efficientnet", "test_byobnet", "test_nfnet", "regnetx_002")

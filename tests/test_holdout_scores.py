@@ -19,7 +19,7 @@ from fieldguide.fitting.progress import Plan, Watcher
 from fieldguide.photos.folders import scan_unlabelled
 from fieldguide.predict import combine, inference
 from fieldguide.predict.classifier import Classifier
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.storage import files
 from fieldguide.study import holdout_scores, tuning
 from fieldguide.study.holdout_scores import CROSS_FITTED, FLATTERED, Worth, Worths

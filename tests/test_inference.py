@@ -17,10 +17,12 @@ from fieldguide.merge import Weights
 from fieldguide.network import batch_norm, network
 from fieldguide.network.network import build
 from fieldguide.photos import pixels
-from fieldguide.photos.augment import View, normalise
+from fieldguide.photos.augment import normalise
 from fieldguide.photos.transforms import evaluation
 from fieldguide.predict import inference
-from fieldguide.predict.inference import Architecture, Machine, Seen
+from fieldguide.predict.card import Architecture
+from fieldguide.predict.model import Machine, Seen
+from fieldguide.recipe import View
 
 BAD = {
     "empty.jpg": (b"", "empty file"),

@@ -14,7 +14,7 @@ import fieldguide as fg
 from fieldguide import merge
 from fieldguide.analysis import metrics
 from fieldguide.errors import DataError, UsageError
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.storage import files
 from fieldguide.study import landscape
 from fieldguide.study.landscape import Landscape, on_line

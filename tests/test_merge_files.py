@@ -23,7 +23,6 @@ from fieldguide.photos.augment import normalise
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.folders import scan, scan_unlabelled
 from fieldguide.predict import inference, merge_files
-from fieldguide.predict.inference import Machine
 from fieldguide.predict.merge_files import (
     Barrier,
     Checkpoint,
@@ -33,6 +32,7 @@ from fieldguide.predict.merge_files import (
     read,
     read_one,
 )
+from fieldguide.predict.model import Machine
 
 HERE = Machine(device="cpu", workers=0)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.report import scored
 from fieldguide.runs.run import Run
 from fieldguide.storage import files

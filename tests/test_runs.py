@@ -11,7 +11,7 @@ from PIL import Image
 import fieldguide as fg
 from fieldguide.analysis import calibration, metrics
 from fieldguide.errors import ResourceError, UsageError
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.runs import run as runs
 
 CPU = Machine("cpu", workers=0)

@@ -9,7 +9,7 @@ from conftest import Answer, draw_photo
 
 import fieldguide as fg
 from fieldguide.errors import DataError
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.report import mistakes
 from fieldguide.study import similar
 from fieldguide.study.similar import nearest

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from fieldguide.photos import transforms
-from fieldguide.photos.augment import LONGEST, Augmentation, view_transform
+from fieldguide.photos.augment import Augmentation, view_transform
+from fieldguide.photos.decoding import LONGEST
 
 MEAN = (0.485, 0.456, 0.406)
 MODES = ["nearest", "bilinear", "bicubic"]

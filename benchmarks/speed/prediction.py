@@ -14,7 +14,7 @@ from timm.data.transforms_factory import create_transform
 
 from fieldguide.merge import Weights
 from fieldguide.predict import inference
-from fieldguide.predict.inference import Architecture
+from fieldguide.predict.card import Architecture
 
 SIZE, LARGE_SIZE = 128, 224
 MEMBERS = 3

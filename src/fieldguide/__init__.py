@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fieldguide.photos.sources import read as read
     from fieldguide.photos.tables import read_table as read_table
     from fieldguide.predict.classifier import Classifier as Classifier
-    from fieldguide.predict.inference import Machine as Machine
+    from fieldguide.predict.model import Machine as Machine
     from fieldguide.recipe import Recipe as Recipe
     from fieldguide.runs.run import Run as Run
 
@@ -31,7 +31,7 @@ _HOME = {
     "Catalog": "photos.catalog",
     "Classifier": "predict.classifier",
     "FieldguideError": "errors",
-    "Machine": "predict.inference",
+    "Machine": "predict.model",
     "Recipe": "recipe",
     "Run": "runs.run",
     "Sets": "analysis.conformal",

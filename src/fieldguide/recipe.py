@@ -38,6 +38,7 @@ Tone = Annotated[str, AfterValidator(lambda tone: require_tone(tone))]
 Gigabytes = Annotated[float, Field(gt=0)]
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+View = Literal["flips", "crops", "scales"]  # of a photo, beside the plain one
 Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 Switch = Literal["off", "on"]

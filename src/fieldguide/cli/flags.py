@@ -19,7 +19,7 @@ from fieldguide.storage import addresses
 
 if TYPE_CHECKING:
     from fieldguide.photos.catalog import Catalog
-    from fieldguide.predict.inference import Machine
+    from fieldguide.predict.model import Machine
 
 
 def _settings_model() -> type[BaseModel]:
@@ -209,7 +209,7 @@ class Computer:
 
     def chosen(self) -> "Machine":
         """Return the machine asked for."""
-        from fieldguide.predict.inference import Machine
+        from fieldguide.predict.model import Machine
 
         chosen = self.check()
         machine = Machine(chosen.device, chosen.workers, chosen.precision)

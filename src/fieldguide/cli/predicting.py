@@ -21,11 +21,11 @@ from fieldguide.storage import files, mirror
 from fieldguide.words import count
 
 if TYPE_CHECKING:
-    from fieldguide.photos.augment import View
     from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.inputs import Input
     from fieldguide.predict.submissions import Submission
     from fieldguide.predict.tables import Layout, Predictions
+    from fieldguide.recipe import View
     from fieldguide.runs.run import Run
 
 JSON = ".json"  # the ending of results in MegaDetector's form

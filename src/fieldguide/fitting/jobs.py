@@ -25,8 +25,9 @@ from fieldguide.network.network import (
     freeze,
 )
 from fieldguide.photos.augment import Augmentation
-from fieldguide.photos.batches import Decoding, Loader, Pictures
+from fieldguide.photos.batches import Loader, Pictures
 from fieldguide.photos.catalog import Catalog, Files, Photo
+from fieldguide.photos.decoding import Decoding
 from fieldguide.photos.folds import Fold, inner_split
 from fieldguide.photos.pixels import Reading
 from fieldguide.photos.transforms import evaluation, training

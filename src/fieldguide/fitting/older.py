@@ -20,7 +20,8 @@ from fieldguide.fitting.progress import Watcher
 from fieldguide.merge import Weights
 from fieldguide.photos.catalog import Catalog, Photo, Split
 from fieldguide.photos.near_copies import Clusters, joined_groups
-from fieldguide.predict.classifier import CARD, Classifier, as_tensors
+from fieldguide.predict.card import CARD
+from fieldguide.predict.classifier import Classifier, as_tensors
 from fieldguide.recipe import Recipe
 from fieldguide.runs import run as runs
 from fieldguide.runs.run import Run

@@ -21,8 +21,8 @@ from fieldguide.machine.ranks import Ranks
 from fieldguide.machine.torchrun import launch
 from fieldguide.network.feature_map import require_size
 from fieldguide.network.network import input_config
-from fieldguide.photos.augment import decoded_side
-from fieldguide.predict.inference import Machine
+from fieldguide.photos.decoding import decoded_side
+from fieldguide.predict.model import Machine
 from fieldguide.recipe import MIX_FROM, R, Recipe, ResolvedRecipe
 from fieldguide.storage import cache_folder
 from fieldguide.train.job import replica_steps

@@ -15,16 +15,14 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from fieldguide.recipe import Interpolation
+from fieldguide.photos.decoding import shorten
+from fieldguide.recipe import Interpolation, View
 
 Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
 Mix = Literal["none", "cutmix", "mixup", "either"]
-View = Literal["flips", "crops", "scales"]
 
 # Enlargement of the second scale of `scales`: about what the usual crop of 7/8 leaves out.
 SECOND_SCALE = 1.15
-
-LONGEST = 16  # times as long as wide: longer pictures are cut before they are resized (taste)
 
 
 @dataclass(frozen=True)
@@ -55,22 +53,6 @@ def view_transform(
     mode = InterpolationMode(interpolation)
     scales = [v2.Resize(side, interpolation=mode, antialias=True) for side in resizes]
     return _Views(size, scales, "crops" in views, "flips" in views)
-
-
-def decoded_side(side: int) -> int:
-    """Return the shorter side (pixels) that a decoder must leave for a resize to `side`."""
-    return 2 * side  # the resize still halves it, and so smooths what the decoder left rough
-
-
-def shrink(picture: Image, side: int, interpolation: Interpolation) -> Image:
-    """Return a picture with at most `side` pixels on the shorter side, very long ones cut."""
-    picture = _shortened(picture)
-    if min(picture.size) <= side:
-        return picture
-    kept: Image = v2.functional.resize(
-        picture, [side], interpolation=InterpolationMode(interpolation), antialias=True
-    )
-    return kept
 
 
 class Normaliser:
@@ -156,19 +138,6 @@ def mix_batch(
     return mixed
 
 
-def _shortened(picture: Image) -> Image:
-    """Return the centre of a picture, at most `LONGEST` times as long as wide.
-
-    Otherwise a photo of 1 × 5000 pixels would be enlarged to 512 × 2,560,000: 6 GB and 27 s.
-    """
-    longest = LONGEST * min(picture.size)
-    if max(picture.size) <= longest:
-        return picture
-    box = [min(picture.height, longest), min(picture.width, longest)]
-    shortened: Image = v2.functional.center_crop(picture, box)
-    return shortened
-
-
 class _Views(nn.Module):
     """A transform to several scales, cut at the centre and perhaps the corners, or mirrored."""
 
@@ -179,7 +148,7 @@ class _Views(nn.Module):
 
     def forward(self, picture: Image) -> UInt8[Tensor, "views 3 size size"]:
         """Return all views, the plain one first."""
-        picture = _shortened(picture)
+        picture = shorten(picture)
         views = [cut for scale in self.scales for cut in self._cuts(scale(picture))]
         if self.flips:
             views += [v2.functional.horizontal_flip(view) for view in views]

@@ -20,12 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
-from fieldguide.photos import pixels
-from fieldguide.photos.augment import decoded_side, shrink
 from fieldguide.photos.catalog import TOO_SMALL
-from fieldguide.photos.pixels import Reading
-from fieldguide.photos.transforms import Picture
-from fieldguide.recipe import Interpolation
+from fieldguide.photos.decoding import Decoding, Picture
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 from fieldguide.storage.columns import Column
@@ -42,35 +38,6 @@ class Draw(NamedTuple):
 
     photo: int
     seed: int | None  # None: for evaluation, without changes
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """The way from files to pictures: all that decides the pixels that a store keeps."""
-
-    decoded: int  # the `shorter_side` of `pixels.decode`
-    side: int | None  # the most pixels of the shorter side; None: as decoded
-    interpolation: Interpolation
-    reading: Reading
-
-    @classmethod
-    def of(
-        cls,
-        stored_side: int,
-        eval_resize: int,
-        interpolation: Interpolation,
-        reading: Reading,
-    ) -> "Decoding":
-        """Return the decoding for a recipe's training, evaluation and prediction."""
-        decoded = max(stored_side, decoded_side(eval_resize))
-        return cls(decoded, stored_side or None, interpolation, reading)
-
-    def __call__(self, path: Path) -> Picture:
-        """Return the picture, upright; raise `UnreadablePhoto`."""
-        picture = pixels.load(path, shorter_side=self.decoded, reading=self.reading)
-        if self.side is not None:
-            picture = shrink(picture, self.side, self.interpolation)
-        return np.asarray(picture)
 
 
 @dataclass

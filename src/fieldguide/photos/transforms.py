@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from fieldguide.photos.augment import LONGEST, Augmentation, Policy
+from fieldguide.photos.augment import Augmentation, Policy
+from fieldguide.photos.decoding import Part, Picture, centre, shortened, sides
+from fieldguide.photos.resampling import nearest
 from fieldguide.recipe import Interpolation
 
-Picture = UInt8[np.ndarray, "height width 3"]
-Part = UInt8[np.ndarray, "down across 3"]  # of a picture
 Planes = UInt8[np.ndarray, "3 height width"]
 Plane = Float32[np.ndarray, "height width"]
 Levels = Float32[np.ndarray, "3 height width"]  # whole numbers from 0 to 255
@@ -106,13 +106,10 @@ class EvaluationTransform:
 
     def __call__(self, picture: Picture) -> UInt8[Tensor, "3 size size"]:
         """Return the centre, with its channels last in memory. Draw nothing."""
-        longest = LONGEST * min(picture.shape[:2])
-        picture = _centre(picture, min(picture.shape[0], longest), min(picture.shape[1], longest))
-        height, width = picture.shape[:2]
-        down, across = (self.resize * side // min(height, width) for side in (height, width))
-        image = _resized(picture, down, across, self.interpolation)
-        centre = _centre(image.numpy(), self.size, self.size)
-        return torch.from_numpy(np.ascontiguousarray(centre)).permute(2, 0, 1)
+        picture = shortened(picture)
+        image = _resized(picture, *sides(picture.shape[:2], self.resize), self.interpolation)
+        shown = centre(image.numpy(), self.size, self.size)
+        return torch.from_numpy(np.ascontiguousarray(shown)).permute(2, 0, 1)
 
 
 def training(settings: Augmentation, mean: tuple[float, float, float]) -> TrainingTransform:
@@ -193,17 +190,6 @@ def _erase(
             return
 
 
-def _centre(picture: Picture, height: int, width: int) -> Part:
-    """Return the centre as a view, on black if the picture is smaller."""
-    down, across = picture.shape[:2]
-    if down < height or across < width:
-        more = [max(height - down, 0), max(width - across, 0)]
-        picture = np.pad(picture, [*((each // 2, (each + 1) // 2) for each in more), (0, 0)])
-        down, across = picture.shape[:2]
-    top, left = round((down - height) / 2), round((across - width) / 2)
-    return picture[top : top + height, left : left + width]
-
-
 def _resized(
     picture: Picture, height: int, width: int, interpolation: Interpolation
 ) -> UInt8[Tensor, "height2 width2 3"]:
@@ -212,7 +198,7 @@ def _resized(
     if (down, across) == (height, width):
         return torch.from_numpy(picture.copy())
     if interpolation == "nearest":
-        rows, columns = _nearest(down, height), _nearest(across, width)
+        rows, columns = nearest(down, height), nearest(across, width)
         return torch.from_numpy(picture.take(rows, axis=0).take(columns, axis=1))
     # A dense copy, as torch would make a slower one. The stride of the batch says beyond doubt that
     # channels are last: then so they are in the result, and no second copy is made.
@@ -222,13 +208,6 @@ def _resized(
         batch, size=(height, width), mode=interpolation, antialias=True, align_corners=False
     )
     return image[0].permute(1, 2, 0)
-
-
-def _nearest(before: int, after: int) -> Int64[np.ndarray, " after"]:
-    """Return the pixels that Pillow picks: it adds up steps in float64, with their rounding."""
-    steps = np.full(after, before / after)
-    steps[0] /= 2
-    return np.minimum(steps.cumsum().astype(np.int64), before - 1)
 
 
 # --- colours --------------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ from fieldguide.merge import Weights
 from fieldguide.network.batch_norm import RECALIBRATION_PHOTOS
 from fieldguide.photos import pixels
 from fieldguide.predict import inference
-from fieldguide.predict.classifier import Card, Classifier, OutOfFold, as_tensors
-from fieldguide.predict.classifier import Combine as Together
-from fieldguide.predict.inference import Architecture, Machine
+from fieldguide.predict.card import Architecture, Card, OutOfFold
+from fieldguide.predict.card import Combine as Together
+from fieldguide.predict.classifier import Classifier, as_tensors
+from fieldguide.predict.model import Machine
 from fieldguide.recipe import Recipe
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files

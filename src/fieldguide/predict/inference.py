@@ -5,17 +5,15 @@ never gets another's result. Knows nothing of runs, folds or uses of the logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError, UsageError
@@ -33,69 +31,17 @@ from fieldguide.machine.device import (
 from fieldguide.merge import Weights
 from fieldguide.network.batch_norm import RECALIBRATION_BATCH, absorb, has_batch_norm, recalibrate
 from fieldguide.network.network import Network, build, load_weights, weights_of
-from fieldguide.photos.augment import Normaliser, View, view_transform
-from fieldguide.photos.batches import Batch, Decoding, Loader, Pictures, evaluation_plan
+from fieldguide.photos.augment import Normaliser, view_transform
+from fieldguide.photos.batches import Batch, Loader, Pictures, evaluation_plan
+from fieldguide.photos.decoding import Decoding, Picture
 from fieldguide.photos.pixels import Reading
-from fieldguide.photos.transforms import Picture, evaluation
-from fieldguide.recipe import MOST_PIXELS, Interpolation, Layout, Precision, Tone
+from fieldguide.photos.transforms import evaluation
+from fieldguide.predict.card import Architecture
+from fieldguide.predict.model import Machine, Seen
+from fieldguide.recipe import Precision, View
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rgb = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 _Images: TypeAlias = UInt8[Tensor, "n 3 height width"]
 _Logits: TypeAlias = Float[Tensor, "members n classes"]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network without its weights, and what it expects of a picture.
-
-    `size`, `eval_resize` and `stored_side` are pixels (see `recipe`), `mean` and `std` shares of
-    the range of each channel, `precision` and `layout` what it was trained and judged in.
-    The bounds hold where a card is read.
-    """
-
-    backbone: str
-    head: Literal["linear", "se", "attention"]
-    classes: Annotated[int, Field(ge=2, le=1_000_000)]
-    size: Side
-    eval_resize: Side
-    stored_side: Annotated[int, Field(ge=0, le=4 * MOST_PIXELS)]
-    mean: Rgb
-    std: tuple[Positive, Positive, Positive]
-    interpolation: Interpolation
-    truncated: Literal["refuse", "keep"]
-    precision: Precision
-    layout: Layout
-    tone: Tone = "full"  # those below are newer than the first cards
-    no_data: FiniteFloat | Literal["tag"] = "tag"
-    max_megapixels: Annotated[int, Field(ge=1, le=10_000)] = 250
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The device and its use, which change no result beyond rounding; `auto` is the network's."""
-
-    device: str = "auto"
-    workers: int | Literal["auto"] = "auto"
-    precision: Precision | Literal["auto"] = "auto"
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"`batch_size` is below 1: {self.batch_size}")
-        if isinstance(self.workers, int) and self.workers < 0:
-            raise UsageError(f"`workers` is below 0: {self.workers}")
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """The logits of a batch of photos, by their numbers, and those unreadable or too small."""
-
-    photos: Int[np.ndarray, " n"]
-    logits: Float[np.ndarray, "members n views classes"]
-    unreadable: tuple[tuple[int, str], ...]
-    small: tuple[tuple[int, str], ...] = ()
 
 
 def logits(

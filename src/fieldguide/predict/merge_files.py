@@ -32,7 +32,8 @@ from fieldguide.network.network import build, input_config
 from fieldguide.network.pretrained import read_tensors
 from fieldguide.photos.catalog import Catalog, Photo
 from fieldguide.predict import inference
-from fieldguide.predict.inference import Architecture, Machine, Rgb
+from fieldguide.predict.card import Architecture, Rgb
+from fieldguide.predict.model import Machine
 from fieldguide.recipe import Interpolation, Precision
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files

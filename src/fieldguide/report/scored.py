@@ -43,7 +43,7 @@ def read(run: Run) -> Kept:
         content = json.loads((run.folder / SCORES).read_bytes())
     except (OSError, ValueError):  # none yet, or cut short
         return Kept()
-    from fieldguide.predict.inference import Machine  # both bring torch
+    from fieldguide.predict.model import Machine  # both bring torch
     from fieldguide.study import holdout_scores
 
     try:

@@ -65,7 +65,7 @@ from fieldguide.train.result import Arrays, TrainedFold
 if TYPE_CHECKING:  # torch takes seconds, and most of a run is read without it
     from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.combine import BatchNorm, Ingredients, Outside
-    from fieldguide.predict.inference import Machine
+    from fieldguide.predict.model import Machine
 
 FORMAT = 1
 SETUP = "setup.json"
@@ -562,7 +562,7 @@ class Run:
         name = self.combination(combine)
         from fieldguide.predict import combine as combining
         from fieldguide.predict.classifier import Classifier
-        from fieldguide.predict.inference import Machine
+        from fieldguide.predict.model import Machine
 
         kept = self.models().get(combining.model_name(name, batch_norm))
         if kept:

@@ -17,7 +17,8 @@ from fieldguide.merge import Weights
 from fieldguide.network.network import Network, load_weights
 from fieldguide.photos.augment import normalise
 from fieldguide.photos.batches import evaluation_plan
-from fieldguide.predict.inference import Architecture, pictures, template
+from fieldguide.predict.card import Architecture
+from fieldguide.predict.inference import pictures, template
 
 # Photos at a time: feature maps are small, and few photos are asked for (taste).
 _BATCH = 8

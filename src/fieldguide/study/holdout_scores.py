@@ -32,9 +32,9 @@ from fieldguide.photos.inspect import inspect
 from fieldguide.photos.near_copies import duplicates
 from fieldguide.photos.pixels import Reading
 from fieldguide.predict import combine, inference
-from fieldguide.predict.classifier import Classifier, combined, member_probabilities
+from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.combine import BatchNorm, Ingredients, Outside, Rule
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine, combined, member_probabilities
 from fieldguide.runs.run import MODELS, TUNED, Run
 from fieldguide.storage import files
 from fieldguide.study import tuning

@@ -35,7 +35,8 @@ from fieldguide.train.result import Arrays
 
 if TYPE_CHECKING:  # torch takes seconds, and the report reads without it
     from fieldguide.merge import Weights
-    from fieldguide.predict.inference import Architecture, Machine
+    from fieldguide.predict.card import Architecture
+    from fieldguide.predict.model import Machine
 
 FILE = "landscape.json"
 FORMAT = 1
@@ -96,7 +97,7 @@ def measure(
     them, if there are any. `progress` is called with the number of places done, of `len(PLACES)`.
     Raises `UsageError` without kept weights, `DataError` without photos.
     """
-    from fieldguide.predict.inference import Machine
+    from fieldguide.predict.model import Machine
 
     started = time.monotonic()
     if fold not in run.done:

@@ -23,8 +23,10 @@ from fieldguide.photos.catalog import Catalog, Photo, in_columns
 from fieldguide.photos.inspect import inspect
 from fieldguide.photos.pixels import Reading
 from fieldguide.predict import combine, inputs
+from fieldguide.predict.card import Architecture
 from fieldguide.predict.combine import Ingredients
-from fieldguide.predict.inference import Architecture, Machine, precision_used, template
+from fieldguide.predict.inference import precision_used, template
+from fieldguide.predict.model import Machine
 from fieldguide.recipe import ResolvedRecipe
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed

@@ -18,7 +18,8 @@ from fieldguide.fitting.settings import on_machine
 from fieldguide.machine.device import count_threads, training_threads
 from fieldguide.predict import combine
 from fieldguide.predict.classifier import Classifier, as_tensors
-from fieldguide.predict.inference import Machine, precision_used
+from fieldguide.predict.inference import precision_used
+from fieldguide.predict.model import Machine
 from fieldguide.runs.run import TUNED, Run
 from fieldguide.train.job import replica_steps
 from fieldguide.train.loop import train_fold

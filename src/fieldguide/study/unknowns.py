@@ -9,7 +9,7 @@ from fieldguide.analysis import unknown
 from fieldguide.analysis.unknown import Worth
 from fieldguide.errors import DataError, UsageError
 from fieldguide.predict import inputs
-from fieldguide.predict.inference import Machine
+from fieldguide.predict.model import Machine
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 from fieldguide.words import count
