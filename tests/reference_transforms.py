@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
 from fieldguide.photos.augment import Augmentation, Policy
+from fieldguide.photos.decoding import shorten
 from fieldguide.recipe import Interpolation
 
 
