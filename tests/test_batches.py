@@ -16,7 +16,7 @@ from reference_transforms import evaluation_transform
 from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UsageError
-from fieldguide.photos import batches as module
+from fieldguide.photos import decoding
 from fieldguide.photos.augment import Augmentation
 from fieldguide.photos.batches import (
     AHEAD,
@@ -399,7 +399,7 @@ def test_a_store_changes_no_pixel_and_saves_every_later_decode(
     keys = [files.sha256(path) for path in pictures.files]
     kept = replace(pictures, store=store, keys=keys)
     assert equal(pixels(kept, plan(), workers), plain)
-    monkeypatch.setattr(module.pixels, "load", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding.pixels, "load", lambda *_, **__: pytest.fail("decoded again"))
     assert equal(pixels(kept, plan(), workers), plain)
     assert set(pixels(kept, evaluation_plan(ROWS, 4), workers)) == set(ROWS.tolist())
     store.close()

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.machine.cores import count_cores
 from fieldguide.machine.device import (
     autocast,
     choose_device,
     choose_devices,
     choose_precision,
-    count_cores,
     count_readers,
     count_threads,
     count_threads_beside,

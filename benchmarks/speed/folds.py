@@ -27,7 +27,7 @@ from material import Collection, collection, new_folder, recipe_of, saved
 from fieldguide import Recipe
 from fieldguide.fitting import fit as fitting
 from fieldguide.fitting.progress import Watcher
-from fieldguide.machine.device import count_cores
+from fieldguide.machine.cores import count_cores
 from fieldguide.runs.run import Run
 
 SIZE = 64

@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
-from fieldguide.machine.device import count_cores, device_name
+from fieldguide.machine.cores import count_cores
+from fieldguide.machine.device import device_name
 
 Clock = Literal["wall", "cpu"]
 

@@ -20,9 +20,9 @@ from fieldguide.fitting.progress import waiting
 from fieldguide.fitting.resume import RECORDED_PACKAGES
 from fieldguide.fitting.settings import readers, threads_of
 from fieldguide.machine.controls import Controls
+from fieldguide.machine.cores import count_cores
 from fieldguide.machine.device import (
     choose_device,
-    count_cores,
     fold_places,
     keep_freed_memory,
     training_threads,

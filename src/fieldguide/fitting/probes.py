@@ -19,10 +19,10 @@ from fieldguide.errors import DataError
 from fieldguide.fitting.features import kept_features
 from fieldguide.fitting.jobs import parts_of
 from fieldguide.fitting.progress import Watcher
+from fieldguide.machine.cores import count_cores
 from fieldguide.machine.device import (
     autocast,
     choose_device,
-    count_cores,
     training_threads,
 )
 from fieldguide.network.network import Network, last_linear, load_weights

@@ -1,7 +1,6 @@
 """The device and the precision of a fit. Knows nothing of the rest."""
 
 import ctypes
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Literal, cast, get_args
 import torch
 
 from fieldguide.errors import ResourceError, UsageError
+from fieldguide.machine.cores import count_cores
 from fieldguide.recipe import Layout, Precision
 from fieldguide.words import first_line
 
@@ -87,14 +87,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 def memory_format(layout: Layout) -> torch.memory_format:
     """Return torch's name of the layout, for a network's and a batch's `to`."""
     return torch.channels_last if layout == "channels_last" else torch.contiguous_format
-
-
-def count_cores() -> int:
-    """Return the processor cores for this process: its share of them among ranks."""
-    affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun
-    return max(cores // int(beside), 1) if beside.isdecimal() and int(beside) else cores
 
 
 def count_workers(asked: int | str, device: torch.device, devices: int = 1) -> int:

@@ -4,7 +4,6 @@ Nothing here changes a photo. Knows nothing of what follows from the facts.
 """
 
 import hashlib
-import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fieldguide.errors import UnreadablePhoto
+from fieldguide.machine.cores import count_cores
 from fieldguide.photos import crops, deep, pixels
 from fieldguide.photos.catalog import Catalog
 from fieldguide.photos.pixels import Reading
@@ -94,7 +94,7 @@ def inspect(
     # one future a photo would cost as much as decoding a small one
     batches = (paths[start : start + 32] for start in range(0, len(paths), 32))
     facts = in_columns()
-    with ThreadPoolExecutor(workers or _cores()) as pool:
+    with ThreadPoolExecutor(workers or count_cores()) as pool:
         try:
             for done in pool.map(lambda batch: [look(path, reading) for path in batch], batches):
                 for each in done:
@@ -149,7 +149,7 @@ def common_range(files: Sequence[Path], reading: Reading) -> deep.Range | None:
         except UnreadablePhoto:
             return None
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         spans = np.array([found for found in pool.map(span, chosen) if found])
     if not len(spans):
         return None
@@ -167,10 +167,6 @@ def _narrow(image: Image.Image, span: deep.Range | None) -> str:
         gray = np.asarray(image.convert("L"))
         levels, values = int(np.ptp(gray)) + 1, ""
     return f"uses {levels} of 256 levels{values}" if levels < FEW_LEVELS else ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fingerprint(image: Image.Image) -> bytes:

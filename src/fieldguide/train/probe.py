@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fieldguide.errors import ResourceError
-from fieldguide.machine.device import autocast, count_cores, is_out_of_memory
+from fieldguide.machine.cores import count_cores
+from fieldguide.machine.device import autocast, is_out_of_memory
 from fieldguide.network.batch_norm import absorb
 from fieldguide.network.network import Network, last_linear
 from fieldguide.photos.augment import Normaliser
