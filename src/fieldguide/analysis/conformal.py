@@ -6,6 +6,7 @@ photos exchangeable with these, and nothing for another place, camera, season or
 specimen. Arrays in, arrays out. Knows nothing of models, of folders or of temperatures.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -130,6 +131,15 @@ def prediction_sets(
     )
     inside: NDArray[np.bool_] = below < coverage * (photos + 1) * (1 - _ROUNDING)
     return inside
+
+
+def threshold(known: Float[np.ndarray, " n"], coverage: float) -> float | None:
+    """Return the largest score with which a class is in the set, for one member's known photos.
+
+    None where these are so few that every class is. `prediction_sets` draws the same sets.
+    """
+    rank = math.ceil(coverage * (len(known) + 1) * (1 - _ROUNDING))
+    return float(np.sort(known)[rank - 1]) if rank <= len(known) else None
 
 
 def _check(

@@ -4,6 +4,7 @@ A photo's doubt is compared with that of known photos out of fold. Arrays in, nu
 nothing of models.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,15 @@ class Known:
             photos += len(own)
         found: NDArray[np.float64] = below / photos
         return found
+
+
+def threshold(known: Float[np.ndarray, " n"], alarm: float = ALARM) -> float | None:
+    """Return the doubt above which a photo is marked as unknown, for one member's known photos.
+
+    None where these are too few for any to be marked. `Known.familiarity` marks the same.
+    """
+    above = math.floor(alarm * (len(known) + 1) * (1 + 1e-12)) - 1  # known photos of more doubt
+    return float(np.sort(known)[-1 - above]) if 0 <= above < len(known) else None
 
 
 def familiarity(

@@ -7,6 +7,7 @@ without it, so help, typing mistakes and bad settings are answered at once.
 from fieldguide.cli import (  # noqa: F401 - add commands
     cache,
     choosing,
+    exporting,
     merging,
     predicting,
     reviewing,

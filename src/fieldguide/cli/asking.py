@@ -16,8 +16,8 @@ from fieldguide.words import percent
 if TYPE_CHECKING:
     from fieldguide.analysis.conformal import Method, Sets
     from fieldguide.analysis.promises import Promise
-    from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.inputs import Input
+    from fieldguide.predict.model import Model
     from fieldguide.predict.tables import Predictions
 
 
@@ -133,7 +133,7 @@ class Questions:
             form=lists.format,
         )
 
-    def answers(self, classifier: "Classifier") -> "Callable[[Predictions], Predictions]":
+    def answers(self, classifier: "Model") -> "Callable[[Predictions], Predictions]":
         """Return what adds unknown photos, taxa and weights to predictions; tell of promises.
 
         Raises `UsageError` for a classifier of an older version, and what `answers_by` raises.
@@ -167,7 +167,7 @@ class Questions:
 QuestionFlags = Annotated[Questions, Parameter(name="*")]
 
 
-def _require_alarm(classifier: "Classifier", alarm: float) -> None:
+def _require_alarm(classifier: "Model", alarm: float) -> None:
     """Raise `UsageError` where known photos are too few for one to be marked."""
     known = len(classifier.out_of_fold.targets)
     if alarm * (known + 1) < 1:

@@ -21,8 +21,8 @@ from fieldguide.storage import files, mirror
 from fieldguide.words import count
 
 if TYPE_CHECKING:
-    from fieldguide.predict.classifier import Classifier
     from fieldguide.predict.inputs import Input
+    from fieldguide.predict.model import Model
     from fieldguide.predict.submissions import Submission
     from fieldguide.predict.tables import Layout, Predictions
     from fieldguide.recipe import View
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 JSON = ".json"  # the ending of results in MegaDetector's form
 
-Model = Annotated[
+ModelPlace = Annotated[
     str,
     Parameter(
-        help="The folder of a run, or of a classifier from `fieldguide save` or `soup`, or its"
-        " address."
+        help="The folder of a run, of a classifier from `fieldguide save` or `soup`, or of an"
+        " export (or its model.onnx), or its address."
     ),
 ]
 Photos = Annotated[
@@ -84,7 +84,7 @@ AnswerFlags = Annotated[Answers, Parameter(name="*")]
 
 @app.command
 def predict(
-    model: Model,
+    model: ModelPlace,
     photos: Photos,
     *,
     out: Path = Path("predictions.csv"),
@@ -139,7 +139,7 @@ def predict(
 
 @app.command
 def submit(
-    model: Model,
+    model: ModelPlace,
     photos: Photos,
     *,
     out: Path = Path("submission.csv"),
@@ -230,7 +230,7 @@ def _views(text: str) -> "tuple[View, ...]":
 
 def _opened(
     model: str, photos: Sequence[str], answers: Answers
-) -> "tuple[Run | Path, Sequence[str], list[Input]]":
+) -> "tuple[Run | Model | Path, Sequence[str], list[Input]]":
     """Return the model, its classes and the photos, all checked without torch."""
     from fieldguide.predict import inputs
 
@@ -259,7 +259,7 @@ def _opened(
 
 
 def _write(
-    model: "Run | Path",
+    model: "Run | Model | Path",
     photos: "list[Input]",
     layout: "Layout | Submission",
     out: Path,
@@ -280,15 +280,10 @@ def _write(
     from fieldguide.predict import events as of_events
     from fieldguide.predict import megadetector
     from fieldguide.predict.by_photo import by_photo
-    from fieldguide.predict.inference import precision_used  # brings torch
 
-    machine, architecture = answers.machine.chosen(), classifier.card.architecture
-    used = precision_used(architecture, machine)
-    if used != architecture.precision and machine.precision == "auto":
-        terminal.tell(
-            f"this device has no {architecture.precision}, in which the folds were judged:"
-            f" {used} is used"
-        )
+    machine = answers.machine.chosen()
+    if remark := classifier.require_machine(machine):
+        terminal.tell(remark)
     views = _views(answers.views)
     if views and questions.calibrated:
         terminal.tell(
@@ -355,25 +350,35 @@ def _write(
         raise SystemExit(DataError.exit_code)
 
 
-def _model_of(folder: Path, answers: Answers) -> "tuple[Run | Path, Sequence[str], str]":
-    """Return a run or a saved classifier's folder, its classes and rule of crops, without torch."""
+def _model_of(folder: Path, answers: Answers) -> "tuple[Run | Model | Path, Sequence[str], str]":
+    """Return a run, an exported model or a classifier's folder, its classes and rule of crops."""
     if (folder / "setup.json").is_file():
         run = open_run(folder, answers.photos_root)
         run.combination(answers.combine or "ensemble")
         return run, run.classes, run.crop
+    from fieldguide.predict import exported
+
+    if exported.model_file(folder):
+        model = exported.Exported.load(folder)
+        return model, model.classes, model.card.crop
     if not (folder / "classifier.json").is_file():
-        raise UsageError(f"`{folder}` is neither a run's folder nor a classifier's")
+        raise UsageError(f"`{folder}` is neither a run's folder, nor a classifier's or an export's")
     with files.parsing(folder / "classifier.json"):
         card = json.loads(files.read_member(folder, "classifier.json"))
         return folder, [str(each) for each in card["classes"]], str(card.get("crop", ""))
 
 
-def _classifier(model: "Run | Path", answers: Answers) -> "Classifier":
-    """Return the classifier of a run, or a saved one."""
-    if not isinstance(model, Path):
+def _classifier(model: "Run | Model | Path", answers: Answers) -> "Model":
+    """Return the classifier of a run, or a saved or exported one."""
+    from fieldguide.predict.model import Model
+    from fieldguide.runs.run import Run
+
+    if isinstance(model, Run):
         return model.classifier(answers.combine or "ensemble", machine=answers.machine.chosen())
     idle = [flag for flag in given(answers) if flag in {"--combine", "--photos-root"}]
-    refuse(idle, f"for runs, and `{model}` is none")
+    refuse(idle, "for runs, and this is none")
+    if isinstance(model, Model):
+        return model
     from fieldguide.predict.classifier import Classifier
 
     return Classifier.load(model)

@@ -94,9 +94,12 @@ class Exported(Model):
         for batch in _in_batches(show, photos, machine.batch_size, readers):
             numbered = list(enumerate(batch, first))
             read = [(n, each.square) for n, each in numbered if each.square is not None]
+            logits = np.empty((len(self.card.members), 0, len(self.card.classes)), np.float32)
+            if read:
+                _, logits = self.run([picture for _, picture in read])
             yield Seen(
                 np.array([n for n, _ in read], np.int64),
-                self.run([picture for _, picture in read]),
+                logits[:, :, None],
                 tuple((n, each.problem) for n, each in numbered if each.problem),
                 tuple((n, each.small) for n, each in numbered if each.small),
             )
@@ -104,14 +107,11 @@ class Exported(Model):
 
     def run(
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]]
-    ) -> Float[np.ndarray, "members n 1 classes"]:
-        """Return the logits of pictures of one size, such as squares (`decoding.square`)."""
-        classes = len(self.card.classes)
-        if not pictures:
-            return np.empty((len(self.card.members), 0, 1, classes), np.float32)
-        (found,) = self._session.run(["logits"], {"image": np.stack(pictures)})
-        logits: np.ndarray = found.transpose(1, 0, 2)[:, :, None]
-        return logits
+    ) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, "members n classes"]]:
+        """Return probabilities and logits of upright pictures of one size, at least one."""
+        names = ["probabilities", "logits"]
+        probabilities, logits = self._session.run(names, {"image": np.stack(pictures)})
+        return probabilities, logits.transpose(1, 0, 2)
 
     def require_machine(self, machine: Machine) -> str:
         """Return nothing to tell; `UsageError` for another device or precision than its own."""
@@ -145,11 +145,6 @@ def model_file(place: Path) -> Path | None:
         return place
     inside = place / ONNX
     return inside if inside.is_file() else None
-
-
-def read_card_of(place: Path) -> Card:
-    """Return the card of an export's folder or file; see `Exported.load`."""
-    return Exported.load(place, threads=1).card
 
 
 def decoding(architecture: Architecture) -> Decoding:

@@ -40,6 +40,8 @@ from fieldguide.predict.card import Architecture
 from fieldguide.predict.model import Machine, Seen
 from fieldguide.recipe import Precision, View
 
+PROVEN = 64  # pictures of a batch in `logits_of`
+
 _Images: TypeAlias = UInt8[Tensor, "n 3 height width"]
 _Logits: TypeAlias = Float[Tensor, "members n classes"]
 
@@ -78,6 +80,18 @@ def all_logits(
     seen = list(logits(architecture, members, files, machine))
     together = np.concatenate([batch.logits[:, :, 0] for batch in seen], axis=1)
     return together, np.concatenate([batch.photos for batch in seen])
+
+
+def logits_of(
+    architecture: Architecture,
+    members: Sequence[Weights],
+    shown: Sequence[UInt8[np.ndarray, "size size 3"]],
+) -> Float[np.ndarray, "members n classes"]:
+    """Return the logits of pictures as the network is shown them, in float32, on the CPU."""
+    networks = _Networks(architecture, members, torch.device("cpu"), "float32")
+    images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
+    parts = [images[n : n + PROVEN] for n in range(0, len(images), PROVEN)]
+    return torch.cat([networks.logits(part) for part in parts], dim=1).numpy()
 
 
 def recalibrated(

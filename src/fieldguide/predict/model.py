@@ -142,6 +142,14 @@ class Model(ABC):
         names = tuple(named.get(name, name) for name in whole.names)
         return replace(whole, names=names, alarm=unknown, answering=taxa, event_of=event_of)
 
+    def probabilities(
+        self, logits: Float[np.ndarray, "members n classes"]
+    ) -> Float[np.ndarray, "n classes"]:
+        """Return the calibrated probabilities of one view's logits."""
+        views, temperature = logits[:, :, None], self.card.temperature
+        by_member = member_probabilities(views, temperature)
+        return combined(views, by_member, temperature, self.card.combine)
+
     def require_known_photos(self) -> None:
         """Raise `UsageError` for a classifier of an older version, which kept too few facts."""
         if self.card.taxonomy is None or self.out_of_fold.confidences is None:

@@ -147,6 +147,13 @@ def worths(run: Run, machine: Machine = Machine(), *, test: bool = False) -> Wor
     return found
 
 
+def kept(run: Run, machine: Machine = Machine()) -> Worths:
+    """Return the scores of `worths` that the run keeps and that still hold; no rows without any."""
+    rows = run.outside
+    found = _kept(run.folder / SCORES, key_of(run, machine, rows)) if len(rows) else None
+    return found or Worths((), 0)
+
+
 def worths_on(run: Run, outside: Outside, machine: Machine = Machine()) -> Worths:
     """Return the same scores on any labelled photos that no fold has seen (`unseen`).
 

@@ -1,0 +1,97 @@
+"""The command that takes a classifier out of Python: export."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from fieldguide.cli import terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.flags import PhotosRoot
+from fieldguide.cli.opening import open_run
+from fieldguide.errors import UsageError
+from fieldguide.storage.files import require_new
+from fieldguide.words import percent, shown_bytes
+
+if TYPE_CHECKING:
+    from fieldguide.predict.classifier import Classifier
+    from fieldguide.runs.run import Run
+
+
+@app.command
+def export(
+    model: Annotated[
+        Path, Parameter(help="The folder of a run, or of a classifier from `fieldguide save`.")
+    ],
+    *,
+    out: Path,
+    to: Literal["onnx"] = "onnx",
+    combine: str | None = None,
+    features: bool = False,
+    photos: Path | None = None,
+    photos_root: PhotosRoot = None,
+) -> None:
+    """Write a classifier for other programs, proved equal to the run on real photos.
+
+    The folder has model.onnx (an upright picture in, calibrated probabilities out), model.json
+    (classes, preprocessing, thresholds, scores) and README.md, a model card with an example.
+    `fieldguide predict OUT PHOTOS` answers by it without torch.
+
+    Parameters
+    ----------
+    out
+        The new folder.
+    to
+        The form: onnx, which ONNX Runtime reads on servers, computers and phones.
+    combine
+        The combination of a run's folds: ensemble (the default), soup, tuned, fold-0, … A merged
+        one is several times smaller and faster.
+    features
+        Also give what the last layer sees.
+    photos
+        A folder, table or list of photos to prove it on; without it, 64 of the run's.
+    """
+    require_new(out)
+    source = _source(model, combine, photos_root)
+    from fieldguide.study import export as exporting  # brings torch
+
+    proof = exporting.export(
+        source,
+        out,
+        combine=combine or "ensemble",
+        features=features,
+        photos=photos,
+        notice=terminal.tell,
+    )
+    terminal.stdout.print(
+        f"{proof.photos} photos: logits differ from the run's by at most {proof.difference:.1g}"
+        f" (allowed: {proof.tolerance:.1g})"
+    )
+    if proof.ties:
+        terminal.stdout.print(f"{proof.ties} of them are ties, in which either class may be first")
+    if proof.probability is not None and proof.same_class is not None:
+        terminal.stdout.print(
+            f"a program that decodes photos in full has the same class for"
+            f" {percent(proof.same_class)} of them; probabilities differ by"
+            f" {proof.mean_probability:.3f} on average, {proof.probability:.3f} at most"
+        )
+    file = out / "model.onnx"
+    terminal.stdout.print(f"the model is in {file} ({shown_bytes(file.stat().st_size)})")
+    terminal.stdout.print(f"  fieldguide predict {out} PHOTOS")
+
+
+def _source(model: Path, combine: str | None, photos_root: Path | None) -> "Run | Classifier":
+    """Return the run or the saved classifier in a folder, checked without torch."""
+    if (model / "setup.json").is_file():
+        run = open_run(model, photos_root)
+        run.require_complete()
+        run.combination(combine or "ensemble")
+        return run
+    if not (model / "classifier.json").is_file():
+        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's")
+    if combine or photos_root:
+        flag = "--combine" if combine else "--photos-root"
+        raise UsageError(f"{flag} is for runs, and `{model}` is a saved classifier")
+    from fieldguide.predict.classifier import Classifier
+
+    return Classifier.load(model)
