@@ -4,7 +4,9 @@ Knows nothing of what they are about.
 """
 
 from collections.abc import Sequence
+from importlib import metadata
 
+LITE = "fieldguide-lite"  # the distribution without torch
 SHOWN = 5  # names that a message gives before it counts the rest (taste)
 
 
@@ -66,3 +68,14 @@ def first_line(error: BaseException) -> str:
 def os_reason(error: OSError) -> str:
     """Return the system's words for an error, else the error's own message."""
     return error.strerror or str(error)
+
+
+def installed() -> tuple[str, str]:
+    """Return the name and version of the installed distribution: `fieldguide`, or its lite one.
+
+    Raises `PackageNotFoundError` where neither is.
+    """
+    try:
+        return "fieldguide", metadata.version("fieldguide")
+    except metadata.PackageNotFoundError:
+        return LITE, metadata.version(LITE)

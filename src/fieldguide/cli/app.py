@@ -8,7 +8,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Container, Mapping, Sequence
-from importlib import metadata
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
@@ -20,7 +19,7 @@ from fieldguide import recipe as recipes
 from fieldguide.cli import terminal
 from fieldguide.errors import FieldguideError, ResourceError, Stopped, UsageError
 from fieldguide.machine.torchrun import launch
-from fieldguide.words import os_reason
+from fieldguide.words import LITE, installed, os_reason
 
 # Options of `submit` alone; the first is what `predict` called --sample.
 SUBMISSION = ("--submission", "--sample", "--columns", "--id", "--zip", "--no-zip")
@@ -53,7 +52,7 @@ def _flowing(text: object) -> object:
 app = App(
     name="fieldguide",
     help="Turn a folder of photographs into an image classifier you can trust.",
-    version=lambda: metadata.version("fieldguide"),
+    version=lambda: installed()[1],
     help_format="plaintext",
     help_formatter=Flowing(),
     default_parameter=Parameter(negative_iterable=()),
@@ -90,6 +89,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ImportError as error:  # of torch and others that are only imported when they are needed
         hint = "install it again, in the version that `pip install fieldguide` chooses"
+        if installed()[0] == LITE:
+            hint = f"this is {LITE}, which predicts by exported models: the rest needs fieldguide"
         return _tell(ResourceError(f"`{error.name}` cannot be imported: {error}", hint=hint))
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:

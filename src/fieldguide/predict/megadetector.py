@@ -4,7 +4,6 @@ A photo that was seen whole is one detection that fills it; one of crops has a d
 is version 1.4 of the form; camtraptools 0.8.1 imported 527 of 527 photos. Knows nothing of models.
 """
 
-import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.photos.crops import parted
 from fieldguide.predict.tables import NO_BOX, Predictions
 from fieldguide.storage import files
+from fieldguide.words import installed
 
 # Fields of a taxon as SpeciesNet writes them, after an id and before the common name.
 RANKS = ("class", "order", "family", "genus", "species")
@@ -63,11 +63,10 @@ class Results:
 
     def write(self, out: Path, model: str) -> None:
         """Write the results; `model` is what the classifier is called."""
-        version = importlib.metadata.version("fieldguide")
         info = {
             "format_version": "1.4",
             "detector": "unknown",
-            "classifier": f"fieldguide {version}: {model}",
+            "classifier": f"fieldguide {installed()[1]}: {model}",
             "classification_completion_time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         }
         numbered = {str(number): name for number, name in enumerate(self.classes)}

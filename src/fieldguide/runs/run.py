@@ -900,9 +900,9 @@ def _provenance(run: Run) -> dict[str, Any]:
         run.by_fold(run.groups, run.judged),
     )
     photos = [photo.sha256 for photo in run.catalog.photos if photo.split == "train"]
-    weights = run.recipe.weights
+    recipe = run.recipe.model_dump(mode="json", exclude={"cache", "cluster"})
     return {
-        "recipe": {**run.recipe.model_dump(mode="json"), "weights": Path(weights).name},
+        "recipe": {**recipe, "weights": Path(run.recipe.weights).name},
         "older": known.get("older"),
         "training_photos": len(photos),
         "training_photos_sha256": hashlib.sha256("".join(sorted(photos)).encode()).hexdigest(),

@@ -8,7 +8,6 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fieldguide.predict.exported import ONNX
 from fieldguide.runs.run import Run
 from fieldguide.storage import files
 from fieldguide.study import holdout_scores
-from fieldguide.words import percent
+from fieldguide.words import installed, percent
 
 JSON, README = "model.json", "README.md"
 FORMAT = 1
@@ -164,7 +163,7 @@ def write(
     content = {
         "format": FORMAT,
         "about": told.sentence,
-        "made_by": f"fieldguide {metadata.version('fieldguide')}",
+        "made_by": f"fieldguide {installed()[1]}",
         "file": {"name": ONNX, "sha256": files.sha256(folder / ONNX)},
         "classes": list(card.classes),
         "taxonomy": asdict(card.taxonomy) if card.taxonomy else None,
@@ -271,7 +270,7 @@ def _readme(
         "# Image classifier",
         "",
         f"{_text(told.sentence)}.",
-        f"Trained by fieldguide {metadata.version('fieldguide')} from weights of"
+        f"Trained by fieldguide {installed()[1]} from weights of"
         f" {_text(card.architecture.backbone)} (licence: {_text(card.license) or 'unknown'}) on"
         f" {card.provenance['training_photos']:,} photos. {_text(told.collection)}".rstrip(),
         "",
