@@ -192,7 +192,7 @@ QUICK = [
     ("predict RUN VAL/blue/020.jpg --no-recursive", 2, "`recursive` is for folders"),
     ("predict SAVED VAL --combine soup", 2, "--combine is for runs"),
     ("predict SAVED VAL --photos-root VAL", 2, "--photos-root is for runs"),
-    ("predict VAL VAL", 2, "neither a run's folder nor a classifier's"),
+    ("predict VAL VAL", 2, "neither a run's folder, nor a classifier's"),
     ("predict RUN VAL --combine stok", 2, "did you mean `stock`?"),
     ("predict RUN VAL --toop 3", 2, "unknown option: --toop (did you mean --top?)"),
     ("predict RUN --overwrit VAL", 2, "(did you mean --overwrite?)"),

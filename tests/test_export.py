@@ -67,7 +67,7 @@ def drawn(backbone: str, head: str, classes: int = 3, members: int = 2) -> Class
     for seed in range(members):
         torch.manual_seed(seed)
         state = inference.template(architecture).state_dict()
-        for name, tensor in state.items():
+        for tensor in state.values():
             if tensor.is_floating_point():
                 tensor.mul_(torch.rand_like(tensor) + 0.5).add_(0.02 * torch.rand_like(tensor))
         weights.append({name: tensor.clone() for name, tensor in state.items()})

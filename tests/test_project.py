@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "fieldguide"
 LAYERS = (
     "__main__ __init__",
     "cli",
+    "serve",
     "demo",
     "compare",
     "report",

@@ -13,6 +13,7 @@ from fieldguide.cli import (  # noqa: F401 - add commands
     reviewing,
     scoring,
     seeing,
+    serving,
     training,
 )
 from fieldguide.cli.app import app, main, run

@@ -45,7 +45,14 @@ class Decoding:
 
     def __call__(self, path: Path) -> Picture:
         """Return the picture, upright; raise `UnreadablePhoto`."""
-        picture = pixels.load(path, shorter_side=self.decoded, reading=self.reading)
+        return self._kept(pixels.load(path, shorter_side=self.decoded, reading=self.reading))
+
+    def of_bytes(self, data: bytes) -> Picture:
+        """Return the picture in the bytes of a file; raise `UnreadablePhoto`."""
+        frame = pixels.decode(data, shorter_side=self.decoded, reading=self.reading)
+        return self._kept(frame.image)
+
+    def _kept(self, picture: Image) -> Picture:
         if self.side is not None:
             picture = shrink(picture, self.side, self.interpolation)
         return np.asarray(picture)

@@ -11,14 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fieldguide.errors import UsageError
+from fieldguide.machine.device import choose_device
 from fieldguide.merge import Weights
 from fieldguide.network.backbones import require_backbone
+from fieldguide.photos.decoding import centre
 from fieldguide.predict import inference
 from fieldguide.predict.card import (
     CARD,
@@ -63,6 +67,22 @@ class Classifier(Model):
     ) -> Iterator[Seen]:
         """Yield each photo's logits, by torch: see `inference.logits`."""
         return inference.logits(self.card.architecture, self.members, photos, machine, views)
+
+    def look(
+        self, squares: Sequence[UInt8[np.ndarray, "side side 3"]]
+    ) -> Float[np.ndarray, "members n classes"]:
+        """Return the logits of photos that were prepared, on the device that there is."""
+        size = self.card.architecture.size
+        shown = torch.from_numpy(np.stack([centre(each, size, size) for each in squares]))
+        found: np.ndarray = self._networks.logits(shown.permute(0, 3, 1, 2)).numpy()
+        return found
+
+    @cached_property
+    def _networks(self) -> inference.Networks:
+        """The members on the device that there is, in the precision that it has."""
+        own, machine = self.card.architecture, Machine()
+        precision = inference.precision_used(own, machine)
+        return inference.Networks(own, self.members, choose_device(machine.device), precision)
 
     def require_machine(self, machine: Machine) -> str:
         """Return what to tell of the precision used, if it is not that of the folds."""

@@ -22,9 +22,8 @@ from jaxtyping import Float, UInt8
 from fieldguide.errors import ResourceError, UnreadablePhoto, UsageError
 from fieldguide.machine.cores import count_cores
 from fieldguide.photos.catalog import TOO_SMALL
-from fieldguide.photos.decoding import Decoding, square
-from fieldguide.photos.pixels import Reading
-from fieldguide.predict.card import Architecture, Card, OutOfFold, read_card, read_scores
+from fieldguide.photos.decoding import Decoding
+from fieldguide.predict.card import Card, OutOfFold, read_card, read_scores
 from fieldguide.predict.model import Machine, Model, Seen
 from fieldguide.recipe import View
 from fieldguide.storage import files
@@ -88,7 +87,7 @@ class Exported(Model):
             raise UsageError(
                 "an exported model looks at one view of a photo", hint="leave --views out"
             )
-        show = partial(_shown, self.card.architecture, decoding(self.card.architecture))
+        show = partial(_shown, self, self.decoding)
         readers = machine.workers if isinstance(machine.workers, int) else count_cores()
         first = 0
         for batch in _in_batches(show, photos, machine.batch_size, readers):
@@ -96,7 +95,7 @@ class Exported(Model):
             read = [(n, each.square) for n, each in numbered if each.square is not None]
             logits = np.empty((len(self.card.members), 0, len(self.card.classes)), np.float32)
             if read:
-                _, logits = self.run([picture for _, picture in read])
+                logits = self.look([picture for _, picture in read])
             yield Seen(
                 np.array([n for n, _ in read], np.int64),
                 logits[:, :, None],
@@ -112,6 +111,12 @@ class Exported(Model):
         names = ["probabilities", "logits"]
         probabilities, logits = self._session.run(names, {"image": np.stack(pictures)})
         return probabilities, logits.transpose(1, 0, 2)
+
+    def look(
+        self, squares: Sequence[UInt8[np.ndarray, "side side 3"]]
+    ) -> Float[np.ndarray, "members n classes"]:
+        """Return the logits of photos that were prepared."""
+        return self.run(squares)[1]
 
     def require_machine(self, machine: Machine) -> str:
         """Return nothing to tell; `UsageError` for another device or precision than its own."""
@@ -147,16 +152,6 @@ def model_file(place: Path) -> Path | None:
     return inside if inside.is_file() else None
 
 
-def decoding(architecture: Architecture) -> Decoding:
-    """Return the way from files to pictures by which the folds were judged."""
-    return Decoding.of(
-        architecture.stored_side,
-        architecture.eval_resize,
-        architecture.interpolation,
-        Reading.of(architecture),
-    )
-
-
 def _content(place: Path) -> tuple[bytes, Path]:
     """Return the bytes of a model's file, checked by the manifest beside it, and its path."""
     path = model_file(place)
@@ -168,7 +163,7 @@ def _content(place: Path) -> tuple[bytes, Path]:
         return path.read_bytes(), path
 
 
-def _shown(architecture: Architecture, decode: Decoding, photo: Path) -> _Shown:
+def _shown(model: Model, decode: Decoding, photo: Path) -> _Shown:
     """Return a photo's square, or the reason why there is none."""
     try:
         picture = decode(photo)
@@ -176,8 +171,7 @@ def _shown(architecture: Architecture, decode: Decoding, photo: Path) -> _Shown:
         return _Shown(problem=error.message)
     height, width = picture.shape[:2]  # as in the file, if so small
     small = f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
-    own = architecture
-    return _Shown(square(picture, own.size, own.eval_resize, own.interpolation), small=small)
+    return _Shown(model.square(picture), small=small)
 
 
 def _in_batches(

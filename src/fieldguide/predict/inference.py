@@ -62,7 +62,7 @@ def logits(
         raise UsageError(f"there is no view `{odd[0]}`", hint=f"one of {', '.join(get_args(View))}")
     keep_freed_memory()
     device = choose_device(machine.device)
-    networks = _Networks(architecture, members, device, precision_used(architecture, machine))
+    networks = Networks(architecture, members, device, precision_used(architecture, machine))
     loader = _loader(architecture, files, machine, device, views)
     plan = evaluation_plan(np.arange(len(files)), machine.batch_size)
     with training_threads(count_threads_beside(loader.workers)):
@@ -88,7 +88,7 @@ def logits_of(
     shown: Sequence[UInt8[np.ndarray, "size size 3"]],
 ) -> Float[np.ndarray, "members n classes"]:
     """Return the logits of pictures as the network is shown them, in float32, on the CPU."""
-    networks = _Networks(architecture, members, torch.device("cpu"), "float32")
+    networks = Networks(architecture, members, torch.device("cpu"), "float32")
     images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
     parts = [images[n : n + PROVEN] for n in range(0, len(images), PROVEN)]
     return torch.cat([networks.logits(part) for part in parts], dim=1).numpy()
@@ -118,7 +118,7 @@ def recalibrated(
     return {name: tensor.cpu() for name, tensor in weights_of(network).items()}
 
 
-class _Networks:
+class Networks:
     """The members as functions of a batch: one network, its norms absorbed, for all weights."""
 
     def __init__(

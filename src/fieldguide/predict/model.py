@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL.Image import Image, fromarray
 from PIL.ImageOps import exif_transpose
@@ -22,6 +22,8 @@ from fieldguide.analysis import calibration, conformal, metrics, promises, unkno
 from fieldguide.analysis.taxa import AUTO
 from fieldguide.errors import UsageError
 from fieldguide.photos.catalog import Catalog
+from fieldguide.photos.decoding import Decoding, Picture, square
+from fieldguide.photos.pixels import Reading
 from fieldguide.predict import events, inputs
 from fieldguide.predict.by_photo import by_photo
 from fieldguide.predict.card import Card, Combine, OutOfFold
@@ -83,6 +85,12 @@ class Model(ABC):
         """Yield each photo's logits by member and view, batch by batch, in order, in float32."""
 
     @abstractmethod
+    def look(
+        self, squares: Sequence[UInt8[np.ndarray, "side side 3"]]
+    ) -> Float[np.ndarray, "members n classes"]:
+        """Return the logits of photos that were prepared (`square`), at least one."""
+
+    @abstractmethod
     def require_machine(self, machine: Machine) -> str:
         """Return what to tell of the precision used; `UsageError` for what it cannot do."""
 
@@ -141,6 +149,29 @@ class Model(ABC):
             whole = Predictions.concatenate([nothing, *chunks])
         names = tuple(named.get(name, name) for name in whole.names)
         return replace(whole, names=names, alarm=unknown, answering=taxa, event_of=event_of)
+
+    @property
+    def decoding(self) -> Decoding:
+        """The way from files to pictures by which the folds were judged."""
+        own = self.card.architecture
+        return Decoding.of(own.stored_side, own.eval_resize, own.interpolation, Reading.of(own))
+
+    def square(self, picture: Picture) -> UInt8[np.ndarray, "side side 3"]:
+        """Return the square of a decoded picture in whose centre the network looks."""
+        own = self.card.architecture
+        return square(picture, own.size, own.eval_resize, own.interpolation)
+
+    def answer(
+        self,
+        squares: Sequence[UInt8[np.ndarray, "side side 3"]],
+        *,
+        sets: conformal.Sets | None = None,
+    ) -> Predictions:
+        """Return calibrated predictions for photos that were prepared, named by their numbers."""
+        numbers = range(len(squares))
+        seen = Seen(np.array(numbers), self.look(squares)[:, :, None], ())
+        photos = [Input(str(number), Path()) for number in numbers]
+        return self._answered(photos, numbers, numbers, seen, self.card.temperature, sets)
 
     def probabilities(
         self, logits: Float[np.ndarray, "members n classes"]

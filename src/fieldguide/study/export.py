@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 
 from fieldguide.analysis import calibration, metrics
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
-from fieldguide.photos.decoding import centre, square
+from fieldguide.photos.decoding import centre
 from fieldguide.predict import inference, inputs, onnx_graph
 from fieldguide.predict.classifier import Classifier
-from fieldguide.predict.exported import ONNX, Exported, decoding
+from fieldguide.predict.exported import ONNX, Exported
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
@@ -117,15 +117,14 @@ def prove(
 
     Raises `DataError` where no photo can be read, `ResourceError` where the file differs.
     """
-    architecture = classifier.card.architecture
-    decode, own = decoding(architecture), architecture
+    own, decode = classifier.card.architecture, classifier.decoding
     squares: dict[Path, NDArray[np.uint8]] = {}
     for photo in photos:
         try:
             picture = decode(photo)
         except UnreadablePhoto:
             continue
-        squares[photo] = square(picture, own.size, own.eval_resize, own.interpolation)
+        squares[photo] = classifier.square(picture)
     if not squares:
         raise DataError(
             f"none of {len(photos)} photos can be read to prove the export on",
@@ -133,7 +132,7 @@ def prove(
         )
     pictures = list(squares.values())
     expected = inference.logits_of(
-        architecture, classifier.members, [centre(each, own.size, own.size) for each in pictures]
+        own, classifier.members, [centre(each, own.size, own.size) for each in pictures]
     )
     together = classifier.probabilities(expected)
     tolerance = TOLERANCE * (float(np.abs(expected).max()) + 1)

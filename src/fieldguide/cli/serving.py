@@ -1,0 +1,93 @@
+"""The command that puts a model behind HTTP: serve."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fieldguide.cli import terminal
+from fieldguide.cli.app import app
+from fieldguide.cli.opening import open_run
+from fieldguide.cli.predicting import ModelPlace
+from fieldguide.errors import UsageError
+from fieldguide.storage import mirror
+
+if TYPE_CHECKING:
+    from fieldguide.predict.model import Model
+
+
+@app.command
+def serve(
+    model: ModelPlace,
+    *,
+    combine: str | None = None,
+    right: float | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    name: tuple[str, ...] = (),
+    max_mb: int = 32,
+    queue: int = 64,
+) -> None:
+    """Answer for photos in the browser and over HTTP, until Ctrl-C.
+
+    The page takes photos that are dropped, pasted or taken, and gives a table away. Programs send a
+    photo to POST /predict: /openapi.json describes it. No photo is kept or leaves this machine.
+
+    Parameters
+    ----------
+    combine
+        The combination of a run's folds, as for `predict`.
+    right
+        Also answer with a taxon, so that answers are right this often, such as 0.95.
+    host
+        The address to listen at; 0.0.0.0 lets other machines ask, without a password.
+    port
+        The port; without it the first free one from 8000 on.
+    name
+        A name of this machine by which others reach it; may be given several times.
+    max_mb
+        The largest file, in megabytes.
+    queue
+        The photos in work at a time; more are told to come back.
+    """
+    for flag, value in (("--max-mb", max_mb), ("--queue", queue)):
+        if value < 1:
+            raise UsageError(f"{flag} is below 1: {value}")
+    if port is not None and not 0 < port < 65536:
+        raise UsageError(f"--port is not between 1 and 65535: {port}")
+    from fieldguide.serve import server
+
+    server.require_packages()
+    listener = server.listening(host, port)
+    opened = _opened(mirror.run_folder(model, terminal.tell), combine)
+    taken = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    if opened.card.crop:
+        terminal.tell(
+            f"`{model}` was trained on crops ({opened.card.crop}): photos are seen whole here, and"
+            " may be misjudged"
+        )
+    server.serve(
+        opened,
+        listener=listener,
+        most_bytes=max_mb * 1_000_000,
+        most_photos=queue,
+        names=frozenset(each.lower() for each in (*name, host)),
+        right=right,
+        started=lambda: terminal.stdout.print(f"http://{shown}:{taken}/ (Ctrl-C ends it)"),
+    )
+    terminal.tell("stopped")
+
+
+def _opened(folder: Path, combine: str | None) -> "Model":
+    """Return the model in a folder, or of an export's file."""
+    if (folder / "setup.json").is_file():
+        run = open_run(folder)
+        return run.classifier(run.combination(combine or "ensemble"))
+    if combine:
+        raise UsageError(f"--combine is for runs, and `{folder}` is none")
+    from fieldguide.predict import exported
+
+    if exported.model_file(folder):
+        return exported.Exported.load(folder)
+    from fieldguide.predict.classifier import Classifier
+
+    return Classifier.load(folder)

@@ -1,0 +1,406 @@
+"""The server: a page to try a model, and `POST /predict`.
+
+It answers this machine's browsers and programs: other hosts' names and other sites' pages are
+refused, no photo is kept, and bodies, waiting photos and time have bounds.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fieldguide.errors import UnreadablePhoto
+from fieldguide.predict.tables import Answering
+from fieldguide.serve.service import Answer, Busy, Service
+from fieldguide.words import installed
+
+SLOWEST = 60  # seconds that a body may take to arrive
+TOP = 5  # classes of an answer, if not asked for more
+
+# Scripts and styles of the page itself; pictures that it was given; answers of this server.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+
+def build(
+    service: Service,
+    about: Mapping[str, Any],
+    *,
+    most_bytes: int,
+    names: frozenset[str] = frozenset(),
+    answering: Answering | None = None,
+) -> ASGIApp:
+    """Return the application.
+
+    `about` is what `GET /model` says, `most_bytes` the largest body, `names` the names of hosts
+    that it answers to, beside `localhost` and addresses in numbers; `answering` gives taxa.
+    """
+
+    async def predict(request: Request) -> Response:
+        try:
+            top = int(request.query_params.get("top", TOP))
+        except ValueError:
+            return _refusal(400, "`top` is no number")
+        if top < 1:
+            return _refusal(400, "`top` is below 1")
+        try:
+            service.enter()
+        except Busy:
+            return _refusal(503, "too many photos at once: try again", {"Retry-After": "1"})
+        try:
+            data = await _photo(request, most_bytes)
+            if isinstance(data, Response):
+                return data
+            answer = await _awaited(service, data, request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except UnreadablePhoto as error:
+            status = 415 if error.message.startswith("not an image") else 400
+            status = 413 if error.message.startswith("too large") else status
+            return _refusal(status, f"the photo cannot be read: {error.message}", hint=error.hint)
+        finally:
+            service.leave()
+        return JSONResponse(told(answer, top, answering))
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "photos_in_work": service.inside})
+
+    async def model(_: Request) -> Response:
+        return JSONResponse(dict(about))
+
+    async def metrics(_: Request) -> Response:
+        return PlainTextResponse(_metrics(service), media_type="text/plain; version=0.0.4")
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(description(most_bytes))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    routes = [
+        Route("/predict", predict, methods=["POST"]),
+        Route("/health", health),
+        Route("/model", model),
+        Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
+        *(Route(f"/{name}", _file(name)) for name in ("page.js", "answers.js", "page.css")),
+        Route("/", _file("index.html")),
+    ]
+    handlers: dict[Any, Any] = {404: _nothing, 405: _nothing}
+    return _Guard(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), names)
+
+
+def told(answer: Answer, top: int, answering: Answering | None) -> dict[str, Any]:
+    """Return an answer as JSON's values."""
+    found = answer.predictions
+    (row,) = found.probabilities
+    order = np.argsort(-row, kind="stable")[:top].tolist()
+    read: dict[str, Any] = {
+        "status": f"too small: {answer.small}" if answer.small else "ok",
+        "classes": [
+            {"class": found.classes[number], "probability": float(row[number])} for number in order
+        ],
+    }
+    if found.sets is not None:
+        members = np.flatnonzero(found.sets[0])
+        members = members[np.argsort(-row[members], kind="stable")]
+        read["set"] = [found.classes[number] for number in members]
+    if found.familiarity is not None and not np.isnan(found.familiarity).any():
+        read["familiarity"] = float(found.familiarity[0])
+        read["unknown"] = bool(found.unknown[0])
+    if answering is not None:
+        (taxon,) = answering.of(found.probabilities, found.classes)
+        read["taxon"] = taxon and {
+            "name": taxon.name,
+            "rank": taxon.rank,
+            "probability": taxon.confidence,
+        }
+    return read
+
+
+def description(most_bytes: int) -> dict[str, Any]:
+    """Return the interface in OpenAPI's form."""
+    file = {"schema": {"type": "string", "format": "binary"}}
+    refused = {"type": "object", "properties": {"error": {"type": "string"}}}
+    said = {"application/json": {"schema": refused}}
+    named = {"type": "object", "properties": {"class": _TEXT, "probability": _SHARE}}
+    answer = {
+        "type": "object",
+        "required": ["status", "classes"],
+        "properties": {
+            "status": {"type": "string", "description": "ok, or too small: 9 × 9 pixels"},
+            "classes": {"type": "array", "items": named},
+            "set": {"type": "array", "items": _TEXT},
+            "familiarity": _SHARE,
+            "unknown": {"type": "boolean"},
+            "taxon": {
+                "type": ["object", "null"],
+                "properties": {"name": _TEXT, "rank": _TEXT, "probability": _SHARE},
+            },
+        },
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fieldguide", "version": installed()[1]},
+        "paths": {
+            "/predict": {
+                "post": {
+                    "summary": "The classes of a photo, with calibrated probabilities",
+                    "parameters": [
+                        {
+                            "name": "top",
+                            "in": "query",
+                            "schema": {"type": "integer", "minimum": 1, "default": TOP},
+                        }
+                    ],
+                    "requestBody": {
+                        "required": True,
+                        "description": f"the file itself, at most {most_bytes:,} bytes, or a form"
+                        " with it as `photo`",
+                        "content": {
+                            "image/*": file,
+                            "application/octet-stream": file,
+                            "multipart/form-data": {
+                                "schema": {
+                                    "type": "object",
+                                    "required": ["photo"],
+                                    "properties": {"photo": file["schema"]},
+                                }
+                            },
+                        },
+                    },
+                    "responses": {
+                        "200": {
+                            "description": "the answer",
+                            "content": {"application/json": {"schema": answer}},
+                        },
+                        **{
+                            code: {"description": reason, "content": said}
+                            for code, reason in _REFUSALS.items()
+                        },
+                    },
+                }
+            },
+            **{
+                path: {"get": {"summary": what, "responses": {"200": {"description": what}}}}
+                for path, what in (
+                    ("/health", "whether it answers"),
+                    ("/model", "what the model is"),
+                    ("/metrics", "counts in Prometheus' form"),
+                )
+            },
+        },
+    }
+
+
+_TEXT = {"type": "string"}
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+_REFUSALS = {
+    "400": "no photo, or a damaged one",
+    "403": "asked by another site's page",
+    "408": "the photo took too long to arrive",
+    "413": "too large",
+    "415": "not an image",
+    "421": "another host's name",
+    "503": "too many photos at once",
+}
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+class _InMemory(MultiPartParser):
+    """A parser of forms that writes no file: bodies are bounded before."""
+
+    spool_max_size = 0  # a SpooledTemporaryFile that never rolls over
+
+
+async def _photo(request: Request, most: int) -> bytes | Response:
+    """Return the bytes of the photo in a request, or the refusal."""
+    length = request.headers.get("content-length", "0")
+    too_large = _refusal(413, f"more than {most:,} bytes")
+    if not length.isdecimal() or int(length) > most:
+        return too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SLOWEST):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    return too_large
+    except TimeoutError:
+        return _refusal(408, f"the photo took more than {SLOWEST} s to arrive")
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return await _of_form(request.headers, bytes(body))
+    if not body:
+        return _refusal(400, "there is no photo in the request", hint="send the file as the body")
+    return bytes(body)
+
+
+async def _of_form(headers: Headers, body: bytes) -> bytes | Response:
+    """Return the first file of a form; its name is never looked at."""
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        parser = _InMemory(headers, whole(), max_files=1, max_fields=20)
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        return _refusal(400, f"the form cannot be read: {error}")
+    async with _closing(form):
+        for value in form.values():
+            if not isinstance(value, str):
+                data = await value.read()
+                return data or _refusal(400, "the photo cannot be read: empty file")
+    return _refusal(400, "the form has no file", hint="name it `photo`")
+
+
+@asynccontextmanager
+async def _closing(form: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await form.close()
+
+
+async def _awaited(service: Service, data: bytes, request: Request) -> Answer:
+    """Return the answer for a photo; `ClientDisconnect`, and no more work, if nobody waits."""
+    future = service.submit(data)
+    answer = asyncio.wrap_future(future)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        both: set[asyncio.Future[Any]] = {answer, gone}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        gone.cancel()
+        if not answer.done():
+            answer.cancel()  # and with it the future
+        with suppress(asyncio.CancelledError):
+            await gone
+
+
+async def _gone(request: Request) -> None:
+    """Return when the caller has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(
+    status: int, reason: str, headers: Mapping[str, str] | None = None, hint: str = ""
+) -> JSONResponse:
+    content = {"error": reason} | ({"hint": hint} if hint else {})
+    return JSONResponse(content, status, dict(headers or {}))
+
+
+async def _nothing(_: Request, error: Any) -> Response:
+    return _refusal(error.status_code, "there is no such thing here", hint="/openapi.json")
+
+
+# --- what may ask ---------------------------------------------------------------------------------
+
+
+class _Guard:
+    """Answers to this server's own names and pages alone, with headers on every answer.
+
+    Another name is what a page uses that lets its own name point here (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self.app = app
+        self.names = names | {"localhost"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (name.lower().encode(), value.encode())
+                        for name, value in HEADERS.items()
+                        if name.lower().encode() not in known
+                    ),
+                ]
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope))
+        await (refusal or self.app)(scope, receive, with_headers)
+
+    def _refusal(self, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        if not self._own(host):
+            return _refusal(421, "this server does not go by that name", hint="--name NAME")
+        origin = headers.get("origin")
+        other = origin is not None and origin.partition("://")[2] != host
+        if other or headers.get("sec-fetch-site") == "cross-site":
+            return _refusal(403, "only this server's own page may ask from a browser")
+        return None
+
+    def _own(self, host: str) -> bool:
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if name.lower() in self.names:
+            return True
+        with suppress(ValueError):
+            ipaddress.ip_address(name.strip("[]"))
+            return True
+        return False
+
+
+def _file(name: str) -> Callable[[Request], Any]:
+    """Return what answers with a file of the page."""
+    content = resources.files("fieldguide.serve").joinpath("page", name).read_bytes()
+    kind = _KINDS[name[name.index(".") :]]
+
+    async def answer(_: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return answer
+
+
+def _metrics(service: Service) -> str:
+    """Return the counts in Prometheus' text form."""
+    counts = asdict(service.counts)
+    lines = ["# TYPE fieldguide_photos counter"]
+    lines += [
+        f'fieldguide_photos_total{{outcome="{name}"}} {counts[name]}'
+        for name in ("answered", "unreadable", "refused", "dropped")
+    ]
+    lines += ["# TYPE fieldguide_batches counter", f"fieldguide_batches_total {counts['batches']}"]
+    lines += [
+        "# TYPE fieldguide_seconds counter",
+        f"fieldguide_seconds_total {counts['seconds']:.6f}",
+    ]
+    lines += ["# TYPE fieldguide_in_work gauge", f"fieldguide_in_work {service.inside}", ""]
+    return "\n".join(lines)
