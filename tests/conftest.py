@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 if TYPE_CHECKING:
+    from browser import Browser
+
     import fieldguide as fg
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -195,3 +197,13 @@ def plain_consoles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     for name in list(os.environ):
         if name.startswith("FIELDGUIDE_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """One headless Chromium."""
+    from browser import Browser
+
+    opened = Browser(tmp_path_factory.mktemp("chromium"))
+    yield opened
+    opened.close()

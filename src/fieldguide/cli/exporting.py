@@ -25,10 +25,11 @@ def export(
     ],
     *,
     out: Path,
-    to: Literal["onnx"] = "onnx",
+    to: Literal["onnx", "page"] = "onnx",
     combine: str | None = None,
     features: bool = False,
     photos: Path | None = None,
+    runtime: Path | None = None,
     photos_root: PhotosRoot = None,
 ) -> None:
     """Write a classifier for other programs, proved equal to the run on real photos.
@@ -42,7 +43,8 @@ def export(
     out
         The new folder.
     to
-        The form: onnx, which ONNX Runtime reads on servers, computers and phones.
+        The form: onnx, which ONNX Runtime reads on servers, computers and phones; page: the same
+        and a page that answers in the browser, from any file server, also offline.
     combine
         The combination of a run's folds: ensemble (the default), soup, tuned, fold-0, … A merged
         one is several times smaller and faster.
@@ -50,8 +52,12 @@ def export(
         Also give what the last layer sees.
     photos
         A folder, table or list of photos to prove it on; without it, 64 of the run's.
+    runtime
+        A folder with the package onnxruntime-web for the page; without it npm fetches it.
     """
     require_new(out)
+    if runtime is not None and to != "page":
+        raise UsageError("--runtime is for pages", hint="--to page")
     source = _source(model, combine, photos_root)
     from fieldguide.study import export as exporting  # brings torch
 
@@ -61,6 +67,8 @@ def export(
         combine=combine or "ensemble",
         features=features,
         photos=photos,
+        page=to == "page",
+        runtime=runtime,
         notice=terminal.tell,
     )
     terminal.stdout.print(
@@ -78,6 +86,10 @@ def export(
     file = out / "model.onnx"
     terminal.stdout.print(f"the model is in {file} ({shown_bytes(file.stat().st_size)})")
     terminal.stdout.print(f"  fieldguide predict {out} PHOTOS")
+    if to == "page":
+        terminal.stdout.print(f"  python3 -m http.server --directory {out}")
+    else:
+        terminal.stdout.print(f"  fieldguide serve {out}")
 
 
 def _source(model: Path, combine: str | None, photos_root: Path | None) -> "Run | Classifier":

@@ -8,13 +8,12 @@ from typing import Any
 from fieldguide.analysis.conformal import Sets
 from fieldguide.errors import ResourceError, UsageError
 from fieldguide.machine.cores import count_cores
+from fieldguide.predict import about
 from fieldguide.predict.model import Model
-from fieldguide.predict.tables import Answering
 from fieldguide.words import first_line, os_reason
 
 PORT = 8000  # the first that is tried
 TRIED = 20
-COVERAGE = 0.95
 
 
 def require_packages() -> ModuleType:
@@ -60,25 +59,6 @@ def listening(host: str, port: int | None) -> socket.socket:
     )
 
 
-def about(model: Model, answering: Answering | None) -> dict[str, Any]:
-    """Return what a page says of a model."""
-    card = model.card
-    provenance = card.provenance
-    return {
-        "classes": list(card.classes),
-        "network": card.architecture.backbone,
-        "members": list(card.members),
-        "crop": card.crop,
-        "license": card.license,
-        "accuracy": provenance.get("out_of_fold_accuracy"),
-        "interval": provenance.get("out_of_fold_interval"),
-        "photos": card.calibration.get("photos"),
-        "coverage": COVERAGE,
-        "taxa": answering is not None,
-        "version": 1,
-    }
-
-
 def serve(
     model: Model,
     *,
@@ -96,10 +76,14 @@ def serve(
 
     answering = None if right is None else model.answers_by(right)
     cores = count_cores()
-    service = Service(model, most_photos, readers=max(cores // 2, 1), sets=Sets(COVERAGE))
+    service = Service(model, most_photos, readers=max(cores // 2, 1), sets=Sets(about.COVERAGE))
     model.answer([_blank(model)])  # what is built at first use, such as kernels
     application = app.build(
-        service, about(model, answering), most_bytes=most_bytes, names=names, answering=answering
+        service,
+        about.about(model, taxa=answering is not None),
+        most_bytes=most_bytes,
+        names=names,
+        answering=answering,
     )
     config = uvicorn.Config(
         application,

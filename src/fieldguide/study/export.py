@@ -18,12 +18,13 @@ from fieldguide.analysis import calibration, metrics
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
 from fieldguide.photos.decoding import centre
 from fieldguide.predict import inference, inputs, onnx_graph
+from fieldguide.predict.about import about
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.exported import ONNX, Exported
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
-from fieldguide.study import model_card
+from fieldguide.study import model_card, page_files
 
 PHOTOS = 64  # that the proof looks at
 BATCHES = (1, 2, 5)
@@ -74,14 +75,18 @@ def export(
     combine: str = "ensemble",
     features: bool = False,
     photos: str | Path | None = None,
+    page: bool = False,
+    runtime: Path | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Proof:
     """Write a classifier as a folder for other programs, and return its proof.
 
     `source` is a run, whose folds are put together by `combine`, or a classifier, which needs
     `photos` (a folder, table or list) to be proved on. With `features` the file also gives what
-    each network's last layer sees. Raises `UsageError` for an unfinished run, an existing folder or
-    what does not export, `DataError` without photos, `ResourceError` where the file differs.
+    each network's last layer sees; with `page` there are the files of a page that answers in the
+    browser, by the `runtime` in a folder, or fetched (`page_files`). Raises `UsageError` for an
+    unfinished run, an existing folder or what does not export, `DataError` without photos,
+    `ResourceError` where the file differs.
     """
     files.require_new(Path(out))
     onnx_graph.require_onnx()
@@ -106,7 +111,11 @@ def export(
         model_card.write(
             place, classifier, facts, asdict(proof), asdict(judged) if judged else None
         )
-        files.write_manifest(place, [ONNX, model_card.JSON, model_card.README])
+        names = [ONNX, model_card.JSON, model_card.README]
+        if page:
+            notice("writing the page")
+            names += page_files.write(place, saved, about(saved, taxa=False), runtime)
+        files.write_manifest(place, names)
     return proof
 
 
