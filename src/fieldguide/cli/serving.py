@@ -56,24 +56,24 @@ def serve(
     from fieldguide.serve import server
 
     server.require_packages()
-    listener = server.listening(host, port)
-    opened = _opened(mirror.run_folder(model, terminal.tell), combine)
-    taken = listener.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    if opened.card.crop:
-        terminal.tell(
-            f"`{model}` was trained on crops ({opened.card.crop}): photos are seen whole here, and"
-            " may be misjudged"
+    with server.listening(host, port) as listener:
+        opened = _opened(mirror.run_folder(model, terminal.tell), combine)
+        taken = listener.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        if opened.card.crop:
+            terminal.tell(
+                f"`{model}` was trained on crops ({opened.card.crop}): photos are seen whole here, and"
+                " may be misjudged"
+            )
+        server.serve(
+            opened,
+            listener=listener,
+            most_bytes=max_mb * 1_000_000,
+            most_photos=queue,
+            names=frozenset(each.lower() for each in (*name, host)),
+            right=right,
+            started=lambda: terminal.stdout.print(f"http://{shown}:{taken}/ (Ctrl-C ends it)"),
         )
-    server.serve(
-        opened,
-        listener=listener,
-        most_bytes=max_mb * 1_000_000,
-        most_photos=queue,
-        names=frozenset(each.lower() for each in (*name, host)),
-        right=right,
-        started=lambda: terminal.stdout.print(f"http://{shown}:{taken}/ (Ctrl-C ends it)"),
-    )
     terminal.tell("stopped")
 
 

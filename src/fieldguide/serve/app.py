@@ -6,16 +6,17 @@ refused, no photo is kept, and bodies, waiting photos and time have bounds.
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -26,7 +27,11 @@ from fieldguide.predict.tables import Answering
 from fieldguide.serve.service import Answer, Busy, Service
 from fieldguide.words import installed
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 SLOWEST = 60  # seconds that a body may take to arrive
+LONGEST_HEAD = 65536  # bytes of a line before a part of a form, which has the file's name
 TOP = 5  # classes of an answer, if not asked for more
 
 # Scripts and styles of the page itself; pictures that it was given; answers of this server.
@@ -233,12 +238,6 @@ _REFUSALS = {
 # --- bodies ---------------------------------------------------------------------------------------
 
 
-class _InMemory(MultiPartParser):
-    """A parser of forms that writes no file: bodies are bounded before."""
-
-    spool_max_size = 0  # a SpooledTemporaryFile that never rolls over
-
-
 async def _photo(request: Request, most: int) -> bytes | Response:
     """Return the bytes of the photo in a request, or the refusal."""
     length = request.headers.get("content-length", "0")
@@ -255,37 +254,43 @@ async def _photo(request: Request, most: int) -> bytes | Response:
     except TimeoutError:
         return _refusal(408, f"the photo took more than {SLOWEST} s to arrive")
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await _of_form(request.headers, bytes(body))
+        return _of_form(request.headers["content-type"], bytes(body))
     if not body:
         return _refusal(400, "there is no photo in the request", hint="send the file as the body")
     return bytes(body)
 
 
-async def _of_form(headers: Headers, body: bytes) -> bytes | Response:
-    """Return the first file of a form; its name is never looked at."""
+def _of_form(kind: str, body: bytes) -> bytes | Response:
+    """Return the first file of a form; its name is never looked at, however long it is."""
+    heads, contents = list[bytearray](), list[bytearray]()
 
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
+    def begin() -> None:
+        heads.append(bytearray())
+        contents.append(bytearray())
 
+    def head(data: bytes, start: int, end: int) -> None:
+        heads[-1].extend(data[start:end])
+
+    def content(data: bytes, start: int, end: int) -> None:
+        contents[-1].extend(data[start:end])
+
+    _, options = parse_options_header(kind)
+    callbacks: MultipartCallbacks = {
+        "on_part_begin": begin,
+        "on_header_value": head,
+        "on_part_data": content,
+    }
     try:
-        parser = _InMemory(headers, whole(), max_files=1, max_fields=20)
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
+        boundary = options.get(b"boundary", b"")
+        parser = MultipartParser(boundary, callbacks, max_header_size=LONGEST_HEAD)
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
         return _refusal(400, f"the form cannot be read: {error}")
-    async with _closing(form):
-        for value in form.values():
-            if not isinstance(value, str):
-                data = await value.read()
-                return data or _refusal(400, "the photo cannot be read: empty file")
+    for told, found in zip(heads, contents, strict=True):
+        if b"filename" in told.lower():
+            return bytes(found) or _refusal(400, "the photo cannot be read: empty file")
     return _refusal(400, "the form has no file", hint="name it `photo`")
-
-
-@asynccontextmanager
-async def _closing(form: Any) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await form.close()
 
 
 async def _awaited(service: Service, data: bytes, request: Request) -> Answer:

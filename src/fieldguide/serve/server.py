@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -99,12 +100,8 @@ def serve(
             await super().startup(sockets)
             started()
 
-    try:
+    with suppress(KeyboardInterrupt):
         Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        listener.close()
 
 
 def _blank(model: Model) -> Any:

@@ -116,7 +116,7 @@ class Service:
             small = f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
             waiting = _Waiting(self.model.square(picture), small, future)
         except BaseException as error:  # goes to the caller, whose photo it is
-            self._count(unreadable=isinstance(error, UnreadablePhoto))
+            self._count(unreadable=int(isinstance(error, UnreadablePhoto)))
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
             return
@@ -153,7 +153,7 @@ class Service:
         for row, each in enumerate(batch):
             each.future.set_result(Answer(found.rows(range(row, row + 1)), each.small))
 
-    def _count(self, **more: float) -> None:
+    def _count(self, **more: int | float) -> None:
         with self._lock:
             for name, number in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + number)

@@ -3,7 +3,7 @@
 import { AT_ONCE, PRIVACY, load, look } from "./answers.js";
 
 const at = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const rows = []; // one a photo, in the order in which they came
 const waiting = [];
 let atWork = 0;
@@ -54,9 +54,9 @@ function show(row) {
     item.append(element("p", `Sure enough of: ${name} (${rank}, ${percent(probability)}).`, "note"));
   }
   if (answer.set) {
-    const names = answer.set.length ? answer.set.join("; ") : "none of the classes";
-    const said = `One of these, in ${100 * model.coverage} % of photos like those known: ${names}.`;
-    item.append(element("p", said, "note"));
+    const among = answer.set.length ? `among: ${answer.set.join("; ")}` : "among none of the classes";
+    const share = `${100 * model.coverage}\u00a0%`;
+    item.append(element("p", `In ${share} of photos like the known ones the class is ${among}.`, "note"));
   }
 }
 
@@ -157,9 +157,11 @@ document.addEventListener("paste", (event) => {
 at("privacy").textContent = PRIVACY;
 try {
   model = await load();
-  const interval = model.interval ? ` (${model.interval.map(percent).join(" to ")})` : "";
-  const right = model.accuracy ? `, ${percent(model.accuracy)} right${interval} on ${model.photos} photos out of fold` : "";
-  at("about").textContent = `${model.network}, ${model.classes.length} classes${right}.`;
+  const [low, high] = (model.interval ?? []).map(percent);
+  const right = `; of ${model.photos} photos that they were not trained on, the folds' networks classified`
+    + ` ${percent(model.accuracy)} correctly (95\u00a0% interval: ${low} to ${high})`;
+  const what = `${model.network} (${model.members.join(", ")}), ${model.classes.length} classes`;
+  at("about").textContent = `${what}${model.interval ? right : ""}.`;
   add([]);
 } catch (error) {
   at("about").textContent = error.message;
