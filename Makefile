@@ -27,7 +27,7 @@ check: lint
 
 # All tests, also those that need extras, a store of S3's protocol, or Chromium if it is installed;
 # outside CI. s3fs needs an older python-dateutil than constraints.txt has, so it comes last and free.
-test-all: .venv-all/ready forms
+test-all: .venv-all/ready .venv-all/onnxruntime-web .venv-lite/ready forms
 	.venv-all/bin/python -m pytest --numprocesses auto --dist worksteal
 
 # The samples of tests/forms, written again by the real tools, each in an environment of its own.
@@ -37,8 +37,20 @@ forms:
 
 .venv-all/ready: pyproject.toml constraints.txt .venv/ready
 	test -x .venv-all/bin/python || $(PYTHON) -m venv .venv-all
-	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,mat,parquet,remote,tiff,track]' --group dev
+	$(UV) pip install --quiet --python .venv-all/bin/python -c constraints.txt -e '.[cluster,heic,mat,onnx,parquet,remote,serve,tiff,track]' --group dev
 	$(UV) pip install --quiet --python .venv-all/bin/python s3fs 'moto[server]'
+	touch $@
+
+# The runtime of pages that answer in the browser, where npm is there to fetch it.
+.venv-all/onnxruntime-web: .venv-all/ready
+	if command -v npm >/dev/null; then .venv-all/bin/python -c "from pathlib import Path; \
+	    from fieldguide.study import page_files; page_files.fetch(Path('$@'))"; fi
+
+# The small distribution, from its own wheel.
+.venv-lite/ready: lite/pyproject.toml constraints.txt .venv/ready $(shell find src -name '*.py')
+	rm -rf .venv-lite && $(PYTHON) -m venv .venv-lite
+	$(UV) build --quiet --wheel lite --out-dir .venv-lite/dist
+	$(UV) pip install --quiet --python .venv-lite/bin/python -c constraints.txt .venv-lite/dist/*.whl
 	touch $@
 
 # The tests with the lowest versions that pyproject.toml allows, which may warn of their own age; outside CI.
@@ -66,4 +78,4 @@ constraints:
 	    --all-extras --group dev pyproject.toml --output-file constraints.txt
 
 clean:
-	rm -rf .venv .venv-all .venv-lowest runs
+	rm -rf .venv .venv-all .venv-lite .venv-lowest runs

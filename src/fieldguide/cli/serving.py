@@ -62,8 +62,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         if opened.card.crop:
             terminal.tell(
-                f"`{model}` was trained on crops ({opened.card.crop}): photos are seen whole here, and"
-                " may be misjudged"
+                f"`{model}` was trained on crops ({opened.card.crop}): photos are seen whole here,"
+                " and may be misjudged"
             )
         server.serve(
             opened,

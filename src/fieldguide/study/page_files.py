@@ -80,6 +80,14 @@ def write(place: Path, model: Model, about: Mapping[str, Any], runtime: Path | N
     return sorted(contents)
 
 
+def fetch(folder: Path) -> None:
+    """Write the runtime's files, as npm brings them, to a folder for `--runtime`."""
+    contents = _fetched()
+    files.make_folder(folder)
+    for name, content in contents.items():
+        files.write_bytes(folder / name, content)
+
+
 def _known(model: Model) -> dict[str, Any]:
     """Return the scores of known photos by member, ascending, to seven digits."""
     known = model.out_of_fold
