@@ -24,6 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from fieldguide.predict.card import Architecture, Card, OutOfFold
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.exported import ONNX, Exported
 
-CLASSES = 100
+CLASSES, BATCH = 100, 16
 PARITY = (
     *((name, size, "linear") for name, size in (("resnet18", 128), ("resnet50", 224))),
     *((name, 224, "linear") for name in ("seresnet50", "resnext50_32x4d", "resnest14d")),
@@ -108,35 +109,14 @@ def speed(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     for each in asked.networks:
         name, _, size = each.partition("@")
-        wide = drawn(name, int(size), "linear", 1, "float32")
-        narrow = drawn(name, int(size), "linear", 1, "bfloat16")
-        model, _ = saved(wide, asked.folder)
-        pictures = squares(wide, 16)
-        shown = np.stack([centre(each, int(size), int(size)) for each in pictures])
-        images = torch.from_numpy(shown).permute(0, 3, 1, 2)
-        eager = inference.template(wide.card.architecture).eval()
-        eager.load_state_dict(wide.members[0])
-        cpu = torch.device("cpu")
-        folded = inference.Networks(narrow.card.architecture, narrow.members, cpu, "bfloat16")
-        normalise = inference.Networks(wide.card.architecture, wide.members, cpu, "float32")
-
-        def by_torch(network: object = eager, ready: object = normalise.normalise) -> None:
-            with torch.inference_mode():
-                network(ready(images))  # type: ignore[operator]
-
-        ways = {
-            "eager float32": by_torch,
-            "folded float32": lambda own=normalise: own.logits(images),
-            "folded bfloat16": lambda own=folded: own.logits(images),
-            "onnxruntime": lambda: model.look(pictures),
-        }
+        ways = ways_of(name, int(size), asked.folder)
         times: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(asked.rounds + 1):  # the first is not counted
             for way, run in ways.items():
                 began = time.process_time()
                 run()
                 if number:
-                    times[way].append((time.process_time() - began) / len(pictures))
+                    times[way].append((time.process_time() - began) / BATCH)
         for way, spent in times.items():
             ratios = [a / b for a, b in zip(times["eager float32"], spent, strict=True)]
             print(
@@ -145,6 +125,34 @@ def speed(asked: argparse.Namespace) -> None:
                 f" ({min(ratios):.2f} … {max(ratios):.2f})",
                 flush=True,
             )
+
+
+def ways_of(name: str, size: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return ways to the logits of a batch of pictures."""
+    wide, narrow = (drawn(name, size, "linear", 1, each) for each in ("float32", "bfloat16"))
+    model, _ = saved(wide, folder)
+    pictures = squares(wide, BATCH)
+    shown = np.stack([centre(each, size, size) for each in pictures])
+    images = torch.from_numpy(shown).permute(0, 3, 1, 2)
+    cpu = torch.device("cpu")
+    eager = inference.template(wide.card.architecture).eval()
+    eager.load_state_dict(dict(wide.members[0]))
+    eager.to(memory_format=torch.channels_last)
+    folded, rounded = (
+        inference.Networks(each.card.architecture, each.members, cpu, precision)
+        for each, precision in ((wide, "float32"), (narrow, "bfloat16"))
+    )
+
+    @torch.inference_mode()
+    def plain() -> object:
+        return eager(folded.normalise(images))
+
+    return {
+        "eager float32": plain,
+        "folded float32": lambda: folded.logits(images),
+        "folded bfloat16": lambda: rounded.logits(images),
+        "onnxruntime": lambda: model.look(pictures),
+    }
 
 
 # --- a server under load --------------------------------------------------------------------------
