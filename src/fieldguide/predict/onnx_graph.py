@@ -7,6 +7,7 @@ networks stand side by side, and what combines them is in the graph. Knows nothi
 
 import base64
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -153,6 +154,8 @@ def require_onnx() -> Any:
             f"exporting needs the packages `onnx` and `onnxscript`: {first_line(error)}",
             hint="pip install 'fieldguide[onnx]'",
         ) from error
+    # It tells of every operation with several outputs that it does not compute beforehand.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     return onnx
 
 
