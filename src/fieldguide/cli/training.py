@@ -272,15 +272,12 @@ def demo(*, out: Path = Path("fieldguide-demo"), settings: Flags | None = None) 
         begun.rename(photos)
     run = _fit(scan(photos), chosen, run_folder)
     tables.print_scores(terminal.stdout, run)
-    terminal.stdout.print("\nnext:")
-    for command in (
-        f"open {run_folder}/report.html",
-        f"fieldguide predict {run_folder} {photos} --out predictions.csv",
-        f"fieldguide labels {run_folder}",
+    _print_next(
+        run,
+        photos,
         f"fieldguide check {photos}",
         "fieldguide fit YOUR-PHOTOS --out YOUR-RUN --recipe quick",
-    ):
-        terminal.stdout.print(f"  {command}")
+    )
 
 
 @app.command
@@ -362,12 +359,26 @@ def _chosen(name: str, settings: Flags | None, folder: Path, older: Path | None)
 
 
 def _tell_after(run: "Run") -> None:
-    """Tell what the accuracy of a finished run does not say by itself."""
+    """Tell what the accuracy of a finished run does not say by itself, and what comes next."""
     if run.complete:
         from fieldguide.report.verdict import told_after
 
         for sentence in told_after(run):
             terminal.tell(sentence)
+        tuned = [f"fieldguide soup {run.folder} --rule tuned"] if run.recipe.epochs else []
+        _print_next(run, "NEW-PHOTOS", *tuned, f"fieldguide export {run.folder} --out MODEL")
+
+
+def _print_next(run: "Run", photos: Path | str, *more: str) -> None:
+    """Print the commands that come next."""
+    terminal.stdout.print("\nnext:")
+    for command in (
+        f"open {run.folder}/report.html",
+        f"fieldguide predict {run.folder} {photos} --out predictions.csv",
+        f"fieldguide labels {run.folder}",
+        *more,
+    ):
+        terminal.stdout.print(f"  {command}")
 
 
 def _judge_outside(run: "Run") -> None:
