@@ -25,7 +25,7 @@ from fieldguide.analysis.conformal import Sets
 from fieldguide.predict.about import COVERAGE, about
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.exported import Exported
-from fieldguide.serve import app
+from fieldguide.serve import app, server
 from fieldguide.serve.service import Service
 from fieldguide.study.export import export
 
@@ -55,13 +55,20 @@ def hostile(trained: fg.Run) -> Classifier:
 def served(hostile: Classifier) -> Iterator[str]:
     """The address of a server of it."""
     service = Service(hostile, most=8, readers=1, sets=Sets(COVERAGE))
-    application = app.build(service, about(hostile, taxa=False), most_bytes=1_000_000)
+    with running(app.build(service, about(hostile), most_bytes=1_000_000)) as address:
+        yield address
+
+
+@contextmanager
+def running(application: Any) -> Iterator[str]:
+    """The address of a server of an application."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application, log_level="error", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    config = uvicorn.Config(application, log_level="error", access_log=False)
+    own = uvicorn.Server(config)
+    thread = threading.Thread(target=own.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    server.should_exit = True
+    own.should_exit = True
     thread.join()
     listener.close()
 
@@ -198,6 +205,22 @@ def test_the_page_fits_the_window(
         return all.filter((e) => (e.focus(), document.activeElement === e)).length;
     })()""")
     assert reached == 4  # by keyboard: choose, take, table, clear
+
+
+def test_a_run_says_why(browser: Browser, trained: fg.Run, photos: list[Path]) -> None:
+    model = trained.classifier("ensemble")
+    explain = server._explained(model, trained)
+    application = app.build(
+        Service(model, most=8, readers=1), about(model, explains=True), most_bytes=1_000_000,
+        explain=explain,
+    )  # fmt: skip
+    with running(application) as address:
+        opened(browser, address, SIZES[0])
+        looked_at(browser, photos[:1])
+        browser.ask("document.querySelector('#answers button').click()")
+        browser.wait("document.querySelectorAll('.reasons img').length === 5")
+        assert browser.ask("document.documentElement.scrollWidth") <= SIZES[0][0]
+    assert browser.faults == []
 
 
 def test_a_table_is_taken_away_without_formulas(

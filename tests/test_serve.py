@@ -22,6 +22,7 @@ from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.model import Machine, Model
 from fieldguide.serve import app, server
 from fieldguide.serve.service import Busy, Service
+from fieldguide.study import similar
 
 MOST = 200_000  # bytes
 HERE = {"base_url": "http://127.0.0.1:8000"}
@@ -172,8 +173,31 @@ def test_everything_else_is_told(client: TestClient, photo: Path, model: Classif
     assert 'fieldguide_photos_total{outcome="unreadable"} 1\n' in told
     assert "fieldguide_in_work 0" in told
     described = client.get("/openapi.json").json()
-    assert set(described["paths"]) == {"/predict", "/health", "/model", "/metrics"}
+    assert set(described["paths"]) == {"/predict", "/explain", "/health", "/model", "/metrics"}
     assert described["paths"]["/predict"]["post"]["responses"].keys() >= {"200", "413", "503"}
+
+
+def test_a_run_explains_its_answers(
+    trained: fg.Run, model: Classifier, photo: Path, service: Service
+) -> None:
+    explain = server._explained(model, trained)
+    client = TestClient(app.build(service, {}, most_bytes=MOST, explain=explain), **HERE)
+    data = photo.read_bytes()
+    found = client.post(f"/explain?class={model.classes[0]}", content=data)
+    assert found.status_code == 200
+    told = found.json()
+    assert told["heat"].startswith("data:image/jpeg;base64,")
+    (own,) = similar.similar(trained, photo, top=4, machine=Machine("cpu", 0))
+    assert [each["path"] for each in told["similar"]] == [
+        trained.catalog.photos[like.photo].path for like in own.likes
+    ]
+    for each, like in zip(told["similar"], own.likes, strict=True):
+        assert each["similarity"] == pytest.approx(like.similarity, abs=1e-3)
+        assert each["picture"].startswith("data:image/jpeg;base64,")
+    assert client.post("/explain?class=none", content=data).status_code == 400
+    assert client.post(f"/explain?class={model.classes[0]}", content=b"text").status_code == 415
+    plain = TestClient(app.build(service, {}, most_bytes=MOST), **HERE)
+    assert plain.post(f"/explain?class={model.classes[0]}", content=data).status_code == 404
 
 
 class Slow(Model):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
+from fieldguide.cli.flags import PhotosRoot
 from fieldguide.cli.opening import open_run
 from fieldguide.cli.predicting import ModelPlace
 from fieldguide.errors import UsageError
@@ -12,6 +13,7 @@ from fieldguide.storage import mirror
 
 if TYPE_CHECKING:
     from fieldguide.predict.model import Model
+    from fieldguide.runs.run import Run
 
 
 @app.command
@@ -19,6 +21,7 @@ def serve(
     model: ModelPlace,
     *,
     combine: str | None = None,
+    photos_root: PhotosRoot = None,
     right: float | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -29,7 +32,8 @@ def serve(
     """Answer for photos in the browser and over HTTP, until Ctrl-C.
 
     The page takes photos that are dropped, pasted or taken, and gives a table away. Programs send a
-    photo to POST /predict: /openapi.json describes it. No photo is kept or leaves this machine.
+    photo to POST /predict: /openapi.json describes it. No photo is kept or leaves this machine. A
+    run also shows where it looked and what training photos are alike, where these are there.
 
     Parameters
     ----------
@@ -57,7 +61,7 @@ def serve(
 
     server.require_packages()
     with server.listening(host, port) as listener:
-        opened = _opened(mirror.run_folder(model, terminal.tell), combine)
+        opened, run = _opened(mirror.run_folder(model, terminal.tell), combine, photos_root)
         taken = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         if opened.card.crop:
@@ -72,22 +76,27 @@ def serve(
             most_photos=queue,
             names=frozenset(each.lower() for each in (*name, host)),
             right=right,
+            run=run,
             started=lambda: terminal.stdout.print(f"http://{shown}:{taken}/ (Ctrl-C ends it)"),
         )
     terminal.tell("stopped")
 
 
-def _opened(folder: Path, combine: str | None) -> "Model":
-    """Return the model in a folder, or of an export's file."""
+def _opened(
+    folder: Path, combine: str | None, photos_root: Path | None
+) -> "tuple[Model, Run | None]":
+    """Return the model in a folder, or of an export's file, and the run that explains it."""
     if (folder / "setup.json").is_file():
-        run = open_run(folder)
-        return run.classifier(run.combination(combine or "ensemble"))
-    if combine:
-        raise UsageError(f"--combine is for runs, and `{folder}` is none")
+        run = open_run(folder, photos_root)
+        there = not run.crop and run.catalog.root.exists()
+        return run.classifier(run.combination(combine or "ensemble")), run if there else None
+    if combine or photos_root:
+        flag = "--combine" if combine else "--photos-root"
+        raise UsageError(f"{flag} is for runs, and `{folder}` is none")
     from fieldguide.predict import exported
 
     if exported.model_file(folder):
-        return exported.Exported.load(folder)
+        return exported.Exported.load(folder), None
     from fieldguide.predict.classifier import Classifier
 
-    return Classifier.load(folder)
+    return Classifier.load(folder), None

@@ -7,7 +7,7 @@ from fieldguide.predict.model import Model
 COVERAGE = 0.95  # of the sets of classes on pages
 
 
-def about(model: Model, *, taxa: bool) -> dict[str, Any]:
+def about(model: Model, *, taxa: bool = False, explains: bool = False) -> dict[str, Any]:
     """Return what a page says of a model."""
     card = model.card
     provenance = card.provenance
@@ -22,4 +22,5 @@ def about(model: Model, *, taxa: bool) -> dict[str, Any]:
         "photos": card.calibration.get("photos"),
         "coverage": COVERAGE,
         "taxa": taxa,
+        "explains": explains,
     }

@@ -6,23 +6,24 @@ refused, no photo is kept, and bodies, waiting photos and time have bounds.
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fieldguide.errors import UnreadablePhoto
+from fieldguide.errors import FieldguideError, UnreadablePhoto
 from fieldguide.predict.tables import Answering
 from fieldguide.serve.service import Answer, Busy, Service
 from fieldguide.words import installed
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 SLOWEST = 60  # seconds that a body may take to arrive
 LONGEST_HEAD = 65536  # bytes of a line before a part of a form, which has the file's name
 TOP = 5  # classes of an answer, if not asked for more
+
+Explain: TypeAlias = Callable[[bytes, str], dict[str, Any]]
 
 # Scripts and styles of the page itself; pictures that it was given; answers of this server.
 POLICY = (
@@ -56,11 +59,13 @@ def build(
     most_bytes: int,
     names: frozenset[str] = frozenset(),
     answering: Answering | None = None,
+    explain: Explain | None = None,
 ) -> ASGIApp:
     """Return the application.
 
     `about` is what `GET /model` says, `most_bytes` the largest body, `names` the names of hosts
-    that it answers to, beside `localhost` and addresses in numbers; `answering` gives taxa.
+    that it answers to, beside `localhost` and addresses in numbers; `answering` gives taxa,
+    `explain` what `POST /explain` says of the bytes of a photo and a class.
     """
 
     async def predict(request: Request) -> Response:
@@ -70,24 +75,24 @@ def build(
             return _refusal(400, "`top` is no number")
         if top < 1:
             return _refusal(400, "`top` is below 1")
-        try:
-            service.enter()
-        except Busy:
-            return _refusal(503, "too many photos at once: try again", {"Retry-After": "1"})
-        try:
-            data = await _photo(request, most_bytes)
-            if isinstance(data, Response):
-                return data
+
+        async def answered(data: bytes) -> Response:
             answer = await _awaited(service, data, request)
-        except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
-        except UnreadablePhoto as error:
-            status = 415 if error.message.startswith("not an image") else 400
-            status = 413 if error.message.startswith("too large") else status
-            return _refusal(status, f"the photo cannot be read: {error.message}", hint=error.hint)
-        finally:
-            service.leave()
-        return JSONResponse(told(answer, top, answering))
+            return JSONResponse(told(answer, top, answering))
+
+        return await _with_photo(request, service, most_bytes, answered)
+
+    async def explained(request: Request) -> Response:
+        label = request.query_params.get("class", "")
+        if explain is None:
+            return _refusal(404, "only a run explains, where its photos are")
+        if label not in service.model.classes:
+            return _refusal(400, "`class` is none of the model's classes")
+
+        async def answered(data: bytes) -> Response:
+            return JSONResponse(await run_in_threadpool(explain, data, label))
+
+        return await _with_photo(request, service, most_bytes, answered)
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "photos_in_work": service.inside})
@@ -108,6 +113,7 @@ def build(
 
     routes = [
         Route("/predict", predict, methods=["POST"]),
+        Route("/explain", explained, methods=["POST"]),
         Route("/health", health),
         Route("/model", model),
         Route("/metrics", metrics),
@@ -117,6 +123,32 @@ def build(
     ]
     handlers: dict[Any, Any] = {404: _nothing, 405: _nothing}
     return _Guard(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), names)
+
+
+async def _with_photo(
+    request: Request,
+    service: Service,
+    most_bytes: int,
+    answered: Callable[[bytes], Awaitable[Response]],
+) -> Response:
+    """Return the answer for the photo in a request, in one of the places, or the refusal."""
+    try:
+        service.enter()
+    except Busy:
+        return _refusal(503, "too many photos at once: try again", {"Retry-After": "1"})
+    try:
+        data = await _photo(request, most_bytes)
+        return data if isinstance(data, Response) else await answered(data)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
+    except UnreadablePhoto as error:
+        status = 415 if error.message.startswith("not an image") else 400
+        status = 413 if error.message.startswith("too large") else status
+        return _refusal(status, f"the photo cannot be read: {error.message}", hint=error.hint)
+    except FieldguideError as error:
+        return _refusal(500, error.message, hint=error.hint)
+    finally:
+        service.leave()
 
 
 def told(answer: Answer, top: int, answering: Answering | None) -> dict[str, Any]:
@@ -168,6 +200,32 @@ def description(most_bytes: int) -> dict[str, Any]:
             },
         },
     }
+    like = {"path": _TEXT, "class": _TEXT, "similarity": {"type": "number"}, "picture": _TEXT}
+    explanation = {
+        "type": "object",
+        "properties": {
+            "class": _TEXT,
+            "heat": _TEXT,
+            "similar": {"type": "array", "items": {"type": "object", "properties": like}},
+        },
+    }
+    form = {
+        "type": "object",
+        "required": ["photo"],
+        "properties": {"photo": file["schema"]},
+    }
+    body = {
+        "required": True,
+        "description": f"the file itself, at most {most_bytes:,} bytes, or a form with it",
+        "content": {
+            "image/*": file,
+            "application/octet-stream": file,
+            "multipart/form-data": {"schema": form},
+        },
+    }
+    refusals = {
+        code: {"description": reason, "content": said} for code, reason in _REFUSALS.items()
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "fieldguide", "version": installed()[1]},
@@ -182,31 +240,30 @@ def description(most_bytes: int) -> dict[str, Any]:
                             "schema": {"type": "integer", "minimum": 1, "default": TOP},
                         }
                     ],
-                    "requestBody": {
-                        "required": True,
-                        "description": f"the file itself, at most {most_bytes:,} bytes, or a form"
-                        " with it as `photo`",
-                        "content": {
-                            "image/*": file,
-                            "application/octet-stream": file,
-                            "multipart/form-data": {
-                                "schema": {
-                                    "type": "object",
-                                    "required": ["photo"],
-                                    "properties": {"photo": file["schema"]},
-                                }
-                            },
-                        },
-                    },
+                    "requestBody": body,
                     "responses": {
                         "200": {
                             "description": "the answer",
                             "content": {"application/json": {"schema": answer}},
                         },
-                        **{
-                            code: {"description": reason, "content": said}
-                            for code, reason in _REFUSALS.items()
+                        **refusals,
+                    },
+                }
+            },
+            "/explain": {
+                "post": {
+                    "summary": "Where the network sees a class in a photo, and photos alike",
+                    "parameters": [
+                        {"name": "class", "in": "query", "required": True, "schema": _TEXT}
+                    ],
+                    "requestBody": body,
+                    "responses": {
+                        "200": {
+                            "description": "pictures are data URIs",
+                            "content": {"application/json": {"schema": explanation}},
                         },
+                        **refusals,
+                        "404": {"description": "the model is no run", "content": said},
                     },
                 }
             },

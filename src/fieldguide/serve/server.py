@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldguide.analysis.conformal import Sets
 from fieldguide.errors import ResourceError, UsageError
@@ -12,6 +12,9 @@ from fieldguide.machine.cores import count_cores
 from fieldguide.predict import about
 from fieldguide.predict.model import Model
 from fieldguide.words import first_line, os_reason
+
+if TYPE_CHECKING:
+    from fieldguide.runs.run import Run
 
 PORT = 8000  # the first that is tried
 TRIED = 20
@@ -68,9 +71,13 @@ def serve(
     most_photos: int,
     names: frozenset[str],
     right: float | None = None,
+    run: "Run | None" = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer until the process is told to stop; photos in work are given a second then."""
+    """Answer until the process is told to stop; photos in work are given a second then.
+
+    A `run` explains answers.
+    """
     uvicorn = require_packages()
     from fieldguide.serve import app
     from fieldguide.serve.service import Service
@@ -81,10 +88,11 @@ def serve(
     model.answer([_blank(model)])  # what is built at first use, such as kernels
     application = app.build(
         service,
-        about.about(model, taxa=answering is not None),
+        about.about(model, taxa=answering is not None, explains=run is not None),
         most_bytes=most_bytes,
         names=names,
         answering=answering,
+        explain=None if run is None else _explained(model, run),
     )
     config = uvicorn.Config(
         application,
@@ -102,6 +110,18 @@ def serve(
 
     with suppress(KeyboardInterrupt):
         Server(config).run(sockets=[listener])
+
+
+def _explained(model: Model, run: "Run") -> Callable[[bytes, str], dict[str, Any]]:
+    """Return what explains the class of a photo."""
+    from fieldguide.serve.explain import Explainer
+
+    explainer = Explainer(run)
+
+    def explain(data: bytes, label: str) -> dict[str, Any]:
+        return explainer.explain(model.square(model.decoding.of_bytes(data)), label)
+
+    return explain
 
 
 def _blank(model: Model) -> Any:

@@ -114,7 +114,7 @@ def export(
         names = [ONNX, model_card.JSON, model_card.README]
         if page:
             notice("writing the page")
-            names += page_files.write(place, saved, about(saved, taxa=False), runtime)
+            names += page_files.write(place, saved, about(saved), runtime)
         files.write_manifest(place, names)
     return proof
 

@@ -4,7 +4,7 @@ Features are what the network's last layer sees; they are kept in the cache, so 
 go through a network once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,29 +67,17 @@ def similar(
     `DataError` where the run's photos cannot be read any more.
     """
     watcher = watcher or Watcher()
-    if not run.catalog.root.exists():
-        raise DataError(
-            f"the run's photos are not in `{run.catalog.root}` any more",
-            hint="name the folder where they lie now with --photos-root",
-        )
+    _require_photos(run)
     found = inputs.read(photos, crop=run.crop, boxes=boxes, notice=watcher.notice)
     asked, _ = inputs.crops_of(found, run.crop)
     there = [each for each in asked if each.file is not None]
     looked = Catalog(Path(), in_columns(Photo(str(each.file), None) for each in there))
     facts = inspect(looked, reading=Reading.of(run.recipe))
     readable = [n for n, fact in enumerate(facts) if not fact.problem]
-    rows = np.flatnonzero(np.array([p.split == "train" for p in run.catalog.photos]))
     likes: dict[int, tuple[Like, ...]] = {}
     if readable:
-        ingredients = run.ingredients()
-        seen = partial(
-            _features,
-            run.recipe,
-            ingredients.architecture,
-            combine.soup(ingredients, "soup").members[0],
-            machine=machine,
-            watcher=watcher,
-        )
+        seen = _by_soup(run, machine, watcher)
+        rows = _training(run)
         own = seen(run.catalog, rows)
         queries = Catalog(
             Path(),
@@ -107,6 +95,41 @@ def similar(
         Similar(each.name, (), each.problem) if each.file is None else next(answers)
         for each in asked
     ]
+
+
+def training_features(
+    run: Run, machine: Machine = Machine(), watcher: Watcher | None = None
+) -> tuple[Float[np.ndarray, "n channels"], Int[np.ndarray, " n"]]:
+    """Return the features of the training photos, as the folds' soup has them, and their numbers.
+
+    Raises `DataError` where the run's photos cannot be read any more.
+    """
+    _require_photos(run)
+    rows = _training(run)
+    return _by_soup(run, machine, watcher or Watcher())(run.catalog, rows), rows
+
+
+def _require_photos(run: Run) -> None:
+    if not run.catalog.root.exists():
+        raise DataError(
+            f"the run's photos are not in `{run.catalog.root}` any more",
+            hint="name the folder where they lie now with --photos-root",
+        )
+
+
+def _training(run: Run) -> Int[np.ndarray, " n"]:
+    return np.flatnonzero(np.array([photo.split == "train" for photo in run.catalog.photos]))
+
+
+def _by_soup(
+    run: Run, machine: Machine, watcher: Watcher
+) -> Callable[[Catalog, Int[np.ndarray, " n"]], Float[np.ndarray, "n channels"]]:
+    """Return the function from photos to what the folds' soup sees of them."""
+    ingredients = run.ingredients()
+    soup = combine.soup(ingredients, "soup").members[0]
+    return partial(
+        _features, run.recipe, ingredients.architecture, soup, machine=machine, watcher=watcher
+    )
 
 
 def of_class(

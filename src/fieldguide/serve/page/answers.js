@@ -11,6 +11,16 @@ export async function load() {
   return answer.json();
 }
 
+// Why a file is of a class: what `POST /explain` gives, which only a run can.
+export async function explain(file, label) {
+  const headers = { "Content-Type": "application/octet-stream" };
+  const place = `explain?class=${encodeURIComponent(label)}`;
+  const answer = await fetch(place, { method: "POST", body: file, headers });
+  const told = await answer.json();
+  if (!answer.ok) throw new Error(told.error);
+  return told;
+}
+
 // The answer for a file: what `POST /predict` gives. Throws an Error with a sentence.
 export async function look(file) {
   for (const wait of [...WAITS, null]) {

@@ -1,6 +1,6 @@
 // The page: photos in, answers beside them, a table to take away. All names are text.
 
-import { AT_ONCE, PRIVACY, load, look } from "./answers.js";
+import { AT_ONCE, PRIVACY, explain, load, look } from "./answers.js";
 
 const at = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
@@ -58,6 +58,39 @@ function show(row) {
     const share = `${100 * model.coverage}\u00a0%`;
     item.append(element("p", `In ${share} of photos like the known ones the class is ${among}.`, "note"));
   }
+  if (row.file) offerReasons(row);
+}
+
+// A picture with a line below it.
+function figure(source, text) {
+  const made = element("figure");
+  const picture = element("img");
+  picture.alt = "";
+  picture.src = source;
+  made.append(picture, element("figcaption", text));
+  return made;
+}
+
+function offerReasons(row) {
+  const button = element("button", "Why?");
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    button.textContent = "Looking; the first time takes longer …";
+    try {
+      const label = row.answer.classes[0].class;
+      const told = await explain(row.file, label);
+      const shown = element("div", undefined, "reasons");
+      shown.append(figure(told.heat, `Bright where it sees ${label}`));
+      for (const each of told.similar) {
+        shown.append(figure(each.picture, `Alike: ${each.class}, ${each.path}`));
+      }
+      button.replaceWith(shown);
+    } catch (error) {
+      button.replaceWith(element("p", error.message, "warning"));
+    }
+  });
+  row.item.append(button);
 }
 
 async function work() {
@@ -68,7 +101,7 @@ async function work() {
     } catch (error) {
       row.error = error.message;
     }
-    row.file = null;
+    if (!(explain && model.explains && row.answer)) row.file = null; // to ask why
     if (rows.includes(row)) {
       show(row);
       count();

@@ -30,5 +30,8 @@ export function load() {
   return ask({});
 }
 
+// Only a server with the run explains.
+export const explain = null;
+
 // The answer for a file: what the server's `POST /predict` gives. Throws an Error with a sentence.
 export const look = (file) => ask({ file });
