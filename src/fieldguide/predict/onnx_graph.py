@@ -124,6 +124,20 @@ def build(classifier: Classifier, *, features: bool = False, description: str = 
         producer_name="fieldguide",
         doc_string=description,
     )
+    set_card(model, classifier)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise UsageError(
+            f"{architecture.backbone} with head `{architecture.head}` cannot be exported:"
+            f" {first_line(error)}"
+        ) from error
+    return model
+
+
+def set_card(model: Proto, classifier: Classifier) -> None:
+    """Change the model: its metadata and its temperature become those of a classifier."""
+    onnx = require_onnx()
     onnx.helper.set_model_props(
         model,
         {
@@ -133,14 +147,10 @@ def build(classifier: Classifier, *, features: bool = False, description: str = 
             "license": classifier.card.license,
         },
     )
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise UsageError(
-            f"{architecture.backbone} with head `{architecture.head}` cannot be exported:"
-            f" {first_line(error)}"
-        ) from error
-    return model
+    temperature = np.array(classifier.card.temperature, np.float32)
+    for tensor in model.graph.initializer:
+        if tensor.name == "temperature":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(temperature, "temperature"))
 
 
 def require_onnx() -> Any:

@@ -8,6 +8,7 @@ is left.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,7 @@ from fieldguide.predict.exported import ONNX, Exported
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
-from fieldguide.study import model_card, page_files
+from fieldguide.study import model_card, page_files, quantised
 
 PHOTOS = 64  # that the proof looks at
 BATCHES = (1, 2, 5)
@@ -54,6 +55,14 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Exports:
+    """What is known of an export: its proof, and in 8 bits how it does beside the float file."""
+
+    proof: Proof
+    int8: quantised.Comparison | None
+
+
+@dataclass(frozen=True)
 class OutOfFold:
     """The exported folds beside the run's own record, on photos that they were not trained on.
 
@@ -74,21 +83,25 @@ def export(
     *,
     combine: str = "ensemble",
     features: bool = False,
+    int8: bool = False,
     photos: str | Path | None = None,
     page: bool = False,
     runtime: Path | None = None,
     notice: Callable[[str], None] = lambda text: None,
-) -> Proof:
-    """Write a classifier as a folder for other programs, and return its proof.
+) -> Exports:
+    """Write a classifier as a folder for other programs, and return what is known of it.
 
     `source` is a run, whose folds are put together by `combine`, or a classifier, which needs
-    `photos` (a folder, table or list) to be proved on. With `features` the file also gives what
-    each network's last layer sees; with `page` there are the files of a page that answers in the
-    browser, by the `runtime` in a folder, or fetched (`page_files`). Raises `UsageError` for an
+    `photos` (a folder, table or list) to be proved on. With `int8` the file that was proved is
+    quantised then (`quantised`), which only a run can judge. With `features` the file also gives
+    what each network's last layer sees; with `page` there are the files of a page that answers in
+    the browser, by the `runtime` in a folder, or fetched (`page_files`). Raises `UsageError` for an
     unfinished run, an existing folder or what does not export, `DataError` without photos,
     `ResourceError` where the file differs.
     """
     files.require_new(Path(out))
+    if int8 and not isinstance(source, Run):
+        raise UsageError("8 bits are calibrated on a run's photos, and this is no run")
     onnx_graph.require_onnx()
     if isinstance(source, Run):
         source.require_complete()
@@ -101,22 +114,42 @@ def export(
         notice("exporting")
         graph = onnx_graph.build(classifier, features=features, description=facts.sentence)
         files.write_bytes(place / ONNX, graph.SerializeToString())
-        del graph
         notice("proving")
         saved = Exported.load(place / ONNX)
         proof, squares = prove(classifier, saved, places)
         judged = None
         if isinstance(source, Run) and photos is None:
             judged = _out_of_fold(source, classifier, saved, squares)
-        model_card.write(
-            place, classifier, facts, asdict(proof), asdict(judged) if judged else None
-        )
+        compared = None
+        if int8 and isinstance(source, Run):
+            notice("quantising")
+            compared, classifier = _quantised(source, combine, classifier, saved, graph, place)
+            saved = Exported.load(place / ONNX)
+        kept, beside = (asdict(each) if each else None for each in (judged, compared))
+        model_card.write(place, classifier, facts, asdict(proof), kept, beside)
         names = [ONNX, model_card.JSON, model_card.README]
         if page:
             notice("writing the page")
             names += page_files.write(place, saved, about(saved), runtime)
         files.write_manifest(place, names)
-    return proof
+    return Exports(proof, compared)
+
+
+def _quantised(
+    run: Run, combine: str, wide: Classifier, saved: Exported, graph: Any, place: Path
+) -> tuple[quantised.Comparison | None, Classifier]:
+    """Write the model in 8 bits over the other; return how it compares, and its classifier."""
+    squares = quantised.calibration_squares(run, saved)
+    narrow = quantised.quantised(graph, squares, place)
+    files.write_bytes(place / ONNX, narrow.SerializeToString())
+    model = Exported.load(place / ONNX)
+    found = quantised.recalibrated(run, combine, wide, model)
+    compared = quantised.compared(run, model, wide, found)
+    if found is None:
+        return compared, wide
+    onnx_graph.set_card(narrow, found.classifier)
+    files.write_bytes(place / ONNX, narrow.SerializeToString())
+    return compared, found.classifier
 
 
 def prove(

@@ -157,6 +157,7 @@ def write(
     told: Facts,
     proof: Mapping[str, Any],
     judged: Mapping[str, Any] | None,
+    int8: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model.json` and `README.md` beside the model in a folder."""
     card = classifier.card
@@ -191,9 +192,10 @@ def write(
         "unknown": told.unknown,
         "proof": dict(proof),
         "out_of_fold": judged,
+        "int8": int8,
     }
     files.write_json(folder / JSON, content)
-    files.write_bytes(folder / README, _readme(classifier, told, proof, judged).encode())
+    files.write_bytes(folder / README, _readme(classifier, told, proof, judged, int8).encode())
 
 
 def preprocessing(architecture: Architecture) -> dict[str, Any]:
@@ -260,6 +262,7 @@ def _readme(
     told: Facts,
     proof: Mapping[str, Any],
     judged: Mapping[str, Any] | None,
+    int8: Mapping[str, Any] | None,
 ) -> str:
     card = classifier.card
     lines = [
@@ -317,6 +320,17 @@ def _readme(
             f" its probabilities are within {judged['probability']:.2g} of the run's record (in"
             f" {judged['precision']}); log loss {judged['exported_log_loss']:.3f}, recorded"
             f" {judged['recorded_log_loss']:.3f}."
+        )
+    if int8:
+        points, low, high = (100 * each for each in int8["difference"])
+        lines.append(
+            "The proof is that of the model in float. This file has its convolutions in 8 bits: of"
+            f" {int8['photos']:,} photos {int8['where']} it classifies"
+            f" {percent(int8['accuracy'])} correctly, in float"
+            f" {percent(int8['float_accuracy'])} (difference, paired: {points:+.1f}"
+            f" points, 95 % interval {low:+.1f} to {high:+.1f}); log loss {int8['log_loss']:.3f}"
+            f" and {int8['float_log_loss']:.3f}. Temperature and thresholds are"
+            f" {'its own' if int8['recalibrated'] else 'those of the float model'}."
         )
     if told.classes:
         lines += [
