@@ -302,6 +302,47 @@ def test_thresholds_draw_the_same_sets_and_mark_the_same_photos(n: int) -> None:
         )
 
 
+# --- 8 bits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["ensemble", "soup"])
+def test_in_8_bits_it_is_smaller_calibrated_anew_and_compared(
+    trained: fg.Run, parts: Path, tmp_path: Path, command: Callable[..., Answer], way: str
+) -> None:
+    done = command(
+        "export", trained.folder, "--int8", "--combine", way, "--out", tmp_path / "narrow"
+    )
+    assert done.code == 0, done.err
+    assert "in 8 bits" in done.out
+    assert command("export", trained.folder, "--combine", way, "--out", tmp_path / "wide").code == 0
+    narrow, wide = (Exported.load(tmp_path / name) for name in ("narrow", "wide"))
+    sizes = [(tmp_path / name / ONNX).stat().st_size for name in ("narrow", "wide")]
+    assert sizes[0] < 0.6 * sizes[1]  # a network so small is half metadata
+    found, own = (each.predict(parts / "val", machine=ANY) for each in (narrow, wide))
+    assert np.abs(found.probabilities - own.probabilities).max() < 0.3
+    assert np.abs(found.probabilities - own.probabilities).max() > 0
+    assert np.mean([a == b for a, b in zip(found.labels, own.labels, strict=True)]) >= 0.75
+    told = json.loads((tmp_path / "narrow" / "model.json").read_text())["int8"]
+    assert told["where"] == "outside all folds"
+    assert told["recalibrated"] == (way == "ensemble")
+    assert (narrow.card.temperature != wide.card.temperature) == (way == "ensemble")
+    targets = [path.parent.name for path in sorted((parts / "val").glob("*/*.jpg"))]
+    right = np.mean([a == b for a, b in zip(found.labels, targets, strict=True)])
+    assert told["accuracy"] == pytest.approx(right)
+    session = narrow._session  # the graph's own probabilities are those that the card says
+    squares = [narrow.square(narrow.decoding(path)) for path in sorted((parts / "val").glob("*/*"))]
+    (graph,) = session.run(["probabilities"], {"image": np.stack(squares)})
+    np.testing.assert_allclose(graph, found.probabilities, atol=1e-5)
+
+
+def test_8_bits_of_a_saved_classifier_cannot_be_judged(
+    ensemble: Classifier, parts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="8 bits"):
+        export(ensemble, tmp_path / "model", photos=parts / "val", int8=True)
+    assert not (tmp_path / "model").exists()
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 

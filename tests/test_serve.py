@@ -78,6 +78,14 @@ def test_forms_and_other_types_of_bodies_give_the_same(client: TestClient, photo
     odd = "../../etc/passwd\x00" + 10_000 * "x"
     for files in ({"photo": data}, {"photo": (odd, data)}):
         assert client.post("/predict", files=files).json() == plain
+    named = {"filename": (None, "abc"), "photo": ("a.jpg", data)}  # a field, then the file
+    assert client.post("/predict", files=named).json() == plain
+    head = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
+    kind = {"Content-Type": "Multipart/Form-Data; boundary=b"}
+    whole = head + data + b"\r\n--b--\r\n"
+    assert client.post("/predict", content=whole, headers=kind).json() == plain
+    cut = client.post("/predict", content=whole[:-8], headers=kind)
+    assert (cut.status_code, cut.json()["error"]) == (400, "the form ends early")
     typed = client.post("/predict", content=data, headers={"Content-Type": "image/jpeg"})
     assert typed.json() == plain
 
@@ -116,7 +124,8 @@ def test_a_picture_of_too_many_pixels_is_refused(
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
-        (b"no form", "multipart/form-data", "the form cannot be read"),
+        (b"no form", "multipart/form-data", "the form names no boundary"),
+        (b"no form", "multipart/form-data; boundary=b", "the form cannot be read"),
         (b"--b\r\n\r\n", "multipart/form-data; boundary=b", "the form"),
     ],
 )
@@ -164,7 +173,9 @@ def test_everything_else_is_told(client: TestClient, photo: Path, model: Classif
     assert client.get("/model").json()["classes"] == list(model.classes)
     assert client.post("/predict?top=0", content=b"x").status_code == 400
     assert client.post("/predict?top=x", content=b"x").status_code == 400
-    assert client.get("/predict").status_code == 405
+    wrong = client.get("/predict")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"] == "GET is not for this address"
     assert client.get("/nothing").json()["error"] == "there is no such thing here"
     client.post("/predict", content=photo.read_bytes())
     client.post("/predict", content=b"text")
@@ -215,7 +226,7 @@ class Slow(Model):
     def logits(self, photos: Any, machine: Machine, views: Any) -> Any:
         raise NotImplementedError
 
-    def require_machine(self, machine: Machine) -> str:
+    def require_machine(self, machine: Machine, views: Any = ()) -> str:
         return ""
 
 

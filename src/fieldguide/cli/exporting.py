@@ -1,5 +1,6 @@
 """The command that takes a classifier out of Python: export."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -99,13 +100,13 @@ def export(
         )
     elif int8:
         terminal.tell("what 8 bits cost is unknown: the run has no photos that the model never saw")
-    file = out / "model.onnx"
+    file, quoted = out / "model.onnx", shlex.quote(str(out))
     terminal.stdout.print(f"the model is in {file} ({shown_bytes(file.stat().st_size)})")
-    terminal.stdout.print(f"  fieldguide predict {out} PHOTOS")
+    terminal.stdout.print(f"  fieldguide predict {quoted} PHOTOS")
     if to == "page":
-        terminal.stdout.print(f"  python3 -m http.server --directory {out}")
+        terminal.stdout.print(f"  python3 -m http.server --directory {quoted}")
     else:
-        terminal.stdout.print(f"  fieldguide serve {out}")
+        terminal.stdout.print(f"  fieldguide serve {quoted}")
 
 
 def _source(model: Path, combine: str | None, photos_root: Path | None) -> "Run | Classifier":

@@ -70,8 +70,9 @@ def soup(
     else:
         folder = merged()
     terminal.stdout.print(f"the merged model is in {folder}")
-    terminal.stdout.print(f"  fieldguide score {run}")
-    terminal.stdout.print(f"  fieldguide predict {run} PHOTOS --combine {folder.name}")
+    quoted = shlex.quote(str(run))
+    terminal.stdout.print(f"  fieldguide score {quoted}")
+    terminal.stdout.print(f"  fieldguide predict {quoted} PHOTOS --combine {folder.name}")
 
 
 @dataclass(frozen=True)

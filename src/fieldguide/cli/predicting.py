@@ -282,9 +282,9 @@ def _write(
     from fieldguide.predict.by_photo import by_photo
 
     machine = answers.machine.chosen()
-    if remark := classifier.require_machine(machine):
-        terminal.tell(remark)
     views = _views(answers.views)
+    if remark := classifier.require_machine(machine, views):
+        terminal.tell(remark)
     if views and questions.calibrated:
         terminal.tell(
             "sets, unknown photos and promises are calibrated on one view: with several, they may"

@@ -1,6 +1,7 @@
 """The commands from photographs to a run: check, pack, fit, demo, recipe."""
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -365,17 +366,19 @@ def _tell_after(run: "Run") -> None:
 
         for sentence in told_after(run):
             terminal.tell(sentence)
-        tuned = [f"fieldguide soup {run.folder} --rule tuned"] if run.recipe.epochs else []
-        _print_next(run, "NEW-PHOTOS", *tuned, f"fieldguide export {run.folder} --out MODEL")
+        folder = shlex.quote(str(run.folder))
+        tuned = [f"fieldguide soup {folder} --rule tuned"] if run.recipe.epochs else []
+        _print_next(run, "NEW-PHOTOS", *tuned, f"fieldguide export {folder} --out MODEL")
 
 
 def _print_next(run: "Run", photos: Path | str, *more: str) -> None:
     """Print the commands that come next."""
+    folder, page = (shlex.quote(str(each)) for each in (run.folder, run.folder / "report.html"))
     terminal.stdout.print("\nnext:")
     for command in (
-        f"open {run.folder}/report.html",
-        f"fieldguide predict {run.folder} {photos} --out predictions.csv",
-        f"fieldguide labels {run.folder}",
+        f"open {page}",
+        f"fieldguide predict {folder} {shlex.quote(str(photos))} --out predictions.csv",
+        f"fieldguide labels {folder}",
         *more,
     ):
         terminal.stdout.print(f"  {command}")

@@ -84,7 +84,7 @@ class Classifier(Model):
         precision = inference.precision_used(own, machine)
         return inference.Networks(own, self.members, choose_device(machine.device), precision)
 
-    def require_machine(self, machine: Machine) -> str:
+    def require_machine(self, machine: Machine, views: Sequence[View] = ()) -> str:
         """Return what to tell of the precision used, if it is not that of the folds."""
         own = self.card.architecture.precision
         used = inference.precision_used(self.card.architecture, machine)

@@ -82,11 +82,7 @@ class Exported(Model):
         self, photos: Sequence[Path], machine: Machine, views: Sequence[View]
     ) -> Iterator[Seen]:
         """Yield each photo's logits by member, one view, batch by batch, in order, in float32."""
-        self.require_machine(machine)
-        if views:
-            raise UsageError(
-                "an exported model looks at one view of a photo", hint="leave --views out"
-            )
+        self.require_machine(machine, views)
         show = partial(_shown, self, self.decoding)
         readers = machine.workers if isinstance(machine.workers, int) else count_cores()
         first = 0
@@ -118,8 +114,12 @@ class Exported(Model):
         """Return the logits of photos that were prepared."""
         return self.run(squares)[1]
 
-    def require_machine(self, machine: Machine) -> str:
-        """Return nothing to tell; `UsageError` for another device or precision than its own."""
+    def require_machine(self, machine: Machine, views: Sequence[View] = ()) -> str:
+        """Return nothing to tell; `UsageError` for another device or precision, or for views."""
+        if views:
+            raise UsageError(
+                "an exported model looks at one view of a photo", hint="leave --views out"
+            )
         if machine.device not in {"auto", "cpu"}:
             raise UsageError(f"an exported model runs on the CPU, not on `{machine.device}`")
         if machine.precision not in {"auto", "float32"}:

@@ -91,7 +91,7 @@ class Model(ABC):
         """Return the logits of photos that were prepared (`square`), at least one."""
 
     @abstractmethod
-    def require_machine(self, machine: Machine) -> str:
+    def require_machine(self, machine: Machine, views: Sequence[View] = ()) -> str:
         """Return what to tell of the precision used; `UsageError` for what it cannot do."""
 
     def predict(

@@ -137,10 +137,14 @@ async def _with_photo(
     except Busy:
         return _refusal(503, "too many photos at once: try again", {"Retry-After": "1"})
     try:
-        data = await _photo(request, most_bytes)
+        try:
+            data = await _photo(request, most_bytes)
+        except ClientDisconnect:
+            service.count(dropped=1)
+            raise
         return data if isinstance(data, Response) else await answered(data)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it
+    except (ClientDisconnect, asyncio.CancelledError):  # nobody reads it, or the server ends
+        return Response(status_code=499)
     except UnreadablePhoto as error:
         status = 415 if error.message.startswith("not an image") else 400
         status = 413 if error.message.startswith("too large") else status
@@ -310,7 +314,7 @@ async def _photo(request: Request, most: int) -> bytes | Response:
                     return too_large
     except TimeoutError:
         return _refusal(408, f"the photo took more than {SLOWEST} s to arrive")
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return _of_form(request.headers["content-type"], bytes(body))
     if not body:
         return _refusal(400, "there is no photo in the request", hint="send the file as the body")
@@ -319,35 +323,68 @@ async def _photo(request: Request, most: int) -> bytes | Response:
 
 def _of_form(kind: str, body: bytes) -> bytes | Response:
     """Return the first file of a form; its name is never looked at, however long it is."""
-    heads, contents = list[bytearray](), list[bytearray]()
-
-    def begin() -> None:
-        heads.append(bytearray())
-        contents.append(bytearray())
-
-    def head(data: bytes, start: int, end: int) -> None:
-        heads[-1].extend(data[start:end])
-
-    def content(data: bytes, start: int, end: int) -> None:
-        contents[-1].extend(data[start:end])
-
     _, options = parse_options_header(kind)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        return _refusal(400, "the form names no boundary")
+    form = _Form()
     callbacks: MultipartCallbacks = {
-        "on_part_begin": begin,
-        "on_header_value": head,
-        "on_part_data": content,
+        "on_part_begin": form.begin,
+        "on_header_field": form.field,
+        "on_header_value": form.value,
+        "on_header_end": form.header,
+        "on_part_data": form.data,
+        "on_end": form.end,
     }
     try:
-        boundary = options.get(b"boundary", b"")
         parser = MultipartParser(boundary, callbacks, max_header_size=LONGEST_HEAD)
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
         return _refusal(400, f"the form cannot be read: {error}")
-    for told, found in zip(heads, contents, strict=True):
-        if b"filename" in told.lower():
+    if not form.ended:
+        return _refusal(400, "the form ends early")
+    for named, found in form.parts:
+        if named:
             return bytes(found) or _refusal(400, "the photo cannot be read: empty file")
     return _refusal(400, "the form has no file", hint="name it `photo`")
+
+
+class _Form:
+    """The parts of a form, as a parser finds them: whether each is a file, and its content."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[bool, bytearray]] = []
+        self.ended = False
+        self._name, self._told = bytearray(), bytearray()
+
+    def begin(self) -> None:
+        """Begin a part."""
+        self.parts.append((False, bytearray()))
+
+    def field(self, data: bytes, start: int, end: int) -> None:
+        """Add to the name of a header."""
+        self._name += data[start:end]
+
+    def value(self, data: bytes, start: int, end: int) -> None:
+        """Add to what a header says."""
+        self._told += data[start:end]
+
+    def header(self) -> None:
+        """End a header."""
+        if self._name.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self._told))
+            if b"filename" in options:
+                self.parts[-1] = (True, self.parts[-1][1])
+        self._name, self._told = bytearray(), bytearray()
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        """Add to the content of a part."""
+        self.parts[-1][1].extend(data[start:end])
+
+    def end(self) -> None:
+        """End the form."""
+        self.ended = True
 
 
 async def _awaited(service: Service, data: bytes, request: Request) -> Answer:
@@ -382,8 +419,11 @@ def _refusal(
     return JSONResponse(content, status, dict(headers or {}))
 
 
-async def _nothing(_: Request, error: Any) -> Response:
-    return _refusal(error.status_code, "there is no such thing here", hint="/openapi.json")
+async def _nothing(request: Request, error: Any) -> Response:
+    if error.status_code == 405:
+        said = f"{request.method} is not for this address"
+        return _refusal(405, said, error.headers, hint="/openapi.json says what is")
+    return _refusal(404, "there is no such thing here", hint="/openapi.json")
 
 
 # --- what may ask ---------------------------------------------------------------------------------

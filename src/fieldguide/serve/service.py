@@ -108,7 +108,7 @@ class Service:
 
     def _read(self, data: bytes, future: "Future[Answer]", began: float) -> None:
         if future.cancelled():
-            self._count(dropped=1)
+            self.count(dropped=1)
             return
         try:
             picture = self.model.decoding.of_bytes(data)
@@ -116,11 +116,11 @@ class Service:
             small = f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
             waiting = _Waiting(self.model.square(picture), small, future)
         except BaseException as error:  # goes to the caller, whose photo it is
-            self._count(unreadable=int(isinstance(error, UnreadablePhoto)))
+            self.count(unreadable=int(isinstance(error, UnreadablePhoto)))
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
             return
-        future.add_done_callback(lambda _: self._count(seconds=time.perf_counter() - began))
+        future.add_done_callback(lambda _: self.count(seconds=time.perf_counter() - began))
         self._queue.put(waiting)
 
     def _work(self) -> None:
@@ -136,7 +136,7 @@ class Service:
                 last = more is None
                 batch += [] if more is None else [more]
             self._answer([each for each in batch if each.future.set_running_or_notify_cancel()])
-            self._count(dropped=sum(each.future.cancelled() for each in batch))
+            self.count(dropped=sum(each.future.cancelled() for each in batch))
             if last:
                 return
 
@@ -149,11 +149,12 @@ class Service:
             for each in batch:
                 each.future.set_exception(error)
             return
-        self._count(answered=len(batch), batches=1)
+        self.count(answered=len(batch), batches=1)
         for row, each in enumerate(batch):
             each.future.set_result(Answer(found.rows(range(row, row + 1)), each.small))
 
-    def _count(self, **more: int | float) -> None:
+    def count(self, **more: int | float) -> None:
+        """Add to the counts."""
         with self._lock:
             for name, number in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + number)

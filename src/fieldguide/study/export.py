@@ -109,6 +109,7 @@ def export(
     else:
         classifier = source
     places = _photos(source, photos)
+    scripts = page_files.runtime(runtime) if page else {}
     facts = model_card.facts(classifier, source if isinstance(source, Run) else None, combine)
     with files.new_folder(Path(out)) as place:
         notice("exporting")
@@ -130,7 +131,7 @@ def export(
         names = [ONNX, model_card.JSON, model_card.README]
         if page:
             notice("writing the page")
-            names += page_files.write(place, saved, about(saved), runtime)
+            names += page_files.write(place, saved, about(saved), scripts)
         files.write_manifest(place, names)
     return Exports(proof, compared)
 

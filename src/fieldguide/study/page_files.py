@@ -46,15 +46,23 @@ POLICY = (
 )
 
 
-def write(place: Path, model: Model, about: Mapping[str, Any], runtime: Path | None) -> list[str]:
+def runtime(folder: Path | None) -> dict[str, bytes]:
+    """Return the runtime's files, from a folder or fetched, by their names in `PACKAGE`.
+
+    Raises `UsageError` and `ResourceError` where there are none.
+    """
+    return _fetched() if folder is None else _copied(folder)
+
+
+def write(
+    place: Path, model: Model, about: Mapping[str, Any], runtime: Mapping[str, bytes]
+) -> list[str]:
     """Write the page's files beside a model's, and return their names.
 
-    `about` is what the page says of the model; `runtime` is a folder with the files of `PACKAGE`,
-    fetched if there is none. Raises `UsageError` and `ResourceError` where there is no such.
+    `about` is what the page says of the model.
     """
     files.make_folder(place / "runtime")
-    contents = _fetched() if runtime is None else _copied(runtime)
-    contents = {f"runtime/{RUNTIME[name]}": content for name, content in contents.items()}
+    contents = {f"runtime/{RUNTIME[name]}": content for name, content in runtime.items()}
     for name in ("page.js", "page.css"):
         contents[name] = _resource("fieldguide.serve", "page", name)
     for name in ("answers.js", "worker.js"):
