@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import Answer
 from huggingface_hub import ModelCard
 from PIL import Image
 from shell import table
+from timm.data import create_transform, resolve_data_config
 
 import fieldguide as fg
 from fieldguide.analysis import conformal, unknown
@@ -25,7 +27,7 @@ from fieldguide.predict.card import Architecture, Card, OutOfFold
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.exported import ONNX, Exported
 from fieldguide.predict.model import Machine
-from fieldguide.study import model_card
+from fieldguide.study import hub, model_card
 from fieldguide.study.export import export
 
 FLOAT = Machine("cpu", workers=0, precision="float32")
@@ -300,6 +302,54 @@ def test_thresholds_draw_the_same_sets_and_mark_the_same_photos(n: int) -> None:
         np.testing.assert_array_equal(
             marked, scores[0, :, 0] > (np.inf if limit is None else limit)
         )
+
+
+# --- timm -----------------------------------------------------------------------------------------
+
+
+def test_timm_reads_one_network_with_our_sizes_and_names(
+    trained: fg.Run, photos: list[Path], tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    place = tmp_path / "model"
+    done = command("export", trained.folder, "--to", "hub", "--combine", "soup", "--out", place)
+    assert done.code == 0, done.err
+    model = timm.create_model(f"local-dir:{place}", pretrained=True).eval()
+    config = resolve_data_config({}, model=model)
+    own = trained.classifier("soup")
+    assert list(config["input_size"]) == [3, 32, 32]
+    assert list(model.pretrained_cfg["label_names"]) == list(own.classes)
+    shown = create_transform(**config)
+    with Image.open(photos[0]) as file, torch.inference_mode():
+        logits = model(shown(file.convert("RGB"))[None])
+    found = logits.softmax(1).numpy()[0]
+    np.testing.assert_allclose(
+        found, own.predict(photos[0], machine=FLOAT).probabilities[0], atol=0.01
+    )
+
+
+def test_timms_form_is_refused_for_several_networks_and_other_heads(
+    trained: fg.Run, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    done = command("export", trained.folder, "--to", "hub", "--out", tmp_path / "model")
+    assert done.code == 2
+    assert "--combine soup" in done.err
+    with pytest.raises(UsageError, match="linear heads"):
+        hub.require_one(drawn("test_resnet", "se", members=1))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_efficientnet", "test_nfnet"])
+def test_other_networks_are_timms_too(backbone: str, tmp_path: Path) -> None:
+    classifier = drawn(backbone, "linear", members=1)
+    hub.write(tmp_path, classifier)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), dtype=np.uint8)
+    hub.prove(tmp_path, classifier, list(noise))
+    (weights,) = classifier.members
+    changed = replace(
+        classifier, members=({**weights, "head.linear.bias": weights["head.linear.bias"] + 1},)
+    )
+    with pytest.raises(ResourceError, match="differs from the run's"):
+        hub.prove(tmp_path, changed, list(noise))
 
 
 # --- 8 bits ---------------------------------------------------------------------------------------

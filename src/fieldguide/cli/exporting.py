@@ -26,7 +26,7 @@ def export(
     ],
     *,
     out: Path,
-    to: Literal["onnx", "page"] = "onnx",
+    to: Literal["onnx", "page", "hub"] = "onnx",
     combine: str | None = None,
     features: bool = False,
     int8: bool = False,
@@ -46,7 +46,8 @@ def export(
         The new folder.
     to
         The form: onnx, which ONNX Runtime reads on servers, computers and phones; page: the same
-        and a page that answers in the browser, from any file server, also offline.
+        and a page that answers in the browser, from any file server, also offline; hub: the same
+        and one network as timm and the Hugging Face Hub read it.
     combine
         The combination of a run's folds: ensemble (the default), soup, tuned, fold-0, … A merged
         one is several times smaller and faster.
@@ -74,6 +75,7 @@ def export(
         int8=int8,
         photos=photos,
         page=to == "page",
+        hub=to == "hub",
         runtime=runtime,
         notice=terminal.tell,
     )
@@ -105,6 +107,8 @@ def export(
     terminal.stdout.print(f"  fieldguide predict {quoted} PHOTOS")
     if to == "page":
         terminal.stdout.print(f"  python3 -m http.server --directory {quoted}")
+    elif to == "hub":
+        terminal.stdout.print(f'  timm.create_model("local-dir:{out}", pretrained=True)')
     else:
         terminal.stdout.print(f"  fieldguide serve {quoted}")
 

@@ -25,6 +25,7 @@ from fieldguide.predict.exported import ONNX, Exported
 from fieldguide.runs.run import Run
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
+from fieldguide.study import hub as timm_hub
 from fieldguide.study import model_card, page_files, quantised
 
 PHOTOS = 64  # that the proof looks at
@@ -86,6 +87,7 @@ def export(
     int8: bool = False,
     photos: str | Path | None = None,
     page: bool = False,
+    hub: bool = False,
     runtime: Path | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Exports:
@@ -95,7 +97,8 @@ def export(
     `photos` (a folder, table or list) to be proved on. With `int8` the file that was proved is
     quantised then (`quantised`), which only a run can judge. With `features` the file also gives
     what each network's last layer sees; with `page` there are the files of a page that answers in
-    the browser, by the `runtime` in a folder, or fetched (`page_files`). Raises `UsageError` for an
+    the browser, by the `runtime` in a folder, or fetched (`page_files`), and with `hub` those of
+    one network in timm's form (`hub`). Raises `UsageError` for an
     unfinished run, an existing folder or what does not export, `DataError` without photos,
     `ResourceError` where the file differs.
     """
@@ -108,6 +111,8 @@ def export(
         classifier = source.classifier(combine)
     else:
         classifier = source
+    if hub:
+        timm_hub.require_one(classifier)
     places = _photos(source, photos)
     scripts = page_files.runtime(runtime) if page else {}
     facts = model_card.facts(classifier, source if isinstance(source, Run) else None, combine)
@@ -121,6 +126,10 @@ def export(
         judged = None
         if isinstance(source, Run) and photos is None:
             judged = _out_of_fold(source, classifier, saved, squares)
+        names = [ONNX, model_card.JSON, model_card.README]
+        if hub:
+            names += timm_hub.write(place, classifier)
+            timm_hub.prove(place, classifier, list(squares.values()))
         compared = None
         if int8 and isinstance(source, Run):
             notice("quantising")
@@ -128,7 +137,6 @@ def export(
             saved = Exported.load(place / ONNX)
         kept, beside = (asdict(each) if each else None for each in (judged, compared))
         model_card.write(place, classifier, facts, asdict(proof), kept, beside)
-        names = [ONNX, model_card.JSON, model_card.README]
         if page:
             notice("writing the page")
             names += page_files.write(place, saved, about(saved), scripts)
@@ -145,7 +153,7 @@ def _quantised(
     files.write_bytes(place / ONNX, narrow.SerializeToString())
     model = Exported.load(place / ONNX)
     found = quantised.recalibrated(run, combine, wide, model)
-    compared = quantised.compared(run, model, wide, found)
+    compared = quantised.compared(run, model, saved, found)
     if found is None:
         return compared, wide
     onnx_graph.set_card(narrow, found.classifier)

@@ -324,8 +324,8 @@ def _readme(
     if int8:
         points, low, high = (100 * each for each in int8["difference"])
         lines.append(
-            "The proof is that of the model in float. This file has its convolutions in 8 bits: of"
-            f" {int8['photos']:,} photos {int8['where']} it classifies"
+            "The proof and the scores above are those of the model in float. This file has its"
+            f" convolutions in 8 bits: of {int8['photos']:,} photos {int8['where']} it classifies"
             f" {percent(int8['accuracy'])} correctly, in float"
             f" {percent(int8['float_accuracy'])} (difference, paired: {points:+.1f}"
             f" points, 95 % interval {low:+.1f} to {high:+.1f}); log loss {int8['log_loss']:.3f}"

@@ -117,9 +117,7 @@ class Recalibrated:
     judged: Mapping[int, Float[np.ndarray, "_ classes"]]
 
 
-def recalibrated(
-    run: Run, combination: str, wide: Classifier, model: Exported
-) -> Recalibrated | None:
+def recalibrated(run: Run, combination: str, wide: Model, model: Exported) -> Recalibrated | None:
     """Return the folds' classifier with temperature and known photos by the model's own answers.
 
     None for a merged model, which has no photos that it was not trained on, and where some of the
@@ -141,7 +139,7 @@ def recalibrated(
 
 
 def compared(
-    run: Run, model: Exported, wide: Classifier, narrow: Recalibrated | None
+    run: Run, model: Exported, wide: Exported, narrow: Recalibrated | None
 ) -> Comparison | None:
     """Return how the 8-bit model does beside the float one, on photos that neither has seen.
 
