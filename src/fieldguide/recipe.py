@@ -46,9 +46,9 @@ HeadStart = Literal["random", "probe"]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Mix = Literal["none", "cutmix", "mixup", "either"]
-# Epochs from which `mix` = auto mixes: the length of `default`, for which mixing was chosen. Of 4
-# epochs CutMix took 14 points: docs/results.md.
-MIX_FROM = 10
+# Epochs from which `mix` = auto mixes (taste: longer than any that it was seen to harm). Of 4, 31
+# and 20 epochs CutMix took 14, 4 and 1 points: docs/results.md.
+MIX_FROM = 50
 ENVIRONMENT_PREFIX = "FIELDGUIDE_"
 R = TypeVar("R", bound="Recipe")
 
@@ -162,7 +162,7 @@ class Recipe(BaseModel):
     schedule: Literal["constant", "cosine"] = _setting("Optimiser", "cosine", "learning rates after the warm-up")
     warmup: float = _setting("Optimiser", 0.5, "epochs in which the rates rise", ge=0)
     label_smoothing: float = _setting("Optimiser", 0.0, "share of the target spread over all classes", ge=0, lt=1)
-    co_tuning: Weight | Auto = _setting("Optimiser", 0.0,
+    co_tuning: Weight | Auto = _setting("Optimiser", "auto",
         "weight of a loss that keeps the source's classes apart, as its start did (Co-Tuning); needs head_start = probe"
         " and weights with their classifier; auto: 0.5 where these are there")
     class_weights: Literal["none", "balanced"] = _setting("Optimiser", "none",
@@ -351,7 +351,6 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "epochs": 8,
             "min_steps": 200,
             "backbone_rate": 3e-4,
-            "co_tuning": "auto",
             "mix": "none",
             "color_jitter": 0.0,
         },

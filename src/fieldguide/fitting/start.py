@@ -126,7 +126,8 @@ def create(
     )
     if recipe.head_start == "auto" and _takes_long(network, used):
         rate = DRAWN_RATE if recipe.head_rate == "auto" else recipe.head_rate
-        resolved = resolved.replace(head_start="random", head_rate=rate)
+        left = {"co_tuning": 0.0} if recipe.co_tuning == "auto" else {}
+        resolved = resolved.replace(head_start="random", head_rate=rate, **left)
         watcher.notice("heads start from a draw: with so many photos a regression takes long")
     source = None
     if resolved.co_tuning:
