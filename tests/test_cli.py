@@ -307,7 +307,9 @@ def test_fit_and_score_print_data_to_stdout_and_progress_to_stderr(
     assert "\x1b" not in said.out + said.err
     assert cli.run(["score", str(tmp_path / "run")]) == 0
     again = capsys.readouterr()
-    assert again.out.removeprefix(said.out).startswith("unknown by classes left out, ")
+    scores, _, commands = said.out.partition("\nnext:\n")
+    assert f"  fieldguide predict {tmp_path / 'run'} NEW-PHOTOS --out predictions.csv" in commands
+    assert again.out.removeprefix(scores).startswith("unknown by classes left out, ")
     assert "--holdout" in again.err.replace("\n", " ")  # for photos that judge more than folds
     assert cli.run(fit_flags(discs, tmp_path / "run")) == 0
     assert "complete" in capsys.readouterr().err

