@@ -21,11 +21,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -164,16 +164,23 @@ def memory(process: int) -> float:
     return int(text.split("VmRSS:")[1].split()[0]) / 1000
 
 
+def processor(process: int) -> float:
+    """Return the processor-seconds of a process, in all its threads."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def serve(asked: argparse.Namespace) -> None:
     """Ask a server for a while and print what came."""
     photos = [path for path in sorted(asked.photos.rglob("*")) if path.is_file()][:500]
     model = Exported.load(asked.export)
-    rates = []
+    rates, costs = [], []
     for _ in range(3):
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         model.predict([str(path) for path in photos])
         rates.append(len(photos) / (time.perf_counter() - began))
-    alone = statistics.median(rates)
+        costs.append((time.process_time() - spent) / len(photos))
+    alone, cost = statistics.median(rates), statistics.median(costs)
     del model
     command = [sys.executable, "-m", "fieldguide", "serve", str(asked.export)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -186,14 +193,17 @@ def serve(asked: argparse.Namespace) -> None:
 
     def client(first: int) -> None:
         number = first
+        connection = HTTPConnection(urlsplit(address).netloc, timeout=30)
         while time.monotonic() < until:
-            request = urllib.request.Request(f"{address}predict", bodies[number % len(bodies)])
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    found: object = "answered" if json.load(answer)["classes"] else "empty"
-            except urllib.error.HTTPError as error:
-                found = error.code
-            except OSError as error:
+                connection.request("POST", "/predict", bodies[number % len(bodies)])
+                answer = connection.getresponse()
+                content = answer.read()
+                found: object = answer.status
+                if found == 200:
+                    found = "answered" if json.loads(content)["classes"] else "empty"
+            except (OSError, HTTPException) as error:
+                connection.close()
                 found = type(error).__name__
             with lock:
                 counts[found] += 1
@@ -213,11 +223,13 @@ def serve(asked: argparse.Namespace) -> None:
     for thread in threads:
         thread.join()
     rate = counts["answered"] / (time.monotonic() - began)
+    own = processor(server.pid) / max(counts["answered"], 1)
     server.terminate()
     server.wait()
     print(
         f"{asked.clients} clients, {asked.seconds} s: {dict(counts)}; {rate:.0f} photos/s,"
-        f" predict alone {alone:.0f} ({rate / alone:.2f}); memory {memories} MB"
+        f" predict alone {alone:.0f} ({rate / alone:.2f}); processor-ms a photo {1000 * own:.1f},"
+        f" predict {1000 * cost:.1f} ({cost / own:.2f}); memory {memories} MB"
     )
 
 

@@ -3,6 +3,8 @@
 Knows nothing of files and networks.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
@@ -53,33 +55,48 @@ def _along(
         return picture.take(np.arange(after)[kept], axis=axis)
     if interpolation == "nearest":
         return picture.take(nearest(before, after)[kept], axis=axis)
-    weights, bits = _weights(before, after, interpolation)
-    found = np.tensordot(weights[kept], picture.astype(np.float32), (1, axis))
+    taps, bits = _taps(before, after, interpolation)
+    wide, shape = picture.astype(np.float32), (1, -1, 1) if axis else (-1, 1, 1)
+    sums: NDArray[np.float32] | None = None
+    # Not as a product of matrices: its threads would stand in the way of those that read photos.
+    for places, weights in taps:
+        found = wide.take(places[kept], axis=axis)
+        found *= weights[kept].reshape(shape)
+        sums = found if sums is None else np.add(sums, found, out=sums)
+    assert sums is not None
     # A power of 2 and a half are exact in float32 as well.
-    levels = np.floor(found * np.float32(0.5**bits) + np.float32(0.5)).clip(0, 255)
-    return np.moveaxis(levels.astype(np.uint8), 0, axis)
+    levels: NDArray[np.uint8] = (
+        np.floor(sums * np.float32(0.5**bits) + np.float32(0.5)).clip(0, 255).astype(np.uint8)
+    )
+    return levels
 
 
-def _weights(
+@lru_cache(maxsize=256)  # photos of a collection have few sizes
+def _taps(
     before: int, after: int, interpolation: Interpolation
-) -> tuple[Float32[np.ndarray, "after before"], int]:
-    """Return each pixel's weights of those before, as whole numbers, and the bits they have."""
+) -> tuple[list[tuple[Int64[np.ndarray, " after"], Float32[np.ndarray, " after"]]], int]:
+    """Return the pixels before that each pixel is a sum of, with their weights, and their bits.
+
+    Tap after tap: the first pixel of each sum, the second, … Weights are whole numbers.
+    """
     scale = before / after
     stretch = max(scale, 1.0)
     support = _SUPPORT[interpolation] * stretch
-    shares = np.zeros((after, before))
-    for row in range(after):
-        middle = scale * (row + 0.5)
-        first = max(int(middle - support + 0.5), 0)
-        last = min(int(middle + support + 0.5), before)
-        distance = np.abs((np.arange(first, last) - middle + 0.5) / stretch)
-        own = _bicubic(distance) if interpolation == "bicubic" else np.maximum(1 - distance, 0)
-        shares[row, first:last] = own / sum(own.tolist())  # in torch's order
+    middle = scale * (np.arange(after)[:, None] + 0.5)
+    first = np.maximum((middle - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((middle + support + 0.5).astype(np.int64), before)
+    places = first + np.arange(int((last - first).max()))
+    distance = np.abs((places - middle + 0.5) / stretch)
+    shares = _bicubic(distance) if interpolation == "bicubic" else np.maximum(1 - distance, 0)
+    shares = np.where(places < last, shares, 0.0)
+    shares /= shares.cumsum(axis=1)[:, -1:]  # summed one after the other, as torch does
     bits = 0
     while bits < _MOST_BITS and int(shares.max() * 2 ** (bits + 1) + 0.5) < 1 << 15:
         bits += 1
     scaled = shares * 2**bits
-    return np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.float32), bits
+    weights = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.float32)
+    inside = np.minimum(places, before - 1)
+    return [(inside[:, k].copy(), weights[:, k].copy()) for k in range(places.shape[1])], bits
 
 
 def _bicubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,6 +64,8 @@ class Exported(Model):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or count_cores()
         options.log_severity_level = 3
+        # Threads that wait by counting would take the cores of those that read photos.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = runtime.InferenceSession(content, options, ["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common class of their own
