@@ -1,6 +1,7 @@
 """Exported models: equal to the run, refused where they are not, and answering without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -372,7 +373,7 @@ def test_in_8_bits_it_is_smaller_calibrated_anew_and_compared(
     assert np.abs(found.probabilities - own.probabilities).max() < 0.3
     assert np.abs(found.probabilities - own.probabilities).max() > 0
     assert np.mean([a == b for a, b in zip(found.labels, own.labels, strict=True)]) >= 0.75
-    told = json.loads((tmp_path / "narrow" / "model.json").read_text())["int8"]
+    told = json.loads((tmp_path / "narrow" / "model.json").read_text())["int8"]["compared"]
     assert told["where"] == "outside all folds"
     assert told["recalibrated"] == (way == "ensemble")
     assert (narrow.card.temperature != wide.card.temperature) == (way == "ensemble")
@@ -391,6 +392,55 @@ def test_8_bits_of_a_saved_classifier_cannot_be_judged(
     with pytest.raises(UsageError, match="8 bits"):
         export(ensemble, tmp_path / "model", photos=parts / "val", int8=True)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("way", ["ensemble", "soup", "fold-1"])
+def test_without_photos_outside_8_bits_are_judged_out_of_fold_or_not_at_all(
+    own: Path, parts: Path, tmp_path: Path, command: Callable[..., Answer], way: str
+) -> None:
+    moved = tmp_path / "parts"  # without `val`
+    shutil.copytree(parts / "train", moved / "train")
+    place = tmp_path / "model"
+    asked = ("export", own, "--photos-root", moved, "--int8", "--combine", way, "--out", place)
+    done = command(*asked)
+    assert done.code == 0, done.err
+    told = json.loads((place / "model.json").read_text())["int8"]["compared"]
+    text = (place / "README.md").read_text()
+    assert "convolutions in 8 bits" in text
+    if way == "soup":
+        assert told is None
+        assert "what 8 bits cost is unknown" in done.err
+        assert "what that costs is unknown" in text
+        return
+    assert told["where"] == "out of fold"
+    assert told["photos"] == sum(
+        len(fold.test) for fold in fg.Run(own).folds if way in {"ensemble", f"fold-{fold.index}"}
+    )
+    assert abs(told["accuracy"] - told["float_accuracy"]) == pytest.approx(
+        abs(told["difference"][0])
+    )
+
+
+def test_8_bits_and_timms_form_do_not_go_together(
+    trained: fg.Run, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    flags = ("--to", "hub", "--combine", "soup", "--int8", "--out", tmp_path / "model")
+    assert command("export", trained.folder, *flags).code == 2
+    with pytest.raises(UsageError, match="float"):
+        export(trained, tmp_path / "model", combine="soup", hub=True, int8=True)
+
+
+def test_crops_and_tones_are_told(trained: fg.Run, parts: Path, tmp_path: Path) -> None:
+    classifier = trained.classifier("fold-0")
+    own = replace(classifier.card.architecture, tone="percentile 10,900")
+    changed = replace(classifier, card=replace(classifier.card, architecture=own))
+    export(changed, tmp_path / "model", photos=parts / "val")
+    told = json.loads((tmp_path / "model" / "model.json").read_text())["preprocessing"]
+    assert "percentile 10,900" in told["before_the_graph"][0]
+    assert "percentile 10,900" in (tmp_path / "model" / "README.md").read_text()
+    card = replace(classifier.card, crop="square")
+    assert "crops of photos (square)" in model_card._before(card)[0]
+    assert model_card._before(classifier.card) == []
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

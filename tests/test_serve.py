@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def service(model: Classifier) -> Iterator[Service]:
 def client(service: Service, model: Classifier) -> TestClient:
     answering = model.answers_by(rank="label")
     application = app.build(
-        service, about(model, taxa=True), most_bytes=MOST, answering=answering,
+        service, about(model), most_bytes=MOST, answering=answering,
         names=frozenset({"fern"}),
     )  # fmt: skip
     return TestClient(application, **HERE)
@@ -151,6 +152,8 @@ def test_a_form_that_is_none_is_refused(
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
         ({"Origin": "http://127.0.0.1:8000"}, 200),
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "Fern:8000"}, 200),
@@ -163,6 +166,29 @@ def test_only_its_own_names_and_pages_may_ask(
     found = client.post("/predict", content=photo.read_bytes(), headers=headers)
     assert found.status_code == status
     assert found.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_form_of_many_parts_is_refused_early(client: TestClient) -> None:
+    part = b"--b\r\nContent-Disposition: form-data; name=x\r\n\r\ny\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    found = client.post("/predict", content=part * 500 + b"--b--\r\n", headers=kind)
+    assert (found.status_code, found.json()["error"]) == (
+        400,
+        "the form cannot be read: more than 100 parts",
+    )
+
+
+def test_class_names_that_utf_8_cannot_hold_are_told(
+    model: Classifier, photo: Path, service: Service
+) -> None:
+    names = ("a\udcff", "b", "c")
+    odd = replace(model, card=replace(model.card, classes=names))
+    own = Service(odd, most=1, readers=1)
+    client = TestClient(app.build(own, about(odd), most_bytes=MOST), **HERE)
+    assert client.get("/model").json()["classes"] == list(names)
+    told = client.post("/predict", content=photo.read_bytes()).json()
+    assert {each["class"] for each in told["classes"]} == set(names)
+    own.close()
 
 
 def test_everything_else_is_told(client: TestClient, photo: Path, model: Classifier) -> None:

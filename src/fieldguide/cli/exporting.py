@@ -64,6 +64,8 @@ def export(
     require_new(out)
     if runtime is not None and to != "page":
         raise UsageError("--runtime is for pages", hint="--to page")
+    if int8 and to == "hub":
+        raise UsageError("timm's form is in float: --to hub and --int8 do not go together")
     source = _source(model, combine, photos_root)
     from fieldguide.study import export as exporting  # brings torch
 
@@ -101,7 +103,9 @@ def export(
             f" {low:+.1f} to {high:+.1f})"
         )
     elif int8:
-        terminal.tell("what 8 bits cost is unknown: the run has no photos that the model never saw")
+        terminal.tell(
+            "what 8 bits cost is unknown: there are no photos to judge that the model never saw"
+        )
     file, quoted = out / "model.onnx", shlex.quote(str(out))
     terminal.stdout.print(f"the model is in {file} ({shown_bytes(file.stat().st_size)})")
     terminal.stdout.print(f"  fieldguide predict {quoted} PHOTOS")

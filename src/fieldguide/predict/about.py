@@ -7,7 +7,7 @@ from fieldguide.predict.model import Model
 COVERAGE = 0.95  # of the sets of classes on pages
 
 
-def about(model: Model, *, taxa: bool = False, explains: bool = False) -> dict[str, Any]:
+def about(model: Model, *, explains: bool = False) -> dict[str, Any]:
     """Return what a page says of a model."""
     card = model.card
     provenance = card.provenance
@@ -16,11 +16,9 @@ def about(model: Model, *, taxa: bool = False, explains: bool = False) -> dict[s
         "network": card.architecture.backbone,
         "members": list(card.members),
         "crop": card.crop,
-        "license": card.license,
         "accuracy": provenance.get("out_of_fold_accuracy"),
         "interval": provenance.get("out_of_fold_interval"),
         "photos": card.calibration.get("photos"),
         "coverage": COVERAGE,
-        "taxa": taxa,
         "explains": explains,
     }

@@ -27,7 +27,7 @@ from fieldguide.predict.card import Card, OutOfFold, read_card, read_scores
 from fieldguide.predict.model import Machine, Model, Seen
 from fieldguide.recipe import View
 from fieldguide.storage import files
-from fieldguide.words import first_line
+from fieldguide.words import first_line, installed
 
 ONNX = "model.onnx"
 CARD_KEY, SCORES_KEY = "fieldguide.card", "fieldguide.scores"  # of the file's metadata
@@ -140,7 +140,7 @@ def require_runtime() -> ModuleType:
     except ImportError as error:
         raise ResourceError(
             f"exported models need the package `onnxruntime`: {first_line(error)}",
-            hint="pip install 'fieldguide[onnx]', or onnxruntime",
+            hint=f"pip install onnxruntime, which comes with '{installed()[0]}[onnx]' too",
         ) from error
     runtime: ModuleType = onnxruntime
     return runtime

@@ -6,6 +6,7 @@ refused, no photo is kept, and bodies, waiting photos and time have bounds.
 
 import asyncio
 import ipaddress
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 SLOWEST = 60  # seconds that a body may take to arrive
+MOST_PARTS = 100  # of a form
 LONGEST_HEAD = 65536  # bytes of a line before a part of a form, which has the file's name
 TOP = 5  # classes of an answer, if not asked for more
 
@@ -68,6 +70,8 @@ def build(
     `explain` what `POST /explain` says of the bytes of a photo and a class.
     """
 
+    explaining = asyncio.Lock()
+
     async def predict(request: Request) -> Response:
         try:
             top = int(request.query_params.get("top", TOP))
@@ -78,7 +82,7 @@ def build(
 
         async def answered(data: bytes) -> Response:
             answer = await _awaited(service, data, request)
-            return JSONResponse(told(answer, top, answering))
+            return _json(told(answer, top, answering))
 
         return await _with_photo(request, service, most_bytes, answered)
 
@@ -89,16 +93,20 @@ def build(
         if label not in service.model.classes:
             return _refusal(400, "`class` is none of the model's classes")
 
-        async def answered(data: bytes) -> Response:
-            return JSONResponse(await run_in_threadpool(explain, data, label))
+        if explaining.locked():  # the first may take minutes, and must not fill the places
+            return _refusal(503, "another answer is being explained", {"Retry-After": "5"})
 
-        return await _with_photo(request, service, most_bytes, answered)
+        async def answered(data: bytes) -> Response:
+            return _json(await run_in_threadpool(explain, data, label))
+
+        async with explaining:
+            return await _with_photo(request, service, most_bytes, answered)
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "photos_in_work": service.inside})
 
     async def model(_: Request) -> Response:
-        return JSONResponse(dict(about))
+        return _json(dict(about))
 
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(_metrics(service), media_type="text/plain; version=0.0.4")
@@ -359,7 +367,9 @@ class _Form:
         self._name, self._told = bytearray(), bytearray()
 
     def begin(self) -> None:
-        """Begin a part."""
+        """Begin a part; ValueError for too many."""
+        if len(self.parts) == MOST_PARTS:
+            raise ValueError(f"more than {MOST_PARTS} parts")
         self.parts.append((False, bytearray()))
 
     def field(self, data: bytes, start: int, end: int) -> None:
@@ -410,6 +420,11 @@ async def _gone(request: Request) -> None:
     """Return when the caller has gone away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _json(content: object) -> Response:
+    """Return a response of JSON, also of class names that UTF-8 cannot hold."""
+    return Response(json.dumps(content), media_type="application/json")
 
 
 def _refusal(
@@ -466,7 +481,8 @@ class _Guard:
             return _refusal(421, "this server does not go by that name", hint="--name NAME")
         origin = headers.get("origin")
         other = origin is not None and origin.partition("://")[2] != host
-        if other or headers.get("sec-fetch-site") == "cross-site":
+        asked = headers.get("sec-fetch-mode") != "navigate"  # a link may lead here
+        if other or (asked and headers.get("sec-fetch-site") == "cross-site"):
             return _refusal(403, "only this server's own page may ask from a browser")
         return None
 
@@ -494,14 +510,17 @@ def _file(name: str) -> Callable[[Request], Any]:
 def _metrics(service: Service) -> str:
     """Return the counts in Prometheus' text form."""
     counts = asdict(service.counts)
-    lines = ["# TYPE fieldguide_photos counter"]
+    lines = ["# TYPE fieldguide_photos_total counter"]
     lines += [
         f'fieldguide_photos_total{{outcome="{name}"}} {counts[name]}'
         for name in ("answered", "unreadable", "refused", "dropped")
     ]
-    lines += ["# TYPE fieldguide_batches counter", f"fieldguide_batches_total {counts['batches']}"]
     lines += [
-        "# TYPE fieldguide_seconds counter",
+        "# TYPE fieldguide_batches_total counter",
+        f"fieldguide_batches_total {counts['batches']}",
+    ]
+    lines += [
+        "# TYPE fieldguide_seconds_total counter",
         f"fieldguide_seconds_total {counts['seconds']:.6f}",
     ]
     lines += ["# TYPE fieldguide_in_work gauge", f"fieldguide_in_work {service.inside}", ""]

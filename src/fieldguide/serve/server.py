@@ -11,7 +11,7 @@ from fieldguide.errors import ResourceError, UsageError
 from fieldguide.machine.cores import count_cores
 from fieldguide.predict import about
 from fieldguide.predict.model import Model
-from fieldguide.words import first_line, os_reason
+from fieldguide.words import first_line, installed, os_reason
 
 if TYPE_CHECKING:
     from fieldguide.runs.run import Run
@@ -29,7 +29,7 @@ def require_packages() -> ModuleType:
     except ImportError as error:
         raise ResourceError(
             f"serving needs the packages of an extra: {first_line(error)}",
-            hint="pip install 'fieldguide[serve]'",
+            hint=f"pip install '{installed()[0]}[serve]'",
         ) from error
     found: ModuleType = uvicorn
     return found
@@ -88,7 +88,7 @@ def serve(
     model.answer([_blank(model)])  # what is built at first use, such as kernels
     application = app.build(
         service,
-        about.about(model, taxa=answering is not None, explains=run is not None),
+        about.about(model, explains=run is not None),
         most_bytes=most_bytes,
         names=names,
         answering=answering,

@@ -53,6 +53,7 @@ class _Waiting:
     square: UInt8[np.ndarray, "side side 3"]
     small: str
     future: "Future[Answer]"
+    began: float
 
 
 @dataclass(eq=False)
@@ -114,13 +115,12 @@ class Service:
             picture = self.model.decoding.of_bytes(data)
             height, width = picture.shape[:2]
             small = f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
-            waiting = _Waiting(self.model.square(picture), small, future)
+            waiting = _Waiting(self.model.square(picture), small, future, began)
         except BaseException as error:  # goes to the caller, whose photo it is
             self.count(unreadable=int(isinstance(error, UnreadablePhoto)))
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
             return
-        future.add_done_callback(lambda _: self.count(seconds=time.perf_counter() - began))
         self._queue.put(waiting)
 
     def _work(self) -> None:
@@ -149,7 +149,9 @@ class Service:
             for each in batch:
                 each.future.set_exception(error)
             return
-        self.count(answered=len(batch), batches=1)
+        now = time.perf_counter()
+        took = sum(now - each.began for each in batch)
+        self.count(answered=len(batch), batches=1, seconds=took)
         for row, each in enumerate(batch):
             each.future.set_result(Answer(found.rows(range(row, row + 1)), each.small))
 

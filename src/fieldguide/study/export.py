@@ -67,8 +67,9 @@ class Exports:
 class OutOfFold:
     """The exported folds beside the run's own record, on photos that they were not trained on.
 
-    `probability` is the largest change of a class's probability from `oof.csv`, which may be judged
-    in another precision; the log losses are calibrated, `recorded` and `exported`.
+    `probability` is the largest change of a class's probability from the record of the saved
+    weights, which may be in another precision; the log losses are calibrated, `recorded` and
+    `exported`.
     """
 
     photos: int
@@ -105,6 +106,8 @@ def export(
     files.require_new(Path(out))
     if int8 and not isinstance(source, Run):
         raise UsageError("8 bits are calibrated on a run's photos, and this is no run")
+    if int8 and hub:
+        raise UsageError("timm's form is in float: leave 8 bits out, or timm's form")
     onnx_graph.require_onnx()
     if isinstance(source, Run):
         source.require_complete()
@@ -136,7 +139,7 @@ def export(
             compared, classifier = _quantised(source, combine, classifier, saved, graph, place)
             saved = Exported.load(place / ONNX)
         kept, beside = (asdict(each) if each else None for each in (judged, compared))
-        model_card.write(place, classifier, facts, asdict(proof), kept, beside)
+        model_card.write(place, classifier, facts, asdict(proof), kept, beside, int8=int8)
         if page:
             notice("writing the page")
             names += page_files.write(place, saved, about(saved), scripts)

@@ -44,6 +44,8 @@ def write(place: Path, classifier: Classifier) -> list[str]:
     own, card = classifier.card.architecture, classifier.card
     model: Any = timm.create_model(own.backbone, pretrained=False, num_classes=own.classes)
     given = model.pretrained_cfg
+    if not isinstance(given["classifier"], str):
+        raise UsageError(f"{own.backbone} has several last layers, which a run's does not")
     (weights,) = classifier.members
     tensors = {
         name.removeprefix("backbone."): tensor

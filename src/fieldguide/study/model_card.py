@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from fieldguide.analysis import conformal, unknown
 from fieldguide.analysis.intervals import share_interval
 from fieldguide.analysis.taxa import AUTO
-from fieldguide.predict.card import Architecture
+from fieldguide.predict.card import Architecture, Card
 from fieldguide.predict.classifier import Classifier
 from fieldguide.predict.exported import ONNX
 from fieldguide.runs.run import Run
@@ -103,13 +103,13 @@ def facts(classifier: Classifier, run: Run | None, combine: str) -> Facts:
         _score(
             "accuracy",
             "outside the folds",
-            f"{row.name}, on photos that no fold has seen",
+            f"{row.name}, on photos that no fold has seen" + (f" ({row.note})" if row.note else ""),
             outside.photos,
             row.accuracy,
             row.interval,
         )
         for row in outside.rows
-        if row.name == combine.replace("-", " ", 1)
+        if row.name in {combine, combine.replace("-", " ", 1)}
     ]
     worth = run.unknown
     collection = str(run.environment.get("collection", ""))
@@ -157,7 +157,9 @@ def write(
     told: Facts,
     proof: Mapping[str, Any],
     judged: Mapping[str, Any] | None,
-    int8: Mapping[str, Any] | None = None,
+    compared: Mapping[str, Any] | None,
+    *,
+    int8: bool,
 ) -> None:
     """Write `model.json` and `README.md` beside the model in a folder."""
     card = classifier.card
@@ -178,7 +180,10 @@ def write(
             "probabilities": "float32 (n, classes), calibrated",
             "logits": f"float32 (n, {len(card.members)}, classes), of each network, not calibrated",
         },
-        "preprocessing": preprocessing(card.architecture),
+        "preprocessing": {
+            "before_the_graph": _before(card),
+            **preprocessing(card.architecture),
+        },
         "network": asdict(card.architecture),
         "members": list(card.members),
         "combine": card.combine,
@@ -192,10 +197,13 @@ def write(
         "unknown": told.unknown,
         "proof": dict(proof),
         "out_of_fold": judged,
-        "int8": int8,
+        "int8": {"compared": compared} if int8 else None,
     }
     files.write_json(folder / JSON, content)
-    files.write_bytes(folder / README, _readme(classifier, told, proof, judged, int8).encode())
+    files.write_bytes(
+        folder / README,
+        _readme(classifier, told, proof, judged, _in_8_bits(compared) if int8 else "").encode(),
+    )
 
 
 def preprocessing(architecture: Architecture) -> dict[str, Any]:
@@ -262,7 +270,7 @@ def _readme(
     told: Facts,
     proof: Mapping[str, Any],
     judged: Mapping[str, Any] | None,
-    int8: Mapping[str, Any] | None,
+    int8: str,
 ) -> str:
     card = classifier.card
     lines = [
@@ -283,6 +291,7 @@ def _readme(
         EXAMPLE.rstrip(),
         "```",
         "",
+        *(f"{_text(each)}\n" for each in _before(card)),
         "`fieldguide predict` on this folder, or `model.onnx` alone, writes tables with sets of"
         " classes, unknown photos and taxa, and needs no torch. `model.json` has classes,"
         " preprocessing and thresholds for other programs.",
@@ -322,16 +331,7 @@ def _readme(
             f" {judged['recorded_log_loss']:.3f}."
         )
     if int8:
-        points, low, high = (100 * each for each in int8["difference"])
-        lines.append(
-            "The proof and the scores above are those of the model in float. This file has its"
-            f" convolutions in 8 bits: of {int8['photos']:,} photos {int8['where']} it classifies"
-            f" {percent(int8['accuracy'])} correctly, in float"
-            f" {percent(int8['float_accuracy'])} (difference, paired: {points:+.1f}"
-            f" points, 95 % interval {low:+.1f} to {high:+.1f}); log loss {int8['log_loss']:.3f}"
-            f" and {int8['float_log_loss']:.3f}. Temperature and thresholds are"
-            f" {'its own' if int8['recalibrated'] else 'those of the float model'}."
-        )
+        lines.append(int8)
     if told.classes:
         lines += [
             "",
@@ -391,6 +391,45 @@ def _proved(proof: Mapping[str, Any]) -> str:
         f" {percent(proof['same_class'])} of the photos, its probability differs by"
         f" {proof['mean_probability']:.3f} on average and by {proof['probability']:.3f} at most."
     )
+
+
+def _in_8_bits(compared: Mapping[str, Any] | None) -> str:
+    """Return what a file in 8 bits says of itself."""
+    first = (
+        "The proof and the scores above are those of the model in float. This file has its"
+        " convolutions in 8 bits"
+    )
+    if compared is None:
+        return (
+            f"{first}; what that costs is unknown, as there were no photos to judge it on that the"
+            " model never saw. Temperature and thresholds are those of the float model."
+        )
+    points, low, high = (100 * each for each in compared["difference"])
+    return (
+        f"{first}: of {compared['photos']:,} photos {compared['where']} it classifies"
+        f" {percent(compared['accuracy'])} correctly, in float"
+        f" {percent(compared['float_accuracy'])} (difference, paired: {points:+.1f} points, 95 %"
+        f" interval {low:+.1f} to {high:+.1f}); log loss {compared['log_loss']:.3f} and"
+        f" {compared['float_log_loss']:.3f}. Temperature and thresholds are"
+        f" {'its own' if compared['recalibrated'] else 'those of the float model'}."
+    )
+
+
+def _before(card: Card) -> list[str]:
+    """Return what has to be done to a photo before the graph, if anything."""
+    told = []
+    if card.crop:
+        told.append(
+            f"The network was trained on crops of photos ({card.crop}): give it such crops; whole"
+            " photos may be misjudged, and the scores do not hold for them."
+        )
+    if card.architecture.tone != "full":
+        told.append(
+            "Photos of more than 8 bits a channel are mapped to 8 before"
+            f" (`tone` = {card.architecture.tone}): `fieldguide predict` does, a plain program and"
+            " a browser do not."
+        )
+    return told
 
 
 def _class_line(row: Mapping[str, Any]) -> str:

@@ -81,7 +81,7 @@ def write(
         digest.update(contents[name])
     names = sorted(contents)
     offline = _resource("fieldguide.study", "site", "offline.js").decode()
-    offline = offline.replace("@VERSION@", f"fieldguide-{digest.hexdigest()[:16]}")
+    offline = offline.replace("@VERSION@", digest.hexdigest()[:16])
     contents["offline.js"] = offline.replace("@FILES@", json.dumps(["./", *names, ONNX])).encode()
     for name, content in contents.items():
         files.write_bytes(place / name, content)

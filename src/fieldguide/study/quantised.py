@@ -5,7 +5,8 @@ in float, as 256 values for logits would tie a twentieth of photos for the best 
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,16 @@ def quantised(graph: Any, squares: Squares, folder: Path) -> Any:
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches = iter(batches(squares))
+            self.batches = iter([squares[n : n + BATCH] for n in range(0, len(squares), BATCH)])
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
             return None if batch is None else {"image": np.stack(batch)}
 
     path = folder / "quantised.onnx"
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step that changes nothing here
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # it recommends a step that changes nothing here
     try:
         quantization.quantize_static(
             graph,
@@ -79,34 +82,31 @@ def quantised(graph: Any, squares: Squares, folder: Path) -> Any:
     except Exception as error:  # its errors have no common class
         raise ResourceError(f"the model cannot be quantised: {first_line(error)}") from error
     finally:
+        log.setLevel(level)
         path.unlink(missing_ok=True)
     return found
-
-
-def batches(squares: Squares) -> Iterator[Squares]:
-    """Yield squares a few at a time."""
-    for start in range(0, len(squares), BATCH):
-        yield squares[start : start + BATCH]
 
 
 def calibration_squares(run: Run, model: Model) -> list[UInt8[np.ndarray, "side side 3"]]:
     """Return training photos, drawn once and for all, as they are shown."""
     rows = [n for n, photo in enumerate(run.catalog.photos) if photo.split == "train"]
     draw = np.random.default_rng(derive_seed(0, "photos to quantise by"))
-    files = [run.catalog.file(run.catalog.photos[rows[n]]) for n in draw.permutation(len(rows))]
-    return [square for _, square in readable(model, files[:CALIBRATED])]
+    squares, decode = [], model.decoding
+    for n in draw.permutation(len(rows))[:CALIBRATED].tolist():
+        with suppress(UnreadablePhoto):
+            squares.append(model.square(decode(run.catalog.file(run.catalog.photos[rows[n]]))))
+    return squares
 
 
-def readable(
-    model: Model, files: Sequence[Path]
-) -> Iterator[tuple[int, UInt8[np.ndarray, "side side 3"]]]:
-    """Yield the number and the square of each file that can be read."""
-    decode = model.decoding
-    for number, file in enumerate(files):
-        try:
-            yield number, model.square(decode(file))
-        except UnreadablePhoto:
-            continue
+def logits(
+    model: Exported, photos: Sequence[Path]
+) -> tuple[Float[np.ndarray, "members n classes"], Int[np.ndarray, " n"]]:
+    """Return a model's logits of the photos that can be read, and their numbers."""
+    seen = list(model.logits(photos, Machine(), ()))
+    found = [batch.logits[:, :, 0] for batch in seen]
+    nothing = np.empty((len(model.card.members), 0, len(model.classes)), np.float32)
+    numbers = [batch.photos for batch in seen]
+    return np.concatenate([nothing, *found], axis=1), np.concatenate([np.empty(0, int), *numbers])
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,19 +123,32 @@ def recalibrated(run: Run, combination: str, wide: Model, model: Exported) -> Re
     None for a merged model, which has no photos that it was not trained on, and where some of the
     run's photos cannot be read any more.
     """
-    if wide.merged:
+    own = None if wide.merged else _out_of_fold(run, wide, model)
+    if own is None:
         return None
+    ingredients = run.ingredients()
+    changed = replace(
+        ingredients,
+        judged=own,
+        targets={fold: ingredients.targets[fold] for fold in own},
+        groups={fold: ingredients.groups[fold] for fold in own},
+    )
+    made = combine.by_name(changed, combination, batch_norm="average", machine=Machine())
+    return Recalibrated(made, own)
+
+
+def _out_of_fold(
+    run: Run, wide: Model, model: Exported
+) -> dict[int, Float[np.ndarray, "_ classes"]] | None:
+    """Return the logits of each fold's own test part; None if a photo cannot be read."""
     own: dict[int, Float[np.ndarray, "_ classes"]] = {}
     for member, fold in enumerate(wide.card.provenance["made"]["folds"]):
         files = [run.catalog.file(run.catalog.photos[n]) for n in run.folds[fold].test.tolist()]
-        squares = [square for _, square in readable(model, files)]
-        if len(squares) < len(files):
+        found, numbers = logits(model, files)
+        if len(numbers) < len(files):
             return None
-        own[fold] = logits(model, squares)[member]
-    ingredients = run.ingredients()
-    changed = replace(ingredients, judged={**ingredients.judged, **own})
-    made = combine.by_name(changed, combination, batch_norm="average", machine=Machine())
-    return Recalibrated(made, own)
+        own[fold] = found[member]
+    return own
 
 
 def compared(
@@ -145,32 +158,22 @@ def compared(
 
     These are the run's photos outside all folds, or else those out of fold; None without any.
     """
-    if len(run.outside):
-        outside = run.labelled(run.outside)
-        found = list(readable(model, outside.files))
-        rows = np.array([number for number, _ in found], np.int64)
-        squares = [square for _, square in found]
+    own = narrow.classifier if narrow else wide
+    outside = run.labelled(run.outside)
+    found, rows = logits(model, outside.files)
+    if len(rows):
         groups = np.unique(outside.groups, return_inverse=True)[1][rows]
-        both = [
-            (narrow.classifier if narrow else wide).probabilities(logits(model, squares)),
-            wide.probabilities(logits(wide, squares)),
-        ]
+        both = [own.probabilities(found), wide.probabilities(logits(wide, outside.files)[0])]
         return _comparison("outside all folds", outside.targets[rows], groups, both, narrow)
-    if narrow is None:
+    other = None if narrow is None else _out_of_fold(run, wide, wide)
+    if narrow is None or other is None:
         return None
-    tests = np.concatenate([run.folds[fold].test for fold in narrow.judged])
+    tests = np.concatenate([run.folds[fold].test for fold in other])
     both = [
-        calibration.scaled(
-            np.concatenate([judged[fold] for fold in narrow.judged]), each.card.temperature
-        )
-        for judged, each in ((narrow.judged, narrow.classifier), (run.judged, wide))
+        calibration.scaled(np.concatenate(list(judged.values())), each.card.temperature)
+        for judged, each in ((narrow.judged, own), (other, wide))
     ]
     return _comparison("out of fold", run.targets[tests], run.groups[tests], both, narrow)
-
-
-def logits(model: Model, squares: Squares) -> Float[np.ndarray, "members n classes"]:
-    """Return a model's logits of squares."""
-    return np.concatenate([model.look(part) for part in batches(squares)], axis=1)
 
 
 def _comparison(

@@ -17,7 +17,7 @@ export async function explain(file, label) {
   const place = `explain?class=${encodeURIComponent(label)}`;
   const answer = await fetch(place, { method: "POST", body: file, headers });
   const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error);
+  if (!answer.ok) throw new Error(`${told.error}${answer.status === 503 ? ": ask again later" : ""}`);
   return told;
 }
 

@@ -116,8 +116,11 @@ function add(files) {
     item.setAttribute("aria-busy", "true");
     const picture = element("img");
     picture.alt = "";
-    picture.addEventListener("error", () => picture.remove());
     const place = URL.createObjectURL(file);
+    picture.addEventListener("error", () => {
+      picture.remove();
+      URL.revokeObjectURL(place);
+    });
     picture.addEventListener("load", () => URL.revokeObjectURL(place));
     picture.src = place;
     item.append(picture, element("h2", file.name || "pasted photo"), element("p", "Looking …", "note"));
@@ -195,6 +198,10 @@ try {
     + ` ${percent(model.accuracy)} correctly (95\u00a0% interval: ${low} to ${high})`;
   const what = `${model.network} (${model.members.join(", ")}), ${model.classes.length} classes`;
   at("about").textContent = `${what}${model.interval ? right : ""}.`;
+  if (model.crop) {
+    const said = "It was trained on crops of photos; whole photos may be misjudged.";
+    at("about").after(element("p", said, "warning"));
+  }
   add([]);
 } catch (error) {
   at("about").textContent = error.message;
