@@ -54,7 +54,7 @@ def small_fit(
 
 def resolved_recipe(**settings: Any) -> ResolvedRecipe:
     """A small recipe without `auto`."""
-    known = {"eval_size": 32, "stored_side": 0, "interpolation": "bilinear"}
+    known = {"eval_size": 32, "stored_side": 0, "interpolation": "bilinear", "co_tuning": 0.0}
     channels = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     return ResolvedRecipe(**small_recipe().model_dump() | known | channels | settings)
 

@@ -71,7 +71,7 @@ def _row(
 def ours(asked: Recipe, photos: Collection) -> Contestant:
     """Our way, as `train` goes it: every call is an epoch with random changes of its own."""
     plain = {"eval_size": asked.size, "precision": "float32", "layout": "contiguous"}
-    plain |= {"compile": "off", "workers": 0}
+    plain |= {"compile": "off", "workers": 0, "co_tuning": 0.0}
     recipe = ResolvedRecipe.model_validate(asked.model_dump() | plain)
     keys = [files.sha256(path) for path in photos.files]
     shown = pictures(recipe, photos.files, keys=keys)
