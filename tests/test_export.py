@@ -381,7 +381,10 @@ def test_in_8_bits_it_is_smaller_calibrated_anew_and_compared(
     right = np.mean([a == b for a, b in zip(found.labels, targets, strict=True)])
     assert told["accuracy"] == pytest.approx(right)
     session = narrow._session  # the graph's own probabilities are those that the card says
-    squares = [narrow.square(narrow.decoding(path)) for path in sorted((parts / "val").glob("*/*"))]
+    squares = [
+        narrow.square(narrow.card.architecture.decoding(path))
+        for path in sorted((parts / "val").glob("*/*"))
+    ]
     (graph,) = session.run(["probabilities"], {"image": np.stack(squares)})
     np.testing.assert_allclose(graph, found.probabilities, atol=1e-5)
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.flags import PhotosRoot
-from fieldguide.cli.opening import open_run
+from fieldguide.cli.opening import open_model, refuse_of_runs
 from fieldguide.errors import UsageError
 from fieldguide.storage.files import require_new
 from fieldguide.words import percent, shown_bytes
@@ -119,16 +119,17 @@ def export(
 
 def _source(model: Path, combine: str | None, photos_root: Path | None) -> "Run | Classifier":
     """Return the run or the saved classifier in a folder, checked without torch."""
-    if (model / "setup.json").is_file():
-        run = open_run(model, photos_root)
-        run.require_complete()
-        run.combination(combine or "ensemble")
-        return run
-    if not (model / "classifier.json").is_file():
-        raise UsageError(f"`{model}` is neither a run's folder nor a classifier's")
-    if combine or photos_root:
-        flag = "--combine" if combine else "--photos-root"
-        raise UsageError(f"{flag} is for runs, and `{model}` is a saved classifier")
+    from fieldguide.predict.model import Model
+    from fieldguide.runs.run import Run
+
+    opened = open_model(model, photos_root)
+    if isinstance(opened, Run):
+        opened.require_complete()
+        opened.combination(combine or "ensemble")
+        return opened
+    if isinstance(opened, Model):
+        raise UsageError(f"`{model}` is an export already", hint="name the run that it came from")
+    refuse_of_runs(model, combine, photos_root)
     from fieldguide.predict.classifier import Classifier
 
-    return Classifier.load(model)
+    return Classifier.load(opened)

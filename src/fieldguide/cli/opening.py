@@ -1,12 +1,15 @@
-"""A run as a command opens it: it says which folds answer, where not all do."""
+"""The runs and models that commands open: a run says which folds answer, where not all do."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fieldguide.cli import terminal
+from fieldguide.cli.flags import refuse
+from fieldguide.errors import UsageError
 from fieldguide.words import listed
 
 if TYPE_CHECKING:
+    from fieldguide.predict.exported import Exported
     from fieldguide.runs.run import Run
 
 
@@ -25,3 +28,25 @@ def open_run(folder: Path, photos_root: Path | None = None) -> "Run":
             " or was lost since; the same fit command trains it"
         )
     return run
+
+
+def open_model(folder: Path, photos_root: Path | None = None) -> "Run | Exported | Path":
+    """Return a run, an exported model, or the folder of a saved classifier, without torch.
+
+    Raises `UsageError` where there is none of these.
+    """
+    if (folder / "setup.json").is_file():
+        return open_run(folder, photos_root)
+    from fieldguide.predict import exported
+
+    if exported.model_file(folder):
+        return exported.Exported.load(folder)
+    if not (folder / "classifier.json").is_file():
+        raise UsageError(f"`{folder}` is neither a run's folder, nor a classifier's or an export's")
+    return folder
+
+
+def refuse_of_runs(model: Path, combine: str | None, photos_root: Path | None) -> None:
+    """Raise `UsageError` for flags of runs, given for another model."""
+    given = {"--combine": combine, "--photos-root": photos_root}
+    refuse([flag for flag, value in given.items() if value], f"for runs, and `{model}` is none")

@@ -15,7 +15,7 @@ from fieldguide.cli.app import app
 from fieldguide.cli.asking import QuestionFlags, Questions
 from fieldguide.cli.display import Display
 from fieldguide.cli.flags import Computer, ListFlags, Lists, MachineFlags, PhotosRoot, given, refuse
-from fieldguide.cli.opening import open_run
+from fieldguide.cli.opening import open_model
 from fieldguide.errors import DataError, UsageError
 from fieldguide.storage import files, mirror
 from fieldguide.words import count
@@ -352,17 +352,15 @@ def _write(
 
 def _model_of(folder: Path, answers: Answers) -> "tuple[Run | Model | Path, Sequence[str], str]":
     """Return a run, an exported model or a classifier's folder, its classes and rule of crops."""
-    if (folder / "setup.json").is_file():
-        run = open_run(folder, answers.photos_root)
-        run.combination(answers.combine or "ensemble")
-        return run, run.classes, run.crop
-    from fieldguide.predict import exported
+    from fieldguide.predict.model import Model
+    from fieldguide.runs.run import Run
 
-    if exported.model_file(folder):
-        model = exported.Exported.load(folder)
-        return model, model.classes, model.card.crop
-    if not (folder / "classifier.json").is_file():
-        raise UsageError(f"`{folder}` is neither a run's folder, nor a classifier's or an export's")
+    opened = open_model(folder, answers.photos_root)
+    if isinstance(opened, Run):
+        opened.combination(answers.combine or "ensemble")
+        return opened, opened.classes, opened.crop
+    if isinstance(opened, Model):
+        return opened, opened.classes, opened.card.crop
     with files.parsing(folder / "classifier.json"):
         card = json.loads(files.read_member(folder, "classifier.json"))
         return folder, [str(each) for each in card["classes"]], str(card.get("crop", ""))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fieldguide.cli import terminal
 from fieldguide.cli.app import app
 from fieldguide.cli.flags import PhotosRoot
-from fieldguide.cli.opening import open_run
+from fieldguide.cli.opening import open_model, refuse_of_runs
 from fieldguide.cli.predicting import ModelPlace
 from fieldguide.errors import UsageError
 from fieldguide.storage import mirror
@@ -90,17 +90,17 @@ def _opened(
     folder: Path, combine: str | None, photos_root: Path | None
 ) -> "tuple[Model, Run | None]":
     """Return the model in a folder, or of an export's file, and the run that explains it."""
-    if (folder / "setup.json").is_file():
-        run = open_run(folder, photos_root)
-        there = not run.crop and run.catalog.root.exists()
-        return run.classifier(run.combination(combine or "ensemble")), run if there else None
-    if combine or photos_root:
-        flag = "--combine" if combine else "--photos-root"
-        raise UsageError(f"{flag} is for runs, and `{folder}` is none")
-    from fieldguide.predict import exported
+    from fieldguide.predict.model import Model
+    from fieldguide.runs.run import Run
 
-    if exported.model_file(folder):
-        return exported.Exported.load(folder), None
+    opened = open_model(folder, photos_root)
+    if isinstance(opened, Run):
+        there = not opened.crop and opened.catalog.root.exists()
+        model = opened.classifier(opened.combination(combine or "ensemble"))
+        return model, opened if there else None
+    refuse_of_runs(folder, combine, photos_root)
+    if isinstance(opened, Model):
+        return opened, None
     from fieldguide.predict.classifier import Classifier
 
-    return Classifier.load(folder), None
+    return Classifier.load(opened), None

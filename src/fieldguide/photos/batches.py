@@ -6,9 +6,7 @@ replicas or folds. So any number of threads and any resume give the same pixels.
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fieldguide.errors import DataError, ResourceError, UnreadablePhoto, UsageError
-from fieldguide.photos.catalog import TOO_SMALL
-from fieldguide.photos.decoding import Decoding, Picture
+from fieldguide.machine.cores import in_order
+from fieldguide.photos.decoding import Decoding, Picture, size_if_small
 from fieldguide.seeds import derive_seed
 from fieldguide.storage import files
 from fieldguide.storage.columns import Column
@@ -85,9 +83,8 @@ class Pictures:
                 continue
             images.append(self._image(draw, picture))
             photos.append(draw.photo)
-            height, width = picture.shape[:2]  # as in the file, if so small
-            if min(height, width) < TOO_SMALL:
-                small.append((draw.photo, f"{width} × {height} pixels"))
+            if size := size_if_small(picture):
+                small.append((draw.photo, size))
         stacked = torch.stack(images) if images else _NO_IMAGES
         numbers = torch.tensor(photos, dtype=torch.int64)
         return Batch(stacked, numbers, unreadable=tuple(unreadable), small=tuple(small))
@@ -173,21 +170,11 @@ class Loader:
 
     def batches(self, plan: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
         """Yield one batch for each list of draws, in order; `DataError` for a lost photo."""
-        if not self.workers:
-            yield from map(self._batch, plan)
-            return
-        gpu = torch.cuda.current_device() if self.pin_memory else None
-        with ThreadPoolExecutor(self.workers, initializer=_as_the_caller, initargs=(gpu,)) as pool:
-            waiting: deque[Future[Batch]] = deque()
-            try:
-                for draws in plan:
-                    waiting.append(pool.submit(self._batch, draws))
-                    if len(waiting) > AHEAD * self.workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:  # also where the caller wants no more
-                pool.shutdown(wait=True, cancel_futures=True)
+        gpu = torch.cuda.current_device() if self.workers and self.pin_memory else None
+        ahead = AHEAD * self.workers
+        yield from in_order(
+            self._batch, plan, self.workers, ahead=ahead, start=_as_the_caller, given=(gpu,)
+        )
 
     def _batch(self, draws: Sequence[Draw]) -> Batch:
         batch = self.pictures[draws]

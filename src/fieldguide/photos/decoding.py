@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL.Image import Image, Resampling
 
 from fieldguide.photos import pixels
+from fieldguide.photos.catalog import TOO_SMALL
 from fieldguide.photos.pixels import Reading
 from fieldguide.photos.resampling import resampled
 from fieldguide.recipe import Interpolation
@@ -56,6 +57,12 @@ class Decoding:
         if self.side is not None:
             picture = shrink(picture, self.side, self.interpolation)
         return np.asarray(picture)
+
+
+def size_if_small(picture: Picture) -> str:
+    """Return the size of a picture that shows nothing, in words, and nothing for others."""
+    height, width = picture.shape[:2]  # as in the file, if so small
+    return f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
 
 
 def decoded_side(side: int) -> int:

@@ -1,11 +1,12 @@
 """The description of a classifier, what photos out of fold said of it, and how both are kept.
 
-Knows nothing of weights and of pictures.
+Knows nothing of weights.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from safetensors.numpy import save as save_arrays
 
 from fieldguide.analysis.taxa import Taxonomy
 from fieldguide.errors import ResourceError
+from fieldguide.photos.decoding import Decoding
+from fieldguide.photos.pixels import Reading
 from fieldguide.recipe import MOST_PIXELS, Interpolation, Layout, Precision, Tone
 from fieldguide.storage import files
 
@@ -54,6 +57,12 @@ class Architecture:
     tone: Tone = "full"  # those below are newer than the first cards
     no_data: FiniteFloat | Literal["tag"] = "tag"
     max_megapixels: Annotated[int, Field(ge=1, le=10_000)] = 250
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        """The way from files to pictures by which the folds were judged."""
+        reading = Reading.of(self)
+        return Decoding.of(self.stored_side, self.eval_resize, self.interpolation, reading)
 
 
 @dataclass(frozen=True)

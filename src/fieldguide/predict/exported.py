@@ -7,11 +7,10 @@ and of how the file was made (`onnx_graph`).
 
 import base64
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,9 +19,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fieldguide.errors import ResourceError, UnreadablePhoto, UsageError
-from fieldguide.machine.cores import count_cores
-from fieldguide.photos.catalog import TOO_SMALL
-from fieldguide.photos.decoding import Decoding
+from fieldguide.machine.cores import count_cores, in_order
+from fieldguide.photos.decoding import size_if_small
 from fieldguide.predict.card import Card, OutOfFold, read_card, read_scores
 from fieldguide.predict.model import Machine, Model, Seen
 from fieldguide.recipe import View
@@ -85,11 +83,10 @@ class Exported(Model):
     ) -> Iterator[Seen]:
         """Yield each photo's logits by member, one view, batch by batch, in order, in float32."""
         self.require_machine(machine, views)
-        show = partial(_shown, self, self.decoding)
         readers = machine.workers if isinstance(machine.workers, int) else count_cores()
-        first = 0
-        for batch in _in_batches(show, photos, machine.batch_size, readers):
-            numbered = list(enumerate(batch, first))
+        ahead = AHEAD * machine.batch_size
+        shown = enumerate(in_order(partial(_shown, self), photos, readers, ahead=ahead))
+        while numbered := list(islice(shown, machine.batch_size)):
             read = [(n, each.square) for n, each in numbered if each.square is not None]
             logits = np.empty((len(self.card.members), 0, len(self.card.classes)), np.float32)
             if read:
@@ -100,7 +97,6 @@ class Exported(Model):
                 tuple((n, each.problem) for n, each in numbered if each.problem),
                 tuple((n, each.small) for n, each in numbered if each.small),
             )
-            first += len(batch)
 
     def run(
         self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]]
@@ -165,33 +161,10 @@ def _content(place: Path) -> tuple[bytes, Path]:
         return path.read_bytes(), path
 
 
-def _shown(model: Model, decode: Decoding, photo: Path) -> _Shown:
+def _shown(model: Model, photo: Path) -> _Shown:
     """Return a photo's square, or the reason why there is none."""
     try:
-        picture = decode(photo)
+        picture = model.card.architecture.decoding(photo)
     except UnreadablePhoto as error:
         return _Shown(problem=error.message)
-    height, width = picture.shape[:2]  # as in the file, if so small
-    small = f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
-    return _Shown(model.square(picture), small=small)
-
-
-def _in_batches(
-    show: Callable[[Path], _Shown], photos: Sequence[Path], size: int, readers: int
-) -> Iterator[list[_Shown]]:
-    """Yield photos in batches, in order, read by threads a few batches ahead; 0: by the caller."""
-    batches = [photos[n : n + size] for n in range(0, len(photos), size)]
-    if not readers:
-        yield from (list(map(show, batch)) for batch in batches)
-        return
-    with ThreadPoolExecutor(readers) as pool:
-        ahead: deque[list[Future[_Shown]]] = deque()
-        try:
-            for batch in batches:
-                ahead.append([pool.submit(show, photo) for photo in batch])
-                if len(ahead) > AHEAD:
-                    yield [each.result() for each in ahead.popleft()]
-            while ahead:
-                yield [each.result() for each in ahead.popleft()]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    return _Shown(model.square(picture), small=size_if_small(picture))

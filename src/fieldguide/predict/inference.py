@@ -33,8 +33,7 @@ from fieldguide.network.batch_norm import RECALIBRATION_BATCH, absorb, has_batch
 from fieldguide.network.network import Network, build, load_weights, weights_of
 from fieldguide.photos.augment import Normaliser, view_transform
 from fieldguide.photos.batches import Batch, Loader, Pictures, evaluation_plan
-from fieldguide.photos.decoding import Decoding, Picture
-from fieldguide.photos.pixels import Reading
+from fieldguide.photos.decoding import Picture
 from fieldguide.photos.transforms import evaluation
 from fieldguide.predict.card import Architecture
 from fieldguide.predict.model import Machine, Seen
@@ -253,9 +252,7 @@ def pictures(
         files=files,
         training=lambda picture, _seed: transform(picture),
         evaluation=transform,
-        decoding=Decoding.of(
-            architecture.stored_side, resize, interpolation, Reading.of(architecture)
-        ),
+        decoding=architecture.decoding,
         lenient=True,
     )
 

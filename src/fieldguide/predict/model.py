@@ -22,8 +22,7 @@ from fieldguide.analysis import calibration, conformal, metrics, promises, unkno
 from fieldguide.analysis.taxa import AUTO
 from fieldguide.errors import UsageError
 from fieldguide.photos.catalog import Catalog
-from fieldguide.photos.decoding import Decoding, Picture, square
-from fieldguide.photos.pixels import Reading
+from fieldguide.photos.decoding import Picture, square
 from fieldguide.predict import events, inputs
 from fieldguide.predict.by_photo import by_photo
 from fieldguide.predict.card import Card, Combine, OutOfFold
@@ -149,12 +148,6 @@ class Model(ABC):
             whole = Predictions.concatenate([nothing, *chunks])
         names = tuple(named.get(name, name) for name in whole.names)
         return replace(whole, names=names, alarm=unknown, answering=taxa, event_of=event_of)
-
-    @property
-    def decoding(self) -> Decoding:
-        """The way from files to pictures by which the folds were judged."""
-        own = self.card.architecture
-        return Decoding.of(own.stored_side, own.eval_resize, own.interpolation, Reading.of(own))
 
     def square(self, picture: Picture) -> UInt8[np.ndarray, "side side 3"]:
         """Return the square of a decoded picture in whose centre the network looks."""

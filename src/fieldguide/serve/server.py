@@ -119,7 +119,9 @@ def _explained(model: Model, run: "Run") -> Callable[[bytes, str], dict[str, Any
     explainer = Explainer(run)
 
     def explain(data: bytes, label: str) -> dict[str, Any]:
-        return explainer.explain(model.square(model.decoding.of_bytes(data)), label)
+        return explainer.explain(
+            model.square(model.card.architecture.decoding.of_bytes(data)), label
+        )
 
     return explain
 

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from fieldguide.analysis.conformal import Sets
 from fieldguide.errors import UnreadablePhoto
-from fieldguide.photos.catalog import TOO_SMALL
+from fieldguide.photos.decoding import size_if_small
 from fieldguide.predict.model import Model
 from fieldguide.predict.tables import Predictions
 
@@ -112,10 +112,9 @@ class Service:
             self.count(dropped=1)
             return
         try:
-            picture = self.model.decoding.of_bytes(data)
-            height, width = picture.shape[:2]
-            small = f"{width} × {height} pixels" if min(height, width) < TOO_SMALL else ""
-            waiting = _Waiting(self.model.square(picture), small, future, began)
+            picture = self.model.card.architecture.decoding.of_bytes(data)
+            square, small = self.model.square(picture), size_if_small(picture)
+            waiting = _Waiting(square, small, future, began)
         except BaseException as error:  # goes to the caller, whose photo it is
             self.count(unreadable=int(isinstance(error, UnreadablePhoto)))
             if future.set_running_or_notify_cancel():

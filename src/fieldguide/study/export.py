@@ -171,11 +171,11 @@ def prove(
 
     Raises `DataError` where no photo can be read, `ResourceError` where the file differs.
     """
-    own, decode = classifier.card.architecture, classifier.decoding
+    own = classifier.card.architecture
     squares: dict[Path, NDArray[np.uint8]] = {}
     for photo in photos:
         try:
-            picture = decode(photo)
+            picture = own.decoding(photo)
         except UnreadablePhoto:
             continue
         squares[photo] = classifier.square(picture)

@@ -91,7 +91,7 @@ def calibration_squares(run: Run, model: Model) -> list[UInt8[np.ndarray, "side 
     """Return training photos, drawn once and for all, as they are shown."""
     rows = [n for n, photo in enumerate(run.catalog.photos) if photo.split == "train"]
     draw = np.random.default_rng(derive_seed(0, "photos to quantise by"))
-    squares, decode = [], model.decoding
+    squares, decode = [], model.card.architecture.decoding
     for n in draw.permutation(len(rows))[:CALIBRATED].tolist():
         with suppress(UnreadablePhoto):
             squares.append(model.square(decode(run.catalog.file(run.catalog.photos[rows[n]]))))
